@@ -1,0 +1,148 @@
+//! Feed health and the consensus price. Decisions only: the time is an argument.
+
+use std::time::Duration;
+
+use deltaplane_math::{MathError, add, div};
+use deltaplane_types::{Decimal, MarketView, Price, Timestamp};
+
+/// Whether a feed may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FeedHealth {
+    /// Fresh and sane.
+    Healthy,
+    /// Late: shown, and not used to trade.
+    Degraded,
+    /// Disconnected, crossed, empty or stale.
+    Failing,
+}
+
+/// When a feed counts as late or stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedLimits {
+    /// Age from which a feed is degraded.
+    pub degraded_after: Duration,
+    /// Age from which a feed is failing.
+    pub failing_after: Duration,
+}
+
+impl Default for FeedLimits {
+    fn default() -> Self {
+        Self { degraded_after: Duration::from_secs(2), failing_after: Duration::from_secs(10) }
+    }
+}
+
+/// Judges a feed by its newest view; none means that it never showed one or is disconnected.
+pub fn health(view: Option<&MarketView>, now: Timestamp, limits: FeedLimits) -> FeedHealth {
+    let Some(view) = view.filter(|view| view.mid().is_some()) else { return FeedHealth::Failing };
+    let age = now.since(view.received_at);
+    if age >= limits.failing_after {
+        FeedHealth::Failing
+    } else if age >= limits.degraded_after {
+        FeedHealth::Degraded
+    } else {
+        FeedHealth::Healthy
+    }
+}
+
+/// What the healthy feeds agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consensus {
+    /// The median of their mids.
+    pub price: Price,
+    /// Independent sources: healthy books, and index prices where fewer than two books are healthy.
+    pub sources: usize,
+}
+
+/// The median of the mids of the healthy feeds, and how many sources stand behind it.
+///
+/// A venue's index price counts as a second source when it lies within 5 % of the median.
+///
+/// # Errors
+///
+/// [`MathError`] if two mids cannot be averaged. No healthy feed is `Ok(None)`.
+pub fn consensus<'a>(
+    healthy: impl IntoIterator<Item = &'a MarketView>,
+) -> Result<Option<Consensus>, MathError> {
+    let mut mids = Vec::new();
+    let mut indices = Vec::new();
+    for view in healthy {
+        if let Some(mid) = view.mid() {
+            mids.push(mid.value());
+            indices.extend(view.index);
+        }
+    }
+    mids.sort();
+    let Some(price) = median(&mids)? else { return Ok(None) };
+    let room = div(price, Decimal::from(20))?;
+    let mut sources = mids.len();
+    if sources < 2 {
+        sources = sources
+            .saturating_add(indices.iter().filter(|index| (index.value() - price).abs() <= room).count());
+    }
+    Ok(Some(Consensus { price: Price::try_new(price)?, sources }))
+}
+
+fn median(sorted: &[Decimal]) -> Result<Option<Decimal>, MathError> {
+    let Some(upper) = sorted.get(sorted.len() / 2) else { return Ok(None) };
+    if sorted.len() % 2 == 1 {
+        return Ok(Some(*upper));
+    }
+    let lower = sorted.get(sorted.len() / 2 - 1).unwrap_or(upper);
+    div(add(*lower, *upper)?, Decimal::TWO).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deltaplane_types::{Level, Quantity, parse_exact};
+
+    fn view(bid: &str, ask: &str, at: i64) -> MarketView {
+        let level = |price: &str| Level {
+            price: Price::try_new(parse_exact(price).unwrap()).unwrap(),
+            quantity: Quantity::try_new(Decimal::ONE).unwrap(),
+        };
+        MarketView {
+            feed: "a".parse().unwrap(),
+            bids: [level(bid)].into(),
+            asks: [level(ask)].into(),
+            mark: None,
+            index: None,
+            funding_rate: None,
+            next_funding: None,
+            venue_time: Timestamp::from_millis(at),
+            received_at: Timestamp::from_millis(at),
+        }
+    }
+
+    #[test]
+    fn the_consensus_is_the_median() {
+        let views = [view("99", "101", 0), view("102", "104", 0), view("490", "510", 0)];
+        let found = consensus(&views).unwrap().unwrap();
+        assert_eq!((found.price.to_string().as_str(), found.sources), ("103", 3));
+        let found = consensus(&views[..2]).unwrap().unwrap();
+        assert_eq!((found.price.to_string().as_str(), found.sources), ("101.5", 2));
+        assert_eq!(consensus([]).unwrap(), None);
+    }
+
+    #[test]
+    fn an_index_price_is_a_second_source_only_where_it_agrees() {
+        let mut lone = view("99", "101", 0);
+        assert_eq!(consensus([&lone]).unwrap().unwrap().sources, 1);
+        lone.index = Some(Price::try_new(parse_exact("104").unwrap()).unwrap());
+        assert_eq!(consensus([&lone]).unwrap().unwrap().sources, 2);
+        lone.index = Some(Price::try_new(parse_exact("106").unwrap()).unwrap());
+        assert_eq!(consensus([&lone]).unwrap().unwrap().sources, 1);
+    }
+
+    #[test]
+    fn age_and_a_crossed_book_decide_health() {
+        let at = |ms| Timestamp::from_millis(ms);
+        let fresh = view("99", "101", 0);
+        let limits = FeedLimits::default();
+        assert_eq!(health(Some(&fresh), at(1_999), limits), FeedHealth::Healthy);
+        assert_eq!(health(Some(&fresh), at(2_000), limits), FeedHealth::Degraded);
+        assert_eq!(health(Some(&fresh), at(10_000), limits), FeedHealth::Failing);
+        assert_eq!(health(Some(&view("101", "101", 0)), at(0), limits), FeedHealth::Failing);
+        assert_eq!(health(None, at(0), limits), FeedHealth::Failing);
+    }
+}

@@ -1,0 +1,24 @@
+//! Exact arithmetic on exposure, margin and order books.
+//!
+//! Everything here is a synchronous function of values: no time, no ports, no wire. Results are exact or an
+//! error; a quotient that does not end is rounded half-even at 28 digits.
+#![deny(clippy::arithmetic_side_effects)]
+
+mod book;
+mod exact;
+mod exposure;
+mod margin;
+mod order_size;
+mod worst_case;
+
+pub use book::{BookWalk, cumulative, walk_book};
+pub use exact::{MathError, add, div, mul, mul_rounded, sub};
+pub use exposure::{
+    Decision, Exposure, deviation_ratio, effective_tolerance, exposure_of, inverse_delta, linear_delta,
+    quantity_to_band, reference_exposure,
+};
+pub use margin::{
+    MarginUse, leverage_ratio, liquidation_distance, maintenance_margin, margin_ratio, utilization,
+};
+pub use order_size::{OrderRules, ceil_to_step, floor_to_step, price_cap, round_down_to_lot, smallest_order};
+pub use worst_case::{Interval, WorstCase, shrink, worst_case};

@@ -1,0 +1,332 @@
+//! One account's possible part of a hedge: what each quantity costs and which quantities are allowed.
+
+use deltaplane_math::{
+    MarginUse, MathError, add, cumulative, div, liquidation_distance, mul_rounded, price_cap, smallest_order,
+    sub, utilization,
+};
+use deltaplane_types::{
+    AccountId, CostParts, Decimal, Delta, Leg, Level, Notional, Price, Quantity, Ratio, Side,
+};
+
+use crate::input::{CostSettings, PlanAccount, PlanInput};
+
+/// Why an account cannot take a quantity.
+enum Limit {
+    Depth,
+    Utilization,
+    Notional,
+    Basis,
+    Liquidation,
+    HedgeMode,
+}
+
+pub(crate) struct Candidate<'a> {
+    account: &'a PlanAccount,
+    side: Side,
+    reference: Price,
+    costs: CostSettings,
+    max_slippage: Ratio,
+    /// None where the account has no usable book: it then takes nothing.
+    market: Option<Market>,
+    /// Inclusive ranges of allowed quantities beside zero, ascending.
+    allowed: Vec<(Decimal, Decimal)>,
+}
+
+struct Market {
+    mid: Price,
+    cap: Price,
+    half_spread: Decimal,
+    levels: Vec<Level>,
+    sums: Vec<(Decimal, Decimal)>,
+}
+
+impl<'a> Candidate<'a> {
+    pub(crate) fn new(account: &'a PlanAccount, input: &PlanInput, side: Side) -> Result<Self, MathError> {
+        let market = Market::of(account, side, input.max_slippage)?;
+        let mut candidate = Self {
+            account,
+            side,
+            reference: input.reference_price,
+            costs: input.costs,
+            max_slippage: input.max_slippage,
+            market,
+            allowed: Vec::new(),
+        };
+        candidate.allowed = candidate.allowed_ranges(input.needed.abs().value())?;
+        Ok(candidate)
+    }
+
+    pub(crate) fn id(&self) -> &AccountId {
+        &self.account.id
+    }
+
+    pub(crate) fn lot(&self) -> Decimal {
+        self.account.rules.lot_size.value()
+    }
+
+    /// Inclusive ranges of allowed quantities beside zero, ascending, in whole lots.
+    pub(crate) fn allowed(&self) -> &[(Decimal, Decimal)] {
+        &self.allowed
+    }
+
+    fn signed(&self, quantity: Decimal) -> Delta {
+        match self.side {
+            Side::Buy => Delta::new(quantity),
+            Side::Sell => Delta::new(-quantity),
+        }
+    }
+
+    fn position_after(&self, quantity: Decimal) -> Result<Delta, MathError> {
+        Ok(self.account.position.plus(self.signed(quantity))?)
+    }
+
+    fn reduces(&self) -> bool {
+        !self.account.position.is_zero() && self.account.position.side() != self.side
+    }
+
+    fn allowed_ranges(&self, needed: Decimal) -> Result<Vec<(Decimal, Decimal)>, MathError> {
+        let Some(market) = &self.market else { return Ok(Vec::new()) };
+        let lot = self.lot();
+        let floor = |value| deltaplane_math::floor_to_step(value, lot);
+        let ceil = |value| deltaplane_math::ceil_to_step(value, lot);
+        let most = floor(market.depth().min(needed))?;
+        let most = self.largest_within_limits(most, lot)?;
+        let held = if self.reduces() { self.account.position.abs().value() } else { Decimal::ZERO };
+        let mut ranges = Vec::new();
+        if held > Decimal::ZERO {
+            let least = ceil(self.smallest(lot.min(held), market)?)?;
+            let end = floor(held.min(most))?;
+            if least <= end {
+                ranges.push((least, end));
+            }
+        }
+        // Beyond the position the order is an ordinary one, with the ordinary smallest size.
+        let beyond = add(floor(held)?, lot)?;
+        let least = ceil(self.smallest(beyond, market)?)?.max(beyond);
+        if least <= most {
+            ranges.push((least, most));
+        }
+        Ok(ranges)
+    }
+
+    fn smallest(&self, quantity: Decimal, market: &Market) -> Result<Decimal, MathError> {
+        let quantity = self.signed(quantity);
+        let account = self.account;
+        smallest_order(&account.rules, account.position, quantity, market.mid, self.max_slippage)
+            .map(Quantity::value)
+    }
+
+    /// The constraints hold while the position shrinks, then up to some quantity, then never again: bisect.
+    fn largest_within_limits(&self, most: Decimal, lot: Decimal) -> Result<Decimal, MathError> {
+        if self.broken_limit(most)?.is_none() {
+            return Ok(most);
+        }
+        let (mut good, mut bad) = (Decimal::ZERO, div(most, lot)?.floor());
+        while sub(bad, good)? > Decimal::ONE {
+            let middle = div(add(good, bad)?, Decimal::TWO)?.floor();
+            if self.broken_limit(mul_rounded(middle, lot)?)?.is_none() {
+                good = middle;
+            } else {
+                bad = middle;
+            }
+        }
+        mul_rounded(good, lot)
+    }
+
+    /// The first limit that a quantity breaks.
+    fn broken_limit(&self, quantity: Decimal) -> Result<Option<Limit>, MathError> {
+        let Some(market) = &self.market else { return Ok(Some(Limit::Depth)) };
+        if quantity.is_zero() {
+            return Ok(None);
+        }
+        if quantity > market.depth() {
+            return Ok(Some(Limit::Depth));
+        }
+        let before = self.account.position.abs();
+        if self.account.hedge_mode && self.reduces() && quantity > before.value() {
+            return Ok(Some(Limit::HedgeMode));
+        }
+        let after = self.position_after(quantity)?;
+        if after.abs() < before {
+            return Ok(None);
+        }
+        let margin = &self.account.margin;
+        if !margin.equity.is_positive() {
+            return Ok(Some(Limit::Utilization));
+        }
+        if utilization(margin, after, self.reference)? > self.costs.max_utilization {
+            return Ok(Some(Limit::Utilization));
+        }
+        if after.abs().notional_at(self.reference)? > self.account.max_notional {
+            return Ok(Some(Limit::Notional));
+        }
+        let basis = sub(market.mid.value(), self.reference.value())?.abs();
+        if basis > mul_rounded(self.costs.max_basis.value(), self.reference.value())? {
+            return Ok(Some(Limit::Basis));
+        }
+        let distance = liquidation_distance(margin, after, self.reference)?;
+        if distance.is_some_and(|distance| distance < self.costs.min_liquidation_distance) {
+            return Ok(Some(Limit::Liquidation));
+        }
+        Ok(None)
+    }
+
+    /// What kept the account at `quantity` when `needed` was asked for.
+    pub(crate) fn obstacle(&self, quantity: Decimal, needed: Decimal) -> Result<String, MathError> {
+        let Some(market) = &self.market else { return Ok("no usable order book".to_owned()) };
+        let next = add(quantity, self.lot())?.min(needed.max(self.lot()));
+        let text = match self.broken_limit(next)? {
+            Some(Limit::Depth) => {
+                format!(
+                    "depth: the book holds {} within the price cap {}",
+                    market.depth().normalize(),
+                    market.cap
+                )
+            }
+            Some(Limit::Utilization) => {
+                format!("margin: utilization would pass {}", self.costs.max_utilization)
+            }
+            Some(Limit::Notional) => format!("limit: the position would pass {}", self.account.max_notional),
+            Some(Limit::Basis) => {
+                format!(
+                    "basis: the venue's mid {} is beyond {} of the reference price",
+                    market.mid, self.costs.max_basis
+                )
+            }
+            Some(Limit::Liquidation) => {
+                format!("liquidation distance: would fall below {}", self.costs.min_liquidation_distance)
+            }
+            Some(Limit::HedgeMode) => "hedge mode: one order cannot cross zero".to_owned(),
+            None => {
+                let smallest = self.smallest(next, market)?.normalize();
+                format!("size: takes whole lots of {} and at least {smallest}", self.account.rules.lot_size)
+            }
+        };
+        Ok(text)
+    }
+
+    /// The cost of a quantity, part by part. Convex in the quantity.
+    pub(crate) fn cost(&self, quantity: Decimal) -> Result<CostParts, MathError> {
+        let Some(market) = &self.market else { return Ok(CostParts::default()) };
+        if quantity.is_zero() {
+            return Ok(CostParts::default());
+        }
+        let account = self.account;
+        let notional = market.notional(quantity)?;
+        let signed = self.signed(quantity).value();
+        let at_mid = mul_rounded(market.mid.value(), quantity)?;
+        let spread = match self.side {
+            Side::Buy => sub(notional, at_mid)?,
+            Side::Sell => sub(at_mid, notional)?,
+        };
+        let price = self.reference.value();
+        let after = self.position_after(quantity)?;
+        let exit_rate = add(account.taker_rate.value(), div(market.half_spread, market.mid.value())?)?;
+        let grown = sub(after.abs().value(), account.position.abs().value())?;
+        let basis = mul_rounded(sub(market.mid.value(), price)?, signed)?;
+        Ok(CostParts {
+            spread: Notional::new(spread),
+            fee: Notional::new(mul_rounded(account.taker_rate.value(), notional)?),
+            funding: Notional::new(mul_rounded(
+                mul_rounded(price, signed)?,
+                account.funding_over_horizon.value(),
+            )?),
+            exit: Notional::new(mul_rounded(mul_rounded(exit_rate, price)?, grown)?),
+            penalty: Notional::new(sub(self.penalty(after)?, self.penalty(account.position)?)?),
+            basis: Notional::new(basis),
+        })
+    }
+
+    fn penalty(&self, position: Delta) -> Result<Decimal, MathError> {
+        let margin: &MarginUse = &self.account.margin;
+        if !margin.equity.is_positive() {
+            return Ok(Decimal::ZERO);
+        }
+        let used = utilization(margin, position, self.reference)?;
+        let above = sub(used.value(), self.costs.soft_utilization.value())?.max(Decimal::ZERO);
+        let weight = mul_rounded(self.costs.penalty_weight, margin.equity.value())?;
+        mul_rounded(weight, mul_rounded(above, above)?)
+    }
+
+    pub(crate) fn leg(&self, quantity: Decimal) -> Result<Leg, MathError> {
+        let market = self.market.as_ref().ok_or(MathError::NoReference)?;
+        let account = self.account;
+        let cost = self.cost(quantity)?;
+        let expected_price = Price::try_new(div(market.notional(quantity)?, quantity)?)?;
+        let after = self.position_after(quantity)?;
+        let margin = &account.margin;
+        let used = |position| utilization(margin, position, self.reference).ok();
+        let per_unit = div(cost.total()?.value(), quantity)?.round_dp(6);
+        let reduces = self.reduces() && quantity <= account.position.abs().value();
+        let effect = if reduces {
+            "reduces"
+        } else if self.reduces() {
+            "turns"
+        } else {
+            "extends"
+        };
+        Ok(Leg {
+            account: account.id.clone(),
+            side: self.side,
+            quantity: Quantity::try_new(quantity)?,
+            price_cap: market.cap,
+            reduce_only: reduces,
+            expected_price,
+            arrival_mid: market.mid,
+            cost,
+            utilization_before: used(account.position),
+            utilization_after: used(after),
+            liquidation_distance_before: liquidation_distance(margin, account.position, self.reference)?,
+            liquidation_distance_after: liquidation_distance(margin, after, self.reference)?,
+            why: format!(
+                "{effect} the position of {} to {after} at a cost of {} per unit",
+                account.position,
+                per_unit.normalize()
+            ),
+        })
+    }
+}
+
+impl Market {
+    fn of(account: &PlanAccount, side: Side, max_slippage: Ratio) -> Result<Option<Self>, MathError> {
+        let (Some(mid), Some(bid), Some(ask)) = (account.mid(), account.bids.first(), account.asks.first())
+        else {
+            return Ok(None);
+        };
+        if bid.price >= ask.price {
+            return Ok(None);
+        }
+        let mut cap = price_cap(mid, side, max_slippage, account.tick_size)?;
+        // The venue refuses a price beyond its band, so the cap is cut to it.
+        match (side, account.band_high, account.band_low) {
+            (Side::Buy, Some(high), _) => cap = cap.min(high),
+            (Side::Sell, _, Some(low)) => cap = cap.max(low),
+            _ => {}
+        }
+        let book = if side == Side::Buy { &account.asks } else { &account.bids };
+        let inside = |level: &&Level| if side == Side::Buy { level.price <= cap } else { level.price >= cap };
+        let levels: Vec<Level> = book.iter().take_while(inside).copied().collect();
+        let sums = cumulative(&levels)?;
+        let half_spread = div(sub(ask.price.value(), bid.price.value())?, Decimal::TWO)?;
+        Ok(Some(Self { mid, cap, half_spread, levels, sums }))
+    }
+
+    fn depth(&self) -> Decimal {
+        self.sums.last().map_or(Decimal::ZERO, |(quantity, _)| *quantity)
+    }
+
+    /// `Σ price × quantity` of taking `quantity` from the best level on; `quantity` is within the depth.
+    fn notional(&self, quantity: Decimal) -> Result<Decimal, MathError> {
+        let full = self.sums.partition_point(|(sum, _)| *sum <= quantity);
+        let (taken, notional) = match full.checked_sub(1) {
+            Some(last) => self.sums[last],
+            None => (Decimal::ZERO, Decimal::ZERO),
+        };
+        let rest = sub(quantity, taken)?;
+        if rest.is_zero() {
+            return Ok(notional);
+        }
+        let level = self.levels.get(full).or(self.levels.last()).ok_or(MathError::NoReference)?;
+        add(notional, mul_rounded(rest, level.price.value())?)
+    }
+}

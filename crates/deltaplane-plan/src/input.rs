@@ -1,0 +1,113 @@
+//! What a plan is made from.
+
+use std::sync::Arc;
+
+use deltaplane_math::{MarginUse, OrderRules};
+use deltaplane_types::{
+    AccountId, Decimal, Delta, Level, Notional, Price, Quantity, Ratio, Symbol, Timestamp,
+};
+
+/// How costs are weighed and what a plan must keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostSettings {
+    /// Weight `λ` of the utilization penalty.
+    pub penalty_weight: Decimal,
+    /// Utilization above which the penalty grows.
+    pub soft_utilization: Ratio,
+    /// Utilization that no leg may go beyond.
+    pub max_utilization: Ratio,
+    /// Liquidation distance that a leg must leave.
+    pub min_liquidation_distance: Ratio,
+    /// How far a venue's mid may lie from the reference price.
+    pub max_basis: Ratio,
+}
+
+impl Default for CostSettings {
+    fn default() -> Self {
+        let ratio = |mantissa, scale| Ratio::new(Decimal::from_i128_with_scale(mantissa, scale));
+        Self {
+            penalty_weight: Decimal::from_i128_with_scale(2, 2),
+            soft_utilization: ratio(7, 1),
+            max_utilization: ratio(95, 2),
+            min_liquidation_distance: ratio(1, 1),
+            max_basis: ratio(2, 2),
+        }
+    }
+}
+
+/// Caps on what goes out at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanLimits {
+    /// Largest notional of one order, quote.
+    pub max_order_notional: Notional,
+}
+
+/// One account as the planner sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanAccount {
+    /// The account.
+    pub id: AccountId,
+    /// Its position, base units.
+    pub position: Delta,
+    /// The venue's rules on size.
+    pub rules: OrderRules,
+    /// The step of prices.
+    pub tick_size: Price,
+    /// The largest quantity of one order, base units.
+    pub max_quantity: Quantity,
+    /// What decides its margin.
+    pub margin: MarginUse,
+    /// Largest notional of its position, quote.
+    pub max_notional: Notional,
+    /// Fee rate of an order that takes.
+    pub taker_rate: Ratio,
+    /// Expected sum of funding rates over the horizon; positive means that a long pays.
+    pub funding_over_horizon: Ratio,
+    /// Bids, best first.
+    pub bids: Arc<[Level]>,
+    /// Asks, best first.
+    pub asks: Arc<[Level]>,
+    /// The mid when the operation began, where this is not its first round: caps never loosen.
+    pub arrival_mid: Option<Price>,
+    /// A buy above this is refused by the venue.
+    pub band_high: Option<Price>,
+    /// A sell below this is refused by the venue.
+    pub band_low: Option<Price>,
+    /// Whether longs and shorts are held apart: such an account cannot cross zero with one order.
+    pub hedge_mode: bool,
+}
+
+impl PlanAccount {
+    /// The mid that caps and costs refer to: the one at arrival, else that of the book.
+    pub fn mid(&self) -> Option<Price> {
+        self.arrival_mid.or_else(|| {
+            let (bid, ask) = (self.bids.first()?.price.value(), self.asks.first()?.price.value());
+            Price::try_new(bid.checked_add(ask)?.checked_div(Decimal::TWO)?).ok()
+        })
+    }
+}
+
+/// What one round of planning is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanInput {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// When the inputs were read.
+    pub as_of: Timestamp,
+    /// The consensus price.
+    pub reference_price: Price,
+    /// Where net delta shall go.
+    pub target: Delta,
+    /// Net delta before, over the named accounts.
+    pub net: Delta,
+    /// What has to be traded, buy positive: already rounded to the finest lot.
+    pub needed: Delta,
+    /// No fill may be further from the account's mid than this.
+    pub max_slippage: Ratio,
+    /// Weights and constraints.
+    pub costs: CostSettings,
+    /// Caps on what goes out at once.
+    pub limits: PlanLimits,
+    /// The accounts that may trade.
+    pub accounts: Vec<PlanAccount>,
+}

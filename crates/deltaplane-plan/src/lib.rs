@@ -1,0 +1,168 @@
+//! Chooses the legs of a hedge: a pure function of portfolio, market, rules, limits and request.
+//!
+//! The same input gives the same plan, byte for byte. As much as possible of the needed quantity comes first,
+//! then least total cost. Nothing here knows time, ports or a wire.
+
+mod candidate;
+mod input;
+mod search;
+mod slices;
+
+use deltaplane_math::MathError;
+use deltaplane_types::{Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity};
+
+pub use input::{CostSettings, PlanAccount, PlanInput, PlanLimits};
+
+use candidate::Candidate;
+
+/// Why no plan can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A number of the input leads beyond what can be held exactly.
+    #[error(transparent)]
+    Math(#[from] MathError),
+    /// The same account twice.
+    #[error("account {0} is named twice")]
+    RepeatedAccount(deltaplane_types::AccountId),
+}
+
+impl From<deltaplane_types::ArithmeticError> for PlanError {
+    fn from(error: deltaplane_types::ArithmeticError) -> Self {
+        Self::Math(error.into())
+    }
+}
+
+/// Finds the cheapest legs that trade as much of the needed quantity as possible.
+///
+/// A plan without legs is an answer too: its obstacles say why nothing can be traded.
+///
+/// # Errors
+///
+/// [`PlanError::Math`] if an input leads beyond exact arithmetic; no part of a plan is returned then.
+pub fn plan_hedge(input: &PlanInput) -> Result<Plan, PlanError> {
+    let mut accounts: Vec<&PlanAccount> = input.accounts.iter().collect();
+    accounts.sort_by(|a, b| a.id.cmp(&b.id));
+    if let Some(pair) = accounts.windows(2).find(|pair| pair[0].id == pair[1].id) {
+        return Err(PlanError::RepeatedAccount(pair[0].id.clone()));
+    }
+    let side = input.needed.side();
+    let candidates =
+        accounts.iter().map(|account| Candidate::new(account, input, side)).collect::<Result<Vec<_>, _>>()?;
+    let quantities = search::least_cost(&candidates, input.needed.abs().value())?;
+    let mut legs = Vec::new();
+    let mut cost = Notional::ZERO;
+    let mut reached = Delta::ZERO;
+    for (candidate, quantity) in candidates.iter().zip(&quantities) {
+        if quantity.is_zero() {
+            continue;
+        }
+        let leg = candidate.leg(*quantity)?;
+        cost = cost.plus(leg.cost.total()?)?;
+        reached = reached.plus(leg.quantity.signed(side))?;
+        legs.push(leg);
+    }
+    let obstacles = obstacles(&candidates, &quantities, input, reached)?;
+    let slices = slices::cut(&legs, &accounts, input)?;
+    let worst = slices::worst_case(input, &legs, &slices)?;
+    let mut plan = Plan {
+        id: placeholder_id(),
+        symbol: input.symbol.clone(),
+        as_of: input.as_of,
+        reference_price: input.reference_price,
+        target: input.target,
+        initial: input.net,
+        needed: input.needed,
+        reached,
+        planned_final: input.net.plus(reached)?,
+        legs,
+        slices,
+        worst_case_delta: worst,
+        cost,
+        obstacles,
+    };
+    plan.id = plan_id(&plan);
+    Ok(plan)
+}
+
+fn obstacles(
+    candidates: &[Candidate<'_>],
+    quantities: &[deltaplane_types::Decimal],
+    input: &PlanInput,
+    reached: Delta,
+) -> Result<Vec<Obstacle>, PlanError> {
+    if reached == input.needed {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for (candidate, quantity) in candidates.iter().zip(quantities) {
+        let reason = candidate.obstacle(*quantity, input.needed.abs().value())?;
+        found.push(Obstacle { account: candidate.id().clone(), reason });
+    }
+    Ok(found)
+}
+
+fn placeholder_id() -> PlanId {
+    "plan".parse().expect("a constant that follows the rule")
+}
+
+/// A digest of everything that the plan says, so that equal plans have equal ids.
+fn plan_id(plan: &Plan) -> PlanId {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let p = plan;
+    let _ = writeln!(
+        text,
+        "{} {} {} {} {} {} {} {} {} {}",
+        p.symbol,
+        p.as_of,
+        p.reference_price,
+        p.target,
+        p.initial,
+        p.needed,
+        p.reached,
+        p.planned_final,
+        p.worst_case_delta,
+        p.cost
+    );
+    for Leg {
+        account, side, quantity, price_cap, reduce_only, expected_price, arrival_mid, cost, why, ..
+    } in &p.legs
+    {
+        let _ = writeln!(
+            text,
+            "leg {account} {side} {quantity} {price_cap} {reduce_only} {expected_price} {arrival_mid} {} {} {} {} {} {} {why}",
+            cost.spread, cost.fee, cost.funding, cost.exit, cost.penalty, cost.basis
+        );
+    }
+    for slice in &p.slices {
+        for order in &slice.orders {
+            let _ = write!(text, "{}:{} ", order.leg, order.quantity);
+        }
+        text.push('\n');
+    }
+    for obstacle in &p.obstacles {
+        let _ = writeln!(text, "obstacle {} {}", obstacle.account, obstacle.reason);
+    }
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    format!("plan-{}", &digest[..32]).parse().expect("hexadecimal digits follow the rule")
+}
+
+/// The least smallest order over the accounts for a trade of `quantity`, as the dust rule needs it.
+///
+/// # Errors
+///
+/// [`MathError`] if an account's rules lead beyond exact arithmetic.
+pub fn least_smallest_order(
+    accounts: &[PlanAccount],
+    quantity: Delta,
+    max_slippage: deltaplane_types::Ratio,
+) -> Result<Option<Quantity>, MathError> {
+    let mut least: Option<Quantity> = None;
+    for account in accounts {
+        let Some(mid) = account.mid() else { continue };
+        let smallest =
+            deltaplane_math::smallest_order(&account.rules, account.position, quantity, mid, max_slippage)?;
+        least = Some(least.map_or(smallest, |known| known.min(smallest)));
+    }
+    Ok(least)
+}

@@ -1,0 +1,411 @@
+//! What a facade may ask of the engine. The engine implements it; the API and policies call it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_types::{
+    AccountId, AccountSnapshot, ClientOrderId, Code, Delta, FeedId, Notional, OperationId, Plan, Price,
+    Quantity, Ratio, Side, Symbol, Timestamp, VenueId,
+};
+
+/// Where a delta control shall stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HedgeTo {
+    /// At the target.
+    #[default]
+    Target,
+    /// At the edge of the tolerance band.
+    Band,
+}
+
+/// What to do where a plan cannot bring the deviation inside its limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnShortfall {
+    /// Send nothing.
+    #[default]
+    Refuse,
+    /// Execute what can be had.
+    BestEffort,
+}
+
+/// A client's name for its request and a digest of what it asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The key.
+    pub key: String,
+    /// Digest of path and body.
+    pub body_hash: String,
+}
+
+/// What every acting request carries beside its body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestMeta {
+    /// The client's idempotency key.
+    pub idempotency: Option<IdempotencyKey>,
+    /// How long to wait for another operation on the same symbol and account; none refuses at once.
+    pub wait: Option<Duration>,
+}
+
+/// `POST /api/v1/delta/control`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeltaControl {
+    /// Where net delta shall go, base units.
+    pub target: Delta,
+    /// The accounts that are looked at and may trade; distinct.
+    pub accounts: Vec<AccountId>,
+    /// The final ratio must not be above this.
+    pub max_deviation: Ratio,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Ratio inside which nothing is done.
+    pub tolerance: Ratio,
+    /// Plan only.
+    pub dry_run: bool,
+    /// How far a fill may be from the mid at arrival.
+    pub max_slippage: Ratio,
+    /// How long the operation may take.
+    pub timeout: Duration,
+    /// Where to stop.
+    pub hedge_to: HedgeTo,
+    /// What to do when the plan falls short.
+    pub on_shortfall: OnShortfall,
+    /// The caller knows that accounts which hold the symbol are not named.
+    pub subset: bool,
+    /// What came beside the body.
+    pub meta: RequestMeta,
+}
+
+/// `POST /api/v1/hedge/execute` with the strategy `delta-neutral`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HedgeExecution {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The accounts that may trade; distinct.
+    pub accounts: Vec<AccountId>,
+    /// How much, base units, above zero.
+    pub amount: Quantity,
+    /// Which way; none means the way that lowers the symbol's net delta over all accounts.
+    pub side: Option<Side>,
+    /// How far a fill may be from the mid at arrival.
+    pub max_slippage: Ratio,
+    /// How long the operation may take.
+    pub timeout: Duration,
+    /// Plan only.
+    pub dry_run: bool,
+    /// What came beside the body.
+    pub meta: RequestMeta,
+}
+
+/// What kind of request an operation serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationKind {
+    /// `delta/control`.
+    DeltaControl,
+    /// `hedge/execute`.
+    Hedge,
+    /// Orders of an earlier run whose fate had to be settled.
+    Recovery,
+}
+
+impl OperationKind {
+    /// How operation ids of the kind begin.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::DeltaControl => "delta-ctrl",
+            Self::Hedge => "hedge",
+            Self::Recovery => "recovery",
+        }
+    }
+}
+
+/// Where an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationState {
+    /// At work.
+    Running,
+    /// Did what was asked.
+    Succeeded,
+    /// Ended outside what was asked, with something executed.
+    Partial,
+    /// Ended without doing anything, or with a refusal.
+    Failed,
+    /// Cut off by the end of the process and settled afterwards.
+    Interrupted,
+    /// An order's fate could not be settled; its accounts are frozen until a person decides.
+    Frozen,
+}
+
+/// Why an operation did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The public code.
+    pub code: Code,
+    /// One sentence with the values.
+    pub error: String,
+    /// What to do.
+    pub solution: String,
+    /// Account ids, obstacles or other particulars, by name.
+    pub details: BTreeMap<String, Vec<String>>,
+    /// How long to wait before trying again.
+    pub retry_after: Option<Duration>,
+}
+
+/// One order of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderReport {
+    /// Our name.
+    pub client_order_id: ClientOrderId,
+    /// The venue's name, once known.
+    pub venue_order_id: Option<String>,
+    /// The account.
+    pub account: AccountId,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Which way.
+    pub side: Side,
+    /// What was asked.
+    pub quantity: Quantity,
+    /// The limit price.
+    pub limit_price: Price,
+    /// `reserved`, `sent`, `accepted`, `unknown`, `filled`, `canceled`, `expired`, `notAccepted` or `frozen`.
+    pub state: String,
+    /// What traded.
+    pub filled: Quantity,
+    /// Average price of what traded.
+    pub average_price: Option<Price>,
+    /// Fees of what traded, quote.
+    pub fees: Notional,
+    /// What proves its end.
+    pub evidence: Option<String>,
+    /// The venue's words where it refused, or why nothing is known.
+    pub note: Option<String>,
+    /// The venue's time of the newest trade, else ours of the sending.
+    pub at: Timestamp,
+}
+
+/// One step of an operation's story.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimelineEntry {
+    /// When.
+    pub at: Timestamp,
+    /// What and why.
+    pub text: String,
+}
+
+/// All that is known of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperationReport {
+    /// Its name.
+    pub id: OperationId,
+    /// What it serves.
+    pub kind: OperationKind,
+    /// Where it stands.
+    pub state: OperationState,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The accounts named.
+    pub accounts: Vec<AccountId>,
+    /// Whether nothing was to be sent.
+    pub dry_run: bool,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took so far.
+    pub execution_time: Duration,
+    /// Where net delta should go.
+    pub target: Delta,
+    /// Net delta at the start.
+    pub initial_delta: Delta,
+    /// Net delta at the end, or the planned one of a dry run.
+    pub final_delta: Delta,
+    /// `|final − target|`.
+    pub deviation: Delta,
+    /// The deviation over the reference exposure.
+    pub deviation_ratio: Option<Ratio>,
+    /// The yardstick, taken at the start.
+    pub reference_exposure: Option<Delta>,
+    /// Whether orders were needed.
+    pub adjustment_needed: bool,
+    /// Why it did what it did.
+    pub reason: Option<String>,
+    /// The first plan.
+    pub plan: Option<Plan>,
+    /// Every order.
+    pub orders: Vec<OrderReport>,
+    /// Adverse fraction against the mids at arrival.
+    pub slippage: Ratio,
+    /// Traded notional, quote.
+    pub total_cost: Notional,
+    /// Fees, quote.
+    pub total_fees: Notional,
+    /// Fees and slippage, quote.
+    pub execution_cost: Notional,
+    /// Largest `|D − T|` that was possible at any time.
+    pub max_transient_delta: Delta,
+    /// Accounts that hold the symbol and are not named, and the like.
+    pub warnings: Vec<String>,
+    /// Net delta over all accounts, where accounts that hold the symbol are not named.
+    pub net_delta_all: Option<Delta>,
+    /// Why it did not do what was asked.
+    pub failure: Option<Failure>,
+    /// Its story.
+    pub timeline: Vec<TimelineEntry>,
+}
+
+/// An operation that began.
+#[derive(Debug)]
+pub struct Started {
+    /// Its name; none for a dry run, which leaves no trace.
+    pub id: OperationId,
+    /// Gives the report when it ends or its time runs out. An error means that the engine stopped.
+    pub report: tokio::sync::oneshot::Receiver<OperationReport>,
+}
+
+/// `POST /api/v1/account/sync`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncRequest {
+    /// The accounts; distinct.
+    pub accounts: Vec<AccountId>,
+    /// Whether positions are asked for anew.
+    pub include_positions: bool,
+    /// Whether balances are asked for anew.
+    pub include_balances: bool,
+    /// How long to wait for each.
+    pub timeout: Duration,
+}
+
+/// What an account looks like from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountView {
+    /// The account.
+    pub account: AccountId,
+    /// Where it trades.
+    pub venue: VenueId,
+    /// The kind of exchange, as the API names it.
+    pub exchange: String,
+    /// Its newest state; none where the venue never answered.
+    pub snapshot: Option<AccountSnapshot>,
+    /// Why orders may not be sent for it, where that is so.
+    pub blocked: Option<String>,
+}
+
+/// What a sync brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncReport {
+    /// Every account asked for, in order, with an error where it failed.
+    pub accounts: Vec<(AccountView, Option<(Code, String)>)>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// One symbol over all accounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SymbolView {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Net delta.
+    pub net: Delta,
+    /// What is long.
+    pub long: Delta,
+    /// The magnitude of what is short.
+    pub short: Delta,
+    /// The reference price, where there is one.
+    pub reference_price: Option<Price>,
+    /// `|net| ÷ max(long, short, floor)`, where there is a price.
+    pub deviation_ratio: Option<Ratio>,
+    /// Delta by account.
+    pub accounts: BTreeMap<AccountId, Delta>,
+}
+
+/// All symbols and accounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortfolioView {
+    /// When.
+    pub as_of: Timestamp,
+    /// By symbol.
+    pub symbols: Vec<SymbolView>,
+    /// By account.
+    pub accounts: Vec<AccountView>,
+}
+
+/// Whether a service works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceState {
+    /// It works.
+    Running,
+    /// It was stopped.
+    Stopped,
+    /// It fails.
+    Error,
+}
+
+/// One long-running part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// Whether it works.
+    pub state: ServiceState,
+    /// When it last did something.
+    pub last_heartbeat: Timestamp,
+    /// How often it failed.
+    pub error_count: u64,
+}
+
+/// One feed's newest mid of the primary symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarketSummary {
+    /// The feed.
+    pub feed: FeedId,
+    /// Its mid.
+    pub mid: Option<Price>,
+}
+
+/// The engine as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemView {
+    /// Whether operations are taken.
+    pub ready: bool,
+    /// Why not, where that is so.
+    pub not_ready_because: Option<String>,
+    /// Its parts.
+    pub services: Vec<ServiceView>,
+    /// Accounts whose state is known and fresh.
+    pub active_accounts: usize,
+    /// Operations since the journal began.
+    pub total_operations: u64,
+    /// How long it runs.
+    pub uptime: Duration,
+    /// The symbol that flat position fields speak about.
+    pub primary_symbol: Symbol,
+    /// Mids by feed.
+    pub market: Vec<MarketSummary>,
+}
+
+/// What a facade may ask of the engine.
+#[async_trait]
+pub trait ControlPlane: Send + Sync {
+    /// Brings net delta to its target. `Err` means that no operation began.
+    async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>>;
+
+    /// Trades an amount. `Err` means that no operation began.
+    async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>>;
+
+    /// Asks the venues for the accounts' state.
+    async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>>;
+
+    /// The configured accounts with their newest state.
+    async fn accounts(&self) -> Vec<AccountView>;
+
+    /// Exposure by symbol and state by account.
+    async fn portfolio(&self) -> PortfolioView;
+
+    /// The newest operations first, at most `limit`.
+    async fn operations(&self, limit: usize) -> Vec<OperationReport>;
+
+    /// One operation.
+    async fn operation(&self, id: &OperationId) -> Option<OperationReport>;
+
+    /// The engine as a whole.
+    async fn system(&self) -> SystemView;
+}

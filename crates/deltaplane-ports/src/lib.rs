@@ -1,0 +1,27 @@
+//! The seams between decisions and effects.
+//!
+//! Each port is small, `dyn`, and chosen once at start-up. Its documentation is the contract that a second
+//! implementation can be written from. No port has a default method that pretends success.
+
+mod control;
+mod journal;
+mod time;
+mod venue;
+
+pub use control::{
+    AccountView, ControlPlane, DeltaControl, Failure, HedgeExecution, HedgeTo, IdempotencyKey, MarketSummary,
+    OnShortfall, OperationKind, OperationReport, OperationState, OrderReport, PortfolioView, RequestMeta,
+    ServiceState, ServiceView, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry,
+};
+pub use journal::{
+    Answer, AnswerClaim, AnswerStore, IntentRecord, Journal, JournalError, OutcomeRecord, Record,
+    StoredRecord,
+};
+pub use time::{Clock, IdSource};
+pub use venue::{
+    AccountEvent, AccountReader, CancelOutcome, FeedStatus, OrderGateway, OrderSighting, PriceFeed,
+    ReadError, VenueRules,
+};
+
+#[cfg(feature = "mock")]
+pub use venue::{MockAccountReader, MockOrderGateway, MockPriceFeed};

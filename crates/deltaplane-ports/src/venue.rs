@@ -1,0 +1,159 @@
+//! What the engine asks of a venue, for one account.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_types::{
+    AccountSnapshot, ClientOrderId, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView,
+    OrderIntent, Refusal, SubmitOutcome, Symbol, Timestamp, UnknownCause,
+};
+use tokio::sync::{broadcast, watch};
+
+/// Why a question to a venue has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Not reached, or no answer in time.
+    #[error("the venue did not answer: {0}")]
+    Unreachable(String),
+    /// The account's proxy failed.
+    #[error("the account's proxy failed: {0}")]
+    Proxy(String),
+    /// An answer that cannot be read.
+    #[error("the venue's answer cannot be read: {0}")]
+    Unreadable(String),
+    /// The venue refused the question.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The venue has no such instrument.
+    #[error("the venue has no instrument for {0}")]
+    UnknownSymbol(Symbol),
+}
+
+/// What an account's stream tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccountEvent {
+    /// State of one order; may repeat and may come before the order's own acknowledgement.
+    Report(ExecutionReport),
+    /// One trade; may repeat.
+    Fill(Fill),
+    /// A position as of a venue time, absolute.
+    Position {
+        /// The symbol.
+        symbol: Symbol,
+        /// Base units, signed.
+        delta: Delta,
+        /// The venue's time.
+        venue_time: Timestamp,
+    },
+    /// The stream broke; what happens until [`AccountEvent::Connected`] may never be told.
+    Disconnected,
+    /// The stream is live again; whoever waits for an order must ask for it.
+    Connected,
+}
+
+/// What a venue says when it is asked for an order by our id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderSighting {
+    /// The venue knows it.
+    Found(ExecutionReport),
+    /// The venue does not show it. Soon after a submission this proves nothing.
+    NotFound,
+}
+
+/// What is known after asking for a cancel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CancelOutcome {
+    /// The order is canceled.
+    Canceled(ExecutionReport),
+    /// The venue has no such open order: it may have filled, ended, or never existed. Ask for it.
+    NotOpen,
+    /// Refused.
+    Refused(Refusal),
+    /// No answer that can be trusted.
+    Unknown(UnknownCause),
+}
+
+/// What of a venue's behavior decides when an order is proven never to have existed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VenueRules {
+    /// How long after signing the venue may still take an order in.
+    pub validity_window: Duration,
+    /// How long after that window absence is trusted.
+    pub proof_slack: Duration,
+}
+
+/// Reads one account.
+#[cfg_attr(feature = "mock", mockall::automock)]
+#[async_trait]
+pub trait AccountReader: Send + Sync {
+    /// Asks the venue for balances, margin and all positions.
+    ///
+    /// `as_of` of the answer is the time before the question was sent: nothing in it is older.
+    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError>;
+
+    /// Gives the instrument of a symbol with the account's fees, leverage and margin table.
+    ///
+    /// May come from a cache that is refreshed in the background.
+    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError>;
+
+    /// Follows the account's stream from now on. A receiver that lags must treat it as a disconnect.
+    fn subscribe(&self) -> broadcast::Receiver<AccountEvent>;
+
+    /// Whether the account's stream is live.
+    fn is_streaming(&self) -> bool;
+}
+
+/// Places, cancels and finds orders of one account on one venue.
+#[cfg_attr(feature = "mock", mockall::automock)]
+#[async_trait]
+pub trait OrderGateway: Send + Sync {
+    /// Places one order under our `id` and returns what is known of it. Exactly one attempt is made.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not take the order back: its fate is then unknown.
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome;
+
+    /// Cancels the order with our `id`.
+    async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome;
+
+    /// Asks for the order with our `id`.
+    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError>;
+
+    /// Asks for all trades of the account in a symbol since a time, oldest first.
+    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError>;
+
+    /// Asks for all open orders in a symbol.
+    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError>;
+
+    /// The venue's evidence rules.
+    fn rules(&self) -> VenueRules;
+}
+
+/// What a feed says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FeedStatus {
+    /// Whether its connection is up and its book in step.
+    pub connected: bool,
+    /// When the newest event reached us.
+    pub last_update: Option<Timestamp>,
+    /// How often it was disconnected, gapped or unreadable.
+    pub error_count: u64,
+}
+
+/// One venue's live prices.
+#[cfg_attr(feature = "mock", mockall::automock)]
+pub trait PriceFeed: Send + Sync {
+    /// Its name.
+    fn id(&self) -> &FeedId;
+
+    /// The newest view of a symbol; none while disconnected or out of step.
+    fn view(&self, symbol: &Symbol) -> Option<Arc<MarketView>>;
+
+    /// What it says of itself.
+    fn status(&self) -> FeedStatus;
+
+    /// Changes whenever a view does.
+    fn changes(&self) -> watch::Receiver<u64>;
+}

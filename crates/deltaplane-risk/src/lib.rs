@@ -1,0 +1,12 @@
+//! Limits, the gate that every plan passes, and the metrics of what happened.
+//!
+//! Decisions only: nothing here knows time, ports or a wire.
+#![deny(clippy::arithmetic_side_effects)]
+
+mod drawdown;
+mod execution;
+mod gate;
+
+pub use drawdown::{Drawdown, EquityPoint};
+pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds};
+pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal, Limits, TradingState};

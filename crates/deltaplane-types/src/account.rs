@@ -1,0 +1,125 @@
+//! Accounts and instruments as a venue knows them.
+
+use std::collections::BTreeMap;
+
+use rust_decimal::Decimal;
+
+use crate::{AccountId, Delta, Notional, Price, Quantity, Ratio, Symbol, Timestamp, VenueId};
+
+/// What an account holds of one symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Signed base units, contract multiplier applied; the net of both sides in hedge mode.
+    pub delta: Delta,
+    /// The average entry price; none where flat.
+    pub entry_price: Option<Price>,
+    /// The venue's mark price when it last spoke of the position.
+    pub mark_price: Option<Price>,
+    /// Profit not yet realized, quote.
+    pub unrealized: Notional,
+    /// Margin that the position holds, quote.
+    pub initial_margin: Notional,
+    /// The floor before liquidation, quote.
+    pub maintenance_margin: Notional,
+    /// The leverage set for the symbol, where the venue tells.
+    pub leverage: Option<Decimal>,
+    /// The venue's liquidation price, where there is one.
+    pub liquidation_price: Option<Price>,
+    /// Whether its margin is its own and not the account's.
+    pub isolated: bool,
+    /// The venue's time of the last change.
+    pub updated_at: Timestamp,
+}
+
+/// What was true of an account at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountSnapshot {
+    /// The account.
+    pub account: AccountId,
+    /// Where it trades.
+    pub venue: VenueId,
+    /// When the venue was asked, by our clock: nothing in here is older.
+    pub as_of: Timestamp,
+    /// Wallet balance without unrealized profit, quote.
+    pub wallet_balance: Notional,
+    /// Sum of unrealized profit, quote.
+    pub unrealized: Notional,
+    /// What the venue lets new positions use, quote.
+    pub available: Notional,
+    /// Initial margin in use, quote.
+    pub initial_margin: Notional,
+    /// Maintenance margin, quote.
+    pub maintenance_margin: Notional,
+    /// Positions by symbol; a symbol that is missing is flat.
+    pub positions: BTreeMap<Symbol, Position>,
+    /// Whether longs and shorts of one symbol are held apart.
+    pub hedge_mode: bool,
+}
+
+impl AccountSnapshot {
+    /// The account's delta in a symbol, base units; zero where it holds none.
+    pub fn delta(&self, symbol: &Symbol) -> Delta {
+        self.positions.get(symbol).map_or(Delta::ZERO, |position| position.delta)
+    }
+
+    /// Wallet balance plus unrealized profit, as the venue counts it.
+    pub fn equity(&self) -> Result<Notional, crate::ArithmeticError> {
+        self.wallet_balance.plus(self.unrealized)
+    }
+}
+
+/// One step of a venue's margin table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarginBracket {
+    /// Position notional from which the step holds, quote.
+    pub floor: Notional,
+    /// Position notional up to which it holds, quote.
+    pub cap: Notional,
+    /// Maintenance margin rate.
+    pub maintenance_rate: Ratio,
+    /// What is taken off `notional × rate` so that the steps join, quote.
+    pub deduction: Notional,
+    /// The highest leverage.
+    pub max_leverage: Decimal,
+}
+
+/// A venue's contract in one symbol, with the rules and rates that hold for one account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instrument {
+    /// The canonical symbol.
+    pub symbol: Symbol,
+    /// The venue's own name.
+    pub venue_symbol: String,
+    /// Base units of one contract; quantities here have it applied already.
+    pub multiplier: Decimal,
+    /// The step of quantities, base units.
+    pub lot_size: Quantity,
+    /// The smallest quantity, base units.
+    pub min_quantity: Quantity,
+    /// The largest quantity of one order, base units.
+    pub max_quantity: Quantity,
+    /// The step of prices.
+    pub tick_size: Price,
+    /// The smallest notional of an order, quote.
+    pub min_notional: Notional,
+    /// Whether reduce-only orders are free of `min_notional`.
+    pub reduce_only_exempt: bool,
+    /// A buy above `mark × price_band_up` is refused, where the venue has such a band.
+    pub price_band_up: Option<Ratio>,
+    /// A sell below `mark × price_band_down` is refused, where the venue has such a band.
+    pub price_band_down: Option<Ratio>,
+    /// Fee rate of an order that takes.
+    pub taker_rate: Ratio,
+    /// Fee rate of an order that rests.
+    pub maker_rate: Ratio,
+    /// The account's leverage for the symbol.
+    pub leverage: Decimal,
+    /// The margin table, ascending; never empty.
+    pub brackets: Vec<MarginBracket>,
+    /// Hours between fundings.
+    pub funding_interval_hours: u32,
+    /// Whether the venue takes orders for it now.
+    pub tradable: bool,
+}

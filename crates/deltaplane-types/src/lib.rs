@@ -1,0 +1,34 @@
+//! The values that every layer of deltaplane speaks in.
+//!
+//! A quantity is a type and carries its unit: a [`Delta`] is signed base units, a [`Notional`] is signed
+//! quote currency, a [`Ratio`] is a fraction. Only products that mean something exist, and they are checked.
+//!
+//! This crate knows no time, no network, no file and no JSON: a value promises nothing to anyone's wire.
+#![deny(clippy::arithmetic_side_effects)]
+
+mod account;
+mod code;
+pub mod decimal;
+mod ids;
+mod market;
+mod order;
+mod plan;
+mod quantity;
+mod time;
+
+pub use account::{AccountSnapshot, Instrument, MarginBracket, Position};
+pub use code::Code;
+pub use decimal::{DecimalError, parse_exact};
+pub use ids::{
+    AccountId, ClientOrderId, FeedId, IdError, OperationId, PlanId, Symbol, TradeId, VenueId, VenueOrderId,
+};
+pub use market::{Level, MarketView};
+pub use order::{
+    Evidence, ExecutionReport, Fill, OrderAck, OrderIntent, OrderStatus, Refusal, RefusalReason, Side,
+    SubmitOutcome, TimeInForce, UnknownCause,
+};
+pub use plan::{CostParts, Leg, Obstacle, Plan, Slice, SliceOrder};
+pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError, Ratio};
+/// The exact decimal number behind every quantity.
+pub use rust_decimal::Decimal;
+pub use time::Timestamp;

@@ -1,0 +1,249 @@
+//! Orders from decision to evidence.
+
+use std::fmt;
+
+use crate::{AccountId, ClientOrderId, Notional, Price, Quantity, Symbol, Timestamp, TradeId, VenueOrderId};
+
+/// Which way an order trades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Buys: delta rises.
+    Buy,
+    /// Sells: delta falls.
+    Sell,
+}
+
+impl Side {
+    /// The other side.
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Buy => Self::Sell,
+            Self::Sell => Self::Buy,
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Buy => "buy",
+            Self::Sell => "sell",
+        })
+    }
+}
+
+/// How long an order may rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TimeInForce {
+    /// What does not trade at once is dropped.
+    ImmediateOrCancel,
+    /// Rests until canceled.
+    GoodTilCanceled,
+    /// Rests, and is refused where it would trade at once.
+    PostOnly,
+}
+
+/// An order that is decided and not yet sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderIntent {
+    /// Who trades.
+    pub account: AccountId,
+    /// What is traded.
+    pub symbol: Symbol,
+    /// Which way.
+    pub side: Side,
+    /// How much, base units, whole lots.
+    pub quantity: Quantity,
+    /// No fill may be worse than this.
+    pub limit_price: Price,
+    /// Whether it may only shrink the position.
+    pub reduce_only: bool,
+    /// How long it may rest.
+    pub time_in_force: TimeInForce,
+    /// The venue must refuse it after this time.
+    pub deadline: Timestamp,
+}
+
+/// The venue has an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderAck {
+    /// The venue's name for it.
+    pub venue_order_id: VenueOrderId,
+    /// Its state, where the answer told it.
+    pub status: OrderStatus,
+    /// What it had traded, where the answer told it.
+    pub filled: Quantity,
+}
+
+/// Where an order stands, by the venue's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OrderStatus {
+    /// Accepted, nothing traded.
+    Open,
+    /// Some traded, the rest may still trade.
+    PartiallyFilled,
+    /// All traded.
+    Filled,
+    /// Ended by a cancel.
+    Canceled,
+    /// Ended by its own terms or by the venue.
+    Expired,
+    /// Refused after it was taken in.
+    Rejected,
+}
+
+impl OrderStatus {
+    /// Whether nothing more can trade.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Filled | Self::Canceled | Self::Expired | Self::Rejected)
+    }
+}
+
+/// State of one order and all that it has traded so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutionReport {
+    /// Our name for it.
+    pub client_order_id: ClientOrderId,
+    /// The venue's name for it.
+    pub venue_order_id: VenueOrderId,
+    /// Its state.
+    pub status: OrderStatus,
+    /// All that traded so far, base units.
+    pub filled: Quantity,
+    /// The average price of what traded, where the venue tells.
+    pub average_price: Option<Price>,
+    /// The venue's time.
+    pub venue_time: Timestamp,
+}
+
+/// One trade of an order of ours, or of a person on the same account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// The account.
+    pub account: AccountId,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The venue's name for the trade: unique in an account and symbol.
+    pub trade_id: TradeId,
+    /// The venue's name for the order.
+    pub venue_order_id: VenueOrderId,
+    /// Our name for the order, where the venue repeats it.
+    pub client_order_id: Option<ClientOrderId>,
+    /// Which way it traded.
+    pub side: Side,
+    /// Base units.
+    pub quantity: Quantity,
+    /// The price.
+    pub price: Price,
+    /// What was paid in quote currency; negative is a rebate.
+    pub fee: Notional,
+    /// The venue's time.
+    pub venue_time: Timestamp,
+}
+
+/// What is known of an order after asking a venue to place it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubmitOutcome {
+    /// The venue has the order; fills are told apart.
+    Acknowledged(OrderAck),
+    /// No position can come of it: the venue's table calls the refusal definite, or no byte was written.
+    NotAccepted(Refusal),
+    /// The order may or may not exist. Only reconciliation may close this; it is never sent again.
+    Unknown(UnknownCause),
+}
+
+/// Why no order came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}{}{}", code.map(|code| format!(" (venue code {code})")).unwrap_or_default(), if text.is_empty() { String::new() } else { format!(": {text}") })]
+pub struct Refusal {
+    /// What kind of refusal it is.
+    pub reason: RefusalReason,
+    /// The venue's own code.
+    pub code: Option<i64>,
+    /// The venue's own text, shortened.
+    pub text: String,
+}
+
+/// The kinds of definite refusal that the engine acts on in different ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RefusalReason {
+    /// Margin, notional, price band, filter: the same order would be refused again.
+    #[error("the venue refused the order")]
+    Rejected,
+    /// The position was already smaller than the reduce-only order.
+    #[error("the venue refused a reduce-only order")]
+    ReduceOnly,
+    /// Too many requests or orders; nothing was placed.
+    #[error("the venue's rate limit is spent")]
+    RateLimited,
+    /// The venue is overloaded and says that nothing was placed.
+    #[error("the venue is overloaded")]
+    Overloaded,
+    /// The key is unknown, lacks the right, or comes from the wrong address.
+    #[error("the venue does not permit it")]
+    NotPermitted,
+    /// Our clock and the venue's disagree.
+    #[error("the request's time is outside the venue's window")]
+    Clock,
+    /// No byte left this machine.
+    #[error("the venue could not be reached, nothing was sent")]
+    NotSent,
+    /// The proxy refused or timed out before a byte reached the venue.
+    #[error("the account's proxy failed, nothing was sent")]
+    ProxyFailed,
+    /// A budget or deadline of ours kept it back.
+    #[error("kept back before it was sent")]
+    KeptBack,
+}
+
+/// Why an order's fate is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum UnknownCause {
+    /// No answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The connection broke after bytes were written.
+    #[error("the connection broke")]
+    Disconnected,
+    /// An answer that says that the outcome is not known.
+    #[error("the venue does not know: {0}")]
+    VenueUncertain(String),
+    /// An answer that cannot be read.
+    #[error("the answer cannot be read")]
+    Unreadable,
+    /// The process ended between the intent and the answer.
+    #[error("the process ended before an answer came")]
+    Interrupted,
+}
+
+/// What proves an order's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The venue's answer to the placement.
+    PlacementAnswer,
+    /// An event on the account's stream.
+    StreamEvent,
+    /// The venue's answer to a query for the order.
+    OrderQuery,
+    /// The window has passed, the order cannot be found, no fill exists and the position is as expected.
+    ExpiryProof,
+    /// No byte was written.
+    NotSent,
+    /// A named person decided.
+    Person(String),
+}
+
+impl Evidence {
+    /// A short name for records and answers.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::PlacementAnswer => "placementAnswer",
+            Self::StreamEvent => "streamEvent",
+            Self::OrderQuery => "orderQuery",
+            Self::ExpiryProof => "expiryProof",
+            Self::NotSent => "notSent",
+            Self::Person(_) => "person",
+        }
+    }
+}
