@@ -1,2 +1,104 @@
-//! x
-fn main() {}
+//! A simulated exchange on real sockets, alone. Prints one line of JSON when it is ready.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use deltaplane_ports::Clock;
+use deltaplane_types::{Decimal, Timestamp, parse_exact};
+use deltaplane_venue_sim::config::ExchangeConfig;
+use deltaplane_venue_sim::{Market, SimClock, SimOptions};
+
+/// Which exchange's protocol is spoken.
+#[derive(Clone, Copy, ValueEnum)]
+enum Venue {
+    /// Binance USDⓈ-M Futures.
+    Binance,
+}
+
+/// A simulated exchange on real sockets.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Whose protocol to speak.
+    #[arg(long, value_enum)]
+    venue: Venue,
+    /// TOML file with the accounts and, optionally, the instruments.
+    #[arg(long)]
+    config: PathBuf,
+    /// Address of REST and streams.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Address of the control port; loopback only.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    control: SocketAddr,
+    /// Freezes the clock at this many milliseconds since the epoch.
+    #[arg(long)]
+    clock_ms: Option<i64>,
+    /// Freezes the price.
+    #[arg(long, value_parser = parse_price)]
+    mark: Option<Decimal>,
+    /// Seed of the synthetic market.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+    /// Replays this recording instead of a synthetic market.
+    #[arg(long)]
+    recording: Option<PathBuf>,
+    /// Speed of the replay in percent of the recorded one; 0 is as fast as possible.
+    #[arg(long, default_value_t = 100)]
+    speed: u32,
+    /// Delay on each way of a REST request, milliseconds.
+    #[arg(long, default_value_t = 0)]
+    latency_ms: u64,
+}
+
+fn parse_price(text: &str) -> Result<Decimal, String> {
+    let price = parse_exact(text).map_err(|error| error.to_string())?;
+    if price > Decimal::ZERO { Ok(price) } else { Err("a price is above zero".to_owned()) }
+}
+
+struct WallClock;
+
+impl Clock for WallClock {
+    #[expect(clippy::disallowed_methods, reason = "the real clock is made here, once")]
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let arguments = Arguments::parse();
+    let file = arguments.config.display();
+    let text = std::fs::read_to_string(&arguments.config).with_context(|| format!("cannot read {file}"))?;
+    let mut config =
+        ExchangeConfig::from_toml(&text).with_context(|| format!("{file} is not a configuration"))?;
+    if let Some(mark) = arguments.mark {
+        // Entry prices of start positions follow the frozen price.
+        for symbol in config.symbols.iter_mut().take(1) {
+            symbol.start_price.0 = mark;
+        }
+    }
+    let clock = match arguments.clock_ms {
+        Some(at) => SimClock::Frozen(Arc::new(AtomicI64::new(at))),
+        None => SimClock::Running(Arc::new(WallClock)),
+    };
+    let market = match arguments.recording {
+        Some(path) => Market::Replay { path, speed_percent: arguments.speed, repeat: false },
+        None => Market::Synthetic { seed: arguments.seed, venue: arguments.seed, mark: arguments.mark },
+    };
+    let Venue::Binance = arguments.venue;
+    let options = SimOptions { config, clock, market, latency: Duration::from_millis(arguments.latency_ms) };
+    let running = deltaplane_venue_sim::start(options, arguments.listen, Some(arguments.control)).await?;
+    println!(
+        "{}",
+        serde_json::json!({"rest": running.rest(), "ws": running.ws(), "control": running.control()})
+    );
+    tokio::signal::ctrl_c().await.context("cannot wait for the interrupt")
+}

@@ -1,1 +1,18 @@
-//! placeholder
+//! HTTP and WebSocket plumbing for connectors: one attempt per request, bounded answers, budgets and clocks.
+//!
+//! It knows no venue: what a status or a code means is the connector's table.
+
+mod backoff;
+mod budget;
+mod clock;
+mod http;
+mod websocket;
+
+pub use backoff::Backoff;
+pub use budget::{Priority, WeightBudget};
+pub use clock::ClockOffset;
+pub use http::{
+    HttpClient, HttpClientConfig, HttpRequest, HttpResponse, HttpTransport, Method, SetupError,
+    TransportError,
+};
+pub use websocket::{WebSocket, WebSocketError};

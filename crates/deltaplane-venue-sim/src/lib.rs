@@ -1,1 +1,18 @@
-//! placeholder
+//! An exchange that we own: a deterministic core ([`core`]) behind real wire protocols ([`binance`]).
+//!
+//! It speaks over real sockets with wire structs of its own, so a misreading in a connector is not repeated
+//! here. Its market is either synthetic and seeded, or the replay of a recording. Faults are data.
+
+pub mod binance;
+pub mod config;
+mod control;
+pub mod core;
+mod fault;
+mod market;
+mod server;
+mod sim;
+
+pub use fault::{Fault, FaultKind};
+pub use market::{Market, RecordedFrame, Recording, RecordingError};
+pub use server::{Running, StartError, start};
+pub use sim::{Frame, Sim, SimClock, SimOptions};

@@ -1,0 +1,78 @@
+//! WebSocket connections with bounded messages.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+
+/// The largest message.
+const MAX_MESSAGE: usize = 1024 * 1024;
+/// The largest frame.
+const MAX_FRAME: usize = 256 * 1024;
+
+/// Why a connection ended or never began. Texts never hold the address, which may carry a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WebSocketError {
+    /// It could not be opened.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// It broke.
+    #[error("the stream broke: {0}")]
+    Broken(String),
+    /// The other side closed it.
+    #[error("the stream was closed")]
+    Closed,
+    /// Nothing came for too long, not even a ping.
+    #[error("the stream was silent for {0:?}")]
+    Silent(Duration),
+}
+
+/// An open connection.
+pub struct WebSocket {
+    inner: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    silence: Duration,
+}
+
+impl WebSocket {
+    /// Opens a connection; one that stays silent longer than `silence` is given up.
+    pub async fn connect(url: &str, timeout: Duration, silence: Duration) -> Result<Self, WebSocketError> {
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_FRAME));
+        let connecting = connect_async_with_config(url, Some(config), true);
+        match tokio::time::timeout(timeout, connecting).await {
+            Ok(Ok((inner, _))) => Ok(Self { inner, silence }),
+            Ok(Err(error)) => Err(WebSocketError::Connect(error.to_string())),
+            Err(_) => Err(WebSocketError::Connect("no answer in time".to_owned())),
+        }
+    }
+
+    /// The next text message. Pings are answered on the way.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a message is either returned or still to come.
+    pub async fn next_text(&mut self) -> Result<Utf8Bytes, WebSocketError> {
+        loop {
+            let Ok(message) = tokio::time::timeout(self.silence, self.inner.next()).await else {
+                return Err(WebSocketError::Silent(self.silence));
+            };
+            match message {
+                Some(Ok(Message::Text(text))) => return Ok(text),
+                Some(Ok(Message::Close(_))) | None => return Err(WebSocketError::Closed),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(WebSocketError::Broken(error.to_string())),
+            }
+        }
+    }
+
+    /// Sends a text message.
+    pub async fn send_text(&mut self, text: String) -> Result<(), WebSocketError> {
+        self.inner
+            .send(Message::Text(text.into()))
+            .await
+            .map_err(|error| WebSocketError::Broken(error.to_string()))
+    }
+}

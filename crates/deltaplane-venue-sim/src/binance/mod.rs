@@ -1,0 +1,13 @@
+//! Binance USDⓈ-M Futures as its documentation describes it, from the exchange's side.
+//!
+//! Covered: REST market data, orders, account, settings and history; listen keys; the `/public`, `/market` and
+//! `/private` streams. Not covered: conditional orders, multi-assets margin and the WebSocket API.
+
+pub(crate) mod auth;
+pub(crate) mod events;
+pub(crate) mod limits;
+pub(crate) mod listen_key;
+mod params;
+mod render;
+pub(crate) mod rest;
+pub(crate) mod stream;

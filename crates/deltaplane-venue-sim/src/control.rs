@@ -1,0 +1,218 @@
+//! The control port: truth, positions, prices, foreign trades and faults. Loopback only.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Json, Path, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post, put};
+use deltaplane_types::{Decimal, Side, parse_exact};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::core::{Command, NewOrder, OrderKind, PositionSide, TimeInForce};
+use crate::fault::Fault;
+use crate::sim::{Sim, lock};
+
+type Answer = Result<Json<Value>, (StatusCode, Json<Value>)>;
+
+fn refuse(status: StatusCode, error: impl std::fmt::Display) -> (StatusCode, Json<Value>) {
+    (status, Json(json!({"error": error.to_string()})))
+}
+
+fn decimal(name: &str, value: &Value) -> Result<Decimal, (StatusCode, Json<Value>)> {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    parse_exact(&text).map_err(|error| refuse(StatusCode::BAD_REQUEST, format!("{name} {text:?}: {error}")))
+}
+
+fn apply(sim: &Sim, command: Command) -> Answer {
+    let events = sim
+        .apply(command)
+        .map_err(|reject| refuse(StatusCode::CONFLICT, format!("{} {}", reject.code, reject.message)))?;
+    Ok(Json(json!({"events": events.len()})))
+}
+
+fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, (StatusCode, Json<Value>)> {
+    body.map(|Json(body)| body).map_err(|error| refuse(StatusCode::BAD_REQUEST, error.body_text()))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SetPosition {
+    amount: Value,
+    entry_price: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetBalance {
+    wallet: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetPrice {
+    price: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ForeignOrder {
+    account: String,
+    symbol: String,
+    side: String,
+    quantity: Value,
+    price: Option<Value>,
+    #[serde(default)]
+    reduce_only: bool,
+}
+
+pub(crate) fn router(sim: Arc<Sim>) -> Router {
+    Router::new()
+        .route("/accounts/{id}/positions/{symbol}", put(set_position))
+        .route("/accounts/{id}/balances/{asset}", put(set_balance))
+        .route("/prices/{symbol}", put(set_price))
+        .route("/orders", post(foreign_order))
+        .route("/faults", post(add_fault).delete(clear_faults))
+        .route("/listen-keys/expire", post(expire_listen_keys))
+        .route("/truth", get(truth))
+        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "no such path").into_response() })
+        .with_state(sim)
+}
+
+async fn set_position(
+    State(sim): State<Arc<Sim>>,
+    Path((account, symbol)): Path<(String, String)>,
+    request: Result<Json<SetPosition>, JsonRejection>,
+) -> Answer {
+    let request = body(request)?;
+    let amount = decimal("amount", &request.amount)?;
+    let entry = request.entry_price.map(|entry| decimal("entryPrice", &entry)).transpose()?;
+    apply(&sim, Command::SetPosition { account, symbol, amount, entry })
+}
+
+async fn set_balance(
+    State(sim): State<Arc<Sim>>,
+    Path((account, asset)): Path<(String, String)>,
+    request: Result<Json<SetBalance>, JsonRejection>,
+) -> Answer {
+    let wallet = decimal("wallet", &body(request)?.wallet)?;
+    if asset != "USDT" {
+        return Err(refuse(StatusCode::NOT_FOUND, format!("asset {asset:?} is not USDT")));
+    }
+    apply(&sim, Command::SetWallet { account, wallet })
+}
+
+async fn set_price(
+    State(sim): State<Arc<Sim>>,
+    Path(symbol): Path<String>,
+    request: Result<Json<SetPrice>, JsonRejection>,
+) -> Answer {
+    let price = decimal("price", &body(request)?.price)?;
+    if price <= Decimal::ZERO || !sim.with(|exchange| exchange.markets.contains_key(&symbol)) {
+        return Err(refuse(
+            StatusCode::BAD_REQUEST,
+            format!("price {price} of {symbol:?} must be above zero, of a known symbol"),
+        ));
+    }
+    lock(&sim.fixed_prices).insert(symbol, price);
+    Ok(Json(json!({})))
+}
+
+async fn foreign_order(
+    State(sim): State<Arc<Sim>>,
+    request: Result<Json<ForeignOrder>, JsonRejection>,
+) -> Answer {
+    let request = body(request)?;
+    let side = match request.side.as_str() {
+        "buy" | "BUY" => Side::Buy,
+        "sell" | "SELL" => Side::Sell,
+        other => {
+            return Err(refuse(StatusCode::BAD_REQUEST, format!("side {other:?} is neither buy nor sell")));
+        }
+    };
+    let hedge = sim
+        .with(|exchange| exchange.accounts.get(&request.account).is_some_and(|account| account.hedge_mode));
+    let position_side = match (hedge, side, request.reduce_only) {
+        (false, ..) => PositionSide::Both,
+        (true, Side::Buy, false) | (true, Side::Sell, true) => PositionSide::Long,
+        (true, ..) => PositionSide::Short,
+    };
+    let price = request.price.map(|price| decimal("price", &price)).transpose()?;
+    let order = NewOrder {
+        symbol: request.symbol,
+        side,
+        position_side,
+        kind: if price.is_some() { OrderKind::Limit } else { OrderKind::Market },
+        time_in_force: TimeInForce::Gtc,
+        price: price.unwrap_or_default(),
+        quantity: decimal("quantity", &request.quantity)?,
+        reduce_only: request.reduce_only && !hedge,
+        client_id: None,
+        good_till: 0,
+    };
+    apply(&sim, Command::Place { account: request.account, order })
+}
+
+async fn add_fault(State(sim): State<Arc<Sim>>, request: Result<Json<Fault>, JsonRejection>) -> Answer {
+    sim.inject(body(request)?);
+    Ok(Json(json!({})))
+}
+
+async fn clear_faults(State(sim): State<Arc<Sim>>) -> Json<Value> {
+    lock(&sim.faults).clear();
+    Json(json!({}))
+}
+
+async fn expire_listen_keys(State(sim): State<Arc<Sim>>) -> Json<Value> {
+    lock(&sim.listen_keys).expire_all();
+    Json(json!({}))
+}
+
+async fn truth(State(sim): State<Arc<Sim>>) -> Json<Value> {
+    Json(sim.with(|exchange| {
+        let accounts: serde_json::Map<String, Value> = exchange
+            .accounts
+            .values()
+            .map(|account| {
+                let positions: serde_json::Map<String, Value> = exchange
+                    .markets
+                    .keys()
+                    .map(|symbol| (symbol.clone(), account.net(symbol).normalize().to_string().into()))
+                    .collect();
+                (account.id.clone(), json!({"wallet": account.wallet.to_string(), "positions": positions}))
+            })
+            .collect();
+        let orders: Vec<Value> = exchange
+            .orders
+            .values()
+            .map(|o| {
+                json!({
+                    "orderId": o.id, "clientOrderId": o.client_id, "account": o.account, "symbol": o.symbol,
+                    "side": o.side.to_string(), "price": o.price.to_string(), "quantity": o.quantity.to_string(),
+                    "executed": o.executed.normalize().to_string(), "open": o.status.is_open(), "reduceOnly": o.reduce_only,
+                    "status": format!("{:?}", o.status), "created": o.created, "updated": o.updated,
+                })
+            })
+            .collect();
+        let fills: Vec<Value> = exchange
+            .trades
+            .iter()
+            .map(|t| {
+                json!({
+                    "tradeId": t.id, "orderId": t.order_id, "account": t.account, "symbol": t.symbol,
+                    "side": t.side.to_string(), "price": t.price.to_string(), "quantity": t.quantity.to_string(),
+                    "fee": t.fee.to_string(), "time": t.time,
+                })
+            })
+            .collect();
+        let prices: serde_json::Map<String, Value> = exchange
+            .markets
+            .iter()
+            .map(|(symbol, market)| (symbol.clone(), market.mark.to_string().into()))
+            .collect();
+        json!({"accounts": accounts, "orders": orders, "fills": fills, "prices": prices})
+    }))
+}

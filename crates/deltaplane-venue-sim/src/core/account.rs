@@ -1,0 +1,89 @@
+//! Wallets, positions and margin.
+
+use std::collections::BTreeMap;
+
+use deltaplane_types::{Decimal, Side};
+
+use super::order::PositionSide;
+
+/// What an account holds of one symbol and side.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeldPosition {
+    /// Signed base units.
+    pub amount: Decimal,
+    /// Average entry price.
+    pub entry: Decimal,
+    /// Profit realized so far, before fees.
+    pub realized: Decimal,
+    /// When it last changed.
+    pub updated: i64,
+}
+
+impl HeldPosition {
+    /// Profit at a mark price.
+    pub fn unrealized(&self, mark: Decimal) -> Decimal {
+        self.amount * (mark - self.entry)
+    }
+
+    /// Applies a trade and gives the realized profit.
+    pub fn trade(&mut self, side: Side, quantity: Decimal, price: Decimal, now: i64) -> Decimal {
+        let signed = if side == Side::Buy { quantity } else { -quantity };
+        self.updated = now;
+        let extends = self.amount.is_zero() || (self.amount > Decimal::ZERO) == (signed > Decimal::ZERO);
+        if extends {
+            let total = self.amount + signed;
+            self.entry = (self.amount * self.entry + signed * price) / total;
+            self.amount = total;
+            return Decimal::ZERO;
+        }
+        let closed = quantity.min(self.amount.abs());
+        let direction = if self.amount > Decimal::ZERO { Decimal::ONE } else { -Decimal::ONE };
+        let realized = direction * closed * (price - self.entry);
+        self.realized += realized;
+        self.amount += signed;
+        if self.amount.is_zero() {
+            self.entry = Decimal::ZERO;
+        } else if quantity > closed {
+            self.entry = price;
+        }
+        realized
+    }
+}
+
+/// One account.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Its name on the control port.
+    pub id: String,
+    /// USDT in its wallet.
+    pub wallet: Decimal,
+    /// Whether longs and shorts are held apart.
+    pub hedge_mode: bool,
+    /// Whether the key may trade.
+    pub can_trade: bool,
+    /// Leverage by symbol; absent means the default.
+    pub leverage: BTreeMap<String, u32>,
+    /// Leverage of symbols without their own.
+    pub default_leverage: u32,
+    /// Symbols set to isolated margin.
+    pub isolated: BTreeMap<String, bool>,
+    /// Positions.
+    pub positions: BTreeMap<(String, PositionSide), HeldPosition>,
+}
+
+impl Account {
+    /// Leverage of a symbol.
+    pub fn leverage(&self, symbol: &str) -> u32 {
+        self.leverage.get(symbol).copied().unwrap_or(self.default_leverage)
+    }
+
+    /// A position, flat where none is held.
+    pub fn position(&self, symbol: &str, side: PositionSide) -> HeldPosition {
+        self.positions.get(&(symbol.to_owned(), side)).copied().unwrap_or_default()
+    }
+
+    /// Net of all sides of a symbol.
+    pub fn net(&self, symbol: &str) -> Decimal {
+        self.positions.iter().filter(|((name, _), _)| name == symbol).map(|(_, held)| held.amount).sum()
+    }
+}

@@ -1,0 +1,24 @@
+//! The exchange itself: a state machine without clock, network or randomness.
+//!
+//! # Fill rules
+//! An order that takes walks the market's book and the resting orders of other accounts, best price first; at
+//! one price the market's quantity comes before resting orders. A resting order fills at its own price when the
+//! market's book crosses it. In a replay the recorded book is never altered by fills.
+//!
+//! # Known lies
+//! Isolated margin is a setting without effect: margin is always shared over the account. Market orders take no
+//! price protection beyond the percent-price band. Liquidation closes everything at the mark price.
+
+mod account;
+mod book;
+mod exchange;
+mod order;
+
+pub use account::{Account, HeldPosition};
+pub use book::MarketBook;
+pub use exchange::{
+    BRACKETS, Command, Event, Exchange, MAKER_RATE, MarketState, NewOrder, TAKER_RATE, maintenance_of,
+};
+pub use order::{
+    ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
+};
