@@ -1,1 +1,32 @@
-//! placeholder
+//! Runs operations: snapshot, plan, gate, journal, dispatch, watch, resolve, re-plan, report.
+//!
+//! This is the crate that others embed. Its core is pure: [`operation`] is a state machine without clock,
+//! network or journal, and [`control`] decides what a round does. The shell around them ([`Engine`]) reads the
+//! ports, feeds the machine and does what it says. The only code that can reach [`OrderGateway::submit`] is
+//! [`OrderGate::send`], and it takes a [`Durable`] intent, which only a journal append makes.
+//!
+//! It knows no venue, no wire and no database.
+//!
+//! [`OrderGateway::submit`]: deltaplane_ports::OrderGateway::submit
+
+mod accounts;
+mod config;
+pub mod control;
+mod durable;
+mod engine;
+mod gate;
+mod ids;
+mod lanes;
+pub mod operation;
+mod orders;
+mod recovery;
+mod report;
+mod runner;
+mod snapshot;
+
+pub use config::EngineConfig;
+pub use durable::{Durable, Recorder};
+pub use engine::{AccountParts, Engine, EngineParts, StartError};
+pub use gate::{DryRun, OrderGate};
+pub use ids::{IdKey, OrderIdParts};
+pub use snapshot::{AccountFacts, Snapshot};

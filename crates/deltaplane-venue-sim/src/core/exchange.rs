@@ -25,7 +25,7 @@ pub const TAKER_RATE: &str = "0.0005";
 /// Fee rate of an order that rests.
 pub const MAKER_RATE: &str = "0.0002";
 /// Open orders per symbol and account.
-pub const MAX_OPEN_ORDERS: usize = 200;
+const MAX_OPEN_ORDERS: usize = 200;
 
 fn rate(text: &str) -> Decimal {
     deltaplane_types::parse_exact(text).unwrap_or_default()

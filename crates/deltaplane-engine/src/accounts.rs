@@ -1,0 +1,155 @@
+//! The newest state of every account, read anew whenever it may have changed.
+//!
+//! Only whole snapshots are kept: an event on the account's stream says that something changed, not how the
+//! rest stands, so it only makes the next reading due at once.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use deltaplane_ports::{AccountReader, Clock, ReadError};
+use deltaplane_types::{AccountId, AccountSnapshot, Timestamp, VenueId};
+use tokio::sync::Notify;
+
+/// How often an account is read when nothing happens.
+const READ_EVERY: Duration = Duration::from_millis(1_500);
+/// Events come in bursts; one reading serves them all.
+const SETTLE: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct State {
+    snapshot: Option<AccountSnapshot>,
+    /// Snapshots that began before this may lack what we know to have happened.
+    changed_at: Timestamp,
+    last_error: Option<String>,
+    error_count: u64,
+    last_beat: Timestamp,
+    /// Why orders may not be sent for it.
+    blocked: Option<String>,
+}
+
+/// One account with its newest state.
+pub(crate) struct AccountKeeper {
+    pub(crate) id: AccountId,
+    pub(crate) venue: VenueId,
+    pub(crate) exchange: String,
+    pub(crate) reader: Arc<dyn AccountReader>,
+    clock: Arc<dyn Clock>,
+    state: RwLock<State>,
+    wake: Notify,
+}
+
+/// How an account's keeping goes.
+pub(crate) struct KeeperHealth {
+    pub(crate) last_beat: Timestamp,
+    pub(crate) error_count: u64,
+    pub(crate) failing: bool,
+}
+
+impl AccountKeeper {
+    pub(crate) fn new(id: AccountId, venue: VenueId, exchange: String, reader: Arc<dyn AccountReader>, clock: Arc<dyn Clock>) -> Self {
+        Self { id, venue, exchange, reader, clock, state: RwLock::default(), wake: Notify::new() }
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut State) -> T) -> T {
+        write(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The newest snapshot, however old.
+    pub(crate) fn newest(&self) -> Option<AccountSnapshot> {
+        self.read(|state| state.snapshot.clone())
+    }
+
+    /// Why orders may not be sent for it.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        self.read(|state| state.blocked.clone())
+    }
+
+    pub(crate) fn block(&self, reason: Option<String>) {
+        self.write(|state| state.blocked = reason);
+    }
+
+    pub(crate) fn health(&self) -> KeeperHealth {
+        self.read(|state| KeeperHealth {
+            last_beat: state.last_beat,
+            error_count: state.error_count,
+            failing: state.last_error.is_some(),
+        })
+    }
+
+    /// Something happened on the account: what was read before does not count any more.
+    pub(crate) fn mark_changed(&self) {
+        let now = self.clock.now();
+        self.write(|state| state.changed_at = state.changed_at.max(now));
+        self.wake.notify_one();
+    }
+
+    /// A snapshot that is younger than `max_age` and newer than every change that we know of.
+    pub(crate) async fn fresh(&self, max_age: Duration) -> Result<AccountSnapshot, ReadError> {
+        let now = self.clock.now();
+        let usable = self.read(|state| {
+            state.snapshot.clone().filter(|known| {
+                known.as_of > state.changed_at && now.since(known.as_of) <= max_age && self.reader.is_streaming()
+            })
+        });
+        match usable {
+            Some(snapshot) => Ok(snapshot),
+            None => self.refresh().await,
+        }
+    }
+
+    /// Reads the account now.
+    pub(crate) async fn refresh(&self) -> Result<AccountSnapshot, ReadError> {
+        let result = self.reader.fetch_account().await;
+        let now = self.clock.now();
+        self.write(|state| {
+            state.last_beat = now;
+            match &result {
+                Ok(snapshot) => {
+                    state.last_error = None;
+                    if state.snapshot.as_ref().is_none_or(|known| known.as_of <= snapshot.as_of) {
+                        state.snapshot = Some(snapshot.clone());
+                    }
+                }
+                Err(error) => {
+                    state.error_count = state.error_count.saturating_add(1);
+                    state.last_error = Some(error.to_string());
+                }
+            }
+        });
+        result
+    }
+
+    /// Keeps the state fresh until dropped.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        let mut events = self.reader.subscribe();
+        let mut failing = false;
+        loop {
+            match self.refresh().await {
+                Ok(_) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(account = %self.id, %error, "account cannot be read");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                biased;
+                event = events.recv() => {
+                    // A lagging receiver lost events: something did change. A closed one ends with the venue.
+                    if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
+                        tokio::time::sleep(READ_EVERY).await;
+                    }
+                    self.mark_changed();
+                    tokio::time::sleep(SETTLE).await;
+                    while events.try_recv().is_ok() {}
+                }
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(READ_EVERY) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What the engine's behavior depends on. Plain data.
+
+use std::time::Duration;
+
+use deltaplane_market::FeedLimits;
+use deltaplane_plan::CostSettings;
+use deltaplane_risk::Limits;
+use deltaplane_types::{Decimal, Notional, Ratio, Symbol};
+
+use crate::ids::IdKey;
+
+/// How the engine behaves.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The symbol that flat position fields speak about, and that is looked after from the start.
+    pub primary_symbol: Symbol,
+    /// Caps of the gate.
+    pub limits: Limits,
+    /// Weights and constraints of the planner.
+    pub costs: CostSettings,
+    /// When a feed is late or stale.
+    pub feeds: FeedLimits,
+    /// A price older than this is not traded on.
+    pub max_price_age: Duration,
+    /// An account state older than this is read again before an operation.
+    pub max_account_age: Duration,
+    /// Least yardstick of a deviation, quote.
+    pub reference_floor: Notional,
+    /// Dust up to this value is a success, quote.
+    pub dust_limit: Notional,
+    /// Horizon over which funding is expected.
+    pub funding_horizon: Duration,
+    /// Orders of one account in a minute.
+    pub max_orders_per_minute: usize,
+    /// Operations at work at one time.
+    pub max_operations: usize,
+    /// Signs client order ids.
+    pub id_key: IdKey,
+    /// Tells this installation's orders from another's on the same account.
+    pub instance: u16,
+    /// Whether orders may be sent at all.
+    pub may_send: bool,
+}
+
+impl EngineConfig {
+    /// The documented defaults.
+    pub fn new(primary_symbol: Symbol, id_key: IdKey) -> Self {
+        let usd = |amount: i64| Notional::new(Decimal::from(amount));
+        Self {
+            primary_symbol,
+            limits: Limits {
+                max_order_notional: usd(250_000),
+                max_position_notional: usd(1_000_000),
+                max_net_delta: usd(250_000),
+                price_collar: Ratio::new(Decimal::from_i128_with_scale(12, 2)),
+            },
+            costs: CostSettings::default(),
+            feeds: FeedLimits::default(),
+            max_price_age: Duration::from_secs(3),
+            max_account_age: Duration::from_secs(2),
+            reference_floor: usd(100),
+            dust_limit: usd(200),
+            funding_horizon: Duration::from_secs(8 * 3_600),
+            max_orders_per_minute: 60,
+            max_operations: 64,
+            id_key,
+            instance: 1,
+            may_send: true,
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! What one round of an operation does: a pure decision over a snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use deltaplane_math::{
+    Decision, Exposure, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of, quantity_to_band,
+    reference_exposure, round_down_to_lot,
+};
+use deltaplane_plan::{PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge};
+use deltaplane_ports::{Failure, HedgeTo, OnShortfall};
+use deltaplane_risk::{AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, TradingState};
+use deltaplane_types::{AccountId, Code, Decimal, Delta, Plan, Price, Quantity, Ratio, Side, Symbol};
+
+use crate::config::EngineConfig;
+use crate::report::failure;
+use crate::snapshot::{AccountFacts, Snapshot};
+
+/// What an operation wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Net delta at a target.
+    Delta {
+        /// The target.
+        target: Delta,
+        /// The final ratio must not be above this.
+        max_deviation: Ratio,
+        /// Ratio inside which nothing is done.
+        tolerance: Ratio,
+        /// Where to stop.
+        hedge_to: HedgeTo,
+        /// What to do when the plan falls short.
+        on_shortfall: OnShortfall,
+        /// Accounts that hold the symbol may be left out.
+        subset: bool,
+    },
+    /// A quantity traded.
+    Hedge {
+        /// How much.
+        amount: Quantity,
+        /// Which way; none means the way that lowers the net delta over all accounts.
+        side: Option<Side>,
+    },
+    /// Orders of an earlier run settled.
+    Settle,
+}
+
+/// What an operation is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// What it wants.
+    pub goal: Goal,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The accounts that it may trade.
+    pub accounts: Vec<AccountId>,
+    /// How far a fill may be from the mid at arrival.
+    pub max_slippage: Ratio,
+}
+
+/// What the first round fixes for the whole operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// Net delta of the named accounts.
+    pub net: Delta,
+    /// Where it shall go.
+    pub target: Delta,
+    /// The yardstick.
+    pub reference: Delta,
+    /// The reference price.
+    pub price: Price,
+    /// Each account's own mid: price caps hang on it and never loosen.
+    pub arrival_mids: BTreeMap<AccountId, Price>,
+    /// Net delta over all accounts, where accounts that hold the symbol are not named.
+    pub net_all: Option<Delta>,
+    /// What the caller should know.
+    pub warnings: Vec<String>,
+}
+
+/// What a round does.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// Nothing more to do.
+    Done {
+        /// Why, with the numbers.
+        reason: String,
+        /// Net delta now.
+        net: Delta,
+    },
+    /// The goal cannot be reached; nothing may be sent.
+    Refused {
+        /// Why.
+        failure: Box<Failure>,
+        /// What was planned, where a plan was made.
+        plan: Option<Box<Plan>>,
+        /// Net delta now.
+        net: Delta,
+    },
+    /// Orders are needed and the gate lets them pass.
+    Go {
+        /// Proof of it.
+        approved: Approved,
+        /// Net delta now.
+        net: Delta,
+    },
+}
+
+/// One round's inputs beside the snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Round<'a> {
+    /// What the operation is about.
+    pub spec: &'a Spec,
+    /// What is true now.
+    pub snapshot: &'a Snapshot,
+    /// What the first round fixed; none in the first round.
+    pub anchor: Option<&'a Anchor>,
+    /// What the operation traded so far, signed.
+    pub traded: Delta,
+    /// Accounts that refused and are left out from now on.
+    pub excluded: &'a BTreeSet<AccountId>,
+    /// The engine's settings.
+    pub config: &'a EngineConfig,
+}
+
+fn internal(error: impl std::fmt::Display) -> Box<Failure> {
+    failure(Code::Internal, format!("the numbers of this request lead beyond exact arithmetic: {error}"), "use smaller numbers")
+}
+
+/// Fixes what holds for the whole operation.
+///
+/// # Errors
+///
+/// A failure if the goal makes no sense against what is true: a hedge that would overshoot, a subset that
+/// unhedges the book, or numbers beyond exact arithmetic.
+pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result<Anchor, Box<Failure>> {
+    let exposure = named_exposure(spec, snapshot).map_err(internal)?;
+    let arrival_mids = snapshot
+        .accounts
+        .iter()
+        .filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?)))
+        .collect();
+    let unnamed: Vec<(&AccountId, Delta)> = snapshot
+        .all_deltas
+        .iter()
+        .filter(|(id, _)| !spec.accounts.contains(id))
+        .filter_map(|(id, delta)| delta.filter(|delta| !delta.is_zero()).map(|delta| (id, delta)))
+        .collect();
+    let warnings = unnamed
+        .iter()
+        .map(|(id, delta)| format!("account {id} holds {delta} of {} and is not named", spec.symbol))
+        .collect();
+    let net_all = if unnamed.is_empty() {
+        None
+    } else {
+        let all = unnamed.iter().map(|(_, delta)| *delta).chain([exposure.net]);
+        Some(exposure_of(all).map_err(internal)?.net)
+    };
+    let target = match &spec.goal {
+        Goal::Delta { target, .. } => *target,
+        Goal::Hedge { amount, side } => {
+            let side = hedge_side(*amount, *side, spec, snapshot)?;
+            exposure.net.plus(amount.signed(side)).map_err(internal)?
+        }
+        Goal::Settle => exposure.net,
+    };
+    let reference = reference_exposure(&exposure, target, config.reference_floor, snapshot.reference_price)
+        .map_err(internal)?;
+    let anchor = Anchor {
+        net: exposure.net,
+        target,
+        reference,
+        price: snapshot.reference_price,
+        arrival_mids,
+        net_all,
+        warnings,
+    };
+    if let (Goal::Delta { subset: false, target, .. }, Some(all)) = (&spec.goal, anchor.net_all) {
+        let after = all.plus(target.minus(anchor.net).map_err(internal)?).map_err(internal)?;
+        let distance = |net: Delta| net.minus(*target).map(Delta::abs).map_err(internal);
+        if distance(after)? > distance(all)? {
+            let text = format!(
+                "bringing the named accounts to {target} would take the net delta of all accounts from {all} to {after}, further from the target"
+            );
+            return Err(with_details(
+                failure(Code::DeltaBeyondLimit, text, "name every account that holds the symbol, or set subset to true"),
+                "warnings",
+                anchor.warnings,
+            ));
+        }
+    }
+    Ok(anchor)
+}
+
+fn with_details(mut failure: Box<Failure>, name: &str, lines: Vec<String>) -> Box<Failure> {
+    failure.details.insert(name.to_owned(), lines);
+    failure
+}
+
+fn hedge_side(amount: Quantity, side: Option<Side>, spec: &Spec, snapshot: &Snapshot) -> Result<Side, Box<Failure>> {
+    if let Some(side) = side {
+        return Ok(side);
+    }
+    let unknown: Vec<String> =
+        snapshot.all_deltas.iter().filter(|(_, delta)| delta.is_none()).map(|(id, _)| id.to_string()).collect();
+    if !unknown.is_empty() {
+        let text = format!("side is missing and cannot be derived: the state of {} is not known", unknown.join(", "));
+        return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\""));
+    }
+    let net = exposure_of(snapshot.all_deltas.values().filter_map(|delta| *delta)).map_err(internal)?.net;
+    if amount.value() > net.abs().value() {
+        let text = format!(
+            "hedgeAmount {amount} would overshoot: the net delta of {} over all accounts is {net}",
+            spec.symbol
+        );
+        let remedy = format!("hedge at most {}, or send side to open exposure on purpose", net.abs());
+        return Err(failure(Code::DeltaBeyondLimit, text, remedy));
+    }
+    Ok(net.negated().side())
+}
+
+fn named_exposure(spec: &Spec, snapshot: &Snapshot) -> Result<Exposure, MathError> {
+    exposure_of(spec.accounts.iter().filter_map(|id| snapshot.accounts.get(id)).map(|facts| facts.account.delta(&spec.symbol)))
+}
+
+/// Decides what a round does.
+pub fn decide(round: &Round<'_>, anchor: &Anchor) -> Verdict {
+    let net = match named_exposure(round.spec, round.snapshot) {
+        Ok(exposure) => exposure.net,
+        Err(error) => return Verdict::Refused { failure: internal(error), plan: None, net: anchor.net },
+    };
+    decide_from(round, anchor, net).unwrap_or_else(|failure| Verdict::Refused { failure, plan: None, net })
+}
+
+fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict, Box<Failure>> {
+    let accounts = plan_accounts(round, anchor).map_err(internal)?;
+    let (needed, most_ratio) = match &round.spec.goal {
+        Goal::Settle => return Ok(Verdict::Done { reason: "nothing is planned".to_owned(), net }),
+        Goal::Delta { target, max_deviation, tolerance, hedge_to, .. } => {
+            let tolerance = effective_tolerance(*tolerance, *max_deviation);
+            let ratio = deviation_ratio(net, *target, anchor.reference).map_err(internal)?;
+            let needed = target.minus(net).map_err(internal)?;
+            let least = least_smallest_order(&accounts, needed, round.spec.max_slippage).map_err(internal)?;
+            let least = least.unwrap_or_default();
+            match Decision::of(ratio, tolerance, needed.abs(), least) {
+                Decision::WithinTolerance => {
+                    let shown = ratio.value().round_dp(6).normalize();
+                    let reason = format!("withinTolerance: deviation ratio {shown} is within {tolerance}");
+                    return Ok(Verdict::Done { reason, net });
+                }
+                Decision::Dust => return dust(round, anchor, net, (needed, ratio, *max_deviation, least)),
+                Decision::Act => {}
+            }
+            let needed = match hedge_to {
+                HedgeTo::Target => needed,
+                HedgeTo::Band => quantity_to_band(needed, tolerance, anchor.reference, |quantity| {
+                    Ok(least_smallest_order(&accounts, quantity, round.spec.max_slippage)?.unwrap_or_default())
+                })
+                .and_then(|band| round_away(band, needed, &accounts))
+                .map_err(internal)?,
+            };
+            (needed, Some(*max_deviation))
+        }
+        Goal::Hedge { .. } => {
+            let wanted = anchor.target.minus(anchor.net).and_then(|all| all.minus(round.traded)).map_err(internal)?;
+            let least = least_smallest_order(&accounts, wanted, round.spec.max_slippage).map_err(internal)?;
+            if wanted.abs().value() < least.unwrap_or_default().value() || wanted.is_zero() {
+                let reason = if wanted.is_zero() {
+                    "hedged".to_owned()
+                } else {
+                    format!("hedged but for {}, less than the smallest order", wanted.abs())
+                };
+                return Ok(Verdict::Done { reason, net });
+            }
+            (wanted, None)
+        }
+    };
+    let finest = accounts.iter().map(|account| account.rules.lot_size).min();
+    let needed = match finest {
+        Some(lot) => round_down_to_lot(needed, lot).map_err(internal)?,
+        None => needed,
+    };
+    let target = net.plus(needed).map_err(internal)?;
+    let target = if let Goal::Delta { target, .. } = &round.spec.goal { *target } else { target };
+    let input = PlanInput {
+        symbol: round.spec.symbol.clone(),
+        as_of: round.snapshot.as_of,
+        reference_price: round.snapshot.reference_price,
+        target,
+        net,
+        needed,
+        max_slippage: round.spec.max_slippage,
+        costs: round.config.costs,
+        limits: PlanLimits { max_order_notional: round.config.limits.max_order_notional },
+        accounts,
+    };
+    let plan = plan_hedge(&input).map_err(|error| match error {
+        PlanError::RepeatedAccount(id) => failure(Code::InvalidRequest, format!("account {id} is named twice"), "name it once"),
+        PlanError::Math(error) => internal(error),
+    })?;
+    if let Some(failure) = shortfall(round, anchor, &plan, most_ratio).map_err(internal)? {
+        return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
+    }
+    if plan.legs.is_empty() {
+        let reasons: Vec<String> = plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect();
+        return Ok(Verdict::Done { reason: format!("nothing more can be traded: {}", reasons.join("; ")), net });
+    }
+    let kept = plan.clone();
+    match Gate::new(round.config.limits).approve(plan, &gate_facts(round)) {
+        Ok(approved) => Ok(Verdict::Go { approved, net }),
+        Err(refusal) => Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net }),
+    }
+}
+
+/// To the band a quantity is rounded away from zero, but never past the target.
+fn round_away(band: Delta, needed: Delta, accounts: &[PlanAccount]) -> Result<Delta, MathError> {
+    let Some(lot) = accounts.iter().map(|account| account.rules.lot_size).min() else { return Ok(band) };
+    let magnitude = deltaplane_math::ceil_to_step(band.abs().value(), lot.value())?.min(needed.abs().value());
+    Ok(Delta::new(if band.is_negative() { -magnitude } else { magnitude }))
+}
+
+fn dust(
+    round: &Round<'_>,
+    anchor: &Anchor,
+    net: Delta,
+    (needed, ratio, max_deviation, least): (Delta, Ratio, Ratio, Quantity),
+) -> Result<Verdict, Box<Failure>> {
+    let value = needed.abs().notional_at(anchor.price).map_err(internal)?;
+    let text = format!("dust: the deviation {} is less than the smallest order {least}", needed.abs());
+    if ratio > max_deviation && value > round.config.dust_limit {
+        let text = format!("{text}, and its value {value} is above dustLimitUsd {}", round.config.dust_limit);
+        let failure = failure(Code::DeltaBeyondLimit, text, "name an account that takes smaller orders, or raise maxDeviation");
+        return Ok(Verdict::Refused { failure, plan: None, net });
+    }
+    Ok(Verdict::Done { reason: text, net })
+}
+
+/// Why a plan may not be executed although it is legal: it falls too short of what was asked.
+fn shortfall(
+    round: &Round<'_>,
+    anchor: &Anchor,
+    plan: &Plan,
+    most_ratio: Option<Ratio>,
+) -> Result<Option<Box<Failure>>, MathError> {
+    // Once something was executed, what can be had is taken: the end is judged when nothing more can.
+    if !round.traded.is_zero() {
+        return Ok(None);
+    }
+    let lines = || plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect::<Vec<_>>();
+    match (&round.spec.goal, most_ratio) {
+        (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
+            let ratio = deviation_ratio(plan.planned_final, *target, anchor.reference)?;
+            if ratio <= limit || *on_shortfall == OnShortfall::BestEffort {
+                return Ok(None);
+            }
+            let best = plan.planned_final.minus(*target)?.abs();
+            let shown = ratio.value().round_dp(6).normalize();
+            let text = format!("net delta can be brought to within {best} of the target at best, a ratio of {shown}, beyond maxDeviation {limit}");
+            let remedy = "see obstacles; name more accounts, raise maxSlippage or maxDeviation, or send onShortfall: \"bestEffort\"";
+            Ok(Some(with_details(failure(Code::DeltaBeyondLimit, text, remedy), "obstacles", lines())))
+        }
+        _ if plan.reached != plan.needed => {
+            let text = format!("only {} of {} can be hedged", plan.reached.abs(), plan.needed.abs());
+            let remedy = "see obstacles; name more accounts, raise maxSlippage, or hedge less";
+            Ok(Some(with_details(failure(Code::DeltaBeyondLimit, text, remedy), "obstacles", lines())))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn gate_facts(round: &Round<'_>) -> GateFacts {
+    let accounts = round
+        .snapshot
+        .accounts
+        .iter()
+        .map(|(id, facts)| {
+            (id.clone(), GateAccount { position: facts.account.delta(&round.spec.symbol), reconciled: true })
+        })
+        .collect();
+    GateFacts { accounts, price_sources: round.snapshot.price_sources, trading: TradingState::Running }
+}
+
+fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {
+    let (code, remedy) = match refusal {
+        GateRefusal::Halted | GateRefusal::NotReducing { .. } => (Code::RiskBlocked, "clear the halt first"),
+        GateRefusal::NotReconciled { .. } => (Code::Conflict, "wait until the account is reconciled"),
+        GateRefusal::TooFewPrices { .. } => (Code::MarketDataUnavailable, "wait for a second price source"),
+        GateRefusal::OrderTooLarge { .. }
+        | GateRefusal::PositionTooLarge { .. }
+        | GateRefusal::NetDeltaTooLarge { .. }
+        | GateRefusal::OutsideCollar { .. }
+        | GateRefusal::WorstCase { .. } => (Code::DeltaBeyondLimit, "ask for less, or change the limit in the configuration"),
+        GateRefusal::Math(_) => (Code::Internal, "use smaller numbers"),
+    };
+    failure(code, refusal.to_string(), remedy)
+}
+
+fn plan_accounts(round: &Round<'_>, anchor: &Anchor) -> Result<Vec<PlanAccount>, MathError> {
+    let mut accounts = Vec::new();
+    for id in &round.spec.accounts {
+        let Some(facts) = round.snapshot.accounts.get(id) else { continue };
+        if round.excluded.contains(id) || !facts.instrument.tradable {
+            continue;
+        }
+        accounts.push(plan_account(id, facts, anchor.arrival_mids.get(id).copied(), round)?);
+    }
+    Ok(accounts)
+}
+
+fn plan_account(id: &AccountId, facts: &AccountFacts, arrival: Option<Price>, round: &Round<'_>) -> Result<PlanAccount, MathError> {
+    let (instrument, market) = (&facts.instrument, &facts.market);
+    let band = |ratio: Option<Ratio>| {
+        let (mark, ratio) = (market.mark?, ratio?);
+        deltaplane_math::mul_rounded(mark.value(), ratio.value()).ok().and_then(|price| Price::try_new(price).ok())
+    };
+    // To the tick inside the band.
+    let tick = instrument.tick_size.value();
+    let high = band(instrument.price_band_up)
+        .and_then(|price| deltaplane_math::floor_to_step(price.value(), tick).ok())
+        .and_then(|price| Price::try_new(price).ok());
+    let low = band(instrument.price_band_down)
+        .and_then(|price| deltaplane_math::ceil_to_step(price.value(), tick).ok())
+        .and_then(|price| Price::try_new(price).ok());
+    Ok(PlanAccount {
+        id: id.clone(),
+        position: facts.account.delta(&round.spec.symbol),
+        rules: OrderRules {
+            lot_size: instrument.lot_size,
+            min_quantity: instrument.min_quantity,
+            min_notional: instrument.min_notional,
+            reduce_only_exempt: instrument.reduce_only_exempt,
+        },
+        tick_size: instrument.tick_size,
+        max_quantity: instrument.max_quantity,
+        margin: facts.margin(&round.spec.symbol)?,
+        max_notional: round.config.limits.max_position_notional,
+        taker_rate: instrument.taker_rate,
+        funding_over_horizon: expected_funding(facts, round)?,
+        bids: market.bids.clone(),
+        asks: market.asks.clone(),
+        arrival_mid: arrival,
+        band_high: high,
+        band_low: low,
+        hedge_mode: facts.account.hedge_mode,
+    })
+}
+
+/// The running rate for each settlement inside the horizon; later settlements have no better estimate here.
+fn expected_funding(facts: &AccountFacts, round: &Round<'_>) -> Result<Ratio, MathError> {
+    let (Some(rate), Some(next)) = (facts.market.funding_rate, facts.market.next_funding) else {
+        return Ok(Ratio::ZERO);
+    };
+    let end = round.snapshot.as_of.after(round.config.funding_horizon);
+    if next > end {
+        return Ok(Ratio::ZERO);
+    }
+    let interval = Duration::from_secs(u64::from(facts.instrument.funding_interval_hours.max(1)) * 3_600);
+    let further = end.since(next).as_millis() / interval.as_millis().max(1);
+    let count = Decimal::from(u64::try_from(further).unwrap_or(0).saturating_add(1));
+    deltaplane_math::mul_rounded(rate.value(), count).map(Ratio::new)
+}

@@ -1,0 +1,63 @@
+//! What is on disk may be sent; nothing else can be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use deltaplane_ports::{IntentRecord, Journal, JournalError, Record};
+
+/// Proof that a value is durable. It has no public maker, is not `Clone`, and is consumed by its use.
+#[derive(Debug)]
+pub struct Durable<T>(T);
+
+impl<T> Durable<T> {
+    /// The value.
+    pub const fn value(&self) -> &T {
+        &self.0
+    }
+
+    pub(crate) fn into_value(self) -> T {
+        self.0
+    }
+}
+
+/// Writes the journal, and stops for good at its first failure.
+#[derive(Clone)]
+pub struct Recorder {
+    journal: Arc<dyn Journal>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Recorder {
+    /// Writes to a journal.
+    pub fn new(journal: Arc<dyn Journal>) -> Self {
+        Self { journal, failed: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// Whether an append failed: what is on disk is then not known, and nothing may be sent.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    /// Makes intents durable, all in one append.
+    pub async fn reserve(&self, intents: Vec<IntentRecord>, mut with: Vec<Record>) -> Result<Vec<Durable<IntentRecord>>, JournalError> {
+        with.extend(intents.iter().cloned().map(Record::Intent));
+        self.append(with).await?;
+        Ok(intents.into_iter().map(Durable).collect())
+    }
+
+    /// Appends records.
+    pub async fn append(&self, records: Vec<Record>) -> Result<(), JournalError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        if self.has_failed() {
+            return Err(JournalError::Failed("an earlier append failed".to_owned()));
+        }
+        let result = self.journal.append(records).await;
+        if let Err(error) = &result {
+            self.failed.store(true, Ordering::SeqCst);
+            tracing::error!(%error, "the journal failed: nothing is sent any more");
+        }
+        result
+    }
+}

@@ -1,0 +1,549 @@
+//! The engine as others see it: started from its ports, asked through [`ControlPlane`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_market::{FeedHealth, health};
+use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
+use deltaplane_ports::{
+    AccountReader, AccountView, Clock, ControlPlane, DeltaControl, Failure, HedgeExecution, IdSource, Journal, JournalError,
+    MarketSummary, OperationKind, OperationReport, OrderGateway, PortfolioView, PriceFeed, ReadError, Record, RequestMeta,
+    ServiceState, ServiceView, Started, SymbolView, SyncReport, SyncRequest, SystemView, VenueRules,
+};
+use deltaplane_types::{AccountId, Code, Delta, FeedId, OperationId, RefusalReason, Symbol, Timestamp, VenueId};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
+
+use crate::accounts::AccountKeeper;
+use crate::config::EngineConfig;
+use crate::control::{Goal, Spec};
+use crate::durable::Recorder;
+use crate::gate::{DryRun, OrderGate};
+use crate::lanes::Lanes;
+use crate::operation::Operation;
+use crate::recovery::Recovered;
+use crate::report::failure;
+use crate::runner::{self, Hands, Reports, Shared};
+use crate::snapshot::Eyes;
+
+/// One account with the ports that reach it.
+pub struct AccountParts {
+    /// The account.
+    pub id: AccountId,
+    /// Its exchange's configured name.
+    pub venue: VenueId,
+    /// The kind of exchange: `binance`.
+    pub exchange: String,
+    /// Reads it.
+    pub reader: Arc<dyn AccountReader>,
+    /// Trades it.
+    pub gateway: Arc<dyn OrderGateway>,
+    /// The price stream of its exchange.
+    pub feed: FeedId,
+}
+
+/// All that an engine is made from.
+pub struct EngineParts {
+    /// How it behaves.
+    pub config: EngineConfig,
+    /// Its accounts.
+    pub accounts: Vec<AccountParts>,
+    /// Its price streams.
+    pub feeds: Vec<Arc<dyn PriceFeed>>,
+    /// What survives it.
+    pub journal: Arc<dyn Journal>,
+    /// Its clock.
+    pub clock: Arc<dyn Clock>,
+    /// Where operation ids come from.
+    pub ids: Arc<dyn IdSource>,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The journal cannot be read or written.
+    #[error("the journal cannot be used")]
+    Journal(#[from] JournalError),
+    /// Two accounts have the same name.
+    #[error("account {0} is configured twice")]
+    RepeatedAccount(AccountId),
+    /// An account names a feed that is not there.
+    #[error("account {account} names the feed {feed}, which is not configured")]
+    UnknownFeed {
+        /// The account.
+        account: AccountId,
+        /// The feed.
+        feed: FeedId,
+    },
+}
+
+/// A running engine. Dropping it ends its background work; operations that run are finished by its runtime.
+pub struct Engine {
+    shared: Arc<Shared>,
+    lanes: Lanes,
+    rules: BTreeMap<AccountId, VenueRules>,
+    ids: Arc<dyn IdSource>,
+    slots: Arc<Semaphore>,
+    runtime: tokio::runtime::Handle,
+    started_at: Timestamp,
+    recovering: Arc<AtomicU64>,
+    stopping: AtomicBool,
+    _tasks: JoinSet<()>,
+}
+
+impl Engine {
+    /// Reads the journal, begins a new run, keeps accounts fresh and settles what an earlier run left open.
+    ///
+    /// Operations run on the runtime that this is called on.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if the journal cannot be used or the parts do not fit together.
+    pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
+        let EngineParts { config, accounts, feeds, journal, clock, ids } = parts;
+        let recovered = Recovered::read(journal.load().await?);
+        let recorder = Recorder::new(journal);
+        let epoch = recovered.epoch.wrapping_add(1);
+        let started_at = clock.now();
+        recorder.append(vec![Record::RunStarted { epoch, at: started_at }]).await?;
+        let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> = feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
+        let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for account in accounts {
+            if !feeds.contains_key(&account.feed) {
+                return Err(StartError::UnknownFeed { account: account.id, feed: account.feed });
+            }
+            let AccountParts { id, venue, exchange, reader, gateway, feed } = account;
+            let keeper = AccountKeeper::new(id.clone(), venue, exchange, reader, clock.clone());
+            if keepers.insert(id.clone(), Arc::new(keeper)).is_some() {
+                return Err(StartError::RepeatedAccount(id));
+            }
+            gateways.insert(id.clone(), gateway);
+            feed_of.insert(id, feed);
+        }
+        let gate = OrderGate::new(
+            gateways.clone(),
+            recorder.clone(),
+            clock.clone(),
+            config.may_send,
+            config.max_orders_per_minute,
+        );
+        let rules = gateways.iter().map(|(id, gateway)| (id.clone(), gateway.rules())).collect();
+        let slots = Arc::new(Semaphore::new(config.max_operations));
+        let mut tasks = JoinSet::new();
+        for keeper in keepers.values() {
+            tasks.spawn(keeper.clone().keep());
+            tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
+        }
+        let next_sequence = AtomicU64::new(recovered.next_sequence.max(1));
+        let shared = Arc::new(Shared {
+            eyes: Arc::new(Eyes { config, clock, accounts: keepers, feeds, feed_of }),
+            hands: Hands { gate, recorder, gateways, epoch, next_sequence },
+            reports: Reports::default(),
+            frozen: Mutex::default(),
+        });
+        let engine = Self {
+            shared,
+            lanes: Lanes::default(),
+            rules,
+            ids,
+            slots,
+            runtime: tokio::runtime::Handle::current(),
+            started_at,
+            recovering: Arc::new(AtomicU64::new(0)),
+            stopping: AtomicBool::new(false),
+            _tasks: tasks,
+        };
+        engine.recover(recovered).await;
+        Ok(engine)
+    }
+
+    /// Settles what earlier runs left open. Lanes stay closed until their orders are settled.
+    async fn recover(&self, recovered: Recovered) {
+        for operation in recovered.operations {
+            self.shared.reports.publish(operation.report());
+            if !operation.is_open() {
+                continue;
+            }
+            let spec = Spec {
+                goal: Goal::Settle,
+                symbol: operation.symbol.clone(),
+                accounts: operation.accounts.iter().filter(|id| self.rules.contains_key(*id)).cloned().collect(),
+                max_slippage: deltaplane_types::Ratio::ZERO,
+            };
+            let Ok(held) = self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, Some(Duration::ZERO)).await else {
+                continue;
+            };
+            let (intents, fills) = operation.in_doubt();
+            let (config, now) = (self.shared.eyes.config.clone(), self.shared.eyes.clock.now());
+            let doubtful = intents.len();
+            let (machine, effects) =
+                Operation::recover(operation.id.clone(), spec, config, self.rules.clone(), now, (intents, fills));
+            if doubtful > 0 {
+                tracing::warn!(operation = %operation.id, orders = doubtful, "settling orders of an earlier run");
+            }
+            self.recovering.fetch_add(1, Ordering::SeqCst);
+            let (shared, recovering) = (self.shared.clone(), self.recovering.clone());
+            self.runtime.spawn(async move {
+                runner::run(shared, machine, effects, held, None).await;
+                recovering.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    }
+
+    /// A part of the engine that reads and plans and cannot send.
+    pub fn dry_run(&self) -> DryRun {
+        DryRun { eyes: self.shared.eyes.clone() }
+    }
+
+    /// Takes no new operations from now on and waits for those that run, at most this long.
+    pub async fn stop(&self, within: Duration) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let all = u32::try_from(self.shared.eyes.config.max_operations).unwrap_or(u32::MAX);
+        // What still runs then is safe too: every order is in the journal.
+        let _ = tokio::time::timeout(within, self.slots.acquire_many(all)).await;
+    }
+
+    fn not_running(&self) -> Option<Box<Failure>> {
+        let because = self.not_ready_because()?;
+        let mut failed = failure(Code::NotRunning, because, "wait until GET /readyz answers 200, then repeat the request");
+        failed.retry_after = Some(Duration::from_secs(1));
+        Some(failed)
+    }
+
+    fn not_ready_because(&self) -> Option<String> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Some("the system is stopping".to_owned());
+        }
+        if self.shared.hands.recorder.has_failed() {
+            return Some("the journal failed: nothing is sent until the process is restarted".to_owned());
+        }
+        None
+    }
+
+    fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
+        let unknown: Vec<String> = accounts
+            .iter()
+            .filter(|id| !self.shared.eyes.accounts.contains_key(*id))
+            .map(ToString::to_string)
+            .collect();
+        if !unknown.is_empty() {
+            let known: Vec<&str> = self.shared.eyes.accounts.keys().map(AccountId::as_str).collect();
+            let mut failed = failure(
+                Code::InvalidAccount,
+                format!("not configured: {}", unknown.join(", ")),
+                format!("use configured accounts: {}", known.join(", ")),
+            );
+            failed.details.insert("accounts".to_owned(), unknown);
+            return Err(failed);
+        }
+        for id in accounts {
+            if let Some(reason) = self.shared.eyes.accounts.get(id).and_then(|keeper| keeper.blocked()) {
+                let text = format!("account {id} is out of trading: {reason}");
+                return Err(failure(Code::NotPermitted, text, "mend what is named, or leave the account out"));
+            }
+        }
+        Ok(())
+    }
+
+    fn new_id(&self, kind: OperationKind, now: Timestamp) -> OperationId {
+        let date = jiff::Timestamp::from_millisecond(now.as_millis())
+            .map(|at| at.strftime("%Y%m%d").to_string())
+            .unwrap_or_default();
+        format!("{}-{date}-{}", kind.prefix(), self.ids.unique()).parse().expect("prefix, date and suffix follow the rule")
+    }
+
+    async fn launch(
+        &self,
+        kind: OperationKind,
+        spec: Spec,
+        timeout: Duration,
+        dry_run: bool,
+        meta: RequestMeta,
+    ) -> Result<Started, Box<Failure>> {
+        if let Some(failed) = self.not_running() {
+            return Err(failed);
+        }
+        self.check_accounts(&spec.accounts)?;
+        let eyes = &self.shared.eyes;
+        let now = eyes.clock.now();
+        let id = self.new_id(kind, now);
+        let (sender, report) = oneshot::channel();
+        if dry_run {
+            let dry = self.dry_run();
+            let (config, rules) = (eyes.config.clone(), self.rules.clone());
+            let name = id.clone();
+            self.runtime.spawn(async move {
+                let result = dry.plan(name, kind, spec, config, rules, timeout).await;
+                let _ = sender.send(result);
+            });
+            return Ok(Started { id, report });
+        }
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            let mut failed = failure(
+                Code::TooManyRequests,
+                format!("{} operations are at work, as many as are allowed", eyes.config.max_operations),
+                "wait for one to end",
+            );
+            failed.retry_after = Some(Duration::from_secs(1));
+            return Err(failed);
+        };
+        let held = self.lanes.take(&spec.symbol, &spec.accounts, &id, meta.wait).await.map_err(|busy| {
+            let mut failed = failure(
+                Code::Conflict,
+                format!("another operation holds {} on account {}", spec.symbol, busy.account),
+                "wait for it to end, or send Prefer: wait=SECONDS to queue behind it",
+            );
+            failed.details.insert("operationId".to_owned(), busy.holder.iter().map(ToString::to_string).collect());
+            failed
+        })?;
+        let key = meta.idempotency.map(|idempotency| idempotency.key);
+        let (machine, effects) =
+            Operation::start(id.clone(), kind, spec, eyes.config.clone(), self.rules.clone(), (now, timeout), key);
+        self.shared.reports.publish(machine.report(now));
+        let shared = self.shared.clone();
+        self.runtime.spawn(async move {
+            runner::run(shared, machine, effects, held, Some(sender)).await;
+            drop(slot);
+        });
+        Ok(Started { id, report })
+    }
+
+    fn view(&self, keeper: &AccountKeeper) -> AccountView {
+        AccountView {
+            account: keeper.id.clone(),
+            venue: keeper.venue.clone(),
+            exchange: keeper.exchange.clone(),
+            snapshot: keeper.newest(),
+            blocked: keeper.blocked(),
+        }
+    }
+
+    /// Keeps an account out of trading, or lets it back in.
+    pub fn block_account(&self, account: &AccountId, reason: Option<String>) {
+        if let Some(keeper) = self.shared.eyes.accounts.get(account) {
+            keeper.block(reason);
+        }
+    }
+
+    /// Net delta of every account in a symbol, as far as it is known, with the reference price.
+    pub fn exposure(&self, symbol: &Symbol) -> (BTreeMap<AccountId, Option<Delta>>, Option<deltaplane_types::Price>) {
+        let eyes = &self.shared.eyes;
+        let deltas = eyes
+            .accounts
+            .iter()
+            .map(|(id, keeper)| (id.clone(), keeper.newest().map(|snapshot| snapshot.delta(symbol))))
+            .collect();
+        (deltas, eyes.reference_price(symbol))
+    }
+}
+
+/// Reads the instrument ahead, so that the first operation does not wait for it, and keeps it read.
+async fn warm(keeper: Arc<AccountKeeper>, symbol: Symbol) {
+    loop {
+        let known = keeper.reader.fetch_instrument(&symbol).await.is_ok();
+        tokio::time::sleep(Duration::from_secs(if known { 50 } else { 1 })).await;
+    }
+}
+
+impl DryRun {
+    async fn plan(
+        &self,
+        id: OperationId,
+        kind: OperationKind,
+        spec: Spec,
+        config: EngineConfig,
+        rules: BTreeMap<AccountId, VenueRules>,
+        timeout: Duration,
+    ) -> OperationReport {
+        let now = self.eyes.clock.now();
+        let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
+        let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
+        let snapshot = match tokio::time::timeout(timeout, self.eyes.snapshot(&symbol, &accounts, false)).await {
+            Ok(snapshot) => snapshot,
+            Err(_) => Err(failure(Code::Timeout, "the timeout passed while accounts and prices were read", "raise timeout")),
+        };
+        machine.dry_report(snapshot, self.eyes.clock.now())
+    }
+}
+
+fn read_failure(error: &ReadError) -> (Code, String) {
+    let code = match error {
+        ReadError::Unreachable(_) => Code::Timeout,
+        ReadError::Proxy(_) => Code::ProxyFailed,
+        ReadError::Refused(refusal) => match refusal.reason {
+            RefusalReason::NotPermitted => Code::NotPermitted,
+            RefusalReason::RateLimited => Code::TooManyRequests,
+            _ => Code::HedgeFailed,
+        },
+        ReadError::Unreadable(_) | ReadError::UnknownSymbol(_) => Code::HedgeFailed,
+    };
+    (code, error.to_string())
+}
+
+#[async_trait]
+impl ControlPlane for Engine {
+    async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>> {
+        let spec = Spec {
+            goal: Goal::Delta {
+                target: request.target,
+                max_deviation: request.max_deviation,
+                tolerance: request.tolerance,
+                hedge_to: request.hedge_to,
+                on_shortfall: request.on_shortfall,
+                subset: request.subset,
+            },
+            symbol: request.symbol,
+            accounts: request.accounts,
+            max_slippage: request.max_slippage,
+        };
+        self.launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta).await
+    }
+
+    async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
+        let spec = Spec {
+            goal: Goal::Hedge { amount: request.amount, side: request.side },
+            symbol: request.symbol,
+            accounts: request.accounts,
+            max_slippage: request.max_slippage,
+        };
+        self.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
+    }
+
+    async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {
+        // Reading is allowed for accounts that are out of trading.
+        let unknown = request.accounts.iter().any(|id| !self.shared.eyes.accounts.contains_key(id));
+        if unknown {
+            self.check_accounts(&request.accounts)?;
+        }
+        let began = self.shared.eyes.clock.now();
+        let wanted = request.include_positions || request.include_balances;
+        let syncs = request.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)).map(|keeper| async move {
+            let error = if wanted {
+                match tokio::time::timeout(request.timeout, keeper.refresh()).await {
+                    Ok(Ok(_)) => None,
+                    Ok(Err(error)) => Some(read_failure(&error)),
+                    Err(_) => Some((Code::Timeout, format!("no answer within {} ms", request.timeout.as_millis()))),
+                }
+            } else {
+                None
+            };
+            (self.view(keeper), error)
+        });
+        let accounts = futures_util::future::join_all(syncs).await;
+        Ok(SyncReport { accounts, took: self.shared.eyes.clock.now().since(began) })
+    }
+
+    async fn accounts(&self) -> Vec<AccountView> {
+        self.shared.eyes.accounts.values().map(|keeper| self.view(keeper)).collect()
+    }
+
+    async fn portfolio(&self) -> PortfolioView {
+        let eyes = &self.shared.eyes;
+        let accounts = self.accounts().await;
+        let mut names: BTreeSet<Symbol> = BTreeSet::from([eyes.config.primary_symbol.clone()]);
+        for snapshot in accounts.iter().filter_map(|view| view.snapshot.as_ref()) {
+            names.extend(snapshot.positions.keys().cloned());
+        }
+        let mut symbols = Vec::new();
+        for symbol in names {
+            let by_account: BTreeMap<AccountId, Delta> = accounts
+                .iter()
+                .filter_map(|view| Some((view.account.clone(), view.snapshot.as_ref()?.delta(&symbol))))
+                .collect();
+            let Ok(exposure) = exposure_of(by_account.values().copied()) else { continue };
+            let reference_price = eyes.reference_price(&symbol);
+            let ratio = reference_price.and_then(|price| {
+                let reference = reference_exposure(&exposure, Delta::ZERO, eyes.config.reference_floor, price).ok()?;
+                deviation_ratio(exposure.net, Delta::ZERO, reference).ok()
+            });
+            symbols.push(SymbolView {
+                symbol,
+                net: exposure.net,
+                long: exposure.long,
+                short: exposure.short,
+                reference_price,
+                deviation_ratio: ratio,
+                accounts: by_account,
+            });
+        }
+        PortfolioView { as_of: eyes.clock.now(), symbols, accounts }
+    }
+
+    async fn operations(&self, limit: usize) -> Vec<OperationReport> {
+        self.shared.reports.newest(limit)
+    }
+
+    async fn operation(&self, id: &OperationId) -> Option<OperationReport> {
+        self.shared.reports.get(id)
+    }
+
+    async fn system(&self) -> SystemView {
+        let eyes = &self.shared.eyes;
+        let now = eyes.clock.now();
+        let mut services = Vec::new();
+        let mut active = 0;
+        for (id, keeper) in &eyes.accounts {
+            let health = keeper.health();
+            let fresh = keeper.newest().is_some_and(|snapshot| now.since(snapshot.as_of) <= Duration::from_secs(10));
+            active += usize::from(fresh && !health.failing);
+            services.push(ServiceView {
+                name: format!("account:{id}"),
+                state: if health.failing { ServiceState::Error } else { ServiceState::Running },
+                last_heartbeat: health.last_beat,
+                error_count: health.error_count,
+            });
+        }
+        for (id, feed) in &eyes.feeds {
+            let status = feed.status();
+            let view = feed.view(&eyes.config.primary_symbol);
+            let failing = health(view.as_deref(), now, eyes.config.feeds) == FeedHealth::Failing;
+            services.push(ServiceView {
+                name: format!("feed:{id}"),
+                state: if failing { ServiceState::Error } else { ServiceState::Running },
+                last_heartbeat: status.last_update.unwrap_or_default(),
+                error_count: status.error_count,
+            });
+        }
+        let journal_failed = self.shared.hands.recorder.has_failed();
+        services.push(ServiceView {
+            name: "store".to_owned(),
+            state: if journal_failed { ServiceState::Error } else { ServiceState::Running },
+            last_heartbeat: now,
+            error_count: u64::from(journal_failed),
+        });
+        let market = eyes
+            .feeds
+            .iter()
+            .map(|(id, feed)| MarketSummary {
+                feed: id.clone(),
+                mid: feed.view(&eyes.config.primary_symbol).and_then(|view| view.mid()),
+            })
+            .collect();
+        let unread: Vec<&str> =
+            eyes.accounts.iter().filter(|(_, keeper)| keeper.newest().is_none()).map(|(id, _)| id.as_str()).collect();
+        let because = self.not_ready_because().or_else(|| {
+            if self.recovering.load(Ordering::SeqCst) > 0 {
+                Some("orders of an earlier run are being settled".to_owned())
+            } else if !unread.is_empty() {
+                Some(format!("accounts not read yet: {}", unread.join(", ")))
+            } else if eyes.reference_price(&eyes.config.primary_symbol).is_none() {
+                Some(format!("no healthy price feed for {}", eyes.config.primary_symbol))
+            } else {
+                None
+            }
+        });
+        SystemView {
+            ready: because.is_none(),
+            not_ready_because: because,
+            services,
+            active_accounts: active,
+            total_operations: self.shared.reports.total(),
+            uptime: now.since(self.started_at),
+            primary_symbol: eyes.config.primary_symbol.clone(),
+            market,
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What is known of one order: a fold over answers, events and trades that forgets nothing and counts nothing
+//! twice.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use deltaplane_math::MathError;
+use deltaplane_ports::{IntentRecord, OrderReport, OutcomeRecord};
+use deltaplane_risk::PricedFill;
+use deltaplane_types::{
+    Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal, RefusalReason,
+    SubmitOutcome, Timestamp, TradeId, UnknownCause, VenueOrderId,
+};
+
+/// When an order in doubt is asked for, counted from the doubt; then every five seconds.
+const ASK_AFTER_MS: [u64; 6] = [0, 200, 500, 1_000, 2_000, 5_000];
+/// When an order without news is asked for.
+const QUIET: Duration = Duration::from_millis(500);
+/// When the trades of an ended order are read, if its stream did not bring them.
+const TRADES_LATE: Duration = Duration::from_millis(300);
+
+/// How far an order's fate is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Durable and perhaps sent; no answer yet.
+    InFlight,
+    /// The venue has it.
+    Accepted,
+    /// It may or may not exist.
+    Unknown,
+    /// The venue has ended it.
+    Ended(OrderStatus),
+    /// No position can come of it.
+    NotAccepted,
+    /// The evidence contradicts itself: a person must decide.
+    Frozen,
+}
+
+/// One order.
+#[derive(Clone, Debug)]
+pub(crate) struct TrackedOrder {
+    pub(crate) intent: IntentRecord,
+    pub(crate) arrival_mid: Option<Price>,
+    pub(crate) fate: Fate,
+    pub(crate) evidence: Option<Evidence>,
+    pub(crate) refusal: Option<Refusal>,
+    pub(crate) doubt: Option<UnknownCause>,
+    pub(crate) venue_order_id: Option<VenueOrderId>,
+    /// All that traded, by the venue's sums.
+    reported: Quantity,
+    /// All that traded, trade by trade.
+    fills: BTreeMap<TradeId, Fill>,
+    pub(crate) sent_at: Timestamp,
+    doubt_since: Option<Timestamp>,
+    asked: usize,
+    pub(crate) next_check: Option<Timestamp>,
+    pub(crate) check_in_flight: bool,
+    pub(crate) proofs_failed: u32,
+}
+
+impl TrackedOrder {
+    pub(crate) fn new(intent: IntentRecord, arrival_mid: Option<Price>, now: Timestamp) -> Self {
+        Self {
+            intent,
+            arrival_mid,
+            fate: Fate::InFlight,
+            evidence: None,
+            refusal: None,
+            doubt: None,
+            venue_order_id: None,
+            reported: Quantity::ZERO,
+            fills: BTreeMap::new(),
+            sent_at: now,
+            doubt_since: None,
+            asked: 0,
+            next_check: None,
+            check_in_flight: false,
+            proofs_failed: 0,
+        }
+    }
+
+    /// What traded for certain.
+    pub(crate) fn filled(&self) -> Quantity {
+        self.priced().max(self.reported)
+    }
+
+    /// What traded with known prices.
+    fn priced(&self) -> Quantity {
+        let sum: Decimal = self.fills.values().map(|fill| fill.quantity.value()).sum();
+        Quantity::try_new(sum).unwrap_or_default()
+    }
+
+    /// What may still trade, at worst.
+    pub(crate) fn doubtful(&self) -> Quantity {
+        match self.fate {
+            Fate::Ended(_) | Fate::NotAccepted => Quantity::ZERO,
+            Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => {
+                self.intent.order.quantity.saturating_minus(self.filled())
+            }
+        }
+    }
+
+    /// Whether its end is known, and every trade of it with its price.
+    pub(crate) fn is_settled(&self) -> bool {
+        match self.fate {
+            Fate::Ended(_) => self.priced() >= self.reported,
+            Fate::NotAccepted => true,
+            Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => false,
+        }
+    }
+
+    pub(crate) fn is_filled_whole(&self) -> bool {
+        self.filled() >= self.intent.order.quantity
+    }
+
+    /// What it changed, signed.
+    pub(crate) fn traded(&self) -> Delta {
+        self.filled().signed(self.intent.order.side)
+    }
+
+    pub(crate) fn priced_fills(&self) -> impl Iterator<Item = PricedFill> + '_ {
+        self.fills.values().map(|fill| PricedFill {
+            side: fill.side,
+            price: fill.price,
+            quantity: fill.quantity,
+            fee: fill.fee,
+            arrival_mid: self.arrival_mid.unwrap_or(fill.price),
+        })
+    }
+
+    pub(crate) fn has_trade(&self, trade: &TradeId) -> bool {
+        self.fills.contains_key(trade)
+    }
+
+    /// Takes the answer to its placement; gives the record of what changed.
+    pub(crate) fn on_submitted(&mut self, outcome: SubmitOutcome, now: Timestamp) -> Option<OutcomeRecord> {
+        match outcome {
+            SubmitOutcome::Acknowledged(ack) => {
+                let report = ExecutionReport {
+                    client_order_id: self.intent.client_order_id.clone(),
+                    venue_order_id: ack.venue_order_id,
+                    status: ack.status,
+                    filled: ack.filled,
+                    average_price: None,
+                    venue_time: now,
+                };
+                self.on_report(&report, Evidence::PlacementAnswer, now)
+            }
+            SubmitOutcome::NotAccepted(refusal) => {
+                if !matches!(self.fate, Fate::InFlight) {
+                    // The venue showed the order and refused it: one of the two is not true.
+                    return self.freeze(format!("refused ({refusal}) after it was seen"));
+                }
+                let local = matches!(
+                    refusal.reason,
+                    RefusalReason::NotSent | RefusalReason::ProxyFailed | RefusalReason::KeptBack
+                );
+                let evidence = if local { Evidence::NotSent } else { Evidence::PlacementAnswer };
+                let reason = refusal.to_string();
+                self.refusal = Some(refusal);
+                Some(self.not_accepted(evidence, reason))
+            }
+            SubmitOutcome::Unknown(cause) => {
+                if !matches!(self.fate, Fate::InFlight) {
+                    return None;
+                }
+                let text = cause.to_string();
+                self.fate = Fate::Unknown;
+                self.doubt = Some(cause);
+                self.doubt_since = Some(now);
+                self.next_check = Some(now);
+                Some(OutcomeRecord::Unknown { cause: text })
+            }
+        }
+    }
+
+    /// Takes a state that the venue tells; repeats and old news change nothing.
+    pub(crate) fn on_report(&mut self, report: &ExecutionReport, evidence: Evidence, now: Timestamp) -> Option<OutcomeRecord> {
+        self.venue_order_id = Some(report.venue_order_id.clone());
+        self.reported = self.reported.max(report.filled);
+        if self.fate == Fate::NotAccepted {
+            return self.freeze("seen at the venue after it counted as not accepted".to_owned());
+        }
+        if matches!(self.fate, Fate::Ended(_) | Fate::Frozen) {
+            return None;
+        }
+        if report.status.is_terminal() {
+            self.fate = Fate::Ended(report.status);
+            self.evidence = Some(evidence.clone());
+            self.next_check = (!self.is_settled()).then(|| now.after(TRADES_LATE));
+            return Some(OutcomeRecord::Ended { status: report.status, filled: report.filled, evidence });
+        }
+        self.next_check = Some(now.after(QUIET));
+        if self.fate == Fate::Accepted {
+            return None;
+        }
+        self.fate = Fate::Accepted;
+        Some(OutcomeRecord::Accepted { evidence })
+    }
+
+    /// Takes a trade; gives whether it is new.
+    pub(crate) fn on_fill(&mut self, fill: Fill) -> bool {
+        if self.fills.contains_key(&fill.trade_id) {
+            return false;
+        }
+        self.venue_order_id = Some(fill.venue_order_id.clone());
+        self.fills.insert(fill.trade_id.clone(), fill);
+        if self.fate == Fate::NotAccepted {
+            self.freeze("traded after it counted as not accepted".to_owned());
+        }
+        if self.is_settled() {
+            self.next_check = None;
+        }
+        true
+    }
+
+    /// The venue does not show it; soon after a submission this proves nothing.
+    pub(crate) fn on_not_found(&mut self, now: Timestamp) {
+        let since = self.doubt_since.unwrap_or(now);
+        self.doubt_since = Some(since);
+        self.asked = self.asked.saturating_add(1);
+        let wait = ASK_AFTER_MS.get(self.asked).copied().map(Duration::from_millis);
+        let next = wait.map_or_else(|| now.after(Duration::from_secs(5)), |wait| since.after(wait));
+        self.next_check = Some(next.max(now.after(Duration::from_millis(50))));
+    }
+
+    /// Takes what the journal says of it.
+    pub(crate) fn restore(&mut self, outcome: &OutcomeRecord) {
+        match outcome {
+            OutcomeRecord::Accepted { evidence } => {
+                self.fate = Fate::Accepted;
+                self.evidence = Some(evidence.clone());
+            }
+            OutcomeRecord::Ended { status, filled, evidence } => {
+                self.fate = Fate::Ended(*status);
+                self.reported = self.reported.max(*filled);
+                self.evidence = Some(evidence.clone());
+            }
+            OutcomeRecord::NotAccepted { evidence, .. } => {
+                self.fate = Fate::NotAccepted;
+                self.evidence = Some(evidence.clone());
+            }
+            OutcomeRecord::Unknown { cause } => {
+                self.fate = Fate::Unknown;
+                self.doubt = Some(UnknownCause::VenueUncertain(cause.clone()));
+            }
+        }
+    }
+
+    /// When its absence may be proven.
+    pub(crate) fn provable_at(&self, slack: Duration) -> Timestamp {
+        self.intent.order.deadline.after(slack)
+    }
+
+    pub(crate) fn not_accepted(&mut self, evidence: Evidence, reason: String) -> OutcomeRecord {
+        self.fate = Fate::NotAccepted;
+        self.evidence = Some(evidence.clone());
+        self.next_check = None;
+        OutcomeRecord::NotAccepted { evidence, reason }
+    }
+
+    pub(crate) fn freeze(&mut self, cause: String) -> Option<OutcomeRecord> {
+        if self.fate == Fate::Frozen {
+            return None;
+        }
+        self.fate = Fate::Frozen;
+        self.next_check = None;
+        self.doubt = Some(UnknownCause::VenueUncertain(cause.clone()));
+        Some(OutcomeRecord::Unknown { cause })
+    }
+
+    pub(crate) fn report(&self) -> Result<OrderReport, MathError> {
+        let mut fees = Notional::ZERO;
+        let mut traded = Notional::ZERO;
+        for fill in self.fills.values() {
+            fees = fees.plus(fill.fee)?;
+            traded = traded.plus(fill.quantity.notional_at(fill.price)?)?;
+        }
+        let priced = self.priced();
+        let average = if priced.is_zero() {
+            None
+        } else {
+            Price::try_new(deltaplane_math::div(traded.value(), priced.value())?).ok()
+        };
+        let order = &self.intent.order;
+        let state = match self.fate {
+            Fate::InFlight => "sent",
+            Fate::Accepted => "accepted",
+            Fate::Unknown => "unknown",
+            Fate::Ended(OrderStatus::Filled) => "filled",
+            Fate::Ended(OrderStatus::Canceled) => "canceled",
+            Fate::Ended(_) => "expired",
+            Fate::NotAccepted => "notAccepted",
+            Fate::Frozen => "frozen",
+        };
+        let doubtful = matches!(self.fate, Fate::Unknown | Fate::Frozen);
+        let note = self.refusal.as_ref().map(ToString::to_string);
+        Ok(OrderReport {
+            client_order_id: self.intent.client_order_id.clone(),
+            venue_order_id: self.venue_order_id.as_ref().map(ToString::to_string),
+            account: order.account.clone(),
+            symbol: order.symbol.clone(),
+            side: order.side,
+            quantity: order.quantity,
+            limit_price: order.limit_price,
+            state: state.to_owned(),
+            filled: self.filled(),
+            average_price: average,
+            fees,
+            evidence: self.evidence.as_ref().map(|evidence| evidence.kind().to_owned()),
+            note: note.or_else(|| self.doubt.as_ref().filter(|_| doubtful).map(ToString::to_string)),
+            at: self.fills.values().map(|fill| fill.venue_time).max().unwrap_or(self.sent_at),
+        })
+    }
+}

@@ -1,0 +1,325 @@
+//! The shell of one operation: reads the ports, feeds the machine, does what it says.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_ports::{
+    AccountEvent, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway, OrderSighting, ReadError,
+};
+use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::durable::{Durable, Recorder};
+use crate::gate::OrderGate;
+use crate::ids::OrderIdParts;
+use crate::lanes::Held;
+use crate::operation::{Draft, Effect, Event, Operation};
+use crate::snapshot::Eyes;
+
+/// Reports kept in memory; older ones are in the journal.
+const KEPT_REPORTS: usize = 1_000;
+
+/// All that sends and writes.
+pub(crate) struct Hands {
+    pub(crate) gate: OrderGate,
+    pub(crate) recorder: Recorder,
+    pub(crate) gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
+    pub(crate) epoch: u16,
+    pub(crate) next_sequence: AtomicU64,
+}
+
+/// The newest report of every operation.
+#[derive(Default)]
+pub(crate) struct Reports(Mutex<ReportsState>);
+
+#[derive(Default)]
+struct ReportsState {
+    by_id: BTreeMap<OperationId, (u64, OperationReport)>,
+    order: BTreeMap<u64, OperationId>,
+    total: u64,
+}
+
+impl Reports {
+    fn with<T>(&self, f: impl FnOnce(&mut ReportsState) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn publish(&self, report: OperationReport) {
+        self.with(|state| {
+            let place = state.by_id.get(&report.id).map(|(place, _)| *place);
+            let place = place.unwrap_or_else(|| {
+                state.total += 1;
+                state.total
+            });
+            state.order.insert(place, report.id.clone());
+            state.by_id.insert(report.id.clone(), (place, report));
+            while state.by_id.len() > KEPT_REPORTS {
+                let Some((_, oldest)) = state.order.pop_first() else { break };
+                state.by_id.remove(&oldest);
+            }
+        });
+    }
+
+    pub(crate) fn get(&self, id: &OperationId) -> Option<OperationReport> {
+        self.with(|state| state.by_id.get(id).map(|(_, report)| report.clone()))
+    }
+
+    pub(crate) fn newest(&self, limit: usize) -> Vec<OperationReport> {
+        self.with(|state| {
+            let ids = state.order.values().rev().take(limit);
+            ids.filter_map(|id| state.by_id.get(id).map(|(_, report)| report.clone())).collect()
+        })
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.with(|state| state.total)
+    }
+}
+
+/// What every operation shares.
+pub(crate) struct Shared {
+    pub(crate) eyes: Arc<Eyes>,
+    pub(crate) hands: Hands,
+    pub(crate) reports: Reports,
+    /// Lanes of frozen operations: closed until a person decides.
+    pub(crate) frozen: Mutex<Vec<Held>>,
+}
+
+enum Done {
+    Event(Event),
+    Reserved(Result<Vec<Durable<IntentRecord>>, JournalError>),
+}
+
+type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// Runs an operation to its end. The report goes to `answer` when it ends or its time runs out.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    mut operation: Operation,
+    first: Vec<Effect>,
+    held: Held,
+    answer: Option<oneshot::Sender<OperationReport>>,
+) {
+    let (sender, mut events) = mpsc::channel(1_024);
+    let mut listeners = JoinSet::new();
+    for account in &operation.spec().accounts {
+        if let Some(keeper) = shared.eyes.accounts.get(account) {
+            listeners.spawn(listen(account.clone(), keeper.reader.subscribe(), sender.clone()));
+        }
+    }
+    drop(sender);
+    let mut shell = Shell { shared: shared.clone(), work: FuturesUnordered::new(), tokens: BTreeMap::new(), answer };
+    shell.perform(&mut operation, first).await;
+    while !operation.is_finished() {
+        let now = shared.eyes.clock.now();
+        let wait = operation.wake_at().map(|at| at.since(now).max(Duration::from_millis(1)));
+        let event = tokio::select! {
+            biased;
+            Some(done) = shell.work.next() => shell.unpack(done),
+            Some(event) = events.recv() => event,
+            () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3_600))) => Event::Tick,
+        };
+        shell.changed(&event, &operation);
+        let effects = operation.step(event, shared.eyes.clock.now());
+        shell.perform(&mut operation, effects).await;
+        shared.reports.publish(operation.report(shared.eyes.clock.now()));
+    }
+    let report = operation.report(shared.eyes.clock.now());
+    let frozen = report.state == OperationState::Frozen;
+    tracing::info!(
+        operation = %report.id,
+        state = ?report.state,
+        orders = report.orders.len(),
+        duration_ms = report.execution_time.as_millis(),
+        "operation ended"
+    );
+    shared.reports.publish(report.clone());
+    if frozen {
+        shared.frozen.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+    } else {
+        drop(held);
+    }
+    shell.reply(report);
+}
+
+/// Passes on what an account's stream tells.
+async fn listen(account: AccountId, mut stream: broadcast::Receiver<AccountEvent>, to: mpsc::Sender<Event>) {
+    loop {
+        let event = match stream.recv().await {
+            Ok(AccountEvent::Report(report)) => Event::Report(report),
+            Ok(AccountEvent::Fill(fill)) => Event::Fill(fill),
+            Ok(AccountEvent::Position { .. }) => continue,
+            Ok(AccountEvent::Connected | AccountEvent::Disconnected) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                Event::StreamChanged(account.clone())
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if to.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Shell {
+    shared: Arc<Shared>,
+    work: FuturesUnordered<Work>,
+    tokens: BTreeMap<ClientOrderId, Durable<IntentRecord>>,
+    answer: Option<oneshot::Sender<OperationReport>>,
+}
+
+impl Shell {
+    fn reply(&mut self, report: OperationReport) {
+        if let Some(answer) = self.answer.take() {
+            // A caller who went away finds the report under the operation's id.
+            let _ = answer.send(report);
+        }
+    }
+
+    fn unpack(&mut self, done: Done) -> Event {
+        match done {
+            Done::Event(event) => event,
+            Done::Reserved(Err(error)) => Event::Reserved(Err(error)),
+            Done::Reserved(Ok(tokens)) => {
+                let intents = tokens.iter().map(|token| token.value().clone()).collect();
+                for token in tokens {
+                    self.tokens.insert(token.value().client_order_id.clone(), token);
+                }
+                Event::Reserved(Ok(intents))
+            }
+        }
+    }
+
+    /// What an order did makes the account's known state old.
+    fn changed(&self, event: &Event, operation: &Operation) {
+        let account = match event {
+            Event::Submitted(id, _) => operation.order_intent(id).map(|intent| intent.order.account.clone()),
+            Event::Fill(fill) => Some(fill.account.clone()),
+            _ => None,
+        };
+        if let Some(keeper) = account.and_then(|account| self.shared.eyes.accounts.get(&account)) {
+            keeper.mark_changed();
+        }
+    }
+
+    async fn perform(&mut self, operation: &mut Operation, effects: Vec<Effect>) {
+        let shared = self.shared.clone();
+        let now = shared.eyes.clock.now();
+        for effect in effects {
+            match effect {
+                Effect::Read { anew, after } => {
+                    let (symbol, accounts) = (operation.spec().symbol.clone(), operation.spec().accounts.clone());
+                    let eyes = shared.eyes.clone();
+                    self.work.push(Box::pin(async move {
+                        if !after.is_zero() {
+                            tokio::time::sleep(after).await;
+                        }
+                        Done::Event(Event::Read(eyes.snapshot(&symbol, &accounts, anew).await))
+                    }));
+                }
+                Effect::Reserve(drafts, records) => {
+                    let intents = drafts.into_iter().map(|draft| shared.hands.name(operation.id(), draft, &shared)).collect();
+                    let recorder = shared.hands.recorder.clone();
+                    self.work.push(Box::pin(async move { Done::Reserved(recorder.reserve(intents, records).await) }));
+                }
+                Effect::Send(ids) => self.send(ids),
+                Effect::Sight(id) => {
+                    if let Some((gateway, symbol)) = self.gateway(operation, &id) {
+                        self.work.push(Box::pin(async move {
+                            let sighting = gateway.fetch_order(&id, &symbol).await;
+                            Done::Event(Event::Sighted(id, sighting))
+                        }));
+                    }
+                }
+                Effect::ReadTrades(id) => {
+                    if let Some((gateway, symbol)) = self.gateway(operation, &id) {
+                        let since = search_start(operation.sent_at(&id).unwrap_or(now));
+                        self.work.push(Box::pin(async move {
+                            let fills = gateway.fetch_fills(&symbol, since).await;
+                            Done::Event(Event::TradesRead(id, fills))
+                        }));
+                    }
+                }
+                Effect::Prove(id) => self.prove(operation, id),
+                Effect::Record(records) => {
+                    // A failure stops all sending by itself; there is nothing to take back.
+                    let _ = shared.hands.recorder.append(records).await;
+                }
+                Effect::Answer => {
+                    let report = operation.report(now);
+                    shared.reports.publish(report.clone());
+                    self.reply(report);
+                }
+                Effect::Finish(records) => {
+                    let _ = shared.hands.recorder.append(records).await;
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, ids: Vec<ClientOrderId>) {
+        for id in ids {
+            let Some(token) = self.tokens.remove(&id) else { continue };
+            let shared = self.shared.clone();
+            // On a task of its own: what is sent goes on whatever becomes of this loop.
+            let sending = tokio::spawn(async move { shared.hands.gate.send(token).await });
+            self.work.push(Box::pin(async move {
+                let outcome = sending.await.unwrap_or(deltaplane_types::SubmitOutcome::Unknown(
+                    deltaplane_types::UnknownCause::Interrupted,
+                ));
+                Done::Event(Event::Submitted(id, outcome))
+            }));
+        }
+    }
+
+    fn gateway(&self, operation: &Operation, id: &ClientOrderId) -> Option<(Arc<dyn OrderGateway>, Symbol)> {
+        let order = &operation.order_intent(id)?.order;
+        Some((self.shared.hands.gateways.get(&order.account)?.clone(), order.symbol.clone()))
+    }
+
+    fn prove(&mut self, operation: &Operation, id: ClientOrderId) {
+        let Some((gateway, symbol)) = self.gateway(operation, &id) else { return };
+        let Some(intent) = operation.order_intent(&id) else { return };
+        let Some(keeper) = self.shared.eyes.accounts.get(&intent.order.account).cloned() else { return };
+        let since = search_start(operation.sent_at(&id).unwrap_or_default());
+        self.work.push(Box::pin(async move {
+            let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
+                let sighting = gateway.fetch_order(&id, &symbol).await?;
+                let fills = gateway.fetch_fills(&symbol, since).await?;
+                let position = keeper.refresh().await?.delta(&symbol);
+                Ok((sighting, fills, position))
+            }
+            .await;
+            Done::Event(Event::Proof(id, answers))
+        }));
+    }
+}
+
+/// Trades are looked for from a little before the order was sent: the venue's clock may differ from ours.
+fn search_start(sent: Timestamp) -> Timestamp {
+    Timestamp::from_millis(sent.as_millis().saturating_sub(5_000))
+}
+
+impl Hands {
+    /// Gives an order its number and its name.
+    fn name(&self, operation: &OperationId, draft: Draft, shared: &Shared) -> IntentRecord {
+        let sequence = self.next_sequence.fetch_add(1, Ordering::SeqCst);
+        let config = &shared.eyes.config;
+        let leg = u8::try_from(draft.leg % 64).unwrap_or(0);
+        let parts = OrderIdParts { instance: config.instance, epoch: self.epoch, sequence, leg };
+        IntentRecord {
+            sequence,
+            epoch: self.epoch,
+            operation: operation.clone(),
+            client_order_id: config.id_key.make(parts),
+            leg: draft.leg,
+            order: draft.order,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What is true at the start of a round: accounts and prices, read once and stamped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use deltaplane_market::{FeedHealth, consensus, health};
+use deltaplane_math::MarginUse;
+use deltaplane_ports::{Clock, PriceFeed};
+use deltaplane_types::{
+    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarketView, Notional, Price, Ratio, Symbol,
+    Timestamp,
+};
+
+use crate::accounts::AccountKeeper;
+use crate::config::EngineConfig;
+use crate::report::failure;
+
+/// One account in a snapshot.
+#[derive(Clone, Debug)]
+pub struct AccountFacts {
+    /// The account's state.
+    pub account: AccountSnapshot,
+    /// Its instrument.
+    pub instrument: Instrument,
+    /// Its own venue's market.
+    pub market: Arc<MarketView>,
+}
+
+/// What was true at one time.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When reading began.
+    pub as_of: Timestamp,
+    /// The reference price.
+    pub reference_price: Price,
+    /// Independent sources behind it.
+    pub price_sources: usize,
+    /// The named accounts.
+    pub accounts: BTreeMap<AccountId, AccountFacts>,
+    /// Delta of every configured account in the symbol, as far as it is known.
+    pub all_deltas: BTreeMap<AccountId, Option<Delta>>,
+}
+
+/// All that reads and nothing that sends.
+pub(crate) struct Eyes {
+    pub(crate) config: EngineConfig,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) accounts: BTreeMap<AccountId, Arc<AccountKeeper>>,
+    pub(crate) feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>>,
+    /// The feed of each account's own venue.
+    pub(crate) feed_of: BTreeMap<AccountId, FeedId>,
+}
+
+type Failed = Box<deltaplane_ports::Failure>;
+
+impl Eyes {
+    /// Fresh views of the feeds that may be traded on.
+    fn healthy_views(&self, symbol: &Symbol) -> BTreeMap<FeedId, Arc<MarketView>> {
+        let now = self.clock.now();
+        let mut views = BTreeMap::new();
+        for (id, feed) in &self.feeds {
+            let view = feed.view(symbol);
+            let fresh = |view: &Arc<MarketView>| now.since(view.received_at) <= self.config.max_price_age;
+            if health(view.as_deref(), now, self.config.feeds) == FeedHealth::Healthy
+                && let Some(view) = view.filter(fresh)
+            {
+                views.insert(id.clone(), view);
+            }
+        }
+        views
+    }
+
+    /// The reference price of a symbol now, where there is one.
+    pub(crate) fn reference_price(&self, symbol: &Symbol) -> Option<Price> {
+        let views = self.healthy_views(symbol);
+        consensus(views.values().map(AsRef::as_ref)).ok().flatten().map(|consensus| consensus.price)
+    }
+
+    /// Reads accounts and prices once. With `anew` every account is asked again.
+    pub(crate) async fn snapshot(&self, symbol: &Symbol, named: &[AccountId], anew: bool) -> Result<Snapshot, Failed> {
+        let as_of = self.clock.now();
+        let readings = named.iter().map(|id| async move {
+            let keeper = self.accounts.get(id)?;
+            let state = async {
+                if anew { keeper.refresh().await } else { keeper.fresh(self.config.max_account_age).await }
+            };
+            Some((id.clone(), tokio::join!(state, keeper.reader.fetch_instrument(symbol))))
+        });
+        let readings = futures_util::future::join_all(readings).await;
+        // A symbol that a venue does not list is the caller's mistake, not a missing price.
+        for (id, (_, instrument)) in readings.iter().flatten() {
+            if let Err(error @ deltaplane_ports::ReadError::UnknownSymbol(_)) = instrument {
+                return Err(unreadable(id, error));
+            }
+        }
+        let views = self.healthy_views(symbol);
+        let agreed = consensus(views.values().map(AsRef::as_ref))
+            .map_err(|error| failure(Code::Internal, error.to_string(), "report this defect"))?;
+        let Some(agreed) = agreed else {
+            let feeds: Vec<&str> = self.feeds.keys().map(FeedId::as_str).collect();
+            return Err(failure(
+                Code::MarketDataUnavailable,
+                format!("no healthy price feed for {symbol} among {}", feeds.join(", ")),
+                "wait for a feed to recover, or check the exchanges' connections",
+            ));
+        };
+        let mut accounts = BTreeMap::new();
+        for (id, (state, instrument)) in readings.into_iter().flatten() {
+            let (account, instrument) = match (state, instrument) {
+                (Ok(account), Ok(instrument)) => (account, instrument),
+                (Err(error), _) | (_, Err(error)) => return Err(unreadable(&id, &error)),
+            };
+            let feed = self.feed_of.get(&id);
+            let Some(market) = feed.and_then(|feed| views.get(feed)) else {
+                let feed = feed.map_or("none", FeedId::as_str);
+                return Err(failure(
+                    Code::MarketDataUnavailable,
+                    format!("the price feed {feed} of account {id} is not healthy"),
+                    "wait for the feed to recover, or leave the account out",
+                ));
+            };
+            accounts.insert(id, AccountFacts { account, instrument, market: market.clone() });
+        }
+        let all_deltas = self
+            .accounts
+            .iter()
+            .map(|(id, keeper)| {
+                let known = accounts.get(id).map(|facts| facts.account.delta(symbol));
+                (id.clone(), known.or_else(|| keeper.newest().map(|account| account.delta(symbol))))
+            })
+            .collect();
+        Ok(Snapshot {
+            as_of,
+            reference_price: agreed.price,
+            price_sources: agreed.sources,
+            accounts,
+            all_deltas,
+        })
+    }
+}
+
+fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Failed {
+    use deltaplane_ports::ReadError;
+    use deltaplane_types::RefusalReason;
+    let (code, solution) = match error {
+        ReadError::Proxy(_) => (Code::ProxyFailed, "check the account's proxy"),
+        ReadError::Refused(refusal) if refusal.reason == RefusalReason::NotPermitted => {
+            (Code::NotPermitted, "check the venue key and its permissions")
+        }
+        ReadError::Refused(refusal) if refusal.reason == RefusalReason::RateLimited => {
+            (Code::TooManyRequests, "wait for the venue's budget to recover")
+        }
+        ReadError::UnknownSymbol(_) => (Code::InvalidRequest, "use a symbol that the account's venue lists"),
+        _ => (Code::HedgeFailed, "check the venue's connection, or leave the account out"),
+    };
+    failure(code, format!("account {account} cannot be read: {error}"), solution)
+}
+
+impl AccountFacts {
+    /// What decides the account's margin in the symbol.
+    pub(crate) fn margin(&self, symbol: &Symbol) -> Result<MarginUse, deltaplane_math::MathError> {
+        let held = self.account.positions.get(symbol);
+        let own = |amount: fn(&deltaplane_types::Position) -> Notional| held.map_or(Notional::ZERO, amount);
+        let other = self.account.initial_margin.minus(own(|p| p.initial_margin))?;
+        let maintenance = self.account.maintenance_margin.minus(own(|p| p.maintenance_margin))?;
+        let leverage = self.instrument.leverage.max(Decimal::ONE);
+        Ok(MarginUse {
+            equity: self.account.equity()?,
+            // Rounding on the venue's side may leave a hair below zero.
+            other_margin: other.max(Notional::ZERO),
+            other_maintenance: maintenance.max(Notional::ZERO),
+            initial_rate: Ratio::new(deltaplane_math::div(Decimal::ONE, leverage)?),
+            brackets: self.instrument.brackets.clone(),
+        })
+    }
+}

@@ -1,0 +1,254 @@
+//! The price stream: books, best prices, marks.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use deltaplane_net::{Backoff, HttpTransport, WebSocket, WebSocketError};
+use deltaplane_ports::{Clock, FeedStatus, PriceFeed};
+use deltaplane_types::{FeedId, MarketView, Price, Ratio, Symbol, Timestamp};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::book::{BookStep, BookSync};
+use crate::config::BinanceConfig;
+use crate::rest::{Rest, RestError};
+use crate::venue::rest_of;
+use crate::wire::{BookTicker, DepthUpdate, EventType, MarkPriceUpdate, StreamFrame};
+
+/// Levels of a published view.
+const DEPTH: usize = 50;
+/// A market stream that is silent for this long is given up.
+const SILENCE: Duration = Duration::from_secs(8);
+const CONNECT: Duration = Duration::from_secs(5);
+
+type Views = RwLock<BTreeMap<Symbol, Arc<MarketView>>>;
+
+struct Shared {
+    id: FeedId,
+    views: Views,
+    connected: AtomicBool,
+    last_update: AtomicI64,
+    errors: AtomicU64,
+    changes: watch::Sender<u64>,
+    clock: Arc<dyn Clock>,
+}
+
+/// One exchange's live prices. Dropping it ends its connections.
+pub struct BinanceFeed {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+impl BinanceFeed {
+    /// Connects and keeps connected; views appear as books come in step.
+    pub fn start(
+        config: &BinanceConfig,
+        symbols: &[Symbol],
+        transport: Arc<dyn HttpTransport>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            id: config.feed.clone(),
+            views: RwLock::default(),
+            connected: AtomicBool::new(false),
+            last_update: AtomicI64::new(i64::MIN),
+            errors: AtomicU64::new(0),
+            changes: watch::channel(0).0,
+            clock: clock.clone(),
+        });
+        let rest = Arc::new(rest_of(config, None, transport, clock));
+        let mut tasks = JoinSet::new();
+        for symbol in symbols {
+            let name = config.symbols.venue_symbol(symbol);
+            let session = Session {
+                shared: shared.clone(),
+                rest: rest.clone(),
+                symbol: symbol.clone(),
+                name,
+                url: config.stream_url.clone(),
+                mark: watch::channel(None).0,
+            };
+            tasks.spawn(session.run());
+        }
+        Self { shared, _tasks: tasks }
+    }
+}
+
+impl PriceFeed for BinanceFeed {
+    fn id(&self) -> &FeedId {
+        &self.shared.id
+    }
+
+    fn view(&self, symbol: &Symbol) -> Option<Arc<MarketView>> {
+        self.shared.views.read().unwrap_or_else(PoisonError::into_inner).get(symbol).cloned()
+    }
+
+    fn status(&self) -> FeedStatus {
+        let last = self.shared.last_update.load(Ordering::Relaxed);
+        FeedStatus {
+            connected: self.shared.connected.load(Ordering::Relaxed),
+            last_update: (last != i64::MIN).then(|| Timestamp::from_millis(last)),
+            error_count: self.shared.errors.load(Ordering::Relaxed),
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+}
+
+struct Session {
+    shared: Arc<Shared>,
+    rest: Arc<Rest>,
+    symbol: Symbol,
+    name: String,
+    url: String,
+    mark: watch::Sender<Option<MarkPriceUpdate>>,
+}
+
+impl Session {
+    async fn run(self) {
+        let session = Arc::new(self);
+        let marks = tokio::spawn(session.clone().keep(Session::follow_marks_once));
+        session.clone().keep(Session::follow_book_once).await;
+        marks.abort();
+    }
+
+    /// Connects again and again, waiting longer each time that it fails at once.
+    async fn keep<F>(self: Arc<Self>, once: impl Fn(Arc<Self>) -> F)
+    where
+        F: Future<Output = Result<(), FeedError>>,
+    {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        loop {
+            let began = tokio::time::Instant::now();
+            if let Err(error) = once(self.clone()).await {
+                self.shared.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
+            }
+            if began.elapsed() > Duration::from_secs(30) {
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    async fn follow_marks_once(self: Arc<Self>) -> Result<(), FeedError> {
+        let url = format!("{}/market/stream?streams={}@markPrice@1s", self.url, self.name.to_lowercase());
+        let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
+        loop {
+            let text = socket.next_text().await?;
+            let frame: StreamFrame<'_> = serde_json::from_str(&text)?;
+            self.mark.send_replace(Some(serde_json::from_str(frame.data.get())?));
+        }
+    }
+
+    async fn follow_book_once(self: Arc<Self>) -> Result<(), FeedError> {
+        let result = self.follow_book().await;
+        self.shared.connected.store(false, Ordering::Relaxed);
+        self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
+        self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
+        result
+    }
+
+    async fn follow_book(&self) -> Result<(), FeedError> {
+        let name = self.name.to_lowercase();
+        let url = format!("{}/public/stream?streams={name}@depth@100ms/{name}@bookTicker", self.url);
+        let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
+        let mut book = BookSync::default();
+        let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut snapshot_at = Some(tokio::time::Instant::now() + Duration::from_millis(50));
+        loop {
+            let due = snapshot_at.unwrap_or_else(|| tokio::time::Instant::now() + SILENCE);
+            tokio::select! {
+                biased;
+                text = socket.next_text() => {
+                    let text = text?;
+                    let venue_time = apply(&mut book, &text)?;
+                    if let Some((step, venue_time)) = venue_time {
+                        if step == BookStep::Gap {
+                            self.shared.errors.fetch_add(1, Ordering::Relaxed);
+                            self.withdraw();
+                            snapshot_at = Some(tokio::time::Instant::now() + retry.next_wait());
+                        }
+                        self.publish(&book, venue_time);
+                    }
+                }
+                () = tokio::time::sleep_until(due), if snapshot_at.is_some() => {
+                    // The stream is read on while the snapshot is on its way: the socket buffers it.
+                    let snapshot = self.rest.depth(&self.name).await?;
+                    snapshot_at = if book.on_snapshot(&snapshot) == BookStep::Gap {
+                        Some(tokio::time::Instant::now() + retry.next_wait())
+                    } else {
+                        retry.reset();
+                        self.publish(&book, snapshot.transaction_time);
+                        None
+                    };
+                }
+            }
+        }
+    }
+
+    /// The book is out of step: better no price than a wrong one.
+    fn withdraw(&self) {
+        self.shared.connected.store(false, Ordering::Relaxed);
+        self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
+        self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn publish(&self, book: &BookSync, venue_time: i64) {
+        if book.needs_snapshot() {
+            return;
+        }
+        let (bids, asks) = book.top(DEPTH);
+        let now = self.shared.clock.now();
+        let mark = *self.mark.borrow();
+        let view = MarketView {
+            feed: self.shared.id.clone(),
+            bids: bids.into(),
+            asks: asks.into(),
+            mark: mark.and_then(|mark| Price::try_new(mark.mark.0).ok()),
+            index: mark.and_then(|mark| Price::try_new(mark.index.0).ok()),
+            funding_rate: mark.map(|mark| Ratio::new(mark.funding_rate.0)),
+            next_funding: mark.map(|mark| Timestamp::from_millis(mark.next_funding)),
+            venue_time: Timestamp::from_millis(venue_time),
+            received_at: now,
+        };
+        self.shared.views.write().unwrap_or_else(PoisonError::into_inner).insert(self.symbol.clone(), Arc::new(view));
+        self.shared.connected.store(true, Ordering::Relaxed);
+        self.shared.last_update.store(now.as_millis(), Ordering::Relaxed);
+        self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// Folds a combined frame into a book; gives the step and the venue's time, none for other events.
+pub(crate) fn apply(book: &mut BookSync, text: &str) -> Result<Option<(BookStep, i64)>, serde_json::Error> {
+    let frame: StreamFrame<'_> = serde_json::from_str(text)?;
+    let data = frame.data.get();
+    let kind: EventType<'_> = serde_json::from_str(data)?;
+    Ok(match &*kind.e {
+        "depthUpdate" => {
+            let event: DepthUpdate = serde_json::from_str(data)?;
+            let time = event.transaction_time;
+            Some((book.on_depth(event), time))
+        }
+        "bookTicker" => {
+            let ticker: BookTicker = serde_json::from_str(data)?;
+            book.on_ticker(ticker);
+            Some((BookStep::Applied, ticker.transaction_time))
+        }
+        _ => None,
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FeedError {
+    #[error(transparent)]
+    Stream(#[from] WebSocketError),
+    #[error(transparent)]
+    Rest(#[from] RestError),
+    #[error("an event cannot be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+}

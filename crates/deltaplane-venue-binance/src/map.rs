@@ -1,0 +1,189 @@
+//! Wire to domain: pure, total, invents nothing.
+
+use deltaplane_types::{
+    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, MarginBracket,
+    Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side, Symbol, Timestamp, parse_exact,
+};
+
+use crate::wire::{
+    CommissionRate, Filter, LeverageBracket, Number, OrderAnswer, OrderEvent, OrderState, SymbolInfo, UserTrade,
+    WireSide,
+};
+
+/// A message that says something impossible.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MapError {
+    #[error("{field} {text:?} is not a decimal")]
+    NotDecimal { field: &'static str, text: String },
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    #[error(transparent)]
+    Arithmetic(#[from] ArithmeticError),
+    #[error("the id {0:?} is not legal")]
+    Id(String),
+    #[error("the instrument lacks its {0}")]
+    MissingFilter(&'static str),
+}
+
+impl From<OrderState> for OrderStatus {
+    fn from(state: OrderState) -> Self {
+        match state {
+            OrderState::New => Self::Open,
+            OrderState::PartiallyFilled => Self::PartiallyFilled,
+            OrderState::Filled => Self::Filled,
+            OrderState::Canceled => Self::Canceled,
+            OrderState::Rejected => Self::Rejected,
+            OrderState::Expired | OrderState::ExpiredInMatch => Self::Expired,
+        }
+    }
+}
+
+impl From<WireSide> for Side {
+    fn from(side: WireSide) -> Self {
+        match side {
+            WireSide::Buy => Self::Buy,
+            WireSide::Sell => Self::Sell,
+        }
+    }
+}
+
+/// A price where zero stands for none.
+pub(crate) fn price_or_none(number: Number) -> Option<Price> {
+    Price::try_new(number.0).ok()
+}
+
+pub(crate) fn client_order_id(text: &str) -> Result<ClientOrderId, MapError> {
+    text.parse().map_err(|_| MapError::Id(text.chars().take(40).collect()))
+}
+
+fn venue_id<T: std::str::FromStr>(number: u64) -> Result<T, MapError> {
+    number.to_string().parse().map_err(|_| MapError::Id(number.to_string()))
+}
+
+pub(crate) fn report(answer: &OrderAnswer) -> Result<ExecutionReport, MapError> {
+    Ok(ExecutionReport {
+        client_order_id: client_order_id(&answer.client_order_id)?,
+        venue_order_id: venue_id(answer.order_id)?,
+        status: answer.status.into(),
+        filled: Quantity::try_new(answer.executed_qty.0)?,
+        average_price: answer.avg_price.and_then(price_or_none),
+        venue_time: Timestamp::from_millis(answer.update_time),
+    })
+}
+
+pub(crate) fn event_report(event: &OrderEvent) -> Result<ExecutionReport, MapError> {
+    Ok(ExecutionReport {
+        client_order_id: client_order_id(&event.c)?,
+        venue_order_id: venue_id(event.i)?,
+        status: event.status.into(),
+        filled: Quantity::try_new(event.filled.0)?,
+        average_price: price_or_none(event.average_price),
+        venue_time: Timestamp::from_millis(event.time),
+    })
+}
+
+/// The trade in an order event; none where it tells of none.
+pub(crate) fn event_fill(event: &OrderEvent, account: &AccountId, symbol: &Symbol) -> Result<Option<Fill>, MapError> {
+    if event.t == 0 || event.last_quantity.0.is_zero() {
+        return Ok(None);
+    }
+    Ok(Some(Fill {
+        account: account.clone(),
+        symbol: symbol.clone(),
+        trade_id: venue_id(event.t)?,
+        venue_order_id: venue_id(event.i)?,
+        client_order_id: client_order_id(&event.c).ok(),
+        side: event.side.into(),
+        quantity: Quantity::try_new(event.last_quantity.0)?,
+        price: Price::try_new(event.last_price.0)?,
+        fee: Notional::new(event.commission.map_or(Decimal::ZERO, |fee| fee.0)),
+        venue_time: Timestamp::from_millis(event.time),
+    }))
+}
+
+/// A trade of the account's history. Its fee is what was paid, whichever sign the venue writes.
+pub(crate) fn trade_fill(trade: &UserTrade, account: &AccountId, symbol: &Symbol) -> Result<Fill, MapError> {
+    Ok(Fill {
+        account: account.clone(),
+        symbol: symbol.clone(),
+        trade_id: venue_id(trade.id)?,
+        venue_order_id: venue_id(trade.order_id)?,
+        client_order_id: None,
+        side: trade.side.into(),
+        quantity: Quantity::try_new(trade.qty.0)?,
+        price: Price::try_new(trade.price.0)?,
+        fee: Notional::new(trade.commission.0.abs()),
+        venue_time: Timestamp::from_millis(trade.time),
+    })
+}
+
+fn decimal(field: &'static str, text: &str) -> Result<Decimal, MapError> {
+    parse_exact(text).map_err(|_| MapError::NotDecimal { field, text: text.chars().take(40).collect() })
+}
+
+/// What an instrument is made from.
+pub(crate) struct InstrumentParts<'a> {
+    pub(crate) symbol: &'a Symbol,
+    pub(crate) info: &'a SymbolInfo,
+    pub(crate) rates: &'a CommissionRate,
+    pub(crate) brackets: &'a LeverageBracket,
+    pub(crate) leverage: Decimal,
+    pub(crate) funding_interval_hours: u32,
+}
+
+pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapError> {
+    let InstrumentParts { symbol, info, rates, brackets, leverage, funding_interval_hours } = parts;
+    let (mut tick, mut lot, mut notional, mut band) = (None, None, None, (None, None));
+    for filter in &info.filters {
+        match filter {
+            Filter::PriceFilter { tick_size } => tick = Some(Price::try_new(decimal("tickSize", tick_size)?)?),
+            Filter::LotSize { min_qty, max_qty, step_size } => {
+                let quantity = |field, text: &str| Ok::<_, MapError>(Quantity::try_new(decimal(field, text)?)?);
+                lot = Some((quantity("stepSize", step_size)?, quantity("minQty", min_qty)?, quantity("maxQty", max_qty)?));
+            }
+            Filter::MinNotional { notional: text } => notional = Some(Notional::new(decimal("notional", text)?)),
+            Filter::PercentPrice { multiplier_up, multiplier_down } => {
+                band = (
+                    Some(Ratio::new(decimal("multiplierUp", multiplier_up)?)),
+                    Some(Ratio::new(decimal("multiplierDown", multiplier_down)?)),
+                );
+            }
+            Filter::Other => {}
+        }
+    }
+    let (lot_size, min_quantity, max_quantity) = lot.ok_or(MapError::MissingFilter("LOT_SIZE"))?;
+    Ok(Instrument {
+        symbol: (*symbol).clone(),
+        venue_symbol: info.symbol.clone(),
+        multiplier: Decimal::ONE,
+        lot_size,
+        min_quantity,
+        max_quantity,
+        tick_size: tick.ok_or(MapError::MissingFilter("PRICE_FILTER"))?,
+        min_notional: notional.unwrap_or(Notional::ZERO),
+        // MIN_NOTIONAL: "unless you choose reduce only".
+        reduce_only_exempt: true,
+        price_band_up: band.0,
+        price_band_down: band.1,
+        taker_rate: Ratio::new(rates.taker_commission_rate.0),
+        maker_rate: Ratio::new(rates.maker_commission_rate.0),
+        leverage: *leverage,
+        brackets: brackets
+            .brackets
+            .iter()
+            .map(|step| MarginBracket {
+                floor: Notional::new(step.notional_floor.0),
+                cap: Notional::new(step.notional_cap.0),
+                maintenance_rate: Ratio::new(step.maint_margin_ratio.0),
+                deduction: Notional::new(step.cum.0),
+                max_leverage: step.initial_leverage.0,
+            })
+            .collect(),
+        funding_interval_hours: *funding_interval_hours,
+        tradable: info.status == "TRADING" && info.contract_type == "PERPETUAL",
+    })
+}
+
+pub(crate) fn delta(number: Number) -> Delta {
+    Delta::new(number.0)
+}
