@@ -1,1 +1,30 @@
-//! placeholder
+//! The HTTP facade: parse, ask the [`ControlPlane`], render.
+//!
+//! | method and path | what it does |
+//! |---|---|
+//! | `POST /api/v1/delta/control` | brings net delta to its target |
+//! | `POST /api/v1/hedge/execute` | trades an amount |
+//! | `POST /api/v1/account/sync` | reads accounts now |
+//! | `GET /api/v1/accounts` | the configured accounts |
+//! | `GET /api/v1/portfolio` | exposure by symbol, state by account |
+//! | `GET /api/v1/operations[/{id}]` | what was done and why |
+//! | `GET /api/v1/system/status` | the parts and how they fare |
+//! | `GET /healthz`, `GET /readyz` | for supervisors |
+//!
+//! hyper and hyper-util own the sockets, axum routes. The caller owns the listener and the shutdown future.
+//! This crate knows neither the engine nor a venue, and holds no rule of the domain.
+
+mod guard;
+mod handlers;
+mod problem;
+pub mod request;
+mod router;
+mod server;
+mod state;
+mod wire;
+
+pub use deltaplane_ports::ControlPlane;
+pub use guard::auth::{ApiKey, ApiKeyError};
+pub use router::router;
+pub use server::{ServerLimits, serve};
+pub use state::{ApiState, Vitals};

@@ -1,0 +1,89 @@
+//! Repeated requests: the same key and body give the first answer without acting again.
+
+use axum::http::{HeaderMap, StatusCode};
+use deltaplane_ports::{Answer, AnswerClaim, Failure, IdempotencyKey, JournalError};
+use deltaplane_types::{Code, OperationId};
+use sha2::{Digest, Sha256};
+
+use crate::problem;
+use crate::state::ApiState;
+use crate::wire::json::Reply;
+
+/// The key of a request, if it has one.
+///
+/// # Errors
+///
+/// A failure if the header is not 1 to 255 visible characters.
+pub(crate) fn key_of(headers: &HeaderMap, path: &str, body: &[u8]) -> Result<Option<IdempotencyKey>, Box<Failure>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let legal = |text: &&str| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    let Some(key) = value.to_str().ok().filter(legal) else {
+        let text = "the Idempotency-Key header is not 1 to 255 visible ASCII characters";
+        return Err(Box::new(problem::failure(Code::InvalidRequest, text, "send a UUID, for example")));
+    };
+    let mut hasher = Sha256::new();
+    hasher.update(path.as_bytes());
+    hasher.update([0]);
+    hasher.update(body);
+    Ok(Some(IdempotencyKey { key: key.to_owned(), body_hash: hex::encode(hasher.finalize()) }))
+}
+
+/// What to do with a request that has a key.
+pub(crate) enum Claimed {
+    /// It is new: act.
+    Act,
+    /// It has an answer already.
+    Answer(Reply),
+}
+
+fn store_failed(error: &JournalError, path: &str) -> Reply {
+    let remedy = "nothing was done; repair the store and restart the server";
+    problem::reply(&problem::failure(Code::Internal, error.to_string(), remedy), path, None)
+}
+
+pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) -> Claimed {
+    let claim = state.answers.claim(&key.key, &key.body_hash, state.clock.now()).await;
+    Claimed::Answer(match claim {
+        Ok(AnswerClaim::New) => return Claimed::Act,
+        Ok(AnswerClaim::Answered(Answer { status, body })) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+            let failed = status.is_client_error() || status.is_server_error();
+            let content_type = if failed { "application/problem+json" } else { "application/json" };
+            Reply { status, content_type, body, location: None, retry_after: None }
+        }
+        Ok(AnswerClaim::OtherBody) => {
+            let text = "this Idempotency-Key was used with another body in the last 24 hours";
+            let failed = problem::failure(Code::InvalidRequest, text, "send a new key with a new request");
+            problem::with_status(StatusCode::UNPROCESSABLE_ENTITY, &failed, path, None)
+        }
+        Ok(AnswerClaim::Pending { operation }) => {
+            let text = "the request with this Idempotency-Key is at work or was cut off before it was answered";
+            let remedy = "do not repeat it with another key; look the operation up";
+            let mut failed = problem::failure(Code::Conflict, text, remedy);
+            failed.details.insert("operationId".to_owned(), operation.iter().map(ToString::to_string).collect());
+            problem::reply(&failed, path, None)
+        }
+        Err(error) => store_failed(&error, path),
+    })
+}
+
+pub(crate) async fn attach(state: &ApiState, key: &IdempotencyKey, operation: &OperationId) {
+    if let Err(error) = state.answers.attach(&key.key, operation).await {
+        tracing::error!(%error, %operation, "an idempotency key could not be tied to its operation");
+    }
+}
+
+/// Keeps an answer for the next request with the same key.
+pub(crate) async fn complete(state: &ApiState, key: &IdempotencyKey, reply: &Reply) {
+    let answer = Answer { status: reply.status.as_u16(), body: reply.body.clone() };
+    if let Err(error) = state.answers.complete(&key.key, &answer).await {
+        tracing::error!(%error, "an answer could not be kept");
+    }
+}
+
+/// Gives the key back: no operation began.
+pub(crate) async fn release(state: &ApiState, key: &IdempotencyKey) {
+    if let Err(error) = state.answers.release(&key.key).await {
+        tracing::error!(%error, "an idempotency key could not be given back");
+    }
+}

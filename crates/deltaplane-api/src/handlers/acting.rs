@@ -1,0 +1,167 @@
+//! Requests that act.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Response, StatusCode};
+use deltaplane_ports::{Failure, OperationReport, RequestMeta, Started};
+use deltaplane_types::Code;
+
+use super::{Asked, failed, invalid, read};
+use crate::guard::idempotency::{self, Claimed};
+use crate::problem;
+use crate::state::ApiState;
+use crate::wire::json::{JsonObject, Reply};
+use crate::wire::{account, operation, requests};
+
+type Shared = State<Arc<ApiState>>;
+
+/// The longest wait for another operation.
+const MAX_WAIT_SECONDS: u64 = 600;
+
+/// What `Prefer` (RFC 7240) asks for.
+#[derive(Clone, Copy, Default)]
+struct Prefer {
+    respond_async: bool,
+    wait: Option<Duration>,
+}
+
+/// Reads `Prefer`; what is not understood is a preference that is not kept, as the RFC says.
+fn prefer(headers: &HeaderMap) -> Prefer {
+    let mut found = Prefer::default();
+    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    for part in values.flat_map(|value| value.split([',', ';'])) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        match name.trim().to_ascii_lowercase().as_str() {
+            "respond-async" => found.respond_async = true,
+            "wait" => {
+                let seconds = value.trim().trim_matches('"').parse::<u64>().ok();
+                found.wait = seconds.map(|seconds| Duration::from_secs(seconds.min(MAX_WAIT_SECONDS)));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The key and the wait of a request.
+fn meta(asked: &Asked) -> Result<RequestMeta, Reply> {
+    let idempotency = idempotency::key_of(&asked.headers, &asked.path, &asked.body)
+        .map_err(|failure| failed(&failure, &asked.path))?;
+    Ok(RequestMeta { idempotency, wait: prefer(&asked.headers).wait })
+}
+
+pub(crate) async fn delta_control(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let meta = meta(&asked)?;
+        let parsed =
+            requests::delta_control(&asked.body, meta.clone()).map_err(|problems| invalid(&problems, &asked.path))?;
+        let (plane, dry_run) = (state.plane.clone(), parsed.dry_run);
+        let start = async move { plane.control_delta(parsed).await };
+        Ok(act(state, asked, meta, dry_run, start, operation::delta_control).await)
+    };
+    result.await.unwrap_or_else(|reply| reply).into_response()
+}
+
+pub(crate) async fn hedge_execute(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let meta = meta(&asked)?;
+        let parsed = requests::hedge_execution(&asked.body, meta.clone(), state.live)
+            .map_err(|problems| invalid(&problems, &asked.path))?;
+        let (plane, dry_run) = (state.plane.clone(), parsed.dry_run);
+        let start = async move { plane.execute_hedge(parsed).await };
+        Ok(act(state, asked, meta, dry_run, start, operation::hedge_execution).await)
+    };
+    result.await.unwrap_or_else(|reply| reply).into_response()
+}
+
+/// Starts an operation once per idempotency key and answers with its report.
+async fn act(
+    state: Arc<ApiState>,
+    asked: Asked,
+    meta: RequestMeta,
+    dry_run: bool,
+    start: impl Future<Output = Result<Started, Box<Failure>>>,
+    render: fn(&OperationReport) -> JsonObject,
+) -> Reply {
+    let path = asked.path.clone();
+    // A dry run leaves no trace, so there is nothing that must not happen twice.
+    let key = meta.idempotency.filter(|_| !dry_run);
+    if let Some(key) = &key
+        && let Claimed::Answer(reply) = idempotency::claim(&state, key, &path).await
+    {
+        return reply;
+    }
+    let started = match start.await {
+        Ok(started) => started,
+        Err(failure) => {
+            if let Some(key) = &key {
+                idempotency::release(&state, key).await;
+            }
+            return failed(&failure, &path);
+        }
+    };
+    let operation = started.id.clone();
+    if let Some(key) = &key {
+        idempotency::attach(&state, key, &operation).await;
+    }
+    let respond_async = prefer(&asked.headers).respond_async && !dry_run;
+    if respond_async {
+        let mut body = JsonObject::default();
+        body.put("success", &true);
+        body.put("operationId", operation.as_str());
+        let mut reply = Reply::json(StatusCode::ACCEPTED, &body);
+        reply.location = Some(format!("/api/v1/operations/{operation}"));
+        if let Some(key) = &key {
+            idempotency::complete(&state, key, &reply).await;
+        }
+        return reply;
+    }
+    // On a task of its own: the answer is kept although the client goes away.
+    let answering = tokio::spawn(async move {
+        let reply = match started.report.await {
+            Ok(report) => answer(&report, &path, render),
+            Err(_) => {
+                let text = format!("the engine stopped while operation {} was at work", started.id);
+                let remedy = "restart the server; it settles the operation from its journal";
+                failed(&problem::failure(Code::NotRunning, text, remedy), &path)
+            }
+        };
+        if let Some(key) = &key {
+            idempotency::complete(&state, key, &reply).await;
+        }
+        reply
+    });
+    answering.await.unwrap_or_else(|error| {
+        tracing::error!(%error, %operation, "answering failed");
+        let remedy = format!("look up GET /api/v1/operations/{operation}");
+        failed(&problem::failure(Code::Internal, format!("the answer to {operation} failed"), remedy), "/")
+    })
+}
+
+/// A report as an answer: an error never hides what was executed.
+fn answer(report: &OperationReport, path: &str, render: fn(&OperationReport) -> JsonObject) -> Reply {
+    let body = render(report);
+    match &report.failure {
+        None => Reply::json(StatusCode::OK, &body),
+        Some(failure) => problem::reply(failure, path, Some(body)),
+    }
+}
+
+pub(crate) async fn account_sync(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let (parsed, symbol) = requests::account_sync(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
+        let report = state.plane.sync_accounts(parsed).await.map_err(|failure| failed(&failure, &asked.path))?;
+        let symbol = match symbol {
+            Some(symbol) => symbol,
+            None => state.plane.system().await.primary_symbol,
+        };
+        Ok(Reply::json(StatusCode::OK, &account::sync(&report, &symbol, state.clock.now())))
+    };
+    result.await.unwrap_or_else(|reply: Reply| reply).into_response()
+}

@@ -1,0 +1,98 @@
+//! Requests that only read.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{Response, StatusCode};
+use deltaplane_types::{Code, OperationId};
+use serde::Deserialize;
+
+use super::failed;
+use crate::problem;
+use crate::state::ApiState;
+use crate::wire::json::{JsonObject, Reply};
+use crate::wire::system::Performance;
+use crate::wire::{account, operation as wire, system};
+
+type Shared = State<Arc<ApiState>>;
+
+pub(crate) async fn accounts(State(state): Shared) -> Response<Body> {
+    let symbol = state.plane.system().await.primary_symbol;
+    let now = state.clock.now();
+    let accounts: Vec<JsonObject> =
+        state.plane.accounts().await.iter().map(|view| account::state(view, &symbol, now)).collect();
+    let mut body = JsonObject::default();
+    body.put("accounts", &accounts);
+    Reply::json(StatusCode::OK, &body).into_response()
+}
+
+pub(crate) async fn portfolio(State(state): Shared) -> Response<Body> {
+    let symbol = state.plane.system().await.primary_symbol;
+    Reply::json(StatusCode::OK, &account::portfolio(&state.plane.portfolio().await, &symbol)).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Page {
+    limit: Option<String>,
+}
+
+/// Operations on a page by default, and at most.
+const PAGE: (usize, usize) = (100, 1_000);
+
+pub(crate) async fn operations(
+    State(state): Shared,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Response<Body> {
+    let path = "/api/v1/operations";
+    let limit = match page.map(|Query(page)| page.limit) {
+        Ok(None) => Some(PAGE.0),
+        Ok(Some(text)) => text.parse().ok().filter(|limit| (1..=PAGE.1).contains(limit)),
+        Err(_) => None,
+    };
+    let Some(limit) = limit else {
+        let text = format!("the only query parameter is limit, 1 to {}", PAGE.1);
+        return failed(&problem::failure(Code::InvalidRequest, text, "send for example ?limit=20"), path).into_response();
+    };
+    let list: Vec<JsonObject> = state.plane.operations(limit).await.iter().map(wire::summary).collect();
+    let mut body = JsonObject::default();
+    body.put("operations", &list);
+    Reply::json(StatusCode::OK, &body).into_response()
+}
+
+pub(crate) async fn operation(State(state): Shared, Path(id): Path<String>) -> Response<Body> {
+    let known = match id.parse::<OperationId>() {
+        Ok(id) => state.plane.operation(&id).await,
+        Err(_) => None,
+    };
+    match known {
+        Some(report) => Reply::json(StatusCode::OK, &wire::detail(&report)).into_response(),
+        None => {
+            let shown: String = id.chars().filter(|c| !c.is_control()).take(100).collect();
+            let text = format!("no operation {shown:?}");
+            let remedy = "GET /api/v1/operations lists the newest ones";
+            failed(&problem::failure(Code::NotFound, text, remedy), "/api/v1/operations").into_response()
+        }
+    }
+}
+
+pub(crate) async fn system_status(State(state): Shared) -> Response<Body> {
+    let (mean_ms, per_second) = state.traffic.summary(state.clock.now());
+    let performance =
+        Performance { mean_ms, per_second, memory_mb: state.vitals.memory_mb(), cpu: state.vitals.cpu() };
+    Reply::json(StatusCode::OK, &system::status(&state.plane.system().await, &performance)).into_response()
+}
+
+pub(crate) async fn healthz() -> Response<Body> {
+    Reply::json(StatusCode::OK, &"ok").into_response()
+}
+
+pub(crate) async fn readyz(State(state): Shared) -> Response<Body> {
+    match state.plane.system().await.not_ready_because {
+        None => Reply::json(StatusCode::OK, &"ready").into_response(),
+        Some(because) => {
+            failed(&problem::failure(Code::NotRunning, because, "wait and ask again"), "/readyz").into_response()
+        }
+    }
+}

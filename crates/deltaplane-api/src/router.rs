@@ -1,0 +1,76 @@
+//! Every route with its handler, in one list.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Response, StatusCode};
+use axum::middleware::{self, Next};
+use axum::routing::{get, post};
+use deltaplane_types::Code;
+
+use crate::guard::auth::{self, Denied};
+use crate::handlers;
+use crate::problem;
+use crate::state::ApiState;
+
+/// Builds the facade over what it asks.
+pub fn router(state: Arc<ApiState>) -> Router {
+    let guarded = Router::new()
+        .route("/api/v1/delta/control", post(handlers::delta_control))
+        .route("/api/v1/hedge/execute", post(handlers::hedge_execute))
+        .route("/api/v1/account/sync", post(handlers::account_sync))
+        .route("/api/v1/accounts", get(handlers::accounts))
+        .route("/api/v1/portfolio", get(handlers::portfolio))
+        .route("/api/v1/operations", get(handlers::operations))
+        .route("/api/v1/operations/{id}", get(handlers::operation))
+        .route("/api/v1/system/status", get(handlers::system_status))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(state.clone(), guard));
+    Router::new()
+        .route("/healthz", get(handlers::healthz))
+        .route("/readyz", get(handlers::readyz))
+        .merge(guarded)
+        .with_state(state)
+}
+
+async fn no_such_path(request: Request) -> Response<Body> {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let failed = problem::failure(Code::NotFound, format!("no such path: {path}"), "see the README for the paths");
+    problem::reply(&failed, &path, None).into_response()
+}
+
+async fn wrong_method(request: Request) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let text = format!("{} is not allowed on {path}", request.method());
+    let failed = problem::failure(Code::InvalidRequest, text, "see the Allow header");
+    problem::with_status(StatusCode::METHOD_NOT_ALLOWED, &failed, &path, None).into_response()
+}
+
+/// Checks who asks, and measures.
+async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    if let Err(denied) = auth::check(state.api_key.as_ref(), request.headers()) {
+        let (status, text, remedy) = match denied {
+            Denied::Key => (
+                StatusCode::UNAUTHORIZED,
+                "no or wrong API key".to_owned(),
+                "send Authorization: Bearer id.secret with the key of DELTAPLANE_API_KEY_FILE",
+            ),
+            Denied::Host(host) => {
+                (StatusCode::FORBIDDEN, format!("the Host {host:?} is not this machine"), "use localhost or an address")
+            }
+            Denied::Origin(origin) => {
+                (StatusCode::FORBIDDEN, format!("a page of {origin:?} may not ask"), "ask from outside a browser")
+            }
+        };
+        let failed = problem::failure(Code::NotPermitted, text, remedy);
+        return problem::with_status(status, &failed, &path, None).into_response();
+    }
+    let began = tokio::time::Instant::now();
+    let response = next.run(request).await;
+    state.traffic.record(state.clock.now(), began.elapsed());
+    response
+}

@@ -1,0 +1,111 @@
+//! Accounts and the portfolio.
+
+use deltaplane_ports::{AccountView, PortfolioView, SyncReport};
+use deltaplane_types::{Notional, Price, Symbol, Timestamp};
+
+use super::json::{JsonObject, Number};
+
+/// `AccountState`; the flat position fields speak about `symbol`.
+pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("accountId", view.account.as_str());
+    json.put("exchange", &view.exchange);
+    json.put("venue", view.venue.as_str());
+    json.put("symbol", symbol.as_str());
+    json.put_if("blocked", view.blocked.as_ref());
+    let Some(snapshot) = &view.snapshot else {
+        // Nothing is known: the numbers are missing, not zero.
+        for name in ["totalBalance", "availableBalance", "netPosition", "unrealizedPnl"] {
+            json.put(name, &None::<u8>);
+        }
+        json.put("lastUpdated", &0);
+        return json;
+    };
+    json.number("totalBalance", snapshot.wallet_balance.value());
+    json.number("availableBalance", snapshot.available.value());
+    json.number("netPosition", snapshot.delta(symbol).value());
+    let held = snapshot.positions.get(symbol);
+    json.number("unrealizedPnl", held.map_or(Notional::ZERO, |held| held.unrealized).value());
+    json.number_if("entryPrice", held.and_then(|held| held.entry_price).map(Price::value));
+    json.number_if("currentPrice", held.and_then(|held| held.mark_price).map(Price::value));
+    json.number_if("leverage", held.and_then(|held| held.leverage));
+    json.put("lastUpdated", &snapshot.as_of.as_millis());
+    json.put("age", &u64::try_from(now.since(snapshot.as_of).as_millis()).unwrap_or(u64::MAX));
+    json.number_if("equity", snapshot.equity().ok().map(Notional::value));
+    json.number("initialMargin", snapshot.initial_margin.value());
+    json.number("maintenanceMargin", snapshot.maintenance_margin.value());
+    json.put("hedgeMode", &snapshot.hedge_mode);
+    let positions: Vec<JsonObject> = snapshot
+        .positions
+        .values()
+        .map(|held| {
+            let mut json = JsonObject::default();
+            json.put("symbol", held.symbol.as_str());
+            json.number("netPosition", held.delta.value());
+            json.number_if("entryPrice", held.entry_price.map(Price::value));
+            json.number_if("currentPrice", held.mark_price.map(Price::value));
+            json.number("unrealizedPnl", held.unrealized.value());
+            json.number("initialMargin", held.initial_margin.value());
+            json.number("maintenanceMargin", held.maintenance_margin.value());
+            json.number_if("leverage", held.leverage);
+            json.number_if("liquidationPrice", held.liquidation_price.map(Price::value));
+            json
+        })
+        .collect();
+    json.put("positions", &positions);
+    json
+}
+
+/// `AccountSyncResponse`.
+pub(crate) fn sync(report: &SyncReport, symbol: &Symbol, now: Timestamp) -> JsonObject {
+    let names = |failed: bool| -> Vec<String> {
+        let matching = report.accounts.iter().filter(|(_, error)| error.is_some() == failed);
+        matching.map(|(view, _)| view.account.to_string()).collect()
+    };
+    let errors: Vec<String> = report
+        .accounts
+        .iter()
+        .filter_map(|(view, error)| {
+            let (code, text) = error.as_ref()?;
+            Some(format!("{}: {}: {text}", view.account, code.number()))
+        })
+        .collect();
+    let mut json = JsonObject::default();
+    json.put("success", &errors.is_empty());
+    json.put("syncedAccounts", &names(false));
+    json.put("failedAccounts", &names(true));
+    json.put("syncTime", &u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX));
+    json.put("accountStates", &report.accounts.iter().map(|(view, _)| state(view, symbol, now)).collect::<Vec<_>>());
+    if !errors.is_empty() {
+        json.put("errors", &errors);
+    }
+    json
+}
+
+/// `GET portfolio`.
+pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("timestamp", &view.as_of.as_millis());
+    let symbols: Vec<JsonObject> = view
+        .symbols
+        .iter()
+        .map(|symbol| {
+            let mut json = JsonObject::default();
+            json.put("symbol", symbol.symbol.as_str());
+            json.number("netDelta", symbol.net.value());
+            json.number("longExposure", symbol.long.value());
+            json.number("shortExposure", symbol.short.value());
+            json.put("referencePrice", &symbol.reference_price.map(|price| Number(price.value())));
+            json.put("deviationRatio", &symbol.deviation_ratio.map(|ratio| Number(ratio.value())));
+            let mut accounts = JsonObject::default();
+            for (id, delta) in &symbol.accounts {
+                accounts.number(id.as_str(), delta.value());
+            }
+            json.put("accounts", &accounts);
+            json
+        })
+        .collect();
+    json.put("symbols", &symbols);
+    json.put("accounts", &view.accounts.iter().map(|account| state(account, symbol, view.as_of)).collect::<Vec<_>>());
+    json
+}

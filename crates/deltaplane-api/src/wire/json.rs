@@ -1,0 +1,120 @@
+//! Writing JSON with exact decimals.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use deltaplane_types::Decimal;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
+
+/// A decimal written as a JSON number with all its digits and no others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Number(pub(crate) Decimal);
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let value = self.0.normalize();
+        let text = if value.is_zero() { "0".to_owned() } else { value.to_string() };
+        RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// An object that is put together field by field; a later value of a name replaces an earlier one.
+#[derive(Debug, Default)]
+pub(crate) struct JsonObject(Vec<(String, Box<RawValue>)>);
+
+impl JsonObject {
+    pub(crate) fn put<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
+        // Our own types always serialize; a defect here must not take an answer down.
+        let raw = to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned());
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, value)) => *value = raw,
+            None => self.0.push((name.to_owned(), raw)),
+        }
+    }
+
+    pub(crate) fn number(&mut self, name: &str, value: Decimal) {
+        self.put(name, &Number(value));
+    }
+
+    /// Leaves the name out where there is no value.
+    pub(crate) fn number_if(&mut self, name: &str, value: Option<Decimal>) {
+        if let Some(value) = value {
+            self.number(name, value);
+        }
+    }
+
+    pub(crate) fn put_if<T: Serialize>(&mut self, name: &str, value: Option<&T>) {
+        if let Some(value) = value {
+            self.put(name, value);
+        }
+    }
+}
+
+impl Serialize for JsonObject {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// An answer before it is sent.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Vec<u8>,
+    pub(crate) location: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Reply {
+    pub(crate) fn json<T: Serialize>(status: StatusCode, body: &T) -> Self {
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        Self { status, content_type: "application/json", body, location: None, retry_after: None }
+    }
+
+    pub(crate) fn problem(status: StatusCode, body: JsonObject) -> Self {
+        Self { content_type: "application/problem+json", ..Self::json(status, &body) }
+    }
+
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(location) = self.location.and_then(|location| HeaderValue::from_str(&location).ok()) {
+            headers.insert(header::LOCATION, location);
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deltaplane_types::parse_exact;
+
+    #[test]
+    fn decimals_are_written_with_all_their_digits() {
+        for (text, written) in [
+            ("0.1", "0.1"),
+            ("15234.50", "15234.5"),
+            ("-0.0000000000000000000000000001", "-0.0000000000000000000000000001"),
+            ("1234567890123456789012345678", "1234567890123456789012345678"),
+            ("-0", "0"),
+            ("1e3", "1000"),
+        ] {
+            assert_eq!(serde_json::to_string(&Number(parse_exact(text).unwrap())).unwrap(), written);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Operations: the answers to `delta/control` and `hedge/execute`, and what `operations` shows.
+
+use deltaplane_ports::{OperationKind, OperationReport, OperationState, OrderReport};
+use deltaplane_types::{Decimal, Leg, Plan};
+
+use super::json::{JsonObject, Number};
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Orders that changed a position, in the form of `OrderExecution`.
+fn executed(report: &OperationReport) -> Vec<JsonObject> {
+    report.orders.iter().filter(|order| !order.filled.is_zero()).map(execution).collect()
+}
+
+fn execution(order: &OrderReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("orderId", order.venue_order_id.as_deref().unwrap_or(""));
+    json.put("accountId", order.account.as_str());
+    json.put("symbol", order.symbol.as_str());
+    json.number("amount", order.filled.value());
+    json.put("side", &order.side.to_string());
+    json.number_if("executedPrice", order.average_price.map(deltaplane_types::Price::value));
+    json.number("fees", order.fees.value());
+    json.put("timestamp", &order.at.as_millis());
+    json.put("clientOrderId", order.client_order_id.as_str());
+    json
+}
+
+/// What all of an operation's orders changed, signed.
+fn net_change(report: &OperationReport) -> Decimal {
+    report
+        .orders
+        .iter()
+        .map(|order| order.filled.signed(order.side).value())
+        .fold(Decimal::ZERO, |sum, change| sum.checked_add(change).unwrap_or(sum))
+}
+
+fn hedge_fields(json: &mut JsonObject, report: &OperationReport) {
+    json.put("success", &report.failure.is_none());
+    json.put("executedOrders", &executed(report));
+    json.number("totalCost", report.total_cost.value());
+    json.put("executionTime", &millis(report.execution_time));
+    json.number("netDeltaChange", net_change(report));
+    json.number("slippage", report.slippage.value());
+    json.number("totalFees", report.total_fees.value());
+    json.number("executionCost", report.execution_cost.value());
+}
+
+/// `DeltaControlResponse`.
+pub(crate) fn delta_control(report: &OperationReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("success", &report.failure.is_none());
+    json.put("operationId", report.id.as_str());
+    json.put("timestamp", &report.started_at.as_millis());
+    json.number("initialDelta", report.initial_delta.value());
+    json.number("finalDelta", report.final_delta.value());
+    json.number("deltaDeviation", report.deviation.value());
+    json.put("accountsProcessed", &names(report));
+    json.put("totalAdjustments", &report.orders.iter().filter(|order| !order.filled.is_zero()).count());
+    json.put("executionTime", &millis(report.execution_time));
+    json.put("adjustmentNeeded", &report.adjustment_needed);
+    if !report.dry_run && report.adjustment_needed {
+        let mut hedge = JsonObject::default();
+        hedge_fields(&mut hedge, report);
+        json.put("hedgeResults", &hedge);
+    }
+    shared_fields(&mut json, report);
+    json
+}
+
+/// `HedgeExecutionResult`.
+pub(crate) fn hedge_execution(report: &OperationReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("operationId", report.id.as_str());
+    json.put("timestamp", &report.started_at.as_millis());
+    hedge_fields(&mut json, report);
+    json.number("initialDelta", report.initial_delta.value());
+    json.number("finalDelta", report.final_delta.value());
+    json.put("accountsProcessed", &names(report));
+    shared_fields(&mut json, report);
+    json
+}
+
+fn names(report: &OperationReport) -> Vec<String> {
+    report.accounts.iter().map(ToString::to_string).collect()
+}
+
+fn shared_fields(json: &mut JsonObject, report: &OperationReport) {
+    json.put("dryRun", &report.dry_run);
+    json.put_if("reason", report.reason.as_ref());
+    json.number_if("deviationRatio", report.deviation_ratio.map(deltaplane_types::Ratio::value));
+    json.number_if("referenceExposure", report.reference_exposure.map(deltaplane_types::Delta::value));
+    json.number("maxTransientDelta", report.max_transient_delta.value());
+    json.number_if("netDeltaAll", report.net_delta_all.map(deltaplane_types::Delta::value));
+    if !report.warnings.is_empty() {
+        json.put("warnings", &report.warnings);
+    }
+    json.put_if("plan", report.plan.as_ref().map(plan).as_ref());
+}
+
+const fn state(state: OperationState) -> &'static str {
+    match state {
+        OperationState::Running => "running",
+        OperationState::Succeeded => "succeeded",
+        OperationState::Partial => "partial",
+        OperationState::Failed => "failed",
+        OperationState::Interrupted => "interrupted",
+        OperationState::Frozen => "frozen",
+    }
+}
+
+const fn kind(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::DeltaControl => "delta-control",
+        OperationKind::Hedge => "hedge",
+        OperationKind::Recovery => "recovery",
+    }
+}
+
+/// One line of `GET operations`.
+pub(crate) fn summary(report: &OperationReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("operationId", report.id.as_str());
+    json.put("kind", kind(report.kind));
+    json.put("state", state(report.state));
+    json.put("symbol", report.symbol.as_str());
+    json.put("accounts", &names(report));
+    json.put("timestamp", &report.started_at.as_millis());
+    json.put("executionTime", &millis(report.execution_time));
+    json.number("initialDelta", report.initial_delta.value());
+    json.number("finalDelta", report.final_delta.value());
+    json.put("orders", &report.orders.len());
+    json.put_if("reason", report.reason.as_ref());
+    if let Some(failure) = &report.failure {
+        json.put("code", &failure.code.number());
+        json.put("error", &failure.error);
+    }
+    json
+}
+
+/// `GET operations/{id}`: everything.
+pub(crate) fn detail(report: &OperationReport) -> JsonObject {
+    let mut json = summary(report);
+    json.number("targetDelta", report.target.value());
+    json.number("deltaDeviation", report.deviation.value());
+    json.put("adjustmentNeeded", &report.adjustment_needed);
+    json.number("totalCost", report.total_cost.value());
+    json.number("totalFees", report.total_fees.value());
+    json.number("executionCost", report.execution_cost.value());
+    json.number("slippage", report.slippage.value());
+    json.put("orders", &report.orders.iter().map(order).collect::<Vec<_>>());
+    shared_fields(&mut json, report);
+    if let Some(failure) = &report.failure {
+        json.put("solution", &failure.solution);
+    }
+    let timeline: Vec<JsonObject> = report
+        .timeline
+        .iter()
+        .map(|entry| {
+            let mut json = JsonObject::default();
+            json.put("timestamp", &entry.at.as_millis());
+            json.put("text", &entry.text);
+            json
+        })
+        .collect();
+    json.put("timeline", &timeline);
+    json
+}
+
+fn order(order: &OrderReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("clientOrderId", order.client_order_id.as_str());
+    json.put_if("orderId", order.venue_order_id.as_ref());
+    json.put("accountId", order.account.as_str());
+    json.put("symbol", order.symbol.as_str());
+    json.put("side", &order.side.to_string());
+    json.number("amount", order.quantity.value());
+    json.number("limitPrice", order.limit_price.value());
+    json.put("state", &order.state);
+    json.number("filled", order.filled.value());
+    json.number_if("executedPrice", order.average_price.map(deltaplane_types::Price::value));
+    json.number("fees", order.fees.value());
+    json.put_if("evidence", order.evidence.as_ref());
+    json.put_if("note", order.note.as_ref());
+    json.put("timestamp", &order.at.as_millis());
+    json
+}
+
+fn plan(plan: &Plan) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("planId", plan.id.as_str());
+    json.put("timestamp", &plan.as_of.as_millis());
+    json.number("referencePrice", plan.reference_price.value());
+    json.number("targetDelta", plan.target.value());
+    json.number("initialDelta", plan.initial.value());
+    json.number("needed", plan.needed.value());
+    json.number("reached", plan.reached.value());
+    json.number("finalDelta", plan.planned_final.value());
+    json.number("worstCaseDelta", plan.worst_case_delta.value());
+    json.number("cost", plan.cost.value());
+    json.put("legs", &plan.legs.iter().map(leg).collect::<Vec<_>>());
+    let slices: Vec<Vec<JsonObject>> = plan
+        .slices
+        .iter()
+        .map(|slice| {
+            let orders = slice.orders.iter();
+            orders
+                .map(|order| {
+                    let mut json = JsonObject::default();
+                    json.put("leg", &order.leg);
+                    json.number("amount", order.quantity.value());
+                    json
+                })
+                .collect()
+        })
+        .collect();
+    json.put("slices", &slices);
+    let obstacles: Vec<JsonObject> = plan
+        .obstacles
+        .iter()
+        .map(|obstacle| {
+            let mut json = JsonObject::default();
+            json.put("accountId", obstacle.account.as_str());
+            json.put("reason", &obstacle.reason);
+            json
+        })
+        .collect();
+    json.put("obstacles", &obstacles);
+    json
+}
+
+fn leg(leg: &Leg) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("accountId", leg.account.as_str());
+    json.put("side", &leg.side.to_string());
+    json.number("amount", leg.quantity.value());
+    json.number("priceCap", leg.price_cap.value());
+    json.put("reduceOnly", &leg.reduce_only);
+    json.number("expectedPrice", leg.expected_price.value().round_dp(12));
+    json.number("arrivalMid", leg.arrival_mid.value());
+    let mut cost = JsonObject::default();
+    cost.number("total", leg.cost.total().map(deltaplane_types::Notional::value).unwrap_or_default());
+    for (name, part) in [
+        ("spread", leg.cost.spread),
+        ("fee", leg.cost.fee),
+        ("funding", leg.cost.funding),
+        ("exit", leg.cost.exit),
+        ("penalty", leg.cost.penalty),
+        ("basis", leg.cost.basis),
+    ] {
+        cost.number(name, part.value());
+    }
+    json.put("cost", &cost);
+    for (name, ratio) in [
+        ("utilizationBefore", leg.utilization_before),
+        ("utilizationAfter", leg.utilization_after),
+        ("liquidationDistanceBefore", leg.liquidation_distance_before),
+        ("liquidationDistanceAfter", leg.liquidation_distance_after),
+    ] {
+        json.put(name, &ratio.map(|ratio| Number(ratio.value())));
+    }
+    json.put("why", &leg.why);
+    json
+}

@@ -1,0 +1,120 @@
+//! Request bodies.
+
+use std::time::Duration;
+
+use deltaplane_ports::{
+    DeltaControl, HedgeExecution, HedgeTo, OnShortfall, RequestMeta, SyncRequest,
+};
+use deltaplane_types::{Decimal, Delta, Quantity, Ratio, Side, Symbol};
+
+use crate::request::{Fields, Problems, Range};
+
+const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+const SYNC_TIMEOUT_MS: u64 = 10_000;
+const TIMEOUTS: (u64, u64) = (100, 600_000);
+
+fn fraction() -> Range {
+    Range::between(Decimal::ZERO, Decimal::ONE)
+}
+
+fn slippage(fields: &mut Fields<'_>) -> Ratio {
+    let range = Range { least: Some((Decimal::ZERO, false)), most: Some(Decimal::from_i128_with_scale(1, 1)) };
+    Ratio::new(fields.decimal("maxSlippage", range).unwrap_or(Decimal::from_i128_with_scale(5, 3)))
+}
+
+fn timeout(fields: &mut Fields<'_>, default: u64) -> Duration {
+    Duration::from_millis(fields.millis("timeout", TIMEOUTS.0, TIMEOUTS.1).unwrap_or(default))
+}
+
+/// The problem is known already when this stands in for a symbol.
+fn placeholder() -> Symbol {
+    "X-X".parse().expect("a constant that follows the rule")
+}
+
+pub(crate) fn delta_control(body: &[u8], meta: RequestMeta) -> Result<DeltaControl, Problems> {
+    let mut fields = Fields::read(body)?;
+    let target = Delta::new(fields.need_decimal("targetDelta", Range::ANY));
+    let accounts = fields.need_accounts("accounts");
+    let max_deviation = fields.need_decimal("maxDeviation", fraction());
+    let symbol = fields.need_symbol("symbol");
+    let tolerance = fields.decimal("tolerancePercent", fraction());
+    if let Some(given) = tolerance.filter(|given| *given > max_deviation) {
+        fields.reject(
+            "tolerancePercent",
+            format!("{given} is above maxDeviation {max_deviation}; lower it or raise maxDeviation"),
+        );
+    }
+    let request = DeltaControl {
+        target,
+        accounts,
+        max_deviation: Ratio::new(max_deviation),
+        symbol: symbol.unwrap_or_else(placeholder),
+        tolerance: Ratio::new(tolerance.unwrap_or(Decimal::from_i128_with_scale(5, 2))),
+        dry_run: fields.flag("dryRun").unwrap_or(false),
+        max_slippage: slippage(&mut fields),
+        timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
+        hedge_to: fields
+            .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
+            .unwrap_or_default(),
+        on_shortfall: fields
+            .choice("onShortfall", &[("refuse", OnShortfall::Refuse), ("bestEffort", OnShortfall::BestEffort)])
+            .unwrap_or_default(),
+        subset: fields.flag("subset").unwrap_or(false),
+        meta,
+    };
+    fields.finish()?;
+    Ok(request)
+}
+
+/// Strategies of `hedge/execute`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strategy {
+    DeltaNeutral,
+    NotYet,
+}
+
+pub(crate) fn hedge_execution(body: &[u8], meta: RequestMeta, live: bool) -> Result<HedgeExecution, Problems> {
+    let mut fields = Fields::read(body)?;
+    let symbol = fields.need_symbol("symbol");
+    let accounts = fields.need_accounts("targetAccounts");
+    let above_zero = Range { least: Some((Decimal::ZERO, false)), most: None };
+    let amount = fields.need_decimal("hedgeAmount", above_zero);
+    let strategies = [
+        ("delta-neutral", Strategy::DeltaNeutral),
+        ("cross-platform", Strategy::NotYet),
+        ("same-platform", Strategy::NotYet),
+    ];
+    if fields.need_choice("hedgeStrategy", &strategies) == Some(Strategy::NotYet) {
+        fields.reject("hedgeStrategy", "this version executes delta-neutral only; send delta-neutral");
+    }
+    let side = fields.choice("side", &[("buy", Side::Buy), ("sell", Side::Sell)]);
+    if live && side.is_some() && meta.idempotency.is_none() {
+        fields.reject("side", "a hedge with a side needs an Idempotency-Key header in live mode");
+    }
+    let request = HedgeExecution {
+        symbol: symbol.unwrap_or_else(placeholder),
+        accounts,
+        amount: Quantity::try_new(amount).unwrap_or_default(),
+        side,
+        max_slippage: slippage(&mut fields),
+        timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
+        dry_run: fields.flag("dryRun").unwrap_or(false),
+        meta,
+    };
+    fields.finish()?;
+    Ok(request)
+}
+
+/// The request and the symbol that the flat position fields shall speak about.
+pub(crate) fn account_sync(body: &[u8]) -> Result<(SyncRequest, Option<Symbol>), Problems> {
+    let mut fields = Fields::read(body)?;
+    let request = SyncRequest {
+        accounts: fields.need_accounts("accounts"),
+        include_positions: fields.flag("includePositions").unwrap_or(true),
+        include_balances: fields.flag("includeBalances").unwrap_or(true),
+        timeout: timeout(&mut fields, SYNC_TIMEOUT_MS),
+    };
+    let symbol = if fields.has("symbol") { fields.need_symbol("symbol") } else { fields.skip("symbol") };
+    fields.finish()?;
+    Ok((request, symbol))
+}

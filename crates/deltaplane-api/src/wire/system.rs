@@ -1,0 +1,61 @@
+//! `GET system/status`.
+
+use deltaplane_ports::{ServiceState, SystemView};
+use deltaplane_types::{Decimal, Price};
+
+use super::json::{JsonObject, Number};
+
+/// What is measured of the facade and the process.
+pub(crate) struct Performance {
+    pub(crate) mean_ms: Decimal,
+    pub(crate) per_second: Decimal,
+    pub(crate) memory_mb: Decimal,
+    pub(crate) cpu: Decimal,
+}
+
+pub(crate) fn status(view: &SystemView, performance: &Performance) -> JsonObject {
+    let mut json = JsonObject::default();
+    let failing = view.services.iter().any(|service| service.state == ServiceState::Error);
+    json.put("status", if failing { "error" } else { "running" });
+    json.put("uptime", &u64::try_from(view.uptime.as_millis()).unwrap_or(u64::MAX));
+    json.put("ready", &view.ready);
+    json.put_if("notReadyBecause", view.not_ready_because.as_ref());
+    let services: Vec<JsonObject> = view
+        .services
+        .iter()
+        .map(|service| {
+            let mut json = JsonObject::default();
+            json.put("name", &service.name);
+            json.put("status", match service.state {
+                ServiceState::Running => "running",
+                ServiceState::Stopped => "stopped",
+                ServiceState::Error => "error",
+            });
+            json.put("lastHeartbeat", &service.last_heartbeat.as_millis());
+            json.put("errorCount", &service.error_count);
+            json
+        })
+        .collect();
+    json.put("services", &services);
+    let mut measured = JsonObject::default();
+    measured.number("avgResponseTime", performance.mean_ms);
+    measured.number("operationsPerSecond", performance.per_second);
+    measured.number("memoryUsage", performance.memory_mb);
+    measured.number("cpuUsage", performance.cpu);
+    json.put("performance", &measured);
+    json.put("activeAccounts", &view.active_accounts);
+    json.put("totalOperations", &view.total_operations);
+    json.put("primarySymbol", view.primary_symbol.as_str());
+    let market: Vec<JsonObject> = view
+        .market
+        .iter()
+        .map(|feed| {
+            let mut json = JsonObject::default();
+            json.put("feedId", feed.feed.as_str());
+            json.put("mid", &feed.mid.map(|mid: Price| Number(mid.value())));
+            json
+        })
+        .collect();
+    json.put("market", &market);
+    json
+}

@@ -1,0 +1,307 @@
+//! Records as they stand in the file. A domain value promises nothing to this JSON; these structs do.
+
+use deltaplane_ports::{IntentRecord, OutcomeRecord, Record};
+use deltaplane_types::{
+    Evidence, Fill, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce, Timestamp, parse_exact,
+};
+use serde::{Deserialize, Serialize};
+
+/// A row that cannot be read back.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct RowError(String);
+
+fn bad(error: impl std::fmt::Display) -> RowError {
+    RowError(error.to_string())
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub(crate) enum Row {
+    OperationAccepted { operation: String, kind: String, symbol: String, accounts: Vec<String>, key: Option<String>, at: i64 },
+    Planned { operation: String, plan: String, text: String, at: i64 },
+    Intent {
+        sequence: u64,
+        epoch: u16,
+        operation: String,
+        client_order_id: String,
+        leg: usize,
+        account: String,
+        symbol: String,
+        side: String,
+        quantity: String,
+        limit_price: String,
+        reduce_only: bool,
+        time_in_force: String,
+        deadline: i64,
+    },
+    Outcome { client_order_id: String, outcome: OutcomeRow, at: i64 },
+    Fill {
+        client_order_id: String,
+        account: String,
+        symbol: String,
+        trade_id: String,
+        venue_order_id: String,
+        side: String,
+        quantity: String,
+        price: String,
+        fee: String,
+        venue_time: i64,
+    },
+    OperationClosed { operation: String, state: String, summary: String, at: i64 },
+    RunStarted { epoch: u16, at: i64 },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub(crate) enum OutcomeRow {
+    Accepted { evidence: String },
+    Ended { status: String, filled: String, evidence: String },
+    NotAccepted { evidence: String, reason: String },
+    Unknown { cause: String },
+}
+
+fn side(side: Side) -> String {
+    side.to_string()
+}
+
+fn read_side(text: &str) -> Result<Side, RowError> {
+    match text {
+        "buy" => Ok(Side::Buy),
+        "sell" => Ok(Side::Sell),
+        other => Err(bad(format!("side {other:?}"))),
+    }
+}
+
+const TIMES: [(TimeInForce, &str); 3] = [
+    (TimeInForce::ImmediateOrCancel, "immediateOrCancel"),
+    (TimeInForce::GoodTilCanceled, "goodTilCanceled"),
+    (TimeInForce::PostOnly, "postOnly"),
+];
+
+const STATUSES: [(OrderStatus, &str); 6] = [
+    (OrderStatus::Open, "open"),
+    (OrderStatus::PartiallyFilled, "partiallyFilled"),
+    (OrderStatus::Filled, "filled"),
+    (OrderStatus::Canceled, "canceled"),
+    (OrderStatus::Expired, "expired"),
+    (OrderStatus::Rejected, "rejected"),
+];
+
+fn name_of<T: PartialEq + Copy>(table: &[(T, &'static str)], value: T) -> String {
+    table.iter().find(|(known, _)| *known == value).map_or("", |(_, name)| name).to_owned()
+}
+
+fn named<T: Copy>(table: &[(T, &'static str)], name: &str) -> Result<T, RowError> {
+    table.iter().find(|(_, known)| *known == name).map(|(value, _)| *value).ok_or_else(|| bad(format!("{name:?} is not known")))
+}
+
+fn evidence(evidence: &Evidence) -> String {
+    match evidence {
+        Evidence::Person(name) => format!("person:{name}"),
+        other => other.kind().to_owned(),
+    }
+}
+
+fn read_evidence(text: &str) -> Result<Evidence, RowError> {
+    if let Some(name) = text.strip_prefix("person:") {
+        return Ok(Evidence::Person(name.to_owned()));
+    }
+    let known =
+        [Evidence::PlacementAnswer, Evidence::StreamEvent, Evidence::OrderQuery, Evidence::ExpiryProof, Evidence::NotSent];
+    known.into_iter().find(|evidence| evidence.kind() == text).ok_or_else(|| bad(format!("evidence {text:?}")))
+}
+
+fn quantity(text: &str) -> Result<Quantity, RowError> {
+    Quantity::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
+}
+
+fn price(text: &str) -> Result<Price, RowError> {
+    Price::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
+}
+
+impl From<&Record> for Row {
+    fn from(record: &Record) -> Self {
+        match record {
+            Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => Self::OperationAccepted {
+                operation: operation.to_string(),
+                kind: kind.clone(),
+                symbol: symbol.to_string(),
+                accounts: accounts.iter().map(ToString::to_string).collect(),
+                key: key.clone(),
+                at: at.as_millis(),
+            },
+            Record::Planned { operation, plan, text, at } => Self::Planned {
+                operation: operation.to_string(),
+                plan: plan.to_string(),
+                text: text.clone(),
+                at: at.as_millis(),
+            },
+            Record::Intent(intent) => Self::Intent {
+                sequence: intent.sequence,
+                epoch: intent.epoch,
+                operation: intent.operation.to_string(),
+                client_order_id: intent.client_order_id.to_string(),
+                leg: intent.leg,
+                account: intent.order.account.to_string(),
+                symbol: intent.order.symbol.to_string(),
+                side: side(intent.order.side),
+                quantity: intent.order.quantity.to_string(),
+                limit_price: intent.order.limit_price.to_string(),
+                reduce_only: intent.order.reduce_only,
+                time_in_force: name_of(&TIMES, intent.order.time_in_force),
+                deadline: intent.order.deadline.as_millis(),
+            },
+            Record::Outcome { client_order_id, outcome, at } => Self::Outcome {
+                client_order_id: client_order_id.to_string(),
+                outcome: match outcome {
+                    OutcomeRecord::Accepted { evidence: e } => OutcomeRow::Accepted { evidence: evidence(e) },
+                    OutcomeRecord::Ended { status, filled, evidence: e } => OutcomeRow::Ended {
+                        status: name_of(&STATUSES, *status),
+                        filled: filled.to_string(),
+                        evidence: evidence(e),
+                    },
+                    OutcomeRecord::NotAccepted { evidence: e, reason } => {
+                        OutcomeRow::NotAccepted { evidence: evidence(e), reason: reason.clone() }
+                    }
+                    OutcomeRecord::Unknown { cause } => OutcomeRow::Unknown { cause: cause.clone() },
+                },
+                at: at.as_millis(),
+            },
+            Record::Fill { client_order_id, fill } => Self::Fill {
+                client_order_id: client_order_id.to_string(),
+                account: fill.account.to_string(),
+                symbol: fill.symbol.to_string(),
+                trade_id: fill.trade_id.to_string(),
+                venue_order_id: fill.venue_order_id.to_string(),
+                side: side(fill.side),
+                quantity: fill.quantity.to_string(),
+                price: fill.price.to_string(),
+                fee: fill.fee.to_string(),
+                venue_time: fill.venue_time.as_millis(),
+            },
+            Record::OperationClosed { operation, state, summary, at } => Self::OperationClosed {
+                operation: operation.to_string(),
+                state: state.clone(),
+                summary: summary.clone(),
+                at: at.as_millis(),
+            },
+            Record::RunStarted { epoch, at } => Self::RunStarted { epoch: *epoch, at: at.as_millis() },
+        }
+    }
+}
+
+impl TryFrom<Row> for Record {
+    type Error = RowError;
+
+    fn try_from(row: Row) -> Result<Self, RowError> {
+        let at = Timestamp::from_millis;
+        Ok(match row {
+            Row::OperationAccepted { operation, kind, symbol, accounts, key, at: time } => Self::OperationAccepted {
+                operation: operation.parse().map_err(bad)?,
+                kind,
+                symbol: symbol.parse().map_err(bad)?,
+                accounts: accounts.iter().map(|id| id.parse().map_err(bad)).collect::<Result<_, _>>()?,
+                key,
+                at: at(time),
+            },
+            Row::Planned { operation, plan, text, at: time } => Self::Planned {
+                operation: operation.parse().map_err(bad)?,
+                plan: plan.parse().map_err(bad)?,
+                text,
+                at: at(time),
+            },
+            Row::Intent {
+                sequence,
+                epoch,
+                operation,
+                client_order_id,
+                leg,
+                account,
+                symbol,
+                side,
+                quantity: amount,
+                limit_price,
+                reduce_only,
+                time_in_force,
+                deadline,
+            } => Self::Intent(IntentRecord {
+                sequence,
+                epoch,
+                operation: operation.parse().map_err(bad)?,
+                client_order_id: client_order_id.parse().map_err(bad)?,
+                leg,
+                order: OrderIntent {
+                    account: account.parse().map_err(bad)?,
+                    symbol: symbol.parse().map_err(bad)?,
+                    side: read_side(&side)?,
+                    quantity: quantity(&amount)?,
+                    limit_price: price(&limit_price)?,
+                    reduce_only,
+                    time_in_force: named(&TIMES, &time_in_force)?,
+                    deadline: at(deadline),
+                },
+            }),
+            Row::Outcome { client_order_id, outcome, at: time } => Self::Outcome {
+                client_order_id: client_order_id.parse().map_err(bad)?,
+                outcome: match outcome {
+                    OutcomeRow::Accepted { evidence } => OutcomeRecord::Accepted { evidence: read_evidence(&evidence)? },
+                    OutcomeRow::Ended { status, filled, evidence } => OutcomeRecord::Ended {
+                        status: named(&STATUSES, &status)?,
+                        filled: quantity(&filled)?,
+                        evidence: read_evidence(&evidence)?,
+                    },
+                    OutcomeRow::NotAccepted { evidence, reason } => {
+                        OutcomeRecord::NotAccepted { evidence: read_evidence(&evidence)?, reason }
+                    }
+                    OutcomeRow::Unknown { cause } => OutcomeRecord::Unknown { cause },
+                },
+                at: at(time),
+            },
+            Row::Fill {
+                client_order_id,
+                account,
+                symbol,
+                trade_id,
+                venue_order_id,
+                side,
+                quantity: amount,
+                price: paid,
+                fee,
+                venue_time,
+            } => {
+                let client_order_id: deltaplane_types::ClientOrderId = client_order_id.parse().map_err(bad)?;
+                Self::Fill {
+                    fill: Fill {
+                        account: account.parse().map_err(bad)?,
+                        symbol: symbol.parse().map_err(bad)?,
+                        trade_id: trade_id.parse().map_err(bad)?,
+                        venue_order_id: venue_order_id.parse().map_err(bad)?,
+                        client_order_id: Some(client_order_id.clone()),
+                        side: read_side(&side)?,
+                        quantity: quantity(&amount)?,
+                        price: price(&paid)?,
+                        fee: Notional::new(parse_exact(&fee).map_err(bad)?),
+                        venue_time: at(venue_time),
+                    },
+                    client_order_id,
+                }
+            }
+            Row::OperationClosed { operation, state, summary, at: time } => {
+                Self::OperationClosed { operation: operation.parse().map_err(bad)?, state, summary, at: at(time) }
+            }
+            Row::RunStarted { epoch, at: time } => Self::RunStarted { epoch, at: at(time) },
+        })
+    }
+}
+
+/// The payload of a record.
+pub(crate) fn encode(record: &Record) -> Result<String, RowError> {
+    serde_json::to_string(&Row::from(record)).map_err(bad)
+}
+
+/// The record of a payload.
+pub(crate) fn decode(payload: &str) -> Result<Record, RowError> {
+    let row: Row = serde_json::from_str(payload).map_err(bad)?;
+    Record::try_from(row)
+}
