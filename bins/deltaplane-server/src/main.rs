@@ -1,2 +1,45 @@
-//! x
-fn main() {}
+//! The deltaplane server. Without configuration it starts paper mode on `127.0.0.1:3000`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use deltaplane_server::Options;
+use tracing_subscriber::EnvFilter;
+
+/// Keeps books of perpetual futures delta-neutral over several exchanges.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// TOML file; without it the server starts paper mode.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Address of the API; loopback only.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Folder of the journal.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Paper mode: replays this recording instead of a synthetic market.
+    #[arg(long)]
+    market_recording: Option<PathBuf>,
+    /// Sends real orders; the configuration must say mode = "live" too.
+    #[arg(long)]
+    live: bool,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("DELTAPLANE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let Arguments { config, listen, data_dir, market_recording, live } = Arguments::parse();
+    let options = Options { config, listen, data_dir, market_recording, live };
+    match deltaplane_server::run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("deltaplane cannot start: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -27,4 +27,4 @@ pub use deltaplane_ports::ControlPlane;
 pub use guard::auth::{ApiKey, ApiKeyError};
 pub use router::router;
 pub use server::{ServerLimits, serve};
-pub use state::{ApiState, Vitals};
+pub use state::{ApiState, Traffic, Vitals};

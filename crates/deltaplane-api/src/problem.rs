@@ -64,7 +64,13 @@ pub(crate) fn with_status(
 
 /// A failure without particulars.
 pub(crate) fn failure(code: Code, error: impl Into<String>, solution: impl Into<String>) -> Failure {
-    Failure { code, error: error.into(), solution: solution.into(), details: std::collections::BTreeMap::new(), retry_after: None }
+    Failure {
+        code,
+        error: error.into(),
+        solution: solution.into(),
+        details: std::collections::BTreeMap::new(),
+        retry_after: None,
+    }
 }
 
 #[cfg(test)]

@@ -68,7 +68,11 @@ pub struct Fields<'a> {
 /// Text of a value, shortened for an error.
 fn shown(raw: &str) -> String {
     const MOST: usize = 60;
-    if raw.chars().count() <= MOST { raw.to_owned() } else { format!("{}…", raw.chars().take(MOST).collect::<String>()) }
+    if raw.chars().count() <= MOST {
+        raw.to_owned()
+    } else {
+        format!("{}…", raw.chars().take(MOST).collect::<String>())
+    }
 }
 
 fn kind_of(raw: &str) -> &'static str {
@@ -133,12 +137,16 @@ impl<'a> Fields<'a> {
         if text.trim().is_empty() {
             return Err(root("the body is empty; send a JSON object".to_owned()));
         }
-        let RawObject(fields) =
-            serde_json::from_str(text).map_err(|error| root(format!("the body is not a JSON object: {error}")))?;
+        let RawObject(fields) = serde_json::from_str(text)
+            .map_err(|error| root(format!("the body is not a JSON object: {error}")))?;
         let mut reader = Self { fields, known: Vec::new(), problems: Problems::default() };
         let mut seen = BTreeSet::new();
-        let repeated: Vec<String> =
-            reader.fields.iter().filter(|(name, _)| !seen.insert(name.clone())).map(|(name, _)| name.to_string()).collect();
+        let repeated: Vec<String> = reader
+            .fields
+            .iter()
+            .filter(|(name, _)| !seen.insert(name.clone()))
+            .map(|(name, _)| name.to_string())
+            .collect();
         for name in repeated {
             reader.problem(&pointer(&name), "is given more than once; give it once");
         }
@@ -168,7 +176,10 @@ impl<'a> Fields<'a> {
             }
             Some(b'-' | b'0'..=b'9') => parse_exact(raw),
             _ => {
-                self.problem(&pointer(name), format!("is {}: {}; send a decimal number", kind_of(raw), shown(raw)));
+                self.problem(
+                    &pointer(name),
+                    format!("is {}: {}; send a decimal number", kind_of(raw), shown(raw)),
+                );
                 return None;
             }
         };
@@ -213,7 +224,10 @@ impl<'a> Fields<'a> {
             "true" => Some(true),
             "false" => Some(false),
             _ => {
-                self.problem(&pointer(name), format!("is {}: {}; send true or false", kind_of(raw), shown(raw)));
+                self.problem(
+                    &pointer(name),
+                    format!("is {}: {}; send true or false", kind_of(raw), shown(raw)),
+                );
                 None
             }
         }
@@ -240,8 +254,12 @@ impl<'a> Fields<'a> {
         let found = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         if found.is_none() {
             let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            let hint = nearest(&text, &words).map(|word| format!("; did you mean {word}?")).unwrap_or_default();
-            self.problem(&pointer(name), format!("{:?} is not one of {}{hint}", shown(&text), words.join(", ")));
+            let hint =
+                nearest(&text, &words).map(|word| format!("; did you mean {word}?")).unwrap_or_default();
+            self.problem(
+                &pointer(name),
+                format!("{:?} is not one of {}{hint}", shown(&text), words.join(", ")),
+            );
         }
         found
     }
@@ -282,11 +300,17 @@ impl<'a> Fields<'a> {
             return Vec::new();
         };
         let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(raw) else {
-            self.problem(&pointer(name), format!("is {}: {}; send an array of account ids", kind_of(raw), shown(raw)));
+            self.problem(
+                &pointer(name),
+                format!("is {}: {}; send an array of account ids", kind_of(raw), shown(raw)),
+            );
             return Vec::new();
         };
         if items.is_empty() || items.len() > MOST {
-            self.problem(&pointer(name), format!("has {} elements; send 1 to {MOST} account ids", items.len()));
+            self.problem(
+                &pointer(name),
+                format!("has {} elements; send 1 to {MOST} account ids", items.len()),
+            );
             return Vec::new();
         }
         let mut accounts: Vec<AccountId> = Vec::new();
@@ -299,7 +323,9 @@ impl<'a> Fields<'a> {
             }
             let text: Cow<'_, str> = serde_json::from_str(raw).unwrap_or_default();
             match text.parse::<AccountId>() {
-                Ok(id) if accounts.contains(&id) => self.problem(&place, format!("{id} is named twice; name it once")),
+                Ok(id) if accounts.contains(&id) => {
+                    self.problem(&place, format!("{id} is named twice; name it once"))
+                }
                 Ok(id) => accounts.push(id),
                 Err(_) => self.problems.bad_accounts.push(shown(&text)),
             }
@@ -370,7 +396,9 @@ mod tests {
     fn problems(body: &str) -> Vec<String> {
         let mut fields = match Fields::read(body.as_bytes()) {
             Ok(fields) => fields,
-            Err(problems) => return problems.invalid.into_iter().map(|p| format!("{} {}", p.pointer, p.detail)).collect(),
+            Err(problems) => {
+                return problems.invalid.into_iter().map(|p| format!("{} {}", p.pointer, p.detail)).collect();
+            }
         };
         fields.need_decimal("maxDeviation", Range::between(Decimal::ZERO, Decimal::ONE));
         fields.flag("dryRun");
@@ -408,7 +436,8 @@ mod tests {
 
     #[track_caller]
     fn number(text: &str, expected: &str) {
-        let body = format!(r#"{{"maxDeviation": {text}, "accounts": ["a"], "hedgeStrategy": "delta-neutral"}}"#);
+        let body =
+            format!(r#"{{"maxDeviation": {text}, "accounts": ["a"], "hedgeStrategy": "delta-neutral"}}"#);
         assert_eq!(problems(&body).join("|"), expected, "{text}");
     }
 
@@ -423,7 +452,10 @@ mod tests {
         number("1e-30", "/maxDeviation 1e-30 is too small to be held exactly");
         number("\"1_0\"", "/maxDeviation \"1_0\" is not a decimal number");
         number("\"+1\"", "/maxDeviation \"+1\" is not a decimal number");
-        number("0.12345678901234567890123456789", "/maxDeviation 0.12345678901234567890123456789 is more than 28 significant digits");
+        number(
+            "0.12345678901234567890123456789",
+            "/maxDeviation 0.12345678901234567890123456789 is more than 28 significant digits",
+        );
         number("null", "/maxDeviation is null: null; send a decimal number");
     }
 
@@ -437,9 +469,12 @@ mod tests {
         assert!(Fields::read(b"{\"a\": \"\xff\"}").is_err());
         let deep = format!("{{\"accounts\": {}{}}}", "[".repeat(10_000), "]".repeat(10_000));
         assert!(!problems(&deep).is_empty());
-        assert_eq!(problems(r#"{"maxDeviation":1,"maxDeviation":1,"accounts":["a"],"hedgeStrategy":"same-platform"}"#), [
-            "/maxDeviation is given more than once; give it once"
-        ]);
+        assert_eq!(
+            problems(
+                r#"{"maxDeviation":1,"maxDeviation":1,"accounts":["a"],"hedgeStrategy":"same-platform"}"#
+            ),
+            ["/maxDeviation is given more than once; give it once"]
+        );
     }
 
     proptest::proptest! {

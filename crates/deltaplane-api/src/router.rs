@@ -38,7 +38,8 @@ pub fn router(state: Arc<ApiState>) -> Router {
 
 async fn no_such_path(request: Request) -> Response<Body> {
     let path: String = request.uri().path().chars().take(200).collect();
-    let failed = problem::failure(Code::NotFound, format!("no such path: {path}"), "see the README for the paths");
+    let failed =
+        problem::failure(Code::NotFound, format!("no such path: {path}"), "see the README for the paths");
     problem::reply(&failed, &path, None).into_response()
 }
 
@@ -59,12 +60,16 @@ async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next)
                 "no or wrong API key".to_owned(),
                 "send Authorization: Bearer id.secret with the key of DELTAPLANE_API_KEY_FILE",
             ),
-            Denied::Host(host) => {
-                (StatusCode::FORBIDDEN, format!("the Host {host:?} is not this machine"), "use localhost or an address")
-            }
-            Denied::Origin(origin) => {
-                (StatusCode::FORBIDDEN, format!("a page of {origin:?} may not ask"), "ask from outside a browser")
-            }
+            Denied::Host(host) => (
+                StatusCode::FORBIDDEN,
+                format!("the Host {host:?} is not this machine"),
+                "use localhost or an address",
+            ),
+            Denied::Origin(origin) => (
+                StatusCode::FORBIDDEN,
+                format!("a page of {origin:?} may not ask"),
+                "ask from outside a browser",
+            ),
         };
         let failed = problem::failure(Code::NotPermitted, text, remedy);
         return problem::with_status(status, &failed, &path, None).into_response();

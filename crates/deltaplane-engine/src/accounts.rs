@@ -46,7 +46,13 @@ pub(crate) struct KeeperHealth {
 }
 
 impl AccountKeeper {
-    pub(crate) fn new(id: AccountId, venue: VenueId, exchange: String, reader: Arc<dyn AccountReader>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        id: AccountId,
+        venue: VenueId,
+        exchange: String,
+        reader: Arc<dyn AccountReader>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self { id, venue, exchange, reader, clock, state: RwLock::default(), wake: Notify::new() }
     }
 
@@ -92,7 +98,9 @@ impl AccountKeeper {
         let now = self.clock.now();
         let usable = self.read(|state| {
             state.snapshot.clone().filter(|known| {
-                known.as_of > state.changed_at && now.since(known.as_of) <= max_age && self.reader.is_streaming()
+                known.as_of > state.changed_at
+                    && now.since(known.as_of) <= max_age
+                    && self.reader.is_streaming()
             })
         });
         match usable {

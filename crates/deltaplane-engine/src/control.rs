@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_math::{
-    Decision, Exposure, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of, quantity_to_band,
-    reference_exposure, round_down_to_lot,
+    Decision, Exposure, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
+    quantity_to_band, reference_exposure, round_down_to_lot,
 };
 use deltaplane_plan::{PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge};
 use deltaplane_ports::{Failure, HedgeTo, OnShortfall};
@@ -123,7 +123,11 @@ pub struct Round<'a> {
 }
 
 fn internal(error: impl std::fmt::Display) -> Box<Failure> {
-    failure(Code::Internal, format!("the numbers of this request lead beyond exact arithmetic: {error}"), "use smaller numbers")
+    failure(
+        Code::Internal,
+        format!("the numbers of this request lead beyond exact arithmetic: {error}"),
+        "use smaller numbers",
+    )
 }
 
 /// Fixes what holds for the whole operation.
@@ -134,11 +138,8 @@ fn internal(error: impl std::fmt::Display) -> Box<Failure> {
 /// unhedges the book, or numbers beyond exact arithmetic.
 pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result<Anchor, Box<Failure>> {
     let exposure = named_exposure(spec, snapshot).map_err(internal)?;
-    let arrival_mids = snapshot
-        .accounts
-        .iter()
-        .filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?)))
-        .collect();
+    let arrival_mids =
+        snapshot.accounts.iter().filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?))).collect();
     let unnamed: Vec<(&AccountId, Delta)> = snapshot
         .all_deltas
         .iter()
@@ -182,7 +183,11 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
                 "bringing the named accounts to {target} would take the net delta of all accounts from {all} to {after}, further from the target"
             );
             return Err(with_details(
-                failure(Code::DeltaBeyondLimit, text, "name every account that holds the symbol, or set subset to true"),
+                failure(
+                    Code::DeltaBeyondLimit,
+                    text,
+                    "name every account that holds the symbol, or set subset to true",
+                ),
                 "warnings",
                 anchor.warnings,
             ));
@@ -196,14 +201,26 @@ fn with_details(mut failure: Box<Failure>, name: &str, lines: Vec<String>) -> Bo
     failure
 }
 
-fn hedge_side(amount: Quantity, side: Option<Side>, spec: &Spec, snapshot: &Snapshot) -> Result<Side, Box<Failure>> {
+fn hedge_side(
+    amount: Quantity,
+    side: Option<Side>,
+    spec: &Spec,
+    snapshot: &Snapshot,
+) -> Result<Side, Box<Failure>> {
     if let Some(side) = side {
         return Ok(side);
     }
-    let unknown: Vec<String> =
-        snapshot.all_deltas.iter().filter(|(_, delta)| delta.is_none()).map(|(id, _)| id.to_string()).collect();
+    let unknown: Vec<String> = snapshot
+        .all_deltas
+        .iter()
+        .filter(|(_, delta)| delta.is_none())
+        .map(|(id, _)| id.to_string())
+        .collect();
     if !unknown.is_empty() {
-        let text = format!("side is missing and cannot be derived: the state of {} is not known", unknown.join(", "));
+        let text = format!(
+            "side is missing and cannot be derived: the state of {} is not known",
+            unknown.join(", ")
+        );
         return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\""));
     }
     let net = exposure_of(snapshot.all_deltas.values().filter_map(|delta| *delta)).map_err(internal)?.net;
@@ -219,7 +236,12 @@ fn hedge_side(amount: Quantity, side: Option<Side>, spec: &Spec, snapshot: &Snap
 }
 
 fn named_exposure(spec: &Spec, snapshot: &Snapshot) -> Result<Exposure, MathError> {
-    exposure_of(spec.accounts.iter().filter_map(|id| snapshot.accounts.get(id)).map(|facts| facts.account.delta(&spec.symbol)))
+    exposure_of(
+        spec.accounts
+            .iter()
+            .filter_map(|id| snapshot.accounts.get(id))
+            .map(|facts| facts.account.delta(&spec.symbol)),
+    )
 }
 
 /// Decides what a round does.
@@ -253,7 +275,8 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             let needed = match hedge_to {
                 HedgeTo::Target => needed,
                 HedgeTo::Band => quantity_to_band(needed, tolerance, anchor.reference, |quantity| {
-                    Ok(least_smallest_order(&accounts, quantity, round.spec.max_slippage)?.unwrap_or_default())
+                    Ok(least_smallest_order(&accounts, quantity, round.spec.max_slippage)?
+                        .unwrap_or_default())
                 })
                 .and_then(|band| round_away(band, needed, &accounts))
                 .map_err(internal)?,
@@ -261,7 +284,8 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             (needed, Some(*max_deviation))
         }
         Goal::Hedge { .. } => {
-            let wanted = anchor.target.minus(anchor.net).and_then(|all| all.minus(round.traded)).map_err(internal)?;
+            let wanted =
+                anchor.target.minus(anchor.net).and_then(|all| all.minus(round.traded)).map_err(internal)?;
             let least = least_smallest_order(&accounts, wanted, round.spec.max_slippage).map_err(internal)?;
             if wanted.abs().value() < least.unwrap_or_default().value() || wanted.is_zero() {
                 let reason = if wanted.is_zero() {
@@ -294,20 +318,28 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         accounts,
     };
     let plan = plan_hedge(&input).map_err(|error| match error {
-        PlanError::RepeatedAccount(id) => failure(Code::InvalidRequest, format!("account {id} is named twice"), "name it once"),
+        PlanError::RepeatedAccount(id) => {
+            failure(Code::InvalidRequest, format!("account {id} is named twice"), "name it once")
+        }
         PlanError::Math(error) => internal(error),
     })?;
     if let Some(failure) = shortfall(round, anchor, &plan, most_ratio).map_err(internal)? {
         return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
     }
     if plan.legs.is_empty() {
-        let reasons: Vec<String> = plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect();
-        return Ok(Verdict::Done { reason: format!("nothing more can be traded: {}", reasons.join("; ")), net });
+        let reasons: Vec<String> =
+            plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect();
+        return Ok(Verdict::Done {
+            reason: format!("nothing more can be traded: {}", reasons.join("; ")),
+            net,
+        });
     }
     let kept = plan.clone();
     match Gate::new(round.config.limits).approve(plan, &gate_facts(round)) {
         Ok(approved) => Ok(Verdict::Go { approved, net }),
-        Err(refusal) => Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net }),
+        Err(refusal) => {
+            Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net })
+        }
     }
 }
 
@@ -328,7 +360,11 @@ fn dust(
     let text = format!("dust: the deviation {} is less than the smallest order {least}", needed.abs());
     if ratio > max_deviation && value > round.config.dust_limit {
         let text = format!("{text}, and its value {value} is above dustLimitUsd {}", round.config.dust_limit);
-        let failure = failure(Code::DeltaBeyondLimit, text, "name an account that takes smaller orders, or raise maxDeviation");
+        let failure = failure(
+            Code::DeltaBeyondLimit,
+            text,
+            "name an account that takes smaller orders, or raise maxDeviation",
+        );
         return Ok(Verdict::Refused { failure, plan: None, net });
     }
     Ok(Verdict::Done { reason: text, net })
@@ -354,7 +390,9 @@ fn shortfall(
             }
             let best = plan.planned_final.minus(*target)?.abs();
             let shown = ratio.value().round_dp(6).normalize();
-            let text = format!("net delta can be brought to within {best} of the target at best, a ratio of {shown}, beyond maxDeviation {limit}");
+            let text = format!(
+                "net delta can be brought to within {best} of the target at best, a ratio of {shown}, beyond maxDeviation {limit}"
+            );
             let remedy = "see obstacles; name more accounts, raise maxSlippage or maxDeviation, or send onShortfall: \"bestEffort\"";
             Ok(Some(with_details(failure(Code::DeltaBeyondLimit, text, remedy), "obstacles", lines())))
         }
@@ -388,7 +426,9 @@ fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {
         | GateRefusal::PositionTooLarge { .. }
         | GateRefusal::NetDeltaTooLarge { .. }
         | GateRefusal::OutsideCollar { .. }
-        | GateRefusal::WorstCase { .. } => (Code::DeltaBeyondLimit, "ask for less, or change the limit in the configuration"),
+        | GateRefusal::WorstCase { .. } => {
+            (Code::DeltaBeyondLimit, "ask for less, or change the limit in the configuration")
+        }
         GateRefusal::Math(_) => (Code::Internal, "use smaller numbers"),
     };
     failure(code, refusal.to_string(), remedy)
@@ -406,11 +446,18 @@ fn plan_accounts(round: &Round<'_>, anchor: &Anchor) -> Result<Vec<PlanAccount>,
     Ok(accounts)
 }
 
-fn plan_account(id: &AccountId, facts: &AccountFacts, arrival: Option<Price>, round: &Round<'_>) -> Result<PlanAccount, MathError> {
+fn plan_account(
+    id: &AccountId,
+    facts: &AccountFacts,
+    arrival: Option<Price>,
+    round: &Round<'_>,
+) -> Result<PlanAccount, MathError> {
     let (instrument, market) = (&facts.instrument, &facts.market);
     let band = |ratio: Option<Ratio>| {
         let (mark, ratio) = (market.mark?, ratio?);
-        deltaplane_math::mul_rounded(mark.value(), ratio.value()).ok().and_then(|price| Price::try_new(price).ok())
+        deltaplane_math::mul_rounded(mark.value(), ratio.value())
+            .ok()
+            .and_then(|price| Price::try_new(price).ok())
     };
     // To the tick inside the band.
     let tick = instrument.tick_size.value();

@@ -39,7 +39,11 @@ impl Recorder {
     }
 
     /// Makes intents durable, all in one append.
-    pub async fn reserve(&self, intents: Vec<IntentRecord>, mut with: Vec<Record>) -> Result<Vec<Durable<IntentRecord>>, JournalError> {
+    pub async fn reserve(
+        &self,
+        intents: Vec<IntentRecord>,
+        mut with: Vec<Record>,
+    ) -> Result<Vec<Durable<IntentRecord>>, JournalError> {
         with.extend(intents.iter().cloned().map(Record::Intent));
         self.append(with).await?;
         Ok(intents.into_iter().map(Durable).collect())

@@ -9,11 +9,14 @@ use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountView, Clock, ControlPlane, DeltaControl, Failure, HedgeExecution, IdSource, Journal, JournalError,
-    MarketSummary, OperationKind, OperationReport, OrderGateway, PortfolioView, PriceFeed, ReadError, Record, RequestMeta,
-    ServiceState, ServiceView, Started, SymbolView, SyncReport, SyncRequest, SystemView, VenueRules,
+    AccountReader, AccountView, Clock, ControlPlane, DeltaControl, Failure, HedgeExecution, IdSource,
+    Journal, JournalError, MarketSummary, OperationKind, OperationReport, OrderGateway, PortfolioView,
+    PriceFeed, ReadError, Record, RequestMeta, ServiceState, ServiceView, Started, SymbolView, SyncReport,
+    SyncRequest, SystemView, VenueRules,
 };
-use deltaplane_types::{AccountId, Code, Delta, FeedId, OperationId, RefusalReason, Symbol, Timestamp, VenueId};
+use deltaplane_types::{
+    AccountId, Code, Delta, FeedId, OperationId, RefusalReason, Symbol, Timestamp, VenueId,
+};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
@@ -109,7 +112,8 @@ impl Engine {
         let epoch = recovered.epoch.wrapping_add(1);
         let started_at = clock.now();
         recorder.append(vec![Record::RunStarted { epoch, at: started_at }]).await?;
-        let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> = feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
+        let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> =
+            feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
         let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for account in accounts {
             if !feeds.contains_key(&account.feed) {
@@ -170,17 +174,30 @@ impl Engine {
             let spec = Spec {
                 goal: Goal::Settle,
                 symbol: operation.symbol.clone(),
-                accounts: operation.accounts.iter().filter(|id| self.rules.contains_key(*id)).cloned().collect(),
+                accounts: operation
+                    .accounts
+                    .iter()
+                    .filter(|id| self.rules.contains_key(*id))
+                    .cloned()
+                    .collect(),
                 max_slippage: deltaplane_types::Ratio::ZERO,
             };
-            let Ok(held) = self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, Some(Duration::ZERO)).await else {
+            let Ok(held) =
+                self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, Some(Duration::ZERO)).await
+            else {
                 continue;
             };
             let (intents, fills) = operation.in_doubt();
             let (config, now) = (self.shared.eyes.config.clone(), self.shared.eyes.clock.now());
             let doubtful = intents.len();
-            let (machine, effects) =
-                Operation::recover(operation.id.clone(), spec, config, self.rules.clone(), now, (intents, fills));
+            let (machine, effects) = Operation::recover(
+                operation.id.clone(),
+                spec,
+                config,
+                self.rules.clone(),
+                now,
+                (intents, fills),
+            );
             if doubtful > 0 {
                 tracing::warn!(operation = %operation.id, orders = doubtful, "settling orders of an earlier run");
             }
@@ -208,7 +225,8 @@ impl Engine {
 
     fn not_running(&self) -> Option<Box<Failure>> {
         let because = self.not_ready_because()?;
-        let mut failed = failure(Code::NotRunning, because, "wait until GET /readyz answers 200, then repeat the request");
+        let mut failed =
+            failure(Code::NotRunning, because, "wait until GET /readyz answers 200, then repeat the request");
         failed.retry_after = Some(Duration::from_secs(1));
         Some(failed)
     }
@@ -242,7 +260,11 @@ impl Engine {
         for id in accounts {
             if let Some(reason) = self.shared.eyes.accounts.get(id).and_then(|keeper| keeper.blocked()) {
                 let text = format!("account {id} is out of trading: {reason}");
-                return Err(failure(Code::NotPermitted, text, "mend what is named, or leave the account out"));
+                return Err(failure(
+                    Code::NotPermitted,
+                    text,
+                    "mend what is named, or leave the account out",
+                ));
             }
         }
         Ok(())
@@ -252,7 +274,9 @@ impl Engine {
         let date = jiff::Timestamp::from_millisecond(now.as_millis())
             .map(|at| at.strftime("%Y%m%d").to_string())
             .unwrap_or_default();
-        format!("{}-{date}-{}", kind.prefix(), self.ids.unique()).parse().expect("prefix, date and suffix follow the rule")
+        format!("{}-{date}-{}", kind.prefix(), self.ids.unique())
+            .parse()
+            .expect("prefix, date and suffix follow the rule")
     }
 
     async fn launch(
@@ -281,6 +305,13 @@ impl Engine {
             });
             return Ok(Started { id, report });
         }
+        if !eyes.config.may_send {
+            return Err(failure(
+                Code::NotPermitted,
+                "this mode never sends orders",
+                "send dryRun: true, or run in live mode",
+            ));
+        }
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             let mut failed = failure(
                 Code::TooManyRequests,
@@ -296,12 +327,21 @@ impl Engine {
                 format!("another operation holds {} on account {}", spec.symbol, busy.account),
                 "wait for it to end, or send Prefer: wait=SECONDS to queue behind it",
             );
-            failed.details.insert("operationId".to_owned(), busy.holder.iter().map(ToString::to_string).collect());
+            failed
+                .details
+                .insert("operationId".to_owned(), busy.holder.iter().map(ToString::to_string).collect());
             failed
         })?;
         let key = meta.idempotency.map(|idempotency| idempotency.key);
-        let (machine, effects) =
-            Operation::start(id.clone(), kind, spec, eyes.config.clone(), self.rules.clone(), (now, timeout), key);
+        let (machine, effects) = Operation::start(
+            id.clone(),
+            kind,
+            spec,
+            eyes.config.clone(),
+            self.rules.clone(),
+            (now, timeout),
+            key,
+        );
         self.shared.reports.publish(machine.report(now));
         let shared = self.shared.clone();
         self.runtime.spawn(async move {
@@ -329,7 +369,10 @@ impl Engine {
     }
 
     /// Net delta of every account in a symbol, as far as it is known, with the reference price.
-    pub fn exposure(&self, symbol: &Symbol) -> (BTreeMap<AccountId, Option<Delta>>, Option<deltaplane_types::Price>) {
+    pub fn exposure(
+        &self,
+        symbol: &Symbol,
+    ) -> (BTreeMap<AccountId, Option<Delta>>, Option<deltaplane_types::Price>) {
         let eyes = &self.shared.eyes;
         let deltas = eyes
             .accounts
@@ -361,10 +404,15 @@ impl DryRun {
         let now = self.eyes.clock.now();
         let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
         let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
-        let snapshot = match tokio::time::timeout(timeout, self.eyes.snapshot(&symbol, &accounts, false)).await {
-            Ok(snapshot) => snapshot,
-            Err(_) => Err(failure(Code::Timeout, "the timeout passed while accounts and prices were read", "raise timeout")),
-        };
+        let snapshot =
+            match tokio::time::timeout(timeout, self.eyes.snapshot(&symbol, &accounts, false)).await {
+                Ok(snapshot) => snapshot,
+                Err(_) => Err(failure(
+                    Code::Timeout,
+                    "the timeout passed while accounts and prices were read",
+                    "raise timeout",
+                )),
+            };
         machine.dry_report(snapshot, self.eyes.clock.now())
     }
 }
@@ -420,18 +468,23 @@ impl ControlPlane for Engine {
         }
         let began = self.shared.eyes.clock.now();
         let wanted = request.include_positions || request.include_balances;
-        let syncs = request.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)).map(|keeper| async move {
-            let error = if wanted {
-                match tokio::time::timeout(request.timeout, keeper.refresh()).await {
-                    Ok(Ok(_)) => None,
-                    Ok(Err(error)) => Some(read_failure(&error)),
-                    Err(_) => Some((Code::Timeout, format!("no answer within {} ms", request.timeout.as_millis()))),
-                }
-            } else {
-                None
-            };
-            (self.view(keeper), error)
-        });
+        let syncs = request.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)).map(
+            |keeper| async move {
+                let error = if wanted {
+                    match tokio::time::timeout(request.timeout, keeper.refresh()).await {
+                        Ok(Ok(_)) => None,
+                        Ok(Err(error)) => Some(read_failure(&error)),
+                        Err(_) => Some((
+                            Code::Timeout,
+                            format!("no answer within {} ms", request.timeout.as_millis()),
+                        )),
+                    }
+                } else {
+                    None
+                };
+                (self.view(keeper), error)
+            },
+        );
         let accounts = futures_util::future::join_all(syncs).await;
         Ok(SyncReport { accounts, took: self.shared.eyes.clock.now().since(began) })
     }
@@ -456,7 +509,8 @@ impl ControlPlane for Engine {
             let Ok(exposure) = exposure_of(by_account.values().copied()) else { continue };
             let reference_price = eyes.reference_price(&symbol);
             let ratio = reference_price.and_then(|price| {
-                let reference = reference_exposure(&exposure, Delta::ZERO, eyes.config.reference_floor, price).ok()?;
+                let reference =
+                    reference_exposure(&exposure, Delta::ZERO, eyes.config.reference_floor, price).ok()?;
                 deviation_ratio(exposure.net, Delta::ZERO, reference).ok()
             });
             symbols.push(SymbolView {
@@ -487,7 +541,8 @@ impl ControlPlane for Engine {
         let mut active = 0;
         for (id, keeper) in &eyes.accounts {
             let health = keeper.health();
-            let fresh = keeper.newest().is_some_and(|snapshot| now.since(snapshot.as_of) <= Duration::from_secs(10));
+            let fresh =
+                keeper.newest().is_some_and(|snapshot| now.since(snapshot.as_of) <= Duration::from_secs(10));
             active += usize::from(fresh && !health.failing);
             services.push(ServiceView {
                 name: format!("account:{id}"),
@@ -522,8 +577,12 @@ impl ControlPlane for Engine {
                 mid: feed.view(&eyes.config.primary_symbol).and_then(|view| view.mid()),
             })
             .collect();
-        let unread: Vec<&str> =
-            eyes.accounts.iter().filter(|(_, keeper)| keeper.newest().is_none()).map(|(id, _)| id.as_str()).collect();
+        let unread: Vec<&str> = eyes
+            .accounts
+            .iter()
+            .filter(|(_, keeper)| keeper.newest().is_none())
+            .map(|(id, _)| id.as_str())
+            .collect();
         let because = self.not_ready_because().or_else(|| {
             if self.recovering.load(Ordering::SeqCst) > 0 {
                 Some("orders of an earlier run are being settled".to_owned())

@@ -93,7 +93,9 @@ mod tests {
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let (first, second): (OperationId, OperationId) = ("op-1".parse().unwrap(), "op-2".parse().unwrap());
         let held = lanes.take(&symbol, &accounts(&["a", "b"]), &first, None).await.unwrap();
-        let Err(busy) = lanes.take(&symbol, &accounts(&["b", "a"]), &second, None).await else { panic!("both hold") };
+        let Err(busy) = lanes.take(&symbol, &accounts(&["b", "a"]), &second, None).await else {
+            panic!("both hold")
+        };
         assert_eq!((busy.account.as_str(), busy.holder), ("a", Some(first)));
         let waiting = lanes.clone();
         let (wanted, of) = (symbol.clone(), second.clone());

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use deltaplane_math::Interval;
 use deltaplane_ports::{
-    Failure, IntentRecord, JournalError, OperationKind, OperationReport, OperationState, OrderSighting, ReadError, Record,
-    TimelineEntry, VenueRules,
+    Failure, IntentRecord, JournalError, OperationKind, OperationReport, OperationState, OrderSighting,
+    ReadError, Record, TimelineEntry, VenueRules,
 };
 use deltaplane_risk::{Approved, PricedFill, execution_quality};
 use deltaplane_types::{
-    AccountId, ClientOrderId, Code, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan, Price,
-    Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, UnknownCause,
+    AccountId, ClientOrderId, Code, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan,
+    Price, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, UnknownCause,
 };
 
 use crate::config::EngineConfig;
@@ -184,7 +184,8 @@ impl Operation {
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
         operation.answered = true;
-        operation.reason = Some("interrupted by the end of the process; its orders were settled afterwards".to_owned());
+        operation.reason =
+            Some("interrupted by the end of the process; its orders were settled afterwards".to_owned());
         for intent in intents {
             let order = operation.track(intent, None, now);
             operation.note(now, format!("order {order} was perhaps sent before the process ended"));
@@ -256,7 +257,8 @@ impl Operation {
 
     /// When time itself is the next event.
     pub fn wake_at(&self) -> Option<Timestamp> {
-        let checks = self.orders.values().filter(|order| !order.check_in_flight).filter_map(|order| order.next_check);
+        let checks =
+            self.orders.values().filter(|order| !order.check_in_flight).filter_map(|order| order.next_check);
         let end = (!self.answered && self.phase != Phase::Finished).then_some(self.ends_at);
         checks.chain(end).min()
     }
@@ -379,8 +381,11 @@ impl Operation {
         let plan = approved.plan().clone();
         self.rounds += 1;
         self.adjustment_needed = true;
-        let legs: Vec<String> =
-            plan.legs.iter().map(|leg| format!("{} {} {} up to {}", leg.account, leg.side, leg.quantity, leg.price_cap)).collect();
+        let legs: Vec<String> = plan
+            .legs
+            .iter()
+            .map(|leg| format!("{} {} {} up to {}", leg.account, leg.side, leg.quantity, leg.price_cap))
+            .collect();
         self.note(now, format!("planned {}: {}", plan.id, legs.join("; ")));
         self.pending.push(Record::Planned {
             operation: self.id.clone(),
@@ -423,7 +428,12 @@ impl Operation {
         effects.push(Effect::Reserve(drafts, std::mem::take(&mut self.pending)));
     }
 
-    fn on_reserved(&mut self, result: Result<Vec<IntentRecord>, JournalError>, now: Timestamp, effects: &mut Vec<Effect>) {
+    fn on_reserved(
+        &mut self,
+        result: Result<Vec<IntentRecord>, JournalError>,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.phase != Phase::Reserving {
             return;
         }
@@ -462,9 +472,16 @@ impl Operation {
         effects.push(Effect::Send(out));
     }
 
-    fn record_outcome(&mut self, id: &ClientOrderId, outcome: deltaplane_ports::OutcomeRecord, now: Timestamp) {
+    fn record_outcome(
+        &mut self,
+        id: &ClientOrderId,
+        outcome: deltaplane_ports::OutcomeRecord,
+        now: Timestamp,
+    ) {
         let text = match &outcome {
-            deltaplane_ports::OutcomeRecord::Accepted { evidence } => format!("accepted ({})", evidence.kind()),
+            deltaplane_ports::OutcomeRecord::Accepted { evidence } => {
+                format!("accepted ({})", evidence.kind())
+            }
             deltaplane_ports::OutcomeRecord::Ended { status, filled, evidence } => {
                 format!("ended {status:?} with {filled} traded ({})", evidence.kind()).to_lowercase()
             }
@@ -495,7 +512,8 @@ impl Operation {
     fn on_fill(&mut self, fill: Fill, now: Timestamp) {
         let ours = self.orders.iter().find(|(id, order)| {
             order.intent.order.account == fill.account
-                && (fill.client_order_id.as_ref() == Some(*id) || order.venue_order_id.as_ref() == Some(&fill.venue_order_id))
+                && (fill.client_order_id.as_ref() == Some(*id)
+                    || order.venue_order_id.as_ref() == Some(&fill.venue_order_id))
         });
         let Some(id) = ours.map(|(id, _)| id.clone()) else { return };
         let text = format!("order {id} traded {} at {}", fill.quantity, fill.price);
@@ -515,10 +533,19 @@ impl Operation {
         }
     }
 
-    fn on_sighted(&mut self, id: &ClientOrderId, result: Result<OrderSighting, ReadError>, now: Timestamp, effects: &mut Vec<Effect>) {
+    fn on_sighted(
+        &mut self,
+        id: &ClientOrderId,
+        result: Result<OrderSighting, ReadError>,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
-        let slack = self.rules.get(&order.intent.order.account).map_or(Duration::from_secs(10), |rules| rules.proof_slack);
+        let slack = self
+            .rules
+            .get(&order.intent.order.account)
+            .map_or(Duration::from_secs(10), |rules| rules.proof_slack);
         match result {
             Ok(OrderSighting::Found(report)) => self.on_report(&report, Evidence::OrderQuery, now),
             Ok(OrderSighting::NotFound) if now >= order.provable_at(slack) => {
@@ -529,7 +556,8 @@ impl Operation {
                 let provable = order.provable_at(slack);
                 order.on_not_found(now);
                 // The next question is not later than the first moment at which it can decide.
-                order.next_check = order.next_check.map(|next| if now < provable { next.min(provable) } else { next });
+                order.next_check =
+                    order.next_check.map(|next| if now < provable { next.min(provable) } else { next });
             }
             Err(_) => order.on_not_found(now),
         }
@@ -544,7 +572,12 @@ impl Operation {
         }
     }
 
-    fn on_proof(&mut self, id: &ClientOrderId, result: Result<(OrderSighting, Vec<Fill>, Delta), ReadError>, now: Timestamp) {
+    fn on_proof(
+        &mut self,
+        id: &ClientOrderId,
+        result: Result<(OrderSighting, Vec<Fill>, Delta), ReadError>,
+        now: Timestamp,
+    ) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
         if !matches!(order.fate, Fate::Unknown | Fate::InFlight | Fate::Accepted) {
@@ -557,7 +590,8 @@ impl Operation {
         if let OrderSighting::Found(report) = sighting {
             return self.on_report(&report, Evidence::OrderQuery, now);
         }
-        let (account, side, since) = (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
+        let (account, side, since) =
+            (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
         let stray: Vec<&Fill> = fills
             .iter()
             .filter(|fill| fill.side == side && fill.venue_time >= since)
@@ -578,7 +612,9 @@ impl Operation {
         order.proofs_failed += 1;
         order.on_not_found(now);
         if order.proofs_failed >= MAX_FAILED_PROOFS {
-            let text = format!("the order is not found, but {stray} trades and a position of {position} are not explained");
+            let text = format!(
+                "the order is not found, but {stray} trades and a position of {position} are not explained"
+            );
             if let Some(outcome) = order.freeze(text) {
                 self.record_outcome(id, outcome, now);
             }
@@ -587,7 +623,10 @@ impl Operation {
 
     /// What all orders traded, signed.
     fn traded(&self) -> Delta {
-        self.orders.values().map(TrackedOrder::traded).fold(Delta::ZERO, |sum, delta| sum.plus(delta).unwrap_or(sum))
+        self.orders
+            .values()
+            .map(TrackedOrder::traded)
+            .fold(Delta::ZERO, |sum, delta| sum.plus(delta).unwrap_or(sum))
     }
 
     fn traded_by(&self, account: &AccountId) -> Delta {
@@ -673,14 +712,18 @@ impl Operation {
         if let Ok(net) = self.anchor.as_ref().map_or(Ok(self.net), |anchor| anchor.net.plus(self.traded())) {
             self.net = net;
         }
-        let whole = running.out.iter().all(|id| self.orders.get(id).is_some_and(TrackedOrder::is_filled_whole));
+        let whole =
+            running.out.iter().all(|id| self.orders.get(id).is_some_and(TrackedOrder::is_filled_whole));
         for id in &running.out {
             let Some(order) = self.orders.get(id) else { continue };
             let Some(refusal) = &order.refusal else { continue };
             // The same order would be refused again; what may pass on its own may be tried again.
             let passing = matches!(
                 refusal.reason,
-                RefusalReason::RateLimited | RefusalReason::Overloaded | RefusalReason::Clock | RefusalReason::NotSent
+                RefusalReason::RateLimited
+                    | RefusalReason::Overloaded
+                    | RefusalReason::Clock
+                    | RefusalReason::NotSent
             );
             if !passing || self.idle_rounds > 0 {
                 self.excluded.insert(order.intent.order.account.clone());
@@ -712,8 +755,12 @@ impl Operation {
 
     fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let took = now.since(self.started_at).as_millis();
-        let doubtful: Vec<String> =
-            self.orders.iter().filter(|(_, order)| !order.is_settled()).map(|(id, _)| id.to_string()).collect();
+        let doubtful: Vec<String> = self
+            .orders
+            .iter()
+            .filter(|(_, order)| !order.is_settled())
+            .map(|(id, _)| id.to_string())
+            .collect();
         let text = if doubtful.is_empty() {
             format!("the timeout passed after {took} ms")
         } else {
@@ -734,11 +781,16 @@ impl Operation {
     }
 
     fn halt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let frozen: Vec<String> =
-            self.orders.iter().filter(|(_, order)| order.fate == Fate::Frozen).map(|(id, _)| id.to_string()).collect();
+        let frozen: Vec<String> = self
+            .orders
+            .iter()
+            .filter(|(_, order)| order.fate == Fate::Frozen)
+            .map(|(id, _)| id.to_string())
+            .collect();
         let text = format!("the fate of {} orders cannot be proven: {}", frozen.len(), frozen.join(", "));
         tracing::error!(operation = %self.id, "{text}");
-        let remedy = "check the orders at the venue; their accounts stay closed for this symbol until it is settled";
+        let remedy =
+            "check the orders at the venue; their accounts stay closed for this symbol until it is settled";
         self.failure = Some(failure(Code::Timeout, text, remedy));
         self.state = OperationState::Frozen;
         self.close(now, "frozen", effects);
@@ -781,7 +833,12 @@ impl Operation {
             (None, None) => String::new(),
         };
         self.note(now, format!("{state}: {summary}"));
-        self.pending.push(Record::OperationClosed { operation: self.id.clone(), state: state.to_owned(), summary, at: now });
+        self.pending.push(Record::OperationClosed {
+            operation: self.id.clone(),
+            state: state.to_owned(),
+            summary,
+            at: now,
+        });
         effects.push(Effect::Finish(std::mem::take(&mut self.pending)));
     }
 
@@ -799,7 +856,9 @@ impl Operation {
                     return None;
                 }
                 let shown = ratio.value().round_dp(6).normalize();
-                format!("net delta ended {left} from the target, a ratio of {shown}, beyond maxDeviation {max_deviation}")
+                format!(
+                    "net delta ended {left} from the target, a ratio of {shown}, beyond maxDeviation {max_deviation}"
+                )
             }
             Goal::Hedge { .. } => {
                 let wanted = anchor.target.minus(anchor.net).ok()?;
@@ -818,10 +877,15 @@ impl Operation {
         if refused.is_empty() {
             let why = self.reason.clone().unwrap_or_default();
             let text = if why.is_empty() { missed } else { format!("{missed} ({why})") };
-            return Some(failure(Code::DeltaBeyondLimit, text, "raise maxSlippage, name more accounts, or try again later"));
+            return Some(failure(
+                Code::DeltaBeyondLimit,
+                text,
+                "raise maxSlippage, name more accounts, or try again later",
+            ));
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));
-        let mut failed = failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused");
+        let mut failed =
+            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused");
         failed.details.insert("refusedLegs".to_owned(), refused);
         Some(failed)
     }
@@ -841,7 +905,8 @@ impl Operation {
         } else {
             anchor.and_then(|anchor| anchor.net.plus(self.traded()).ok()).unwrap_or(self.net)
         };
-        let ratio = anchor.and_then(|anchor| deltaplane_math::deviation_ratio(net, target, anchor.reference).ok());
+        let ratio =
+            anchor.and_then(|anchor| deltaplane_math::deviation_ratio(net, target, anchor.reference).ok());
         OperationReport {
             id: self.id.clone(),
             kind: self.kind,

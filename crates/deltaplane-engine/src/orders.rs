@@ -8,8 +8,8 @@ use deltaplane_math::MathError;
 use deltaplane_ports::{IntentRecord, OrderReport, OutcomeRecord};
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
-    Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal, RefusalReason,
-    SubmitOutcome, Timestamp, TradeId, UnknownCause, VenueOrderId,
+    Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
+    RefusalReason, SubmitOutcome, Timestamp, TradeId, UnknownCause, VenueOrderId,
 };
 
 /// When an order in doubt is asked for, counted from the doubt; then every five seconds.
@@ -175,7 +175,12 @@ impl TrackedOrder {
     }
 
     /// Takes a state that the venue tells; repeats and old news change nothing.
-    pub(crate) fn on_report(&mut self, report: &ExecutionReport, evidence: Evidence, now: Timestamp) -> Option<OutcomeRecord> {
+    pub(crate) fn on_report(
+        &mut self,
+        report: &ExecutionReport,
+        evidence: Evidence,
+        now: Timestamp,
+    ) -> Option<OutcomeRecord> {
         self.venue_order_id = Some(report.venue_order_id.clone());
         self.reported = self.reported.max(report.filled);
         if self.fate == Fate::NotAccepted {

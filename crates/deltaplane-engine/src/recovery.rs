@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deltaplane_ports::{IntentRecord, OperationKind, OperationReport, OperationState, OutcomeRecord, Record, StoredRecord};
-use deltaplane_types::{AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Ratio, Symbol, Timestamp};
+use deltaplane_ports::{
+    IntentRecord, OperationKind, OperationReport, OperationState, OutcomeRecord, Record, StoredRecord,
+};
+use deltaplane_types::{
+    AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Ratio, Symbol, Timestamp,
+};
 
 use crate::orders::TrackedOrder;
 
@@ -48,7 +52,8 @@ impl Recovered {
             Record::RunStarted { epoch, .. } => self.epoch = self.epoch.max(epoch),
             Record::OperationAccepted { operation, kind, symbol, accounts, at, .. } => {
                 let kinds = [OperationKind::DeltaControl, OperationKind::Hedge, OperationKind::Recovery];
-                let kind = kinds.into_iter().find(|known| known.prefix() == kind).unwrap_or(OperationKind::Recovery);
+                let kind =
+                    kinds.into_iter().find(|known| known.prefix() == kind).unwrap_or(OperationKind::Recovery);
                 self.index.insert(operation.clone(), self.operations.len());
                 self.operations.push(RecoveredOperation {
                     id: operation,
@@ -138,14 +143,14 @@ impl RecoveredOperation {
             "frozen" => OperationState::Frozen,
             _ => OperationState::Interrupted,
         };
-        let sum = |values: Vec<Notional>| values.into_iter().fold(Notional::ZERO, |sum, v| sum.plus(v).unwrap_or(sum));
+        let sum = |values: Vec<Notional>| {
+            values.into_iter().fold(Notional::ZERO, |sum, v| sum.plus(v).unwrap_or(sum))
+        };
         let total_fees = sum(orders.iter().map(|order| order.fees).collect());
-        let total_cost = sum(
-            orders
-                .iter()
-                .filter_map(|order| order.filled.notional_at(order.average_price?).ok())
-                .collect(),
-        );
+        let total_cost = sum(orders
+            .iter()
+            .filter_map(|order| order.filled.notional_at(order.average_price?).ok())
+            .collect());
         OperationReport {
             id: self.id.clone(),
             kind: self.kind,

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway, OrderSighting, ReadError,
+    AccountEvent, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway, OrderSighting,
+    ReadError,
 };
 use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
 use futures_util::StreamExt as _;
@@ -115,7 +116,8 @@ pub(crate) async fn run(
         }
     }
     drop(sender);
-    let mut shell = Shell { shared: shared.clone(), work: FuturesUnordered::new(), tokens: BTreeMap::new(), answer };
+    let mut shell =
+        Shell { shared: shared.clone(), work: FuturesUnordered::new(), tokens: BTreeMap::new(), answer };
     shell.perform(&mut operation, first).await;
     while !operation.is_finished() {
         let now = shared.eyes.clock.now();
@@ -156,9 +158,8 @@ async fn listen(account: AccountId, mut stream: broadcast::Receiver<AccountEvent
             Ok(AccountEvent::Report(report)) => Event::Report(report),
             Ok(AccountEvent::Fill(fill)) => Event::Fill(fill),
             Ok(AccountEvent::Position { .. }) => continue,
-            Ok(AccountEvent::Connected | AccountEvent::Disconnected) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                Event::StreamChanged(account.clone())
-            }
+            Ok(AccountEvent::Connected | AccountEvent::Disconnected)
+            | Err(broadcast::error::RecvError::Lagged(_)) => Event::StreamChanged(account.clone()),
             Err(broadcast::error::RecvError::Closed) => return,
         };
         if to.send(event).await.is_err() {
@@ -214,7 +215,8 @@ impl Shell {
         for effect in effects {
             match effect {
                 Effect::Read { anew, after } => {
-                    let (symbol, accounts) = (operation.spec().symbol.clone(), operation.spec().accounts.clone());
+                    let (symbol, accounts) =
+                        (operation.spec().symbol.clone(), operation.spec().accounts.clone());
                     let eyes = shared.eyes.clone();
                     self.work.push(Box::pin(async move {
                         if !after.is_zero() {
@@ -224,9 +226,14 @@ impl Shell {
                     }));
                 }
                 Effect::Reserve(drafts, records) => {
-                    let intents = drafts.into_iter().map(|draft| shared.hands.name(operation.id(), draft, &shared)).collect();
+                    let intents = drafts
+                        .into_iter()
+                        .map(|draft| shared.hands.name(operation.id(), draft, &shared))
+                        .collect();
                     let recorder = shared.hands.recorder.clone();
-                    self.work.push(Box::pin(async move { Done::Reserved(recorder.reserve(intents, records).await) }));
+                    self.work.push(Box::pin(async move {
+                        Done::Reserved(recorder.reserve(intents, records).await)
+                    }));
                 }
                 Effect::Send(ids) => self.send(ids),
                 Effect::Sight(id) => {

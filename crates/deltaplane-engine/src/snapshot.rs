@@ -7,8 +7,8 @@ use deltaplane_market::{FeedHealth, consensus, health};
 use deltaplane_math::MarginUse;
 use deltaplane_ports::{Clock, PriceFeed};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarketView, Notional, Price, Ratio, Symbol,
-    Timestamp,
+    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarketView, Notional, Price, Ratio,
+    Symbol, Timestamp,
 };
 
 use crate::accounts::AccountKeeper;
@@ -77,7 +77,12 @@ impl Eyes {
     }
 
     /// Reads accounts and prices once. With `anew` every account is asked again.
-    pub(crate) async fn snapshot(&self, symbol: &Symbol, named: &[AccountId], anew: bool) -> Result<Snapshot, Failed> {
+    pub(crate) async fn snapshot(
+        &self,
+        symbol: &Symbol,
+        named: &[AccountId],
+        anew: bool,
+    ) -> Result<Snapshot, Failed> {
         let as_of = self.clock.now();
         let readings = named.iter().map(|id| async move {
             let keeper = self.accounts.get(id)?;

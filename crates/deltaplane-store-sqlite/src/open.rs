@@ -35,7 +35,9 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The file was written by a newer version.
-    #[error("the journal {path} has schema {found}, this version knows {known}; use the newer version that wrote it")]
+    #[error(
+        "the journal {path} has schema {found}, this version knows {known}; use the newer version that wrote it"
+    )]
     NewerSchema {
         /// The file.
         path: PathBuf,
@@ -45,7 +47,9 @@ pub enum OpenError {
         known: i64,
     },
     /// The file is damaged.
-    #[error("the journal {path} is damaged at row {position}: {reason}; keep the file, and restore a copy or ask for help before anything is traded")]
+    #[error(
+        "the journal {path} is damaged at row {position}: {reason}; keep the file, and restore a copy or ask for help before anything is traded"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -137,14 +141,17 @@ fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
 /// Walks the chain; gives the last position and its hash.
 fn verify(connection: &Connection, path: &Path) -> Result<(i64, [u8; 32]), OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
-    let mut statement =
-        connection.prepare("SELECT position, payload, hash FROM journal ORDER BY position").map_err(failed)?;
+    let mut statement = connection
+        .prepare("SELECT position, payload, hash FROM journal ORDER BY position")
+        .map_err(failed)?;
     let mut rows = statement.query([]).map_err(failed)?;
     let (mut last, mut hash) = (0_i64, chain::GENESIS);
     while let Some(found) = rows.next().map_err(failed)? {
-        let (position, payload): (i64, String) = (found.get(0).map_err(failed)?, found.get(1).map_err(failed)?);
+        let (position, payload): (i64, String) =
+            (found.get(0).map_err(failed)?, found.get(1).map_err(failed)?);
         let stored: Vec<u8> = found.get(2).map_err(failed)?;
-        let damaged = |reason: &str| OpenError::Damaged { path: path.to_owned(), position, reason: reason.to_owned() };
+        let damaged =
+            |reason: &str| OpenError::Damaged { path: path.to_owned(), position, reason: reason.to_owned() };
         if position != last + 1 {
             return Err(damaged("rows before it are missing"));
         }
@@ -171,8 +178,8 @@ impl Journal for SqliteStore {
     async fn load(&self) -> Result<Vec<StoredRecord>, JournalError> {
         let path = self.path.clone();
         let read = move || -> Result<Vec<StoredRecord>, String> {
-            let connection =
-                Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| error.to_string())?;
+            let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+                .map_err(|error| error.to_string())?;
             let mut statement = connection
                 .prepare("SELECT position, payload FROM journal ORDER BY position")
                 .map_err(|error| error.to_string())?;

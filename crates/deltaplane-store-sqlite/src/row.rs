@@ -2,7 +2,8 @@
 
 use deltaplane_ports::{IntentRecord, OutcomeRecord, Record};
 use deltaplane_types::{
-    Evidence, Fill, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce, Timestamp, parse_exact,
+    Evidence, Fill, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce, Timestamp,
+    parse_exact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +19,20 @@ fn bad(error: impl std::fmt::Display) -> RowError {
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum Row {
-    OperationAccepted { operation: String, kind: String, symbol: String, accounts: Vec<String>, key: Option<String>, at: i64 },
-    Planned { operation: String, plan: String, text: String, at: i64 },
+    OperationAccepted {
+        operation: String,
+        kind: String,
+        symbol: String,
+        accounts: Vec<String>,
+        key: Option<String>,
+        at: i64,
+    },
+    Planned {
+        operation: String,
+        plan: String,
+        text: String,
+        at: i64,
+    },
     Intent {
         sequence: u64,
         epoch: u16,
@@ -35,7 +48,11 @@ pub(crate) enum Row {
         time_in_force: String,
         deadline: i64,
     },
-    Outcome { client_order_id: String, outcome: OutcomeRow, at: i64 },
+    Outcome {
+        client_order_id: String,
+        outcome: OutcomeRow,
+        at: i64,
+    },
     Fill {
         client_order_id: String,
         account: String,
@@ -48,8 +65,16 @@ pub(crate) enum Row {
         fee: String,
         venue_time: i64,
     },
-    OperationClosed { operation: String, state: String, summary: String, at: i64 },
-    RunStarted { epoch: u16, at: i64 },
+    OperationClosed {
+        operation: String,
+        state: String,
+        summary: String,
+        at: i64,
+    },
+    RunStarted {
+        epoch: u16,
+        at: i64,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,7 +118,11 @@ fn name_of<T: PartialEq + Copy>(table: &[(T, &'static str)], value: T) -> String
 }
 
 fn named<T: Copy>(table: &[(T, &'static str)], name: &str) -> Result<T, RowError> {
-    table.iter().find(|(_, known)| *known == name).map(|(value, _)| *value).ok_or_else(|| bad(format!("{name:?} is not known")))
+    table
+        .iter()
+        .find(|(_, known)| *known == name)
+        .map(|(value, _)| *value)
+        .ok_or_else(|| bad(format!("{name:?} is not known")))
 }
 
 fn evidence(evidence: &Evidence) -> String {
@@ -107,9 +136,17 @@ fn read_evidence(text: &str) -> Result<Evidence, RowError> {
     if let Some(name) = text.strip_prefix("person:") {
         return Ok(Evidence::Person(name.to_owned()));
     }
-    let known =
-        [Evidence::PlacementAnswer, Evidence::StreamEvent, Evidence::OrderQuery, Evidence::ExpiryProof, Evidence::NotSent];
-    known.into_iter().find(|evidence| evidence.kind() == text).ok_or_else(|| bad(format!("evidence {text:?}")))
+    let known = [
+        Evidence::PlacementAnswer,
+        Evidence::StreamEvent,
+        Evidence::OrderQuery,
+        Evidence::ExpiryProof,
+        Evidence::NotSent,
+    ];
+    known
+        .into_iter()
+        .find(|evidence| evidence.kind() == text)
+        .ok_or_else(|| bad(format!("evidence {text:?}")))
 }
 
 fn quantity(text: &str) -> Result<Quantity, RowError> {
@@ -123,14 +160,16 @@ fn price(text: &str) -> Result<Price, RowError> {
 impl From<&Record> for Row {
     fn from(record: &Record) -> Self {
         match record {
-            Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => Self::OperationAccepted {
-                operation: operation.to_string(),
-                kind: kind.clone(),
-                symbol: symbol.to_string(),
-                accounts: accounts.iter().map(ToString::to_string).collect(),
-                key: key.clone(),
-                at: at.as_millis(),
-            },
+            Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => {
+                Self::OperationAccepted {
+                    operation: operation.to_string(),
+                    kind: kind.clone(),
+                    symbol: symbol.to_string(),
+                    accounts: accounts.iter().map(ToString::to_string).collect(),
+                    key: key.clone(),
+                    at: at.as_millis(),
+                }
+            }
             Record::Planned { operation, plan, text, at } => Self::Planned {
                 operation: operation.to_string(),
                 plan: plan.to_string(),
@@ -197,14 +236,16 @@ impl TryFrom<Row> for Record {
     fn try_from(row: Row) -> Result<Self, RowError> {
         let at = Timestamp::from_millis;
         Ok(match row {
-            Row::OperationAccepted { operation, kind, symbol, accounts, key, at: time } => Self::OperationAccepted {
-                operation: operation.parse().map_err(bad)?,
-                kind,
-                symbol: symbol.parse().map_err(bad)?,
-                accounts: accounts.iter().map(|id| id.parse().map_err(bad)).collect::<Result<_, _>>()?,
-                key,
-                at: at(time),
-            },
+            Row::OperationAccepted { operation, kind, symbol, accounts, key, at: time } => {
+                Self::OperationAccepted {
+                    operation: operation.parse().map_err(bad)?,
+                    kind,
+                    symbol: symbol.parse().map_err(bad)?,
+                    accounts: accounts.iter().map(|id| id.parse().map_err(bad)).collect::<Result<_, _>>()?,
+                    key,
+                    at: at(time),
+                }
+            }
             Row::Planned { operation, plan, text, at: time } => Self::Planned {
                 operation: operation.parse().map_err(bad)?,
                 plan: plan.parse().map_err(bad)?,
@@ -245,7 +286,9 @@ impl TryFrom<Row> for Record {
             Row::Outcome { client_order_id, outcome, at: time } => Self::Outcome {
                 client_order_id: client_order_id.parse().map_err(bad)?,
                 outcome: match outcome {
-                    OutcomeRow::Accepted { evidence } => OutcomeRecord::Accepted { evidence: read_evidence(&evidence)? },
+                    OutcomeRow::Accepted { evidence } => {
+                        OutcomeRecord::Accepted { evidence: read_evidence(&evidence)? }
+                    }
                     OutcomeRow::Ended { status, filled, evidence } => OutcomeRecord::Ended {
                         status: named(&STATUSES, &status)?,
                         filled: quantity(&filled)?,
@@ -270,7 +313,8 @@ impl TryFrom<Row> for Record {
                 fee,
                 venue_time,
             } => {
-                let client_order_id: deltaplane_types::ClientOrderId = client_order_id.parse().map_err(bad)?;
+                let client_order_id: deltaplane_types::ClientOrderId =
+                    client_order_id.parse().map_err(bad)?;
                 Self::Fill {
                     fill: Fill {
                         account: account.parse().map_err(bad)?,
@@ -287,9 +331,12 @@ impl TryFrom<Row> for Record {
                     client_order_id,
                 }
             }
-            Row::OperationClosed { operation, state, summary, at: time } => {
-                Self::OperationClosed { operation: operation.parse().map_err(bad)?, state, summary, at: at(time) }
-            }
+            Row::OperationClosed { operation, state, summary, at: time } => Self::OperationClosed {
+                operation: operation.parse().map_err(bad)?,
+                state,
+                summary,
+                at: at(time),
+            },
             Row::RunStarted { epoch, at: time } => Self::RunStarted { epoch, at: at(time) },
         })
     }

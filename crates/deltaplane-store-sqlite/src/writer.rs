@@ -66,7 +66,8 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let gone = || JournalError::Failed("its writer ended".to_owned());
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.try_send(job(reply)).map_err(|_| JournalError::Failed("too many appends are waiting".to_owned()))?;
+        jobs.try_send(job(reply))
+            .map_err(|_| JournalError::Failed("too many appends are waiting".to_owned()))?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -74,7 +75,12 @@ impl Writer {
         self.ask(|reply| Job::Append(payloads, reply)).await
     }
 
-    pub(crate) async fn claim(&self, key: String, body_hash: String, now: Timestamp) -> Result<AnswerClaim, JournalError> {
+    pub(crate) async fn claim(
+        &self,
+        key: String,
+        body_hash: String,
+        now: Timestamp,
+    ) -> Result<AnswerClaim, JournalError> {
         self.ask(|reply| Job::Claim { key, body_hash, now, reply }).await
     }
 
@@ -171,7 +177,10 @@ impl State {
             }
             Job::Complete { key, answer, reply } => {
                 let sql = "UPDATE answers SET status = ?2, body = ?3 WHERE key = ?1";
-                (self.connection.execute(sql, params![key, answer.status, answer.body]).map(|_| ()), Done::Unit(reply))
+                (
+                    self.connection.execute(sql, params![key, answer.status, answer.body]).map(|_| ()),
+                    Done::Unit(reply),
+                )
             }
             Job::Release { key, reply } => {
                 let sql = "DELETE FROM answers WHERE key = ?1 AND status IS NULL";
@@ -181,8 +190,9 @@ impl State {
     }
 
     fn append(&mut self, payloads: &[String]) -> rusqlite::Result<()> {
-        let mut insert =
-            self.connection.prepare_cached("INSERT INTO journal (position, payload, hash) VALUES (?1, ?2, ?3)")?;
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO journal (position, payload, hash) VALUES (?1, ?2, ?3)")?;
         for payload in payloads {
             self.position += 1;
             self.hash = chain::next(&self.hash, payload);
@@ -193,7 +203,8 @@ impl State {
     }
 
     fn claim(&self, key: &str, body_hash: &str, now: Timestamp) -> rusqlite::Result<AnswerClaim> {
-        let oldest = now.as_millis().saturating_sub(i64::try_from(ANSWER_AGE.as_millis()).unwrap_or(i64::MAX));
+        let oldest =
+            now.as_millis().saturating_sub(i64::try_from(ANSWER_AGE.as_millis()).unwrap_or(i64::MAX));
         self.connection.execute("DELETE FROM answers WHERE at < ?1", params![oldest])?;
         type Kept = (String, Option<String>, Option<u16>, Option<Vec<u8>>);
         let known: Option<Kept> = self
@@ -236,7 +247,10 @@ impl State {
 fn refuse(job: Job, error: &JournalError) {
     // A caller who went away needs no answer.
     match job {
-        Job::Append(_, reply) | Job::Attach { reply, .. } | Job::Complete { reply, .. } | Job::Release { reply, .. } => {
+        Job::Append(_, reply)
+        | Job::Attach { reply, .. }
+        | Job::Complete { reply, .. }
+        | Job::Release { reply, .. } => {
             drop(reply.send(Err(error.clone())));
         }
         Job::Claim { reply, .. } => drop(reply.send(Err(error.clone()))),

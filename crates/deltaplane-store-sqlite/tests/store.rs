@@ -61,7 +61,11 @@ fn every_record() -> Vec<Record> {
         }),
         Record::Fill { client_order_id: id.clone(), fill },
         outcome(OutcomeRecord::Unknown { cause: "no answer in time".to_owned() }),
-        outcome(OutcomeRecord::Ended { status: OrderStatus::Expired, filled: quantity("0.1"), evidence: Evidence::OrderQuery }),
+        outcome(OutcomeRecord::Ended {
+            status: OrderStatus::Expired,
+            filled: quantity("0.1"),
+            evidence: Evidence::OrderQuery,
+        }),
         Record::OperationClosed {
             operation: "hedge-20261123-1".parse().unwrap(),
             state: "partial".to_owned(),
@@ -92,7 +96,10 @@ async fn everything_is_there_after_a_restart() {
     drop(store);
     let store = SqliteStore::open(folder.path()).unwrap();
     let loaded = store.load().await.unwrap();
-    assert_eq!(loaded.iter().map(|stored| stored.position).collect::<Vec<_>>(), (1..=records.len() as u64).collect::<Vec<_>>());
+    assert_eq!(
+        loaded.iter().map(|stored| stored.position).collect::<Vec<_>>(),
+        (1..=records.len() as u64).collect::<Vec<_>>()
+    );
     assert_eq!(loaded.into_iter().map(|stored| stored.record).collect::<Vec<_>>(), records);
 }
 
@@ -111,7 +118,9 @@ async fn concurrent_appends_are_all_kept_and_the_chain_holds() {
     let mut tasks = tokio::task::JoinSet::new();
     for epoch in 0..200 {
         let store = store.clone();
-        tasks.spawn(async move { store.append(vec![Record::RunStarted { epoch, at: at(0) }; 2]).await.unwrap() });
+        tasks.spawn(
+            async move { store.append(vec![Record::RunStarted { epoch, at: at(0) }; 2]).await.unwrap() },
+        );
     }
     tasks.join_all().await;
     drop(store);
@@ -125,7 +134,10 @@ fn change(folder: &std::path::Path, sql: &str) {
 #[tokio::test]
 async fn damage_and_a_newer_schema_are_named() {
     for (sql, expected) in [
-        ("UPDATE journal SET payload = replace(payload, '\"0.25\"', '\"0.26\"') WHERE position = 4", "damaged at row 4"),
+        (
+            "UPDATE journal SET payload = replace(payload, '\"0.25\"', '\"0.26\"') WHERE position = 4",
+            "damaged at row 4",
+        ),
         ("DELETE FROM journal WHERE position = 2", "damaged at row 3"),
         ("UPDATE journal SET hash = x'00' WHERE position = 8", "damaged at row 8"),
         ("PRAGMA user_version = 2", "has schema 2, this version knows 1"),
@@ -179,7 +191,10 @@ async fn answers_are_kept_by_key_across_a_restart() {
     assert_eq!(store.claim("k", "a", at(0)).await.unwrap(), AnswerClaim::Pending { operation: None });
     let operation: deltaplane_types::OperationId = "hedge-1".parse().unwrap();
     store.attach("k", &operation).await.unwrap();
-    assert_eq!(store.claim("k", "a", at(0)).await.unwrap(), AnswerClaim::Pending { operation: Some(operation) });
+    assert_eq!(
+        store.claim("k", "a", at(0)).await.unwrap(),
+        AnswerClaim::Pending { operation: Some(operation) }
+    );
     let answer = Answer { status: 200, body: b"{}".to_vec() };
     store.complete("k", &answer).await.unwrap();
     assert_eq!(store.claim("other", "x", at(0)).await.unwrap(), AnswerClaim::New);

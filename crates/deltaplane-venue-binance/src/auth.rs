@@ -129,7 +129,10 @@ mod tests {
             ("recvWindow", "5000"),
             ("timestamp", "1591702613943"),
         ]);
-        assert!(query.ends_with("&signature=9e9bd8d3d6e340ee14fbb22183b5e49c44cc0df49a3f782f091de137cc01492d"), "{query}");
+        assert!(
+            query.ends_with("&signature=9e9bd8d3d6e340ee14fbb22183b5e49c44cc0df49a3f782f091de137cc01492d"),
+            "{query}"
+        );
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl BookSync {
         if !self.chained && event.last_id < last {
             return BookStep::Waiting;
         }
-        let fits = if self.chained { event.pu == last } else { event.first_id <= last && last <= event.last_id };
+        let fits =
+            if self.chained { event.pu == last } else { event.first_id <= last && last <= event.last_id };
         if !fits {
             self.reset();
             self.buffered.push_back(event);
@@ -113,7 +114,10 @@ impl BookSync {
     pub fn top(&self, depth: usize) -> (Vec<Level>, Vec<Level>) {
         let newer = self.ticker.filter(|ticker| self.last_id.is_some_and(|last| ticker.update_id > last));
         let best = |price: crate::wire::Text, quantity: crate::wire::Text| {
-            Some(Level { price: Price::try_new(price.0).ok()?, quantity: Quantity::try_new(quantity.0).ok()? })
+            Some(Level {
+                price: Price::try_new(price.0).ok()?,
+                quantity: Quantity::try_new(quantity.0).ok()?,
+            })
         };
         let (mut bids, mut asks) = (Vec::with_capacity(depth), Vec::with_capacity(depth));
         let bid = newer.and_then(|ticker| best(ticker.bid_price, ticker.bid_quantity));
@@ -121,7 +125,8 @@ impl BookSync {
         bids.extend(bid);
         asks.extend(ask);
         let level = |(price, quantity): (&Price, &Quantity)| Level { price: *price, quantity: *quantity };
-        let below = self.bids.iter().rev().skip_while(|(price, _)| bid.is_some_and(|bid| **price >= bid.price));
+        let below =
+            self.bids.iter().rev().skip_while(|(price, _)| bid.is_some_and(|bid| **price >= bid.price));
         bids.extend(below.map(level).take(depth - bids.len()));
         let above = self.asks.iter().skip_while(|(price, _)| ask.is_some_and(|ask| **price <= ask.price));
         asks.extend(above.map(level).take(depth - asks.len()));
@@ -132,7 +137,9 @@ impl BookSync {
 fn set(levels: &mut BTreeMap<Price, Quantity>, changes: &[(crate::wire::Text, crate::wire::Text)]) {
     for (price, quantity) in changes {
         // A price that is not above zero, or a quantity below it, is nothing that anyone can trade at.
-        let (Ok(price), Ok(quantity)) = (Price::try_new(price.0), Quantity::try_new(quantity.0)) else { continue };
+        let (Ok(price), Ok(quantity)) = (Price::try_new(price.0), Quantity::try_new(quantity.0)) else {
+            continue;
+        };
         if quantity.is_zero() {
             levels.remove(&price);
         } else {
@@ -154,7 +161,10 @@ mod tests {
     }
 
     fn snapshot(id: u64) -> DepthSnapshot {
-        serde_json::from_str(&format!(r#"{{"lastUpdateId":{id},"T":1,"bids":[["100","2"]],"asks":[["101","2"]]}}"#)).unwrap()
+        serde_json::from_str(&format!(
+            r#"{{"lastUpdateId":{id},"T":1,"bids":[["100","2"]],"asks":[["101","2"]]}}"#
+        ))
+        .unwrap()
     }
 
     fn bids(book: &BookSync) -> Vec<String> {
@@ -195,12 +205,16 @@ mod tests {
         let mut book = BookSync::default();
         book.on_snapshot(&snapshot(10));
         let ticker = |id: u64| -> BookTicker {
-            serde_json::from_str(&format!(r#"{{"u":{id},"T":1,"b":"99.5","B":"7","a":"102","A":"8"}}"#)).unwrap()
+            serde_json::from_str(&format!(r#"{{"u":{id},"T":1,"b":"99.5","B":"7","a":"102","A":"8"}}"#))
+                .unwrap()
         };
         book.on_ticker(ticker(9));
         assert_eq!(book.top(5).0[0].price.to_string(), "100");
         book.on_ticker(ticker(11));
         let (bids, asks) = book.top(5);
-        assert_eq!((bids.len(), bids[0].price.to_string(), asks.len(), asks[0].price.to_string()), (1, "99.5".into(), 1, "102".into()));
+        assert_eq!(
+            (bids.len(), bids[0].price.to_string(), asks.len(), asks[0].price.to_string()),
+            (1, "99.5".into(), 1, "102".into())
+        );
     }
 }

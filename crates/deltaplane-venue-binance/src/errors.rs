@@ -18,7 +18,10 @@ pub(crate) fn submit_outcome(status: u16, body: &[u8]) -> SubmitOutcome {
     };
     match definite(status, error.code, &error.msg) {
         Some(reason) => refused(reason, Some(error.code), &error.msg),
-        None => SubmitOutcome::Unknown(UnknownCause::VenueUncertain(shorten(&format!("{}: {}", error.code, error.msg)))),
+        None => SubmitOutcome::Unknown(UnknownCause::VenueUncertain(shorten(&format!(
+            "{}: {}",
+            error.code, error.msg
+        )))),
     }
 }
 
@@ -39,10 +42,21 @@ fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReason> {
         // Answered by the gateway before the matching engine saw anything.
         -1003 | -1015 => RefusalReason::RateLimited,
         // 503: told apart by the text; "Unknown error" is not here.
-        -1001 if text.starts_with("Internal error; unable to process your request") => RefusalReason::Overloaded,
+        -1001 if text.starts_with("Internal error; unable to process your request") => {
+            RefusalReason::Overloaded
+        }
         -1008 => RefusalReason::Overloaded,
         _ if status == 503 && text.starts_with("Service Unavailable") => RefusalReason::Overloaded,
-        -1002 | -1011 | -1099 | -2017..=-2014 | -2023 | -4057..=-4056 | -4088..=-4087 | -4109 | -4189 | -4192
+        -1002
+        | -1011
+        | -1099
+        | -2017..=-2014
+        | -2023
+        | -4057..=-4056
+        | -4088..=-4087
+        | -4109
+        | -4189
+        | -4192
         | -4403..=-4400 => RefusalReason::NotPermitted,
         -1021 | -5028 => RefusalReason::Clock,
         -2022 | -4118 => RefusalReason::ReduceOnly,
@@ -118,8 +132,16 @@ mod tests {
     /// The texts are those of the venue's own documentation.
     #[test]
     fn the_three_meanings_of_503() {
-        check(503, r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#, Is::Unknown);
-        check(503, r#"{"code":-1001,"msg":"Unknown error, please check your request or try again later."}"#, Is::Unknown);
+        check(
+            503,
+            r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#,
+            Is::Unknown,
+        );
+        check(
+            503,
+            r#"{"code":-1001,"msg":"Unknown error, please check your request or try again later."}"#,
+            Is::Unknown,
+        );
         check(503, r#"{"code":0,"msg":"Service Unavailable."}"#, Is::Definite(RefusalReason::Overloaded));
         check(
             503,
@@ -136,8 +158,16 @@ mod tests {
     #[test]
     fn what_the_venue_does_not_know_is_unknown() {
         for status in [200, 400, 408, 504] {
-            check(status, r#"{"code":-1006,"msg":"Unexpected response from message bus. Execution status unknown."}"#, Is::Unknown);
-            check(status, r#"{"code":-1007,"msg":"Timeout waiting for response from backend server."}"#, Is::Unknown);
+            check(
+                status,
+                r#"{"code":-1006,"msg":"Unexpected response from message bus. Execution status unknown."}"#,
+                Is::Unknown,
+            );
+            check(
+                status,
+                r#"{"code":-1007,"msg":"Timeout waiting for response from backend server."}"#,
+                Is::Unknown,
+            );
         }
         check(400, r#"{"code":-4116,"msg":"ClientOrderId is duplicated."}"#, Is::Unknown);
         check(400, r#"{"code":-9999,"msg":"A code of tomorrow."}"#, Is::Unknown);
@@ -149,12 +179,32 @@ mod tests {
 
     #[test]
     fn refusals_are_definite() {
-        check(400, r#"{"code":-2019,"msg":"Margin is insufficient."}"#, Is::Definite(RefusalReason::Rejected));
-        check(400, r#"{"code":-2022,"msg":"ReduceOnly Order is rejected."}"#, Is::Definite(RefusalReason::ReduceOnly));
-        check(400, r#"{"code":-4164,"msg":"Order's notional must be no smaller than 50"}"#, Is::Definite(RefusalReason::Rejected));
+        check(
+            400,
+            r#"{"code":-2019,"msg":"Margin is insufficient."}"#,
+            Is::Definite(RefusalReason::Rejected),
+        );
+        check(
+            400,
+            r#"{"code":-2022,"msg":"ReduceOnly Order is rejected."}"#,
+            Is::Definite(RefusalReason::ReduceOnly),
+        );
+        check(
+            400,
+            r#"{"code":-4164,"msg":"Order's notional must be no smaller than 50"}"#,
+            Is::Definite(RefusalReason::Rejected),
+        );
         check(400, r#"{"code":-4131,"msg":"PERCENT_PRICE"}"#, Is::Definite(RefusalReason::Rejected));
-        check(400, r#"{"code":-1021,"msg":"Timestamp for this request is outside of the recvWindow."}"#, Is::Definite(RefusalReason::Clock));
-        check(401, r#"{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}"#, Is::Definite(RefusalReason::NotPermitted));
+        check(
+            400,
+            r#"{"code":-1021,"msg":"Timestamp for this request is outside of the recvWindow."}"#,
+            Is::Definite(RefusalReason::Clock),
+        );
+        check(
+            401,
+            r#"{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}"#,
+            Is::Definite(RefusalReason::NotPermitted),
+        );
         check(429, r#"{"code":-1003,"msg":"Too many requests"}"#, Is::Definite(RefusalReason::RateLimited));
         check(418, "", Is::Definite(RefusalReason::RateLimited));
     }

@@ -216,7 +216,11 @@ impl Session {
             venue_time: Timestamp::from_millis(venue_time),
             received_at: now,
         };
-        self.shared.views.write().unwrap_or_else(PoisonError::into_inner).insert(self.symbol.clone(), Arc::new(view));
+        self.shared
+            .views
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(self.symbol.clone(), Arc::new(view));
         self.shared.connected.store(true, Ordering::Relaxed);
         self.shared.last_update.store(now.as_millis(), Ordering::Relaxed);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));

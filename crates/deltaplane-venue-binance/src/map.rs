@@ -1,13 +1,14 @@
 //! Wire to domain: pure, total, invents nothing.
 
 use deltaplane_types::{
-    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, MarginBracket,
-    Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side, Symbol, Timestamp, parse_exact,
+    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument,
+    MarginBracket, Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side, Symbol, Timestamp,
+    parse_exact,
 };
 
 use crate::wire::{
-    CommissionRate, Filter, LeverageBracket, Number, OrderAnswer, OrderEvent, OrderState, SymbolInfo, UserTrade,
-    WireSide,
+    CommissionRate, Filter, LeverageBracket, Number, OrderAnswer, OrderEvent, OrderState, SymbolInfo,
+    UserTrade, WireSide,
 };
 
 /// A message that says something impossible.
@@ -83,7 +84,11 @@ pub(crate) fn event_report(event: &OrderEvent) -> Result<ExecutionReport, MapErr
 }
 
 /// The trade in an order event; none where it tells of none.
-pub(crate) fn event_fill(event: &OrderEvent, account: &AccountId, symbol: &Symbol) -> Result<Option<Fill>, MapError> {
+pub(crate) fn event_fill(
+    event: &OrderEvent,
+    account: &AccountId,
+    symbol: &Symbol,
+) -> Result<Option<Fill>, MapError> {
     if event.t == 0 || event.last_quantity.0.is_zero() {
         return Ok(None);
     }
@@ -136,12 +141,21 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
     let (mut tick, mut lot, mut notional, mut band) = (None, None, None, (None, None));
     for filter in &info.filters {
         match filter {
-            Filter::PriceFilter { tick_size } => tick = Some(Price::try_new(decimal("tickSize", tick_size)?)?),
-            Filter::LotSize { min_qty, max_qty, step_size } => {
-                let quantity = |field, text: &str| Ok::<_, MapError>(Quantity::try_new(decimal(field, text)?)?);
-                lot = Some((quantity("stepSize", step_size)?, quantity("minQty", min_qty)?, quantity("maxQty", max_qty)?));
+            Filter::PriceFilter { tick_size } => {
+                tick = Some(Price::try_new(decimal("tickSize", tick_size)?)?)
             }
-            Filter::MinNotional { notional: text } => notional = Some(Notional::new(decimal("notional", text)?)),
+            Filter::LotSize { min_qty, max_qty, step_size } => {
+                let quantity =
+                    |field, text: &str| Ok::<_, MapError>(Quantity::try_new(decimal(field, text)?)?);
+                lot = Some((
+                    quantity("stepSize", step_size)?,
+                    quantity("minQty", min_qty)?,
+                    quantity("maxQty", max_qty)?,
+                ));
+            }
+            Filter::MinNotional { notional: text } => {
+                notional = Some(Notional::new(decimal("notional", text)?))
+            }
             Filter::PercentPrice { multiplier_up, multiplier_down } => {
                 band = (
                     Some(Ratio::new(decimal("multiplierUp", multiplier_up)?)),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_net::{ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Priority, TransportError, WeightBudget};
+use deltaplane_net::{
+    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Priority, TransportError, WeightBudget,
+};
 use deltaplane_ports::{Clock, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp};
 use serde::Deserialize;
@@ -76,8 +78,19 @@ pub(crate) struct Rest {
 type Params<'a> = &'a [(&'a str, &'a str)];
 
 impl Rest {
-    fn request(&self, method: Method, path: &str, query: &str, body: String, timeout: Duration) -> HttpRequest {
-        let url = if query.is_empty() { format!("{}{path}", self.base) } else { format!("{}{path}?{query}", self.base) };
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        query: &str,
+        body: String,
+        timeout: Duration,
+    ) -> HttpRequest {
+        let url = if query.is_empty() {
+            format!("{}{path}", self.base)
+        } else {
+            format!("{}{path}?{query}", self.base)
+        };
         let mut headers = Vec::new();
         if let Some(credential) = &self.credential {
             headers.push(("x-mbx-apikey", credential.api_key().to_owned()));
@@ -125,7 +138,12 @@ impl Rest {
         self.weight.take(self.clock.now(), priority, weight).map_err(RestError::Budget)
     }
 
-    async fn public<T: for<'de> Deserialize<'de>>(&self, path: &str, params: Params<'_>, weight: u64) -> Result<T, RestError> {
+    async fn public<T: for<'de> Deserialize<'de>>(
+        &self,
+        path: &str,
+        params: Params<'_>,
+        weight: u64,
+    ) -> Result<T, RestError> {
         self.take(Priority::Data, weight)?;
         self.read(self.request(Method::Get, path, &encode(params), String::new(), self.timeout)).await
     }
@@ -208,7 +226,11 @@ impl Rest {
         serde_json::from_str(text).map_err(unreadable)
     }
 
-    pub(crate) async fn order_get(&self, symbol: &str, client_id: &str) -> Result<wire::OrderAnswer, RestError> {
+    pub(crate) async fn order_get(
+        &self,
+        symbol: &str,
+        client_id: &str,
+    ) -> Result<wire::OrderAnswer, RestError> {
         let params = [("symbol", symbol), ("origClientOrderId", client_id)];
         self.private("/fapi/v1/order", &params, Priority::Resolve, 1).await
     }
@@ -217,13 +239,22 @@ impl Rest {
         self.private("/fapi/v1/openOrders", &[("symbol", symbol)], Priority::Resolve, 1).await
     }
 
-    pub(crate) async fn user_trades(&self, symbol: &str, since: &str) -> Result<Vec<wire::UserTrade>, RestError> {
+    pub(crate) async fn user_trades(
+        &self,
+        symbol: &str,
+        since: &str,
+    ) -> Result<Vec<wire::UserTrade>, RestError> {
         let params = [("symbol", symbol), ("startTime", since), ("limit", "1000")];
         self.private("/fapi/v1/userTrades", &params, Priority::Resolve, 5).await
     }
 
     /// Places an order: one attempt, and whatever came of it.
-    pub(crate) async fn order_post(&self, params: Params<'_>, priority: Priority, timeout: Duration) -> Submitted {
+    pub(crate) async fn order_post(
+        &self,
+        params: Params<'_>,
+        priority: Priority,
+        timeout: Duration,
+    ) -> Submitted {
         if let Err(wait) = self.orders.take(self.clock.now(), priority, 1) {
             return Submitted::KeptBack(format!("the venue's order budget is spent for {wait:?}"));
         }
@@ -238,7 +269,8 @@ impl Rest {
         if let Err(wait) = self.weight.take(self.clock.now(), Priority::Protect, 1) {
             return Submitted::KeptBack(format!("the venue asked for silence for {wait:?}"));
         }
-        self.mutate(Method::Delete, &[("symbol", symbol), ("origClientOrderId", client_id)], self.timeout).await
+        self.mutate(Method::Delete, &[("symbol", symbol), ("origClientOrderId", client_id)], self.timeout)
+            .await
     }
 
     async fn mutate(&self, method: Method, params: Params<'_>, timeout: Duration) -> Submitted {

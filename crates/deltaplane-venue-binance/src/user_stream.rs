@@ -146,10 +146,16 @@ mod tests {
         let text = r#"{"e":"ORDER_TRADE_UPDATE","E":1795312345690,"T":1795312345688,"o":{"s":"BTCUSDT","c":"dn-7f3a","S":"BUY","o":"LIMIT","f":"GTC","q":"0.010","p":"61000","ap":"61000.00","sp":"0","x":"TRADE","X":"PARTIALLY_FILLED","i":22542179,"l":"0.004","z":"0.004","L":"61000","n":"0.04880000","N":"USDT","T":1795312345688,"t":501234567,"b":"366.00000","a":"0","m":true,"R":false,"wt":"CONTRACT_PRICE","ot":"LIMIT","ps":"BOTH","cp":false,"rp":"0","pP":false,"si":0,"ss":0,"V":"EXPIRE_MAKER","pm":"NONE","gtd":0,"er":"0"}}"#;
         let told = events(text);
         let AccountEvent::Fill(fill) = &told[0] else { panic!("{told:?}") };
-        assert_eq!((fill.trade_id.as_str(), fill.side, fill.quantity.to_string()), ("501234567", Side::Buy, "0.004".into()));
+        assert_eq!(
+            (fill.trade_id.as_str(), fill.side, fill.quantity.to_string()),
+            ("501234567", Side::Buy, "0.004".into())
+        );
         assert_eq!((fill.price.to_string(), fill.fee.to_string()), ("61000".into(), "0.0488".into()));
         let AccountEvent::Report(report) = &told[1] else { panic!("{told:?}") };
-        assert_eq!((report.status, report.client_order_id.as_str()), (OrderStatus::PartiallyFilled, "dn-7f3a"));
+        assert_eq!(
+            (report.status, report.client_order_id.as_str()),
+            (OrderStatus::PartiallyFilled, "dn-7f3a")
+        );
     }
 
     #[test]
@@ -161,10 +167,18 @@ mod tests {
 
     #[test]
     fn positions_are_absolute_and_an_expired_key_ends_the_stream() {
-        let told = events(r#"{"e":"ACCOUNT_UPDATE","E":2,"T":1,"a":{"m":"ORDER","B":[],"P":[{"s":"BTCUSDT","pa":"-0.250","ep":"61000","ps":"BOTH"}]}}"#);
+        let told = events(
+            r#"{"e":"ACCOUNT_UPDATE","E":2,"T":1,"a":{"m":"ORDER","B":[],"P":[{"s":"BTCUSDT","pa":"-0.250","ep":"61000","ps":"BOTH"}]}}"#,
+        );
         assert!(matches!(&told[..], [AccountEvent::Position { delta, .. }] if delta.to_string() == "-0.25"));
-        for text in [r#"{"e":"listenKeyExpired","E":1,"listenKey":"k"}"#, r#"{"e":"listenKeyExpired","E":"1","listenKey":"k"}"#] {
-            assert!(matches!(decode(text, &"a".parse().unwrap(), &SymbolMap::default()), Err(StreamError::KeyExpired)));
+        for text in [
+            r#"{"e":"listenKeyExpired","E":1,"listenKey":"k"}"#,
+            r#"{"e":"listenKeyExpired","E":"1","listenKey":"k"}"#,
+        ] {
+            assert!(matches!(
+                decode(text, &"a".parse().unwrap(), &SymbolMap::default()),
+                Err(StreamError::KeyExpired)
+            ));
         }
     }
 }

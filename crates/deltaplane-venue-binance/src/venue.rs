@@ -11,8 +11,9 @@ use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Clock, OrderGateway, OrderSighting, ReadError, VenueRules,
 };
 use deltaplane_types::{
-    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck, OrderIntent,
-    Position, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp, UnknownCause,
+    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
+    OrderIntent, Position, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    UnknownCause,
 };
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -148,7 +149,10 @@ impl BinanceVenue {
     fn cached(&self, symbol: &Symbol) -> Option<Instrument> {
         let now = self.rest.clock.now();
         let known = self.instruments.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(symbol).filter(|(at, _)| now.since(*at) < INSTRUMENT_AGE).map(|(_, instrument)| instrument.clone())
+        known
+            .get(symbol)
+            .filter(|(at, _)| now.since(*at) < INSTRUMENT_AGE)
+            .map(|(_, instrument)| instrument.clone())
     }
 }
 
@@ -232,7 +236,8 @@ impl AccountReader for BinanceVenue {
             self.rest.position_mode(),
         )?;
         self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
-        let leverage = configs.iter().find(|config| config.symbol == name).map_or(Decimal::ONE, |c| c.leverage.0);
+        let leverage =
+            configs.iter().find(|config| config.symbol == name).map_or(Decimal::ONE, |c| c.leverage.0);
         // A symbol that is not listed has the usual interval.
         let hours = funding.iter().find(|row| row.symbol == name).map_or(8, |row| row.funding_interval_hours);
         let instrument = {
@@ -279,11 +284,14 @@ impl OrderGateway for BinanceVenue {
             ("symbol", &symbol),
             ("side", if intent.side == Side::Buy { "BUY" } else { "SELL" }),
             ("type", "LIMIT"),
-            ("timeInForce", match intent.time_in_force {
-                TimeInForce::ImmediateOrCancel => "IOC",
-                TimeInForce::GoodTilCanceled => "GTC",
-                TimeInForce::PostOnly => "GTX",
-            }),
+            (
+                "timeInForce",
+                match intent.time_in_force {
+                    TimeInForce::ImmediateOrCancel => "IOC",
+                    TimeInForce::GoodTilCanceled => "GTC",
+                    TimeInForce::PostOnly => "GTX",
+                },
+            ),
             ("quantity", &quantity),
             ("price", &price),
             ("newClientOrderId", id.as_str()),
@@ -303,7 +311,8 @@ impl OrderGateway for BinanceVenue {
             Submitted::Answer(response) if response.status == 200 => acknowledged(id, &response.body),
             Submitted::Answer(response) => {
                 let outcome = errors::submit_outcome(response.status, &response.body);
-                if matches!(&outcome, SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Clock) {
+                if matches!(&outcome, SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Clock)
+                {
                     self.rest.offset.invalidate();
                 }
                 outcome
@@ -321,12 +330,16 @@ impl OrderGateway for BinanceVenue {
                 SubmitOutcome::Acknowledged(_) => CancelOutcome::Unknown(UnknownCause::Unreadable),
             },
             Submitted::Answer(response) if response.status == 200 => {
-                let report = serde_json::from_slice::<OrderAnswer>(&response.body).ok().and_then(|o| map::report(&o).ok());
+                let report = serde_json::from_slice::<OrderAnswer>(&response.body)
+                    .ok()
+                    .and_then(|o| map::report(&o).ok());
                 report.map_or(CancelOutcome::Unknown(UnknownCause::Unreadable), CancelOutcome::Canceled)
             }
             Submitted::Answer(response) => match errors::read_refusal(response.status, &response.body) {
                 Some(refusal) if matches!(refusal.code, Some(-2011 | -2013)) => CancelOutcome::NotOpen,
-                Some(refusal) if response.status < 500 && response.status != 408 => CancelOutcome::Refused(refusal),
+                Some(refusal) if response.status < 500 && response.status != 408 => {
+                    CancelOutcome::Refused(refusal)
+                }
                 _ => CancelOutcome::Unknown(UnknownCause::Unreadable),
             },
         }

@@ -70,7 +70,11 @@ pub(crate) fn check(key: Option<&ApiKey>, headers: &HeaderMap) -> Result<(), Den
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(key) = key {
         let presented = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-        return if presented.is_some_and(|presented| key.matches(presented.trim())) { Ok(()) } else { Err(Denied::Key) };
+        return if presented.is_some_and(|presented| key.matches(presented.trim())) {
+            Ok(())
+        } else {
+            Err(Denied::Key)
+        };
     }
     let host = text(header::HOST).unwrap_or_default();
     if !is_local(host) {
@@ -106,7 +110,9 @@ mod tests {
     fn a_key_opens_and_nothing_else_does() {
         let text = format!("admin.{}", "s".repeat(43));
         let key = ApiKey::new(&text.clone().into()).unwrap();
-        let bearer = |token: &str| headers(&[(header::AUTHORIZATION, &format!("Bearer {token}")), (header::HOST, "localhost")]);
+        let bearer = |token: &str| {
+            headers(&[(header::AUTHORIZATION, &format!("Bearer {token}")), (header::HOST, "localhost")])
+        };
         assert_eq!(check(Some(&key), &bearer(&text)), Ok(()));
         assert_eq!(check(Some(&key), &bearer("admin.wrong")), Err(Denied::Key));
         assert_eq!(check(Some(&key), &headers(&[(header::HOST, "localhost")])), Err(Denied::Key));
@@ -126,8 +132,12 @@ mod tests {
         for host in ["localhost:3000", "127.0.0.1:3000", "[::1]:3000", "127.0.0.1"] {
             assert_eq!(check(None, &headers(&[(header::HOST, host)])), Ok(()), "{host}");
         }
-        assert!(matches!(check(None, &headers(&[(header::HOST, "evil.example:3000")])), Err(Denied::Host(_))));
-        let with = |origin| check(None, &headers(&[(header::HOST, "localhost:3000"), (header::ORIGIN, origin)]));
+        assert!(matches!(
+            check(None, &headers(&[(header::HOST, "evil.example:3000")])),
+            Err(Denied::Host(_))
+        ));
+        let with =
+            |origin| check(None, &headers(&[(header::HOST, "localhost:3000"), (header::ORIGIN, origin)]));
         assert_eq!(with("http://localhost:3000"), Ok(()));
         assert!(matches!(with("https://evil.example"), Err(Denied::Origin(_))));
         assert!(matches!(with("null"), Err(Denied::Origin(_))));

@@ -14,7 +14,11 @@ use crate::wire::json::Reply;
 /// # Errors
 ///
 /// A failure if the header is not 1 to 255 visible characters.
-pub(crate) fn key_of(headers: &HeaderMap, path: &str, body: &[u8]) -> Result<Option<IdempotencyKey>, Box<Failure>> {
+pub(crate) fn key_of(
+    headers: &HeaderMap,
+    path: &str,
+    body: &[u8],
+) -> Result<Option<IdempotencyKey>, Box<Failure>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let legal = |text: &&str| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     let Some(key) = value.to_str().ok().filter(legal) else {
@@ -57,10 +61,13 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             problem::with_status(StatusCode::UNPROCESSABLE_ENTITY, &failed, path, None)
         }
         Ok(AnswerClaim::Pending { operation }) => {
-            let text = "the request with this Idempotency-Key is at work or was cut off before it was answered";
+            let text =
+                "the request with this Idempotency-Key is at work or was cut off before it was answered";
             let remedy = "do not repeat it with another key; look the operation up";
             let mut failed = problem::failure(Code::Conflict, text, remedy);
-            failed.details.insert("operationId".to_owned(), operation.iter().map(ToString::to_string).collect());
+            failed
+                .details
+                .insert("operationId".to_owned(), operation.iter().map(ToString::to_string).collect());
             problem::reply(&failed, path, None)
         }
         Err(error) => store_failed(&error, path),

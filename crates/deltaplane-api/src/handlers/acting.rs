@@ -57,8 +57,8 @@ pub(crate) async fn delta_control(State(state): Shared, request: Request) -> Res
     let result = async {
         let asked = read(request).await?;
         let meta = meta(&asked)?;
-        let parsed =
-            requests::delta_control(&asked.body, meta.clone()).map_err(|problems| invalid(&problems, &asked.path))?;
+        let parsed = requests::delta_control(&asked.body, meta.clone())
+            .map_err(|problems| invalid(&problems, &asked.path))?;
         let (plane, dry_run) = (state.plane.clone(), parsed.dry_run);
         let start = async move { plane.control_delta(parsed).await };
         Ok(act(state, asked, meta, dry_run, start, operation::delta_control).await)
@@ -155,8 +155,10 @@ fn answer(report: &OperationReport, path: &str, render: fn(&OperationReport) -> 
 pub(crate) async fn account_sync(State(state): Shared, request: Request) -> Response<Body> {
     let result = async {
         let asked = read(request).await?;
-        let (parsed, symbol) = requests::account_sync(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
-        let report = state.plane.sync_accounts(parsed).await.map_err(|failure| failed(&failure, &asked.path))?;
+        let (parsed, symbol) =
+            requests::account_sync(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
+        let report =
+            state.plane.sync_accounts(parsed).await.map_err(|failure| failed(&failure, &asked.path))?;
         let symbol = match symbol {
             Some(symbol) => symbol,
             None => state.plane.system().await.primary_symbol,

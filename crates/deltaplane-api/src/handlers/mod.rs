@@ -39,7 +39,8 @@ pub(crate) struct Asked {
 pub(crate) async fn read(request: Request) -> Result<Asked, Reply> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
-    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     let refuse = |status, text: String, remedy: &str| {
         problem::with_status(status, &problem::failure(Code::InvalidRequest, text, remedy), &path, None)
@@ -77,9 +78,19 @@ pub(crate) fn invalid(problems: &Problems, path: &str) -> Reply {
     }
     let mut lines: Vec<(String, String)> =
         problems.invalid.iter().map(|problem| (problem.pointer.clone(), problem.detail.clone())).collect();
-    lines.extend(problems.bad_accounts.iter().map(|id| ("/accounts".to_owned(), format!("{id:?} is not an account id"))));
-    let text: Vec<String> = lines.iter().map(|(pointer, detail)| format!("{pointer} {detail}").trim().to_owned()).collect();
-    let failed = problem::failure(Code::InvalidRequest, text.join("; "), "correct the fields that errors names and send it again");
+    lines.extend(
+        problems
+            .bad_accounts
+            .iter()
+            .map(|id| ("/accounts".to_owned(), format!("{id:?} is not an account id"))),
+    );
+    let text: Vec<String> =
+        lines.iter().map(|(pointer, detail)| format!("{pointer} {detail}").trim().to_owned()).collect();
+    let failed = problem::failure(
+        Code::InvalidRequest,
+        text.join("; "),
+        "correct the fields that errors names and send it again",
+    );
     let errors: Vec<crate::wire::json::JsonObject> = lines
         .iter()
         .map(|(pointer, detail)| {

@@ -53,7 +53,8 @@ pub(crate) async fn operations(
     };
     let Some(limit) = limit else {
         let text = format!("the only query parameter is limit, 1 to {}", PAGE.1);
-        return failed(&problem::failure(Code::InvalidRequest, text, "send for example ?limit=20"), path).into_response();
+        return failed(&problem::failure(Code::InvalidRequest, text, "send for example ?limit=20"), path)
+            .into_response();
     };
     let list: Vec<JsonObject> = state.plane.operations(limit).await.iter().map(wire::summary).collect();
     let mut body = JsonObject::default();
@@ -92,7 +93,8 @@ pub(crate) async fn readyz(State(state): Shared) -> Response<Body> {
     match state.plane.system().await.not_ready_because {
         None => Reply::json(StatusCode::OK, &"ready").into_response(),
         Some(because) => {
-            failed(&problem::failure(Code::NotRunning, because, "wait and ask again"), "/readyz").into_response()
+            failed(&problem::failure(Code::NotRunning, because, "wait and ask again"), "/readyz")
+                .into_response()
         }
     }
 }

@@ -75,7 +75,10 @@ pub(crate) fn sync(report: &SyncReport, symbol: &Symbol, now: Timestamp) -> Json
     json.put("syncedAccounts", &names(false));
     json.put("failedAccounts", &names(true));
     json.put("syncTime", &u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX));
-    json.put("accountStates", &report.accounts.iter().map(|(view, _)| state(view, symbol, now)).collect::<Vec<_>>());
+    json.put(
+        "accountStates",
+        &report.accounts.iter().map(|(view, _)| state(view, symbol, now)).collect::<Vec<_>>(),
+    );
     if !errors.is_empty() {
         json.put("errors", &errors);
     }
@@ -106,6 +109,9 @@ pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
         })
         .collect();
     json.put("symbols", &symbols);
-    json.put("accounts", &view.accounts.iter().map(|account| state(account, symbol, view.as_of)).collect::<Vec<_>>());
+    json.put(
+        "accounts",
+        &view.accounts.iter().map(|account| state(account, symbol, view.as_of)).collect::<Vec<_>>(),
+    );
     json
 }

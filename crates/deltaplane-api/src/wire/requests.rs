@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use deltaplane_ports::{
-    DeltaControl, HedgeExecution, HedgeTo, OnShortfall, RequestMeta, SyncRequest,
-};
+use deltaplane_ports::{DeltaControl, HedgeExecution, HedgeTo, OnShortfall, RequestMeta, SyncRequest};
 use deltaplane_types::{Decimal, Delta, Quantity, Ratio, Side, Symbol};
 
 use crate::request::{Fields, Problems, Range};
@@ -18,7 +16,8 @@ fn fraction() -> Range {
 }
 
 fn slippage(fields: &mut Fields<'_>) -> Ratio {
-    let range = Range { least: Some((Decimal::ZERO, false)), most: Some(Decimal::from_i128_with_scale(1, 1)) };
+    let range =
+        Range { least: Some((Decimal::ZERO, false)), most: Some(Decimal::from_i128_with_scale(1, 1)) };
     Ratio::new(fields.decimal("maxSlippage", range).unwrap_or(Decimal::from_i128_with_scale(5, 3)))
 }
 
@@ -57,7 +56,10 @@ pub(crate) fn delta_control(body: &[u8], meta: RequestMeta) -> Result<DeltaContr
             .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
             .unwrap_or_default(),
         on_shortfall: fields
-            .choice("onShortfall", &[("refuse", OnShortfall::Refuse), ("bestEffort", OnShortfall::BestEffort)])
+            .choice(
+                "onShortfall",
+                &[("refuse", OnShortfall::Refuse), ("bestEffort", OnShortfall::BestEffort)],
+            )
             .unwrap_or_default(),
         subset: fields.flag("subset").unwrap_or(false),
         meta,
@@ -73,7 +75,11 @@ enum Strategy {
     NotYet,
 }
 
-pub(crate) fn hedge_execution(body: &[u8], meta: RequestMeta, live: bool) -> Result<HedgeExecution, Problems> {
+pub(crate) fn hedge_execution(
+    body: &[u8],
+    meta: RequestMeta,
+    live: bool,
+) -> Result<HedgeExecution, Problems> {
     let mut fields = Fields::read(body)?;
     let symbol = fields.need_symbol("symbol");
     let accounts = fields.need_accounts("targetAccounts");

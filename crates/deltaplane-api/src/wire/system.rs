@@ -26,11 +26,14 @@ pub(crate) fn status(view: &SystemView, performance: &Performance) -> JsonObject
         .map(|service| {
             let mut json = JsonObject::default();
             json.put("name", &service.name);
-            json.put("status", match service.state {
-                ServiceState::Running => "running",
-                ServiceState::Stopped => "stopped",
-                ServiceState::Error => "error",
-            });
+            json.put(
+                "status",
+                match service.state {
+                    ServiceState::Running => "running",
+                    ServiceState::Stopped => "stopped",
+                    ServiceState::Error => "error",
+                },
+            );
             json.put("lastHeartbeat", &service.last_heartbeat.as_millis());
             json.put("errorCount", &service.error_count);
             json

@@ -1,0 +1,338 @@
+//! Puts the parts together and runs them until the process is asked to stop.
+//!
+//! The engine with its connectors has a thread and a runtime of its own, so that a storm of requests delays no
+//! hedge; paper mode's exchanges have another.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use deltaplane_api::{ApiKey, ApiState, ControlPlane, ServerLimits, Traffic};
+use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
+use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport};
+use deltaplane_ports::{Clock, PriceFeed};
+use deltaplane_store_sqlite::SqliteStore;
+use deltaplane_venue_binance::{BinanceConfig, BinanceFeed, BinanceVenue, Credential, SymbolMap};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::config::{Config, Mode, read_secret};
+use crate::paper::{self, Paper};
+use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
+
+/// Names the file with the API key.
+const API_KEY_FILE: &str = "DELTAPLANE_API_KEY_FILE";
+/// How long an operation may go on after the process was asked to stop.
+const STOP_TIME: Duration = Duration::from_secs(20);
+/// How long after a window absence of an order is trusted on Binance.
+const PROOF_SLACK: Duration = Duration::from_secs(1);
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// Where the API listens, before what the file says.
+    pub listen: Option<SocketAddr>,
+    /// Where the journal is, before what the file says.
+    pub data_dir: Option<PathBuf>,
+    /// Paper mode replays this instead of a synthetic market.
+    pub market_recording: Option<PathBuf>,
+    /// Live mode is meant.
+    pub live: bool,
+}
+
+/// A runtime on a thread of its own, which ends when this is dropped.
+struct Thread {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    handle: tokio::runtime::Handle,
+}
+
+impl Thread {
+    fn start(name: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Ends when asked to, or when whoever could ask is gone.
+            let _ = runtime.block_on(stopped);
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread), handle })
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// What keeps it from starting, with the file, key or address and what to do.
+pub async fn run(options: Options) -> Result<()> {
+    let config = match &options.config {
+        Some(path) => Config::load(path)?,
+        None => Config::paper(),
+    };
+    check_mode(&config, &options)?;
+    let api_key = api_key(config.mode)?;
+    let listen = listen_address(&config, &options)?;
+    let data_dir =
+        options.data_dir.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from("data"));
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}; stop what uses it, or choose another with --listen")
+    })?;
+    let address = listener.local_addr()?;
+    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let store = Arc::new(SqliteStore::open(&data_dir)?);
+    let mut exchanges_thread = None;
+    let mut config = config;
+    let mut paper_exchanges = Vec::new();
+    if config.mode == Mode::Paper {
+        let thread = Thread::start("exchanges")?;
+        let (paper_clock, recording) = (clock.clone(), options.market_recording.clone());
+        let Paper { exchanges, accounts, running } =
+            thread.handle.spawn(async move { paper::start(paper_clock, recording).await }).await??;
+        (config.exchanges, config.accounts) = (exchanges, accounts);
+        paper_exchanges = running;
+        exchanges_thread = Some(thread);
+    }
+    let mode = config.mode;
+    let primary_symbol = config.primary_symbol.clone();
+    let engine_thread = Thread::start("engine")?;
+    let (engine_clock, journal) = (clock.clone(), store.clone());
+    let id_key = id_key(&data_dir)?;
+    let engine = engine_thread
+        .handle
+        .spawn(async move { start_engine(config, id_key, journal, engine_clock).await })
+        .await??;
+    let engine = Arc::new(engine);
+    let vitals = ProcessVitals::default();
+    tokio::spawn(vitals.clone().measure());
+    let state = Arc::new(ApiState {
+        plane: engine.clone(),
+        answers: store,
+        clock,
+        api_key,
+        live: mode == Mode::Live,
+        vitals: Arc::new(vitals),
+        traffic: Traffic::default(),
+    });
+    wait_until_ready(&engine).await;
+    announce(mode, address, &data_dir, &engine, &paper_exchanges, primary_symbol.as_str()).await;
+    deltaplane_api::serve(listener, deltaplane_api::router(state), ServerLimits::default(), stop_signal())
+        .await;
+    tracing::info!("stopping: running operations are finished first");
+    engine.stop(STOP_TIME).await;
+    drop(engine);
+    drop(engine_thread);
+    drop(paper_exchanges);
+    drop(exchanges_thread);
+    Ok(())
+}
+
+fn check_mode(config: &Config, options: &Options) -> Result<()> {
+    match (config.mode, options.live) {
+        (Mode::Live, false) => {
+            bail!("the configuration says live; say it a second time with --live to send real orders")
+        }
+        (Mode::Paper | Mode::Observe, true) => {
+            bail!("--live is given but the configuration does not say mode = \"live\"")
+        }
+        _ => {}
+    }
+    if config.mode != Mode::Paper && options.market_recording.is_some() {
+        bail!("--market-recording is for paper mode only");
+    }
+    if let Some(path) = options.market_recording.as_ref().filter(|path| !path.is_file()) {
+        bail!("--market-recording {}: no such file", path.display());
+    }
+    Ok(())
+}
+
+fn api_key(mode: Mode) -> Result<Option<ApiKey>> {
+    let named = std::env::var_os(API_KEY_FILE).filter(|path| !path.is_empty());
+    let Some(path) = named else {
+        if mode == Mode::Paper {
+            return Ok(None);
+        }
+        bail!("{mode:?} mode needs {API_KEY_FILE} to name a file that holds one API key as id.secret");
+    };
+    let path = PathBuf::from(path);
+    let text = read_secret(&path).with_context(|| API_KEY_FILE.to_owned())?;
+    ApiKey::new(&text).map(Some).with_context(|| format!("{API_KEY_FILE}: {}", path.display()))
+}
+
+fn listen_address(config: &Config, options: &Options) -> Result<SocketAddr> {
+    let configured = config.listen.as_deref().map(str::parse).transpose()?;
+    let address = options.listen.or(configured).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 3_000)));
+    if !address.ip().is_loopback() {
+        bail!(
+            "{address} is not a loopback address: this server speaks plain HTTP; put a TLS proxy in front of a loopback address"
+        );
+    }
+    Ok(address)
+}
+
+/// The installation's key for client order ids, made at the first start.
+fn id_key(data_dir: &Path) -> Result<IdKey> {
+    let path = data_dir.join("instance.key");
+    match std::fs::read(&path) {
+        Ok(secret) if secret.len() == 32 => Ok(IdKey::new(&secret)),
+        Ok(_) => bail!("{} is not 32 bytes; restore it, or move the whole data folder away", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secret = random_secret();
+            write_private(&path, &secret).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(IdKey::new(&secret))
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+async fn start_engine(
+    config: Config,
+    id_key: IdKey,
+    journal: Arc<SqliteStore>,
+    clock: Arc<dyn Clock>,
+) -> Result<Engine> {
+    let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), id_key);
+    let caps = config.limits;
+    let limits = &mut engine_config.limits;
+    limits.max_order_notional = caps.max_order_notional.unwrap_or(limits.max_order_notional);
+    limits.max_position_notional = caps.max_position_notional.unwrap_or(limits.max_position_notional);
+    limits.max_net_delta = caps.max_net_delta.unwrap_or(limits.max_net_delta);
+    engine_config.max_orders_per_minute =
+        caps.max_orders_per_minute.unwrap_or(engine_config.max_orders_per_minute);
+    engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);
+    engine_config.max_price_age = caps.max_price_age.unwrap_or(engine_config.max_price_age);
+    engine_config.may_send = config.mode != Mode::Observe;
+    let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
+    let mut accounts = Vec::new();
+    for exchange in &config.exchanges {
+        let binance = |account: &str| -> Result<BinanceConfig> {
+            Ok(BinanceConfig {
+                account: account.parse()?,
+                venue: exchange.id.clone(),
+                feed: exchange.id.as_str().parse()?,
+                rest_url: exchange.rest_url.clone(),
+                stream_url: exchange.stream_url.clone(),
+                symbols: SymbolMap::with_overrides(exchange.symbols.clone()),
+                receive_window: exchange.receive_window,
+                proof_slack: PROOF_SLACK,
+                request_timeout: exchange.request_timeout,
+            })
+        };
+        let allow_plain = exchange.rest_url.starts_with("http://");
+        let client = || -> Result<Arc<dyn HttpTransport>> {
+            let config = HttpClientConfig { allow_plain, ..HttpClientConfig::default() };
+            Ok(Arc::new(HttpClient::new(&config)?))
+        };
+        let feed_config = binance(exchange.id.as_str())?;
+        let symbols = [config.primary_symbol.clone()];
+        feeds.push(Arc::new(BinanceFeed::start(&feed_config, &symbols, client()?, clock.clone())));
+        for account in config.accounts.iter().filter(|account| account.exchange == exchange.id) {
+            let credential = Credential::new(account.api_key.clone(), &account.secret);
+            let venue =
+                BinanceVenue::start(binance(account.id.as_str())?, credential, client()?, clock.clone());
+            accounts.push(AccountParts {
+                id: account.id.clone(),
+                venue: exchange.id.clone(),
+                exchange: "binance".to_owned(),
+                reader: venue.clone(),
+                gateway: venue,
+                feed: exchange.id.as_str().parse()?,
+            });
+        }
+    }
+    let parts =
+        EngineParts { config: engine_config, accounts, feeds, journal, clock, ids: Arc::new(RandomIds) };
+    Ok(Engine::start(parts).await?)
+}
+
+/// A venue that is down must not keep the server from starting.
+async fn wait_until_ready(engine: &Engine) {
+    for _ in 0..100 {
+        if engine.system().await.ready {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn announce(
+    mode: Mode,
+    address: SocketAddr,
+    data_dir: &Path,
+    engine: &Engine,
+    exchanges: &[deltaplane_venue_sim::Running],
+    symbol: &str,
+) {
+    let accounts = engine.accounts().await;
+    let names: Vec<String> = accounts.iter().map(|account| format!("\"{}\"", account.account)).collect();
+    println!("deltaplane {} in {} mode", env!("CARGO_PKG_VERSION"), format!("{mode:?}").to_lowercase());
+    println!("  API      http://{address}");
+    println!("  journal  {}", data_dir.join("journal.sqlite").display());
+    for (index, account) in accounts.iter().enumerate() {
+        let position = account.snapshot.as_ref().map_or_else(
+            || "not read yet".to_owned(),
+            |snapshot| {
+                let delta = symbol.parse().map(|symbol| snapshot.delta(&symbol)).unwrap_or_default();
+                format!("{delta} {symbol}, wallet {}", snapshot.wallet_balance.value().round_dp(2))
+            },
+        );
+        let place = exchanges.get(index).map(|running| {
+            format!(
+                " on a simulated exchange at {} (control {})",
+                running.rest(),
+                running.control().unwrap_or_default()
+            )
+        });
+        println!("  account  {}: {position}{}", account.account, place.unwrap_or_default());
+    }
+    let view = engine.system().await;
+    if let Some(because) = view.not_ready_because {
+        println!("  not ready yet: {because}");
+    }
+    println!("Bring net delta back to zero:");
+    println!("  curl -X POST http://{address}/api/v1/delta/control -H 'Content-Type: application/json' \\");
+    println!(
+        "    -d '{{\"targetDelta\": 0.0, \"accounts\": [{}], \"maxDeviation\": 0.1, \"symbol\": \"{symbol}\"}}'",
+        names.join(", ")
+    );
+}
+
+async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+        if let Ok(mut terminate) = terminate {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}

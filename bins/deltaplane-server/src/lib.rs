@@ -1,0 +1,8 @@
+//! Composition of the server: configuration, exchanges, engine, facade.
+
+mod compose;
+pub mod config;
+mod paper;
+mod system;
+
+pub use compose::{Options, run};
