@@ -324,7 +324,7 @@ impl<'a> Fields<'a> {
             let text: Cow<'_, str> = serde_json::from_str(raw).unwrap_or_default();
             match text.parse::<AccountId>() {
                 Ok(id) if accounts.contains(&id) => {
-                    self.problem(&place, format!("{id} is named twice; name it once"))
+                    self.problem(&place, format!("{id} is named twice; name it once"));
                 }
                 Ok(id) => accounts.push(id),
                 Err(_) => self.problems.bad_accounts.push(shown(&text)),

@@ -351,7 +351,7 @@ impl Engine {
         Ok(Started { id, report })
     }
 
-    fn view(&self, keeper: &AccountKeeper) -> AccountView {
+    fn view(keeper: &AccountKeeper) -> AccountView {
         AccountView {
             account: keeper.id.clone(),
             venue: keeper.venue.clone(),
@@ -482,7 +482,7 @@ impl ControlPlane for Engine {
                 } else {
                     None
                 };
-                (self.view(keeper), error)
+                (Self::view(keeper), error)
             },
         );
         let accounts = futures_util::future::join_all(syncs).await;
@@ -490,7 +490,7 @@ impl ControlPlane for Engine {
     }
 
     async fn accounts(&self) -> Vec<AccountView> {
-        self.shared.eyes.accounts.values().map(|keeper| self.view(keeper)).collect()
+        self.shared.eyes.accounts.values().map(|keeper| Self::view(keeper)).collect()
     }
 
     async fn portfolio(&self) -> PortfolioView {

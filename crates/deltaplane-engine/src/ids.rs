@@ -1,6 +1,6 @@
 //! Client order ids: a function of what they name, so that a restart finds them again.
 //!
-//! A UUIDv8 with 122 bits of ours: instance 16, epoch 16, sequence 40, leg 6, truncated HMAC-SHA256 44. The
+//! A `UUIDv8` with 122 bits of ours: instance 16, epoch 16, sequence 40, leg 6, truncated HMAC-SHA256 44. The
 //! code at its end tells our orders from foreign ones without any lookup.
 
 use std::fmt;

@@ -8,10 +8,12 @@ use deltaplane_types::{AccountId, OperationId, Symbol};
 use tokio::sync::OwnedMutexGuard;
 
 type Lane = Arc<tokio::sync::Mutex<()>>;
+/// Each lane with the operation that holds it.
+type LaneTable = BTreeMap<(Symbol, AccountId), (Lane, Option<OperationId>)>;
 
 /// All lanes.
 #[derive(Clone, Default)]
-pub(crate) struct Lanes(Arc<Mutex<BTreeMap<(Symbol, AccountId), (Lane, Option<OperationId>)>>>);
+pub(crate) struct Lanes(Arc<Mutex<LaneTable>>);
 
 /// Lanes that an operation holds; dropping it frees them.
 pub(crate) struct Held {

@@ -583,10 +583,7 @@ impl Operation {
         if !matches!(order.fate, Fate::Unknown | Fate::InFlight | Fate::Accepted) {
             return;
         }
-        let (sighting, fills, position) = match result {
-            Ok(answers) => answers,
-            Err(_) => return order.on_not_found(now),
-        };
+        let Ok((sighting, fills, position)) = result else { return order.on_not_found(now) };
         if let OrderSighting::Found(report) = sighting {
             return self.on_report(&report, Evidence::OrderQuery, now);
         }

@@ -107,7 +107,7 @@ pub fn quantity_to_band(
     let deviation = needed.abs().value();
     let band = mul(tolerance.value(), reference.value())?;
     let magnitude = sub(deviation, band)?.max(Decimal::ZERO);
-    let with_sign = |m: Decimal| if needed.is_negative() { Delta::new(-m) } else { Delta::new(m) };
+    let with_sign = |m: Decimal| if needed.is_negative() { Delta::new(m).negated() } else { Delta::new(m) };
     let raised = magnitude.max(least_order(with_sign(magnitude))?.value()).min(deviation);
     Ok(with_sign(add(raised, Decimal::ZERO)?))
 }

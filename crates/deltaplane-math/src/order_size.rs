@@ -35,7 +35,8 @@ pub fn ceil_to_step(value: Decimal, step: Decimal) -> Result<Decimal, MathError>
 /// Rounds a signed quantity to whole lots, towards zero: what is lost is left to trade, never overshot.
 pub fn round_down_to_lot(quantity: Delta, lot: Quantity) -> Result<Delta, MathError> {
     let magnitude = floor_to_step(quantity.abs().value(), lot.value())?;
-    Ok(Delta::new(if quantity.is_negative() { -magnitude } else { magnitude }))
+    let magnitude = Delta::new(magnitude);
+    Ok(if quantity.is_negative() { magnitude.negated() } else { magnitude })
 }
 
 /// The smallest order of an account with this position for a trade of `quantity` (buy positive).

@@ -1,4 +1,5 @@
 //! The worked cases of deviation and worst case, computed by another program in exact arithmetic.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use deltaplane_math::{
     Decision, Interval, OrderRules, deviation_ratio, effective_tolerance, exposure_of, linear_delta,

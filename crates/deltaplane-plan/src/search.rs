@@ -225,8 +225,8 @@ impl<'a> Search<'a> {
             return Ok(None);
         }
         let mut next = Vec::with_capacity(units.len());
-        for index in 0..units.len() {
-            next.push(self.open_marginal(branch, index, units[index])?);
+        for (index, low) in units.iter().enumerate() {
+            next.push(self.open_marginal(branch, index, *low)?);
         }
         let mut last: Option<usize> = None;
         while reach < self.needed {
@@ -314,9 +314,9 @@ impl<'a> Search<'a> {
                     let middle = good + (bad - good) / 2;
                     let mut trial = best.clone();
                     if self.move_if_free(&mut trial, from, to, middle)? {
-                        good = middle
+                        good = middle;
                     } else {
-                        bad = middle
+                        bad = middle;
                     }
                 }
                 if good > 0 {

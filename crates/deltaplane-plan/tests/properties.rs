@@ -1,4 +1,5 @@
 //! What every plan promises, on random small markets, against an exhaustive search.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::sync::Arc;
 

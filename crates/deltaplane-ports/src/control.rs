@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountId, AccountSnapshot, ClientOrderId, Code, Delta, FeedId, Notional, OperationId, Plan, Price,
-    Quantity, Ratio, Side, Symbol, Timestamp, VenueId,
+    AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId, Plan,
+    Price, Quantity, Ratio, Side, Symbol, Timestamp, VenueId,
 };
 
 /// Where a delta control shall stop.
@@ -74,6 +74,26 @@ pub struct DeltaControl {
     pub subset: bool,
     /// What came beside the body.
     pub meta: RequestMeta,
+}
+
+impl DeltaControl {
+    /// A request with the documented defaults: tolerance 0.05, slippage 0.005, 30 s, to the target.
+    pub fn new(symbol: Symbol, accounts: Vec<AccountId>, target: Delta, max_deviation: Ratio) -> Self {
+        Self {
+            target,
+            accounts,
+            max_deviation,
+            symbol,
+            tolerance: Ratio::new(Decimal::from_i128_with_scale(5, 2)),
+            dry_run: false,
+            max_slippage: Ratio::new(Decimal::from_i128_with_scale(5, 3)),
+            timeout: Duration::from_secs(30),
+            hedge_to: HedgeTo::default(),
+            on_shortfall: OnShortfall::default(),
+            subset: false,
+            meta: RequestMeta::default(),
+        }
+    }
 }
 
 /// `POST /api/v1/hedge/execute` with the strategy `delta-neutral`.

@@ -1,4 +1,5 @@
 //! The worked cases of drawdown, slippage and dollar-seconds, computed by another program in exact arithmetic.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use deltaplane_risk::{
     Drawdown, EquityPoint, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds,

@@ -1,10 +1,10 @@
-//! The journal and the answers to repeated requests, in one SQLite file.
+//! The journal and the answers to repeated requests, in one `SQLite` file.
 //!
 //! One thread writes. Appends that wait at the same time share one transaction and so one fsync (group commit).
 //! Every row carries the hash of the row before it, so that a change or a loss in the middle is seen at start.
 //! An I/O error is never retried: what is on disk is then not known, and the journal stops for good.
 //!
-//! This is the only crate that links SQLite.
+//! This is the only crate that links `SQLite`.
 
 mod chain;
 mod open;

@@ -13,7 +13,7 @@ use crate::{chain, row};
 
 /// Version of the tables. A file of a newer one is refused.
 const SCHEMA: i64 = 1;
-/// The first SQLite release with the fix of the WAL reset race.
+/// The first `SQLite` release with the fix of the WAL reset race.
 const LEAST_SQLITE: i32 = 3_051_003;
 
 /// Why the store cannot be opened.
@@ -58,7 +58,7 @@ pub enum OpenError {
         /// What is wrong.
         reason: String,
     },
-    /// SQLite itself failed.
+    /// `SQLite` itself failed.
     #[error("the journal {path} cannot be used: {source}")]
     Sqlite {
         /// The file.

@@ -105,6 +105,9 @@ struct State {
     since_checkpoint: i64,
 }
 
+/// Body hash, operation, status and body of a kept answer.
+type Kept = (String, Option<String>, Option<u16>, Option<Vec<u8>>);
+
 /// What a job changed, told once the group is durable.
 enum Done {
     Unit(Reply<()>),
@@ -206,7 +209,6 @@ impl State {
         let oldest =
             now.as_millis().saturating_sub(i64::try_from(ANSWER_AGE.as_millis()).unwrap_or(i64::MAX));
         self.connection.execute("DELETE FROM answers WHERE at < ?1", params![oldest])?;
-        type Kept = (String, Option<String>, Option<u16>, Option<Vec<u8>>);
         let known: Option<Kept> = self
             .connection
             .query_row(

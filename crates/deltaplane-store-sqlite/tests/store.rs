@@ -1,4 +1,5 @@
 //! The journal on a real file: what was appended is there after a restart, and damage is seen.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use deltaplane_ports::{Answer, AnswerClaim, AnswerStore, IntentRecord, Journal, OutcomeRecord, Record};
 use deltaplane_store_sqlite::{OpenError, SqliteStore};

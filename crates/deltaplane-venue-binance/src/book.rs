@@ -78,8 +78,9 @@ impl BookSync {
         if !self.chained && event.last_id < last {
             return BookStep::Waiting;
         }
-        let fits =
-            if self.chained { event.pu == last } else { event.first_id <= last && last <= event.last_id };
+        // A snapshot that ends exactly where an event began is in step too: the next `pu` names it.
+        let joins = !self.chained && event.first_id <= last && last <= event.last_id;
+        let fits = event.pu == last || joins;
         if !fits {
             self.reset();
             self.buffered.push_back(event);
@@ -180,6 +181,16 @@ mod tests {
         assert_eq!(bids(&book), ["2@100", "1@99"]);
         assert_eq!(book.on_depth(depth(13, 20, 12, "97")), BookStep::Applied);
         assert_eq!(book.last_id(), Some(20));
+    }
+
+    #[test]
+    fn a_snapshot_between_two_events_is_in_step() {
+        let mut book = BookSync::default();
+        book.on_snapshot(&snapshot(10));
+        assert_eq!(book.on_depth(depth(11, 12, 10, "99")), BookStep::Applied);
+        let mut book = BookSync::default();
+        book.on_snapshot(&snapshot(10));
+        assert_eq!(book.on_depth(depth(12, 13, 11, "99")), BookStep::Gap);
     }
 
     #[test]

@@ -142,7 +142,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
     for filter in &info.filters {
         match filter {
             Filter::PriceFilter { tick_size } => {
-                tick = Some(Price::try_new(decimal("tickSize", tick_size)?)?)
+                tick = Some(Price::try_new(decimal("tickSize", tick_size)?)?);
             }
             Filter::LotSize { min_qty, max_qty, step_size } => {
                 let quantity =
@@ -154,7 +154,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
                 ));
             }
             Filter::MinNotional { notional: text } => {
-                notional = Some(Notional::new(decimal("notional", text)?))
+                notional = Some(Notional::new(decimal("notional", text)?));
             }
             Filter::PercentPrice { multiplier_up, multiplier_down } => {
                 band = (

@@ -167,6 +167,9 @@ impl Rest {
         weight: u64,
     ) -> Result<T, RestError> {
         self.take(priority, weight)?;
+        if self.offset.venue_time(self.clock.now(), CLOCK_UNCERTAINTY_MS).is_none() {
+            self.time().await?;
+        }
         let query = self.signed(params, Duration::from_secs(5))?;
         self.read(self.request(Method::Get, path, &query, String::new(), self.timeout)).await
     }

@@ -9,10 +9,12 @@ mod control;
 pub mod core;
 mod fault;
 mod market;
+mod ports;
 mod server;
 mod sim;
 
 pub use fault::{Fault, FaultKind};
 pub use market::{Market, RecordedFrame, Recording, RecordingError};
+pub use ports::InProcessVenue;
 pub use server::{Running, StartError, start};
 pub use sim::{Frame, Sim, SimClock, SimOptions};

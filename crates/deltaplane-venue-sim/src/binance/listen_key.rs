@@ -18,7 +18,7 @@ impl ListenKeys {
         }
         self.made += 1;
         // Deterministic and of the venue's length: nothing here guards money.
-        let seed: String = account.bytes().map(|b| format!("{b:02x}")).collect();
+        let seed = hex::encode(account);
         let key: String = format!("{:016x}{seed}{}", self.made, "0".repeat(64)).chars().take(64).collect();
         self.by_key.insert(key.clone(), (account.to_owned(), now + VALID_MS));
         key

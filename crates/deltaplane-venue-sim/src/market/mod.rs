@@ -41,7 +41,7 @@ pub(crate) async fn run(sim: Arc<Sim>, market: Market) {
     match market {
         Market::Synthetic { seed, venue, mark } => synthetic::run(sim, seed, venue, mark).await,
         Market::Replay { path, speed_percent, repeat } => {
-            recording::run(sim, path, speed_percent, repeat).await
+            recording::run(sim, path, speed_percent, repeat).await;
         }
     }
 }

@@ -1,0 +1,389 @@
+//! The exchange in process: the ports implemented on its state, without wire and without network.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_ports::{
+    AccountEvent, AccountReader, CancelOutcome, Clock, FeedStatus, OrderGateway, OrderSighting, PriceFeed,
+    ReadError, VenueRules,
+};
+use deltaplane_types::{
+    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument,
+    Level, MarginBracket, MarketView, Notional, OrderAck, OrderIntent, OrderStatus, Position, Price,
+    Quantity, Ratio, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    parse_exact,
+};
+use tokio::sync::{broadcast, watch};
+
+use crate::config::{AccountConfig, ExchangeConfig};
+use crate::core::{self, BRACKETS, Command, Event, ExecutionType, NewOrder, OrderKind, PositionSide, Status};
+use crate::sim::{Sim, SimClock};
+
+/// One account on one simulated exchange, in process.
+pub struct InProcessVenue {
+    sim: Arc<Sim>,
+    account: AccountId,
+    feed: FeedId,
+    clock: Arc<dyn Clock>,
+    events: broadcast::Sender<AccountEvent>,
+    changes: watch::Sender<u64>,
+}
+
+fn venue_symbol(symbol: &Symbol) -> String {
+    format!("{}USDT", symbol.base())
+}
+
+fn canonical(name: &str) -> Option<Symbol> {
+    format!("{}-USD", name.strip_suffix("USDT")?).parse().ok()
+}
+
+fn unreadable(error: impl std::fmt::Display) -> ReadError {
+    ReadError::Unreadable(error.to_string())
+}
+
+impl InProcessVenue {
+    /// An exchange with one account, at a fixed price with deep books, in one-way mode.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] if the name is not a legal account id.
+    pub fn new(
+        account: AccountConfig,
+        price: Decimal,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, ReadError> {
+        let id: AccountId = account.id.parse().map_err(unreadable)?;
+        let feed: FeedId = account.id.parse().map_err(unreadable)?;
+        let config = ExchangeConfig::with_accounts(vec![account]);
+        let sim = Sim::new(&config, SimClock::Running(clock.clone()), Duration::ZERO);
+        let venue = Arc::new(Self {
+            sim,
+            account: id,
+            feed,
+            clock,
+            events: broadcast::channel(1_024).0,
+            changes: watch::channel(0).0,
+        });
+        venue.set_price("BTCUSDT", price);
+        Ok(venue)
+    }
+
+    /// Sets a symbol's price: ten units rest at each of twenty ticks on both sides.
+    pub fn set_price(&self, symbol: &str, price: Decimal) {
+        let tick =
+            self.sim.with(|exchange| exchange.markets.get(symbol).map(|market| market.config.tick_size.0));
+        let Some(tick) = tick else { return };
+        let side = |direction: Decimal| {
+            (1..=20)
+                .map(|step| (price + direction * tick * Decimal::from(step), Decimal::TEN))
+                .collect::<Vec<_>>()
+        };
+        let command = Command::Market {
+            symbol: symbol.to_owned(),
+            bids: side(-Decimal::ONE),
+            asks: side(Decimal::ONE),
+            update_id: 1,
+            reset: true,
+            mark: Some(price),
+        };
+        // A price cannot be refused.
+        let _ = self.sim.apply(command);
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// The exchange's own state.
+    pub fn sim(&self) -> &Arc<Sim> {
+        &self.sim
+    }
+
+    fn tell(&self, events: &[Event]) {
+        for event in events {
+            let Event::Order { order, execution } = event else { continue };
+            if let ExecutionType::Trade(trade) = execution
+                && let Ok(fill) = self.fill(trade, Some(&order.client_id))
+            {
+                // Nobody listens between operations.
+                let _ = self.events.send(AccountEvent::Fill(fill));
+            }
+            if let Ok(report) = report(order) {
+                let _ = self.events.send(AccountEvent::Report(report));
+            }
+        }
+    }
+
+    fn fill(&self, trade: &core::Trade, client_id: Option<&str>) -> Result<Fill, ReadError> {
+        Ok(Fill {
+            account: self.account.clone(),
+            symbol: canonical(&trade.symbol).ok_or_else(|| unreadable(&trade.symbol))?,
+            trade_id: trade.id.to_string().parse().map_err(unreadable)?,
+            venue_order_id: trade.order_id.to_string().parse().map_err(unreadable)?,
+            client_order_id: client_id.and_then(|id| id.parse().ok()),
+            side: trade.side,
+            quantity: Quantity::try_new(trade.quantity).map_err(unreadable)?,
+            price: Price::try_new(trade.price).map_err(unreadable)?,
+            fee: Notional::new(trade.fee),
+            venue_time: Timestamp::from_millis(trade.time),
+        })
+    }
+}
+
+fn report(order: &core::Order) -> Result<ExecutionReport, ReadError> {
+    Ok(ExecutionReport {
+        client_order_id: order.client_id.parse().map_err(unreadable)?,
+        venue_order_id: order.id.to_string().parse().map_err(unreadable)?,
+        status: match order.status {
+            Status::New => OrderStatus::Open,
+            Status::PartiallyFilled => OrderStatus::PartiallyFilled,
+            Status::Filled => OrderStatus::Filled,
+            Status::Canceled => OrderStatus::Canceled,
+            Status::Expired | Status::ExpiredInMatch => OrderStatus::Expired,
+        },
+        filled: Quantity::try_new(order.executed).map_err(unreadable)?,
+        average_price: Price::try_new(order.average_price()).ok(),
+        venue_time: Timestamp::from_millis(order.updated),
+    })
+}
+
+#[async_trait]
+impl AccountReader for InProcessVenue {
+    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+        let as_of = self.clock.now();
+        self.sim.with(|exchange| {
+            let account =
+                exchange.accounts.get(self.account.as_str()).ok_or_else(|| unreadable("no such account"))?;
+            let (initial, orders, maintenance, unrealized) = exchange.margin(account);
+            let mut positions = BTreeMap::new();
+            for (name, market) in &exchange.markets {
+                let held = account.position(name, PositionSide::Both);
+                let Some(symbol) = canonical(name).filter(|_| !held.amount.is_zero()) else { continue };
+                let leverage = Decimal::from(account.leverage(name));
+                let notional = held.amount.abs() * market.mark;
+                let position = Position {
+                    symbol: symbol.clone(),
+                    delta: Delta::new(held.amount),
+                    entry_price: Price::try_new(held.entry).ok(),
+                    mark_price: Price::try_new(market.mark).ok(),
+                    unrealized: Notional::new(held.unrealized(market.mark)),
+                    initial_margin: Notional::new(notional / leverage),
+                    maintenance_margin: Notional::new(core::maintenance_of(notional)),
+                    leverage: Some(leverage),
+                    liquidation_price: None,
+                    isolated: false,
+                    updated_at: Timestamp::from_millis(held.updated),
+                };
+                positions.insert(symbol, position);
+            }
+            Ok(AccountSnapshot {
+                account: self.account.clone(),
+                venue: self.account.as_str().parse().map_err(unreadable)?,
+                as_of,
+                wallet_balance: Notional::new(account.wallet),
+                unrealized: Notional::new(unrealized),
+                available: Notional::new(exchange.available(account)),
+                initial_margin: Notional::new(initial + orders),
+                maintenance_margin: Notional::new(maintenance),
+                positions,
+                hedge_mode: account.hedge_mode,
+            })
+        })
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+        let name = venue_symbol(symbol);
+        let ratio = |text: &str| parse_exact(text).map(Ratio::new).map_err(unreadable);
+        let (taker_rate, maker_rate) = (ratio(core::TAKER_RATE)?, ratio(core::MAKER_RATE)?);
+        let (up, down) = (ratio("1.05")?, ratio("0.95")?);
+        self.sim.with(|exchange| {
+            let market =
+                exchange.markets.get(&name).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))?;
+            let account =
+                exchange.accounts.get(self.account.as_str()).ok_or_else(|| unreadable("no such account"))?;
+            let mut floor = 0;
+            let mut brackets = Vec::new();
+            for (cap, rate, deduction, leverage) in BRACKETS {
+                brackets.push(MarginBracket {
+                    floor: Notional::new(Decimal::from(floor)),
+                    cap: Notional::new(Decimal::from(cap)),
+                    maintenance_rate: Ratio::new(parse_exact(rate).map_err(unreadable)?),
+                    deduction: Notional::new(Decimal::from(deduction)),
+                    max_leverage: Decimal::from(leverage),
+                });
+                floor = cap;
+            }
+            let config = &market.config;
+            Ok(Instrument {
+                symbol: symbol.clone(),
+                venue_symbol: name.clone(),
+                multiplier: Decimal::ONE,
+                lot_size: Quantity::try_new(config.step_size.0).map_err(unreadable)?,
+                min_quantity: Quantity::try_new(config.min_quantity.0).map_err(unreadable)?,
+                max_quantity: Quantity::try_new(Decimal::ONE_THOUSAND).map_err(unreadable)?,
+                tick_size: Price::try_new(config.tick_size.0).map_err(unreadable)?,
+                min_notional: Notional::new(config.min_notional.0),
+                reduce_only_exempt: true,
+                price_band_up: Some(up),
+                price_band_down: Some(down),
+                taker_rate,
+                maker_rate,
+                leverage: Decimal::from(account.leverage(&name)),
+                brackets,
+                funding_interval_hours: config.funding_interval_hours,
+                tradable: true,
+            })
+        })
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
+        self.events.subscribe()
+    }
+
+    fn is_streaming(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl OrderGateway for InProcessVenue {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+        let order = NewOrder {
+            symbol: venue_symbol(&intent.symbol),
+            side: intent.side,
+            position_side: PositionSide::Both,
+            kind: OrderKind::Limit,
+            time_in_force: match intent.time_in_force {
+                TimeInForce::ImmediateOrCancel => core::TimeInForce::Ioc,
+                TimeInForce::GoodTilCanceled => core::TimeInForce::Gtc,
+                TimeInForce::PostOnly => core::TimeInForce::Gtx,
+            },
+            price: intent.limit_price.value(),
+            quantity: intent.quantity.value(),
+            reduce_only: intent.reduce_only,
+            client_id: Some(id.to_string()),
+            good_till: 0,
+        };
+        let account = self.account.to_string();
+        match self.sim.apply(Command::Place { account, order }) {
+            Err(reject) => SubmitOutcome::NotAccepted(Refusal {
+                reason: if reject.code == -2022 {
+                    RefusalReason::ReduceOnly
+                } else {
+                    RefusalReason::Rejected
+                },
+                code: Some(reject.code.into()),
+                text: reject.message,
+            }),
+            Ok(events) => {
+                self.tell(&events);
+                let symbol = intent.symbol.clone();
+                match self.fetch_order(id, &symbol).await {
+                    Ok(OrderSighting::Found(report)) => SubmitOutcome::Acknowledged(OrderAck {
+                        venue_order_id: report.venue_order_id,
+                        status: report.status,
+                        filled: report.filled,
+                    }),
+                    _ => SubmitOutcome::Unknown(deltaplane_types::UnknownCause::Unreadable),
+                }
+            }
+        }
+    }
+
+    async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
+        let name = venue_symbol(symbol);
+        let order_id = self.sim.with(|exchange| {
+            exchange.open_by_client_id(self.account.as_str(), &name, id.as_str()).map(|order| order.id)
+        });
+        let Some(order_id) = order_id else { return CancelOutcome::NotOpen };
+        match self.sim.apply(Command::Cancel { account: self.account.to_string(), order_id }) {
+            Ok(events) => self.tell(&events),
+            Err(_) => return CancelOutcome::NotOpen,
+        }
+        match self.fetch_order(id, symbol).await {
+            Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
+            _ => CancelOutcome::NotOpen,
+        }
+    }
+
+    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
+        let name = venue_symbol(symbol);
+        self.sim.with(|exchange| {
+            let mine = |o: &&core::Order| {
+                o.account == self.account.as_str() && o.symbol == name && o.client_id == id.as_str()
+            };
+            match exchange.orders.values().rev().find(mine) {
+                Some(order) => report(order).map(OrderSighting::Found),
+                None => Ok(OrderSighting::NotFound),
+            }
+        })
+    }
+
+    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+        let name = venue_symbol(symbol);
+        self.sim.with(|exchange| {
+            let mine = exchange.trades.iter().filter(|trade| {
+                trade.account == self.account.as_str()
+                    && trade.symbol == name
+                    && trade.time >= since.as_millis()
+            });
+            mine.map(|trade| self.fill(trade, None)).collect()
+        })
+    }
+
+    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+        let name = venue_symbol(symbol);
+        self.sim.with(|exchange| {
+            let open = exchange.orders.values().filter(|order| {
+                order.status.is_open() && order.account == self.account.as_str() && order.symbol == name
+            });
+            open.map(report).collect()
+        })
+    }
+
+    fn rules(&self) -> VenueRules {
+        VenueRules { validity_window: Duration::from_secs(3), proof_slack: Duration::from_secs(1) }
+    }
+}
+
+impl PriceFeed for InProcessVenue {
+    fn id(&self) -> &FeedId {
+        &self.feed
+    }
+
+    fn view(&self, symbol: &Symbol) -> Option<Arc<MarketView>> {
+        let now = self.clock.now();
+        self.sim.with(|exchange| {
+            let market = exchange.markets.get(&venue_symbol(symbol))?;
+            let levels = |side: Side| -> Option<Vec<Level>> {
+                let levels = market.book.against(side);
+                levels
+                    .map(|(price, quantity)| {
+                        Some(Level {
+                            price: Price::try_new(price).ok()?,
+                            quantity: Quantity::try_new(quantity).ok()?,
+                        })
+                    })
+                    .collect()
+            };
+            Some(Arc::new(MarketView {
+                feed: self.feed.clone(),
+                bids: levels(Side::Sell)?.into(),
+                asks: levels(Side::Buy)?.into(),
+                mark: Price::try_new(market.mark).ok(),
+                index: Price::try_new(market.index).ok(),
+                funding_rate: Some(Ratio::new(market.config.funding_rate.0)),
+                next_funding: Some(Timestamp::from_millis(market.next_funding)),
+                venue_time: now,
+                received_at: now,
+            }))
+        })
+    }
+
+    fn status(&self) -> FeedStatus {
+        FeedStatus { connected: true, last_update: Some(self.clock.now()), error_count: 0 }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}

@@ -1,0 +1,1 @@
+//! Holds the examples of this folder together; it exports nothing.

@@ -1,0 +1,206 @@
+//! Whole servers and exchanges for the tests beside this folder.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
+use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport};
+use deltaplane_ports::{
+    Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, PriceFeed, RequestMeta,
+};
+use deltaplane_testkit::{delta, ratio};
+use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp, parse_exact};
+use deltaplane_venue_binance::{BinanceConfig, BinanceFeed, BinanceVenue, Credential, SymbolMap};
+use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
+use deltaplane_venue_sim::{Market, Running, SimClock, SimOptions};
+
+/// The real clock: exchanges and engine run on real sockets here.
+pub struct WallClock;
+
+impl Clock for WallClock {
+    #[expect(clippy::disallowed_methods, reason = "the real clock is made here, once")]
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// Names that count up.
+#[derive(Default)]
+pub struct Names(AtomicU64);
+
+impl IdSource for Names {
+    fn unique(&self) -> String {
+        format!("{:06}", self.0.fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+/// One account on an exchange of its own.
+pub struct Place {
+    /// The account.
+    pub name: &'static str,
+    /// Its BTC at the start.
+    pub position: &'static str,
+    /// USDT in its wallet.
+    pub wallet: &'static str,
+    /// Delay of its exchange on each way.
+    pub latency: Duration,
+}
+
+impl Place {
+    /// An account with 100,000 USDT on a prompt exchange.
+    pub const fn new(name: &'static str, position: &'static str) -> Self {
+        Self { name, position, wallet: "100000", latency: Duration::ZERO }
+    }
+}
+
+/// Exchanges with the engine that trades on them, over real sockets.
+pub struct World {
+    /// The exchanges, in the order of the places.
+    pub exchanges: Vec<Running>,
+    /// The engine.
+    pub engine: Engine,
+    /// Its accounts.
+    pub accounts: Vec<AccountId>,
+}
+
+fn exact(text: &str) -> Exact {
+    Exact(parse_exact(text).expect("a decimal"))
+}
+
+/// The symbol of all tests.
+pub fn btc() -> Symbol {
+    "BTC-USD".parse().expect("a symbol")
+}
+
+/// Starts one exchange with one account.
+pub async fn exchange(place: &Place, market: Market) -> Running {
+    let account = AccountConfig {
+        id: place.name.to_owned(),
+        api_key: format!("{}key", place.name.replace('-', "")),
+        secret: format!("{}secret", place.name),
+        wallet: exact(place.wallet),
+        hedge_mode: false,
+        leverage: 10,
+        can_trade: true,
+        positions: BTreeMap::from([("BTCUSDT".to_owned(), exact(place.position))]),
+    };
+    let options = SimOptions {
+        config: ExchangeConfig::with_accounts(vec![account]),
+        clock: SimClock::Running(Arc::new(WallClock)),
+        market,
+        latency: place.latency,
+    };
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    deltaplane_venue_sim::start(options, any, Some(any)).await.expect("loopback ports are free")
+}
+
+/// Starts an engine over exchanges that run, through the real connectors.
+pub async fn engine(places: &[Place], exchanges: &[Running], journal: Arc<dyn Journal>) -> Engine {
+    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let mut config = EngineConfig::new(btc(), IdKey::new(b"a key of the tests"));
+    config.max_orders_per_minute = 100_000;
+    let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
+    let mut accounts = Vec::new();
+    for (place, running) in places.iter().zip(exchanges) {
+        let binance = BinanceConfig {
+            account: place.name.parse().expect("an account id"),
+            venue: place.name.parse().expect("a venue id"),
+            feed: place.name.parse().expect("a feed id"),
+            rest_url: running.rest(),
+            stream_url: running.ws(),
+            symbols: SymbolMap::default(),
+            receive_window: Duration::from_millis(1_500),
+            proof_slack: Duration::from_millis(500),
+            request_timeout: Duration::from_millis(1_000),
+        };
+        let client = || -> Arc<dyn HttpTransport> {
+            let config = HttpClientConfig { allow_plain: true, ..HttpClientConfig::default() };
+            Arc::new(HttpClient::new(&config).expect("a client without TLS roots"))
+        };
+        feeds.push(Arc::new(BinanceFeed::start(&binance, &[btc()], client(), clock.clone())));
+        let key = format!("{}key", place.name.replace('-', ""));
+        let credential = Credential::new(key.into(), &format!("{}secret", place.name).into());
+        let venue = BinanceVenue::start(binance, credential, client(), clock.clone());
+        accounts.push(AccountParts {
+            id: place.name.parse().expect("an account id"),
+            venue: place.name.parse().expect("a venue id"),
+            exchange: "binance".to_owned(),
+            reader: venue.clone(),
+            gateway: venue,
+            feed: place.name.parse().expect("a feed id"),
+        });
+    }
+    let parts = EngineParts { config, accounts, feeds, journal, clock, ids: Arc::new(Names::default()) };
+    Engine::start(parts).await.expect("a journal in memory")
+}
+
+/// Waits until an engine takes operations and its first books are there.
+pub async fn ready(engine: &Engine) {
+    for _ in 0..500 {
+        let view = engine.system().await;
+        if view.ready && view.market.iter().all(|feed| feed.mid.is_some()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("not ready: {:?}", engine.system().await);
+}
+
+impl World {
+    /// Starts exchanges with synthetic markets and an engine over them.
+    pub async fn start(places: Vec<Place>, journal: Arc<dyn Journal>) -> Self {
+        let mut exchanges = Vec::new();
+        for (venue, place) in (1..).zip(&places) {
+            exchanges.push(exchange(place, Market::Synthetic { seed: 11, venue, mark: None }).await);
+        }
+        let engine = engine(&places, &exchanges, journal).await;
+        ready(&engine).await;
+        let accounts = places.iter().map(|place| place.name.parse().expect("an account id")).collect();
+        Self { exchanges, engine, accounts }
+    }
+
+    /// A request that brings net delta to zero.
+    pub fn to_flat(&self) -> DeltaControl {
+        DeltaControl {
+            target: delta("0"),
+            accounts: self.accounts.clone(),
+            max_deviation: ratio("0.1"),
+            symbol: btc(),
+            tolerance: ratio("0.01"),
+            dry_run: false,
+            max_slippage: ratio("0.005"),
+            timeout: Duration::from_secs(20),
+            hedge_to: deltaplane_ports::HedgeTo::Target,
+            on_shortfall: deltaplane_ports::OnShortfall::Refuse,
+            subset: false,
+            meta: RequestMeta::default(),
+        }
+    }
+
+    /// Runs a request to its report.
+    pub async fn control(&self, request: DeltaControl) -> OperationReport {
+        let started = self.engine.control_delta(request).await.expect("the operation begins");
+        started.report.await.expect("the engine runs")
+    }
+
+    /// Net delta as the exchanges themselves know it.
+    pub fn true_net(&self) -> Decimal {
+        self.exchanges
+            .iter()
+            .map(|running| {
+                running.sim().with(|exchange| {
+                    exchange.accounts.values().map(|account| account.net("BTCUSDT")).sum::<Decimal>()
+                })
+            })
+            .sum()
+    }
+
+    /// Orders that reached an exchange.
+    pub fn orders_at(&self, index: usize) -> usize {
+        self.exchanges[index].sim().with(|exchange| exchange.orders.len())
+    }
+}

@@ -1,0 +1,308 @@
+//! Engine, connectors and exchanges over real sockets, with faults switched on at the exchange.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_ports::{ControlPlane as _, HedgeExecution, OperationState, Record, RequestMeta};
+use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
+use deltaplane_tests::{Place, World, btc, engine, ready};
+use deltaplane_types::{Code, Decimal, Side};
+use deltaplane_venue_sim::{Fault, FaultKind};
+
+fn places() -> Vec<Place> {
+    vec![Place::new("long", "0.5"), Place::new("short", "-0.25"), Place::new("spare", "0")]
+}
+
+async fn world() -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    (World::start(places(), journal.clone()).await, journal)
+}
+
+fn on_orders(fault: FaultKind, times: u64) -> Fault {
+    Fault { fault, method: Some("POST".to_owned()), path: Some("/fapi/v1/order".to_owned()), times }
+}
+
+fn unknown_503() -> (u16, String) {
+    (503, r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#.to_owned())
+}
+
+/// The order reaches some exchange, so the fault is switched on at all of them.
+fn everywhere(world: &World, fault: &Fault) {
+    for running in &world.exchanges {
+        running.sim().inject(fault.clone());
+    }
+}
+
+fn orders(world: &World) -> usize {
+    (0..world.exchanges.len()).map(|index| world.orders_at(index)).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_skewed_book_is_brought_to_neutral_and_every_order_was_durable_first() {
+    let (world, journal) = world().await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!((report.initial_delta, report.final_delta), (delta("0.25"), delta("0")));
+    assert_eq!(world.true_net(), Decimal::ZERO);
+    assert_eq!(report.state, OperationState::Succeeded);
+    let records = journal.records();
+    let place = |wanted: fn(&Record) -> bool| records.iter().position(wanted).unwrap();
+    let accepted = place(|record| matches!(record, Record::OperationAccepted { .. }));
+    let planned = place(|record| matches!(record, Record::Planned { .. }));
+    let intent = place(|record| matches!(record, Record::Intent(_)));
+    let outcome = place(|record| matches!(record, Record::Outcome { .. }));
+    let closed = place(|record| matches!(record, Record::OperationClosed { .. }));
+    assert!(accepted < planned && planned < intent && intent < outcome && outcome < closed, "{records:?}");
+    let intents = records.iter().filter(|record| matches!(record, Record::Intent(_))).count();
+    assert_eq!(orders(&world), intents);
+    assert!(report.orders.iter().all(|order| order.evidence.is_some()));
+    // The exchange's own fee rate is 5 bp.
+    let paid = report.total_cost.value() * Decimal::from_i128_with_scale(5, 4);
+    assert!((report.total_fees.value() - paid).abs() < Decimal::from_i128_with_scale(1, 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_whose_answer_is_lost_is_found_and_not_sent_twice() {
+    for fault in [
+        FaultKind::AcceptThenSilence,
+        {
+            let (status, body) = unknown_503();
+            FaultKind::AcceptThenError { status, body }
+        },
+        FaultKind::AcceptThenError { status: 502, body: "<html>Bad Gateway</html>".to_owned() },
+    ] {
+        let (world, _journal) = world().await;
+        everywhere(&world, &on_orders(fault.clone(), 1));
+        let report = world.control(world.to_flat()).await;
+        assert_eq!(report.failure, None, "{fault:?} {report:?}");
+        assert_eq!(world.true_net(), Decimal::ZERO, "{fault:?}");
+        assert_eq!(orders(&world), report.orders.len(), "{fault:?}");
+        assert_eq!(report.orders.len(), 1, "{fault:?}: one order was enough and one was sent");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_never_existed_is_proven_so_only_after_its_window() {
+    let (world, _journal) = world().await;
+    let (status, body) = unknown_503();
+    everywhere(&world, &on_orders(FaultKind::Refuse { status, body }, 1));
+    let began = tokio::time::Instant::now();
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!(world.true_net(), Decimal::ZERO);
+    let first = &report.orders[0];
+    assert_eq!(
+        (first.state.as_str(), first.evidence.as_deref()),
+        ("notAccepted", Some("expiryProof")),
+        "{report:?}"
+    );
+    // The window of these tests is 1.5 s and the slack 0.5 s.
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(orders(&world) + 1, report.orders.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fills_that_the_stream_loses_are_read_and_repeated_ones_count_once() {
+    for fault in [FaultKind::DropUserEvents { event: None }, FaultKind::RepeatUserEvents { event: None }] {
+        let (world, _journal) = world().await;
+        everywhere(&world, &Fault { fault: fault.clone(), method: None, path: None, times: 8 });
+        let report = world.control(world.to_flat()).await;
+        assert_eq!(report.failure, None, "{fault:?} {report:?}");
+        assert_eq!(world.true_net(), Decimal::ZERO, "{fault:?}");
+        let traded: Decimal = report.orders.iter().map(|order| order.filled.value()).sum();
+        assert_eq!(traded, Decimal::from_i128_with_scale(25, 2), "{fault:?}");
+        assert!(report.orders.iter().all(|order| order.average_price.is_some()), "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_leg_is_replaced_by_another_account() {
+    let (world, _journal) = world().await;
+    let body = r#"{"code":-2019,"msg":"Margin is insufficient."}"#.to_owned();
+    // The first choice is the long account, which reduces.
+    world.exchanges[0].sim().inject(on_orders(FaultKind::Refuse { status: 400, body }, 100));
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!(world.true_net(), Decimal::ZERO);
+    assert_eq!(
+        report.orders[0].note.as_deref(),
+        Some("the venue refused the order (venue code -2019): Margin is insufficient.")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_every_leg_is_refused_the_answer_is_1003_with_the_venues_words() {
+    let (world, _journal) = world().await;
+    let body = r#"{"code":-2019,"msg":"Margin is insufficient."}"#.to_owned();
+    everywhere(&world, &on_orders(FaultKind::Refuse { status: 400, body }, 100));
+    let report = world.control(world.to_flat()).await;
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code, Code::HedgeFailed, "{failure:?}");
+    assert!(failure.error.contains("-2019"), "{failure:?}");
+    assert_eq!(orders(&world), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_journal_nothing_is_sent() {
+    let (world, journal) = world().await;
+    journal.break_down();
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure.unwrap().code, Code::Internal);
+    assert_eq!(orders(&world), 0);
+    let refused = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(refused.code, Code::NotRunning);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_plans_the_same_and_leaves_no_trace() {
+    let (world, journal) = world().await;
+    let before = journal.records().len();
+    let report = world.control(deltaplane_ports::DeltaControl { dry_run: true, ..world.to_flat() }).await;
+    assert_eq!(report.failure, None);
+    assert_eq!((report.final_delta, report.adjustment_needed, report.dry_run), (delta("0"), true, true));
+    assert_eq!(report.plan.unwrap().reached, delta("-0.25"));
+    assert_eq!((orders(&world), journal.records().len()), (0, before));
+    assert_eq!(world.true_net(), Decimal::from_i128_with_scale(25, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_to_do() {
+    let (world, _journal) = world().await;
+    for running in &world.exchanges {
+        running.sim().inject(on_orders(FaultKind::Delay { millis: 300 }, 1));
+    }
+    let first = world.engine.control_delta(world.to_flat()).await.unwrap();
+    let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(
+        (busy.code, busy.details["operationId"].clone()),
+        (Code::Conflict, vec![first.id.to_string()])
+    );
+    let mut queued = world.to_flat();
+    queued.meta = RequestMeta { idempotency: None, wait: Some(Duration::from_secs(10)) };
+    let second = world.engine.control_delta(queued).await.unwrap();
+    assert_eq!(first.report.await.unwrap().failure, None);
+    let report = second.report.await.unwrap();
+    assert!(!report.adjustment_needed && report.orders.is_empty(), "{report:?}");
+    assert_eq!(world.true_net(), Decimal::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
+    let (world, _journal) = world().await;
+    everywhere(&world, &on_orders(FaultKind::AcceptThenSilence, 1));
+    everywhere(
+        &world,
+        &Fault { fault: FaultKind::DropUserEvents { event: None }, method: None, path: None, times: 8 },
+    );
+    let request = deltaplane_ports::DeltaControl { timeout: Duration::from_millis(300), ..world.to_flat() };
+    let report = world.control(request).await;
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code, Code::Timeout);
+    assert_eq!(failure.details["inDoubt"].len(), 1);
+    for _ in 0..200 {
+        let later = world.engine.operation(&report.id).await.unwrap();
+        if later.state != OperationState::Running {
+            assert_eq!(later.orders[0].state, "filled", "{later:?}");
+            assert_eq!(later.final_delta, delta("0"));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("never settled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_that_a_crash_left_in_doubt_are_settled_at_the_next_start() {
+    let (world, journal) = world().await;
+    // The process dies after the send: the journal has the intent and nothing after it.
+    let report = world.control(world.to_flat()).await;
+    let mut records = journal.records();
+    let intent = records.iter().position(|record| matches!(record, Record::Intent(_))).unwrap();
+    records.truncate(intent + 1);
+    let World { exchanges, engine: old, .. } = world;
+    drop(old);
+    let journal = Arc::new(MemoryJournal::with(records));
+    let restarted = engine(&places(), &exchanges, journal.clone()).await;
+    ready(&restarted).await;
+    let settled = restarted.operation(&report.id).await.unwrap();
+    assert_eq!(settled.state, OperationState::Interrupted, "{settled:?}");
+    assert_eq!(settled.orders[0].state, "filled");
+    assert_eq!(settled.orders[0].client_order_id, report.orders[0].client_order_id);
+    let next = journal.records().iter().filter(|record| matches!(record, Record::Intent(_))).count();
+    assert_eq!(next, 1, "settling sends nothing");
+    // New orders go on with new numbers.
+    let request = HedgeExecution {
+        symbol: btc(),
+        accounts: vec!["long".parse().unwrap()],
+        amount: quantity("0.01"),
+        side: Some(Side::Sell),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    };
+    let started = restarted.execute_hedge(request).await.unwrap();
+    let hedged = started.report.await.unwrap();
+    assert_eq!(hedged.failure, None, "{hedged:?}");
+    assert_ne!(hedged.orders[0].client_order_id, report.orders[0].client_order_id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_takes_its_side_from_the_exposure_and_never_overshoots() {
+    let (world, _journal) = world().await;
+    let hedge = |amount: &str| HedgeExecution {
+        symbol: btc(),
+        accounts: world.accounts.clone(),
+        amount: quantity(amount),
+        side: None,
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    };
+    let run = async |request| world.engine.execute_hedge(request).await.unwrap().report.await.unwrap();
+    let refused = run(hedge("0.3")).await.failure.unwrap();
+    assert_eq!(refused.code, Code::DeltaBeyondLimit);
+    assert!(refused.error.contains("overshoot"), "{refused:?}");
+    let report = run(hedge("0.1")).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!(world.true_net(), Decimal::from_i128_with_scale(15, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_that_is_out_of_step_holds_and_comes_back() {
+    let (world, _journal) = world().await;
+    for running in &world.exchanges {
+        running.sim().inject(Fault { fault: FaultKind::DropDepth, method: None, path: None, times: 1 });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ready(&world.engine).await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    for running in &world.exchanges {
+        running.sim().inject(Fault {
+            fault: FaultKind::MuteStreams,
+            method: None,
+            path: None,
+            times: u64::MAX,
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure.unwrap().code, Code::MarketDataUnavailable);
+}
+
+/// Snapshot, journal and watching add little to the slowest exchange's own round trip.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_over_two_venues_takes_little_more_than_the_slowest_round_trip() {
+    let slow = Place { latency: Duration::from_millis(100), ..Place::new("long", "0.6") };
+    let fast = Place { latency: Duration::from_millis(20), ..Place::new("other", "0.6") };
+    let world = World::start(vec![slow, fast], Arc::new(MemoryJournal::default())).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let report =
+        world.control(deltaplane_ports::DeltaControl { target: delta("0"), ..world.to_flat() }).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    println!("hedge {:?} over a round trip of 200 ms, {} orders", report.execution_time, report.orders.len());
+    assert_eq!(world.true_net(), Decimal::ZERO);
+}
