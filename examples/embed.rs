@@ -52,11 +52,6 @@ async fn main() -> anyhow::Result<()> {
     let request = DeltaControl::new("BTC-USD".parse()?, names, Delta::ZERO, limit);
     let started = engine.control_delta(request).await.map_err(|failure| anyhow::anyhow!(failure.error))?;
     let report = started.report.await?;
-    println!(
-        "net delta {} -> {} with {} order(s)",
-        report.initial_delta,
-        report.final_delta,
-        report.orders.len()
-    );
+    println!("net delta {} -> {}", report.initial_delta, report.final_delta);
     report.failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure.error)))
 }

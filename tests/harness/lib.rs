@@ -1,5 +1,7 @@
 //! Whole servers and exchanges for the tests beside this folder.
 
+pub mod recording;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -166,7 +166,7 @@ impl Session {
                 biased;
                 text = socket.next_text() => {
                     let text = text?;
-                    let venue_time = apply(&mut book, &text)?;
+                    let venue_time = fold_frame(&mut book, &text)?;
                     if let Some((step, venue_time)) = venue_time {
                         if step == BookStep::Gap {
                             self.shared.errors.fetch_add(1, Ordering::Relaxed);
@@ -228,7 +228,11 @@ impl Session {
 }
 
 /// Folds a combined frame into a book; gives the step and the venue's time, none for other events.
-pub(crate) fn apply(book: &mut BookSync, text: &str) -> Result<Option<(BookStep, i64)>, serde_json::Error> {
+///
+/// # Errors
+///
+/// The decoder's message if the frame cannot be read.
+pub fn fold_frame(book: &mut BookSync, text: &str) -> Result<Option<(BookStep, i64)>, serde_json::Error> {
     let frame: StreamFrame<'_> = serde_json::from_str(text)?;
     let data = frame.data.get();
     let kind: EventType<'_> = serde_json::from_str(data)?;

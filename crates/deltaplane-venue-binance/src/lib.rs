@@ -23,6 +23,6 @@ pub mod wire;
 pub use auth::Credential;
 pub use book::{BookStep, BookSync};
 pub use config::{BinanceConfig, SymbolMap};
-pub use feed::BinanceFeed;
+pub use feed::{BinanceFeed, fold_frame};
 pub use rest::RestError;
 pub use venue::{BinanceVenue, ConnectError};

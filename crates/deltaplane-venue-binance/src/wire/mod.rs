@@ -132,6 +132,15 @@ pub struct DepthSnapshot {
     pub asks: Vec<(Text, Text)>,
 }
 
+/// Reads a `GET /fapi/v1/depth`.
+///
+/// # Errors
+///
+/// The decoder's message.
+pub fn depth_snapshot(text: &str) -> Result<DepthSnapshot, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
 /// The answer to a placement, cancel or query.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

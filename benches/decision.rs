@@ -1,0 +1,64 @@
+//! Time of a decision, a plan and a signature.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use deltaplane_benches::{credential, decide, frames, plan, plan_input, sign};
+use deltaplane_types::{Decimal, Delta};
+
+fn decision(criterion: &mut Criterion) {
+    let (mut book, frames) = frames(20_000);
+    let positions: Vec<Delta> =
+        [5, -3, -2].into_iter().map(|tenths| Delta::new(Decimal::from_i128_with_scale(tenths, 1))).collect();
+    let mut next = frames.iter().cycle();
+    criterion.bench_function("frame bytes to hedge decision", |bencher| {
+        bencher.iter_batched(
+            || next.next().expect("a cycle has no end"),
+            |frame| black_box(decide(&mut book, frame, &positions)),
+            BatchSize::SmallInput,
+        );
+    });
+    percentiles(&positions);
+}
+
+/// A mean hides the tail, so each frame is timed once, in order.
+fn percentiles(positions: &[Delta]) {
+    let (mut book, frames) = frames(90_000);
+    let mut times: Vec<Duration> = frames
+        .iter()
+        .map(|frame| {
+            let began = tokio::time::Instant::now();
+            black_box(decide(&mut book, frame, positions));
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!(
+        "frame bytes to hedge decision, {} frames in order: median {:?}, 90 % {:?}, 99 % {:?}",
+        times.len(),
+        at(50),
+        at(90),
+        at(99)
+    );
+}
+
+fn plans(criterion: &mut Criterion) {
+    for accounts in [3, 10, 100] {
+        let input = plan_input(accounts);
+        criterion.bench_function(&format!("plan over {accounts} accounts"), |bencher| {
+            bencher.iter(|| black_box(plan(&input)));
+        });
+    }
+}
+
+fn signatures(criterion: &mut Criterion) {
+    let credential = credential();
+    criterion.bench_function("sign and serialize one order", |bencher| {
+        bencher.iter(|| black_box(sign(&credential)))
+    });
+}
+
+criterion_group!(benches, decision, plans, signatures);
+criterion_main!(benches);
