@@ -25,6 +25,15 @@ struct PlainBook {
 }
 
 impl PlainBook {
+    fn apply(&mut self, event: &serde_json::Value) {
+        let id = event["u"].as_u64().unwrap();
+        if id > self.id {
+            self.id = id;
+            Self::set(&mut self.bids, &event["b"]);
+            Self::set(&mut self.asks, &event["a"]);
+        }
+    }
+
     fn set(side: &mut BTreeMap<Decimal, Decimal>, levels: &serde_json::Value) {
         for level in levels.as_array().unwrap() {
             let number = |index: usize| parse_exact(level[index].as_str().unwrap()).unwrap();
@@ -39,6 +48,7 @@ fn the_connectors_book_equals_an_independent_fold() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ours, mut plain) = (BookSync::default(), PlainBook::default());
     let (mut checkpoints, mut depth_frames, mut top_frames) = (0, 0, 0);
+    let mut early: Vec<serde_json::Value> = Vec::new();
     for frame in Recording::open(&recording(folder.path())).unwrap() {
         let frame = frame.unwrap();
         let json: serde_json::Value = serde_json::from_str(&frame.data).unwrap();
@@ -48,6 +58,7 @@ fn the_connectors_book_equals_an_independent_fold() {
             plain = PlainBook { id: json["lastUpdateId"].as_u64().unwrap(), ..PlainBook::default() };
             PlainBook::set(&mut plain.bids, &json["bids"]);
             PlainBook::set(&mut plain.asks, &json["asks"]);
+            early.drain(..).for_each(|json| plain.apply(&json));
             continue;
         };
         let text = format!(r#"{{"stream":"{stream}","data":{}}}"#, frame.data);
@@ -58,10 +69,10 @@ fn the_connectors_book_equals_an_independent_fold() {
         }
         depth_frames += 1;
         assert_ne!(step.unwrap().0, BookStep::Gap, "frame {depth_frames}");
-        if plain.id > 0 && json["u"].as_u64().unwrap() > plain.id {
-            plain.id = json["u"].as_u64().unwrap();
-            PlainBook::set(&mut plain.bids, &json["b"]);
-            PlainBook::set(&mut plain.asks, &json["a"]);
+        if plain.id > 0 {
+            plain.apply(&json);
+        } else {
+            early.push(json);
         }
         if plain.id > 0 && depth_frames % 50 == 0 {
             let (bids, asks) = ours.levels();
@@ -118,7 +129,7 @@ async fn a_book_is_kept_neutral_under_foreign_trades_while_a_recording_plays() {
             foreign += 1;
         }
         notice(&world);
-        tokio::time::sleep(Duration::from_millis(random.random_range(20..250))).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..700))).await;
         let report = world
             .control(deltaplane_ports::DeltaControl { tolerance: ratio("0.01"), ..world.to_flat() })
             .await;

@@ -92,7 +92,7 @@ pub async fn run(options: Options) -> Result<()> {
         format!("cannot listen on {listen}; stop what uses it, or choose another with --listen")
     })?;
     let address = listener.local_addr()?;
-    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
     let store = Arc::new(SqliteStore::open(&data_dir)?);
     let mut exchanges_thread = None;
     let mut config = config;

@@ -8,13 +8,24 @@ use deltaplane_ports::{Clock, IdSource};
 use deltaplane_types::{Decimal, Timestamp};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-pub(crate) struct WallClock;
+/// The wall clock at the start, and the time that passed since: a step of the system's clock moves nothing.
+pub(crate) struct WallClock {
+    started: tokio::time::Instant,
+    origin: Timestamp,
+}
+
+impl WallClock {
+    #[expect(clippy::disallowed_methods, reason = "the real clock is made here, once")]
+    pub(crate) fn start() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let origin = Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+        Self { started: tokio::time::Instant::now(), origin }
+    }
+}
 
 impl Clock for WallClock {
-    #[expect(clippy::disallowed_methods, reason = "the real clock is made here, once")]
     fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        self.origin.after(self.started.elapsed())
     }
 }
 

@@ -69,6 +69,12 @@ impl AccountKeeper {
         self.read(|state| state.snapshot.clone())
     }
 
+    /// The newest snapshot, if it is not older than this.
+    pub(crate) fn known(&self, within: Duration) -> Option<AccountSnapshot> {
+        let now = self.clock.now();
+        self.newest().filter(|snapshot| now.since(snapshot.as_of) <= within)
+    }
+
     /// Why orders may not be sent for it.
     pub(crate) fn blocked(&self) -> Option<String> {
         self.read(|state| state.blocked.clone())

@@ -288,6 +288,13 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
                 anchor.target.minus(anchor.net).and_then(|all| all.minus(round.traded)).map_err(internal)?;
             let least = least_smallest_order(&accounts, wanted, round.spec.max_slippage).map_err(internal)?;
             if wanted.abs().value() < least.unwrap_or_default().value() || wanted.is_zero() {
+                if round.traded.is_zero() {
+                    let smallest = least.unwrap_or_default();
+                    let text =
+                        format!("hedgeAmount {} is less than the smallest order {smallest}", wanted.abs());
+                    let remedy = "hedge more, or name an account that takes smaller orders";
+                    return Err(failure(Code::DeltaBeyondLimit, text, remedy));
+                }
                 let reason = if wanted.is_zero() {
                     "hedged".to_owned()
                 } else {

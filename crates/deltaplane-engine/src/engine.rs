@@ -168,43 +168,54 @@ impl Engine {
     async fn recover(&self, recovered: Recovered) {
         for operation in recovered.operations {
             self.shared.reports.publish(operation.report());
-            if !operation.is_open() {
+            if !operation.is_open() && !operation.is_frozen() {
                 continue;
             }
+            let known = operation.accounts.iter().filter(|id| self.rules.contains_key(*id));
             let spec = Spec {
                 goal: Goal::Settle,
                 symbol: operation.symbol.clone(),
-                accounts: operation
-                    .accounts
-                    .iter()
-                    .filter(|id| self.rules.contains_key(*id))
-                    .cloned()
-                    .collect(),
+                accounts: known.cloned().collect(),
                 max_slippage: deltaplane_types::Ratio::ZERO,
             };
-            let Ok(held) =
-                self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, Some(Duration::ZERO)).await
-            else {
+            let gone = operation.traded_accounts().find(|id| !self.rules.contains_key(*id));
+            let first = self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, None).await;
+            if operation.is_frozen() || gone.is_some() {
+                // Only a person can decide: the lanes stay closed.
+                let gone = gone.map_or("", AccountId::as_str);
+                tracing::error!(operation = %operation.id, not_configured = gone, "its orders are frozen; check them at the venue");
+                let mut frozen = self.shared.frozen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                frozen.extend(first);
                 continue;
-            };
-            let (intents, fills) = operation.in_doubt();
+            }
+            tracing::warn!(operation = %operation.id, "settling an operation of an earlier run");
             let (config, now) = (self.shared.eyes.config.clone(), self.shared.eyes.clock.now());
-            let doubtful = intents.len();
+            let id = operation.id.clone();
             let (machine, effects) = Operation::recover(
-                operation.id.clone(),
-                spec,
+                id.clone(),
+                spec.clone(),
                 config,
                 self.rules.clone(),
                 now,
-                (intents, fills),
+                operation.orders(),
             );
-            if doubtful > 0 {
-                tracing::warn!(operation = %operation.id, orders = doubtful, "settling orders of an earlier run");
-            }
             self.recovering.fetch_add(1, Ordering::SeqCst);
-            let (shared, recovering) = (self.shared.clone(), self.recovering.clone());
+            let (shared, recovering, lanes) =
+                (self.shared.clone(), self.recovering.clone(), self.lanes.clone());
             self.runtime.spawn(async move {
-                runner::run(shared, machine, effects, held, None).await;
+                // Where an older operation holds a lane, this one waits for it.
+                let held = match first {
+                    Ok(held) => Ok(held),
+                    Err(_) => {
+                        lanes.take(&spec.symbol, &spec.accounts, &id, Some(Duration::from_secs(3_600))).await
+                    }
+                };
+                match held {
+                    Ok(held) => runner::run(shared, machine, effects, held, None).await,
+                    Err(_) => {
+                        tracing::error!(operation = %id, "it could not be settled: a lane stays closed")
+                    }
+                }
                 recovering.fetch_sub(1, Ordering::SeqCst);
             });
         }
@@ -332,6 +343,19 @@ impl Engine {
                 .insert("operationId".to_owned(), busy.holder.iter().map(ToString::to_string).collect());
             failed
         })?;
+        // Waiting took time, and the world may have changed meanwhile.
+        let now = eyes.clock.now();
+        if let Some(failed) = self.not_running() {
+            return Err(failed);
+        }
+        if matches!(spec.goal, Goal::Hedge { side: None, .. })
+            && let Some(account) = self.lanes.held_beside(&spec.symbol, &spec.accounts)
+        {
+            let text = format!(
+                "side is missing and cannot be derived: another operation is at work on account {account}"
+            );
+            return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\", or wait"));
+        }
         let key = meta.idempotency.map(|idempotency| idempotency.key);
         let (machine, effects) = Operation::start(
             id.clone(),

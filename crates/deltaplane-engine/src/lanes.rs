@@ -48,6 +48,15 @@ impl Lanes {
         }
     }
 
+    /// An account whose lane is held and that is not among these.
+    pub(crate) fn held_beside(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<AccountId> {
+        let lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lanes.iter().find(|((of, account), (_, holder))| {
+            of == symbol && holder.is_some() && !accounts.contains(account)
+        });
+        held.map(|((_, account), _)| account.clone())
+    }
+
     /// Takes the lanes of all accounts in sorted order, waiting at most `wait` in all; none means not at all.
     pub(crate) async fn take(
         &self,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use deltaplane_math::Interval;
 use deltaplane_ports::{
     Failure, IntentRecord, JournalError, OperationKind, OperationReport, OperationState, OrderSighting,
-    ReadError, Record, TimelineEntry, VenueRules,
+    OutcomeRecord, ReadError, Record, TimelineEntry, VenueRules,
 };
 use deltaplane_risk::{Approved, PricedFill, execution_quality};
 use deltaplane_types::{
@@ -30,6 +30,12 @@ const MAX_ROUNDS: u32 = 20;
 const MAX_IDLE_ROUNDS: u32 = 2;
 /// Failed proofs of absence before an order is frozen.
 const MAX_FAILED_PROOFS: u32 = 3;
+/// Readings of positions that our own trades do not explain, before they count as somebody else's doing.
+const MAX_REREADS: u32 = 8;
+/// How long each of them waits for a slow venue.
+const REREAD_PAUSE: Duration = Duration::from_millis(250);
+/// The venue's clock may differ from ours by this much.
+const CLOCK_MARGIN: Duration = Duration::from_secs(5);
 /// How long a fresh book is waited for between rounds.
 const ROUND_PAUSE: Duration = Duration::from_millis(120);
 
@@ -132,6 +138,9 @@ pub struct Operation {
     excluded: BTreeSet<AccountId>,
     /// Positions at the newest snapshot and what our orders had traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
+    /// Net delta of the newest snapshot and what our orders had traded by then.
+    base: (Delta, Delta),
+    rereads: u32,
     net: Delta,
     rounds: u32,
     idle_rounds: u32,
@@ -178,7 +187,7 @@ impl Operation {
         config: EngineConfig,
         rules: BTreeMap<AccountId, VenueRules>,
         now: Timestamp,
-        (intents, fills): (Vec<IntentRecord>, Vec<(ClientOrderId, Fill)>),
+        (intents, fills): (Vec<(IntentRecord, Option<OutcomeRecord>)>, Vec<(ClientOrderId, Fill)>),
     ) -> (Self, Vec<Effect>) {
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
@@ -186,14 +195,31 @@ impl Operation {
         operation.answered = true;
         operation.reason =
             Some("interrupted by the end of the process; its orders were settled afterwards".to_owned());
-        for intent in intents {
-            let order = operation.track(intent, None, now);
-            operation.note(now, format!("order {order} was perhaps sent before the process ended"));
-            operation.on_submitted(&order, SubmitOutcome::Unknown(UnknownCause::Interrupted), now);
+        for (intent, outcome) in intents {
+            let window = operation
+                .rules
+                .get(&intent.order.account)
+                .map_or(CLOCK_MARGIN, |rules| rules.validity_window);
+            // It was sent at some time before its deadline; trades are looked for from there.
+            let earliest = window.as_millis().try_into().unwrap_or(i64::MAX);
+            let sent = Timestamp::from_millis(intent.order.deadline.as_millis().saturating_sub(earliest));
+            let order = operation.track(intent, None, sent);
+            match outcome {
+                Some(outcome @ (OutcomeRecord::Ended { .. } | OutcomeRecord::NotAccepted { .. })) => {
+                    if let Some(order) = operation.orders.get_mut(&order) {
+                        order.restore(&outcome);
+                        order.next_check = Some(now);
+                    }
+                }
+                _ => {
+                    operation.note(now, format!("order {order} was perhaps sent before the process ended"));
+                    operation.on_submitted(&order, SubmitOutcome::Unknown(UnknownCause::Interrupted), now);
+                }
+            }
         }
         for (order, fill) in fills {
             if let Some(order) = operation.orders.get_mut(&order) {
-                order.on_fill(fill);
+                let _ = order.on_fill(fill);
             }
         }
         let effects = operation.step(Event::Tick, now);
@@ -225,6 +251,8 @@ impl Operation {
             order_ids: Vec::new(),
             excluded: BTreeSet::new(),
             positions: BTreeMap::new(),
+            base: (Delta::ZERO, Delta::ZERO),
+            rereads: 0,
             net: Delta::ZERO,
             rounds: 0,
             idle_rounds: 0,
@@ -257,8 +285,8 @@ impl Operation {
 
     /// When time itself is the next event.
     pub fn wake_at(&self) -> Option<Timestamp> {
-        let checks =
-            self.orders.values().filter(|order| !order.check_in_flight).filter_map(|order| order.next_check);
+        let open = self.orders.values().filter(|order| !order.check_in_flight && !order.is_settled());
+        let checks = open.filter_map(|order| order.next_check);
         let end = (!self.answered && self.phase != Phase::Finished).then_some(self.ends_at);
         checks.chain(end).min()
     }
@@ -315,6 +343,19 @@ impl Operation {
             Ok(snapshot) => snapshot,
             Err(failure) => return self.fail(failure, now, effects),
         };
+        if self.orders.values().any(|order| order.fate == Fate::Frozen) {
+            return self.halt(now, effects);
+        }
+        if let Some(text) = self.unexplained(&snapshot) {
+            // A venue may show a position later than the trade: planning on it would hedge twice.
+            if self.rereads < MAX_REREADS && now < self.ends_at {
+                self.rereads += 1;
+                effects.push(Effect::Read { anew: true, after: REREAD_PAUSE });
+                return;
+            }
+            self.note(now, text);
+        }
+        self.rereads = 0;
         if self.anchor.is_none() {
             match control::anchor(&self.spec, &snapshot, &self.config) {
                 Ok(anchor) => {
@@ -326,9 +367,6 @@ impl Operation {
             }
         }
         let traded = self.traded();
-        if let Some(text) = self.unexplained(&snapshot) {
-            self.note(now, text);
-        }
         self.positions = snapshot
             .accounts
             .iter()
@@ -345,19 +383,19 @@ impl Operation {
         };
         match control::decide(&round, anchor) {
             Verdict::Done { reason, net } => {
-                self.net = net;
+                (self.net, self.base) = (net, (net, traded));
                 self.note(now, reason.clone());
                 self.reason = Some(reason);
                 self.finish(now, effects);
             }
             Verdict::Refused { failure, plan, net } => {
-                self.net = net;
+                (self.net, self.base) = (net, (net, traded));
                 self.adjustment_needed = true;
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
                 self.fail(failure, now, effects);
             }
             Verdict::Go { approved, net } => {
-                self.net = net;
+                (self.net, self.base) = (net, (net, traded));
                 self.begin(&approved, traded, now, effects);
             }
         }
@@ -460,10 +498,11 @@ impl Operation {
         if let Some(running) = &mut self.running {
             running.out.clone_from(&out);
         }
-        if now >= self.ends_at {
+        let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
+        if now >= self.ends_at || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
-                let text = "the timeout passed while the journal was written".to_owned();
+                let text = "the world changed while the journal was written".to_owned();
                 let refusal = Refusal { reason: RefusalReason::KeptBack, code: None, text };
                 self.on_submitted(id, SubmitOutcome::NotAccepted(refusal), now);
             }
@@ -472,23 +511,18 @@ impl Operation {
         effects.push(Effect::Send(out));
     }
 
-    fn record_outcome(
-        &mut self,
-        id: &ClientOrderId,
-        outcome: deltaplane_ports::OutcomeRecord,
-        now: Timestamp,
-    ) {
+    fn record_outcome(&mut self, id: &ClientOrderId, outcome: OutcomeRecord, now: Timestamp) {
         let text = match &outcome {
-            deltaplane_ports::OutcomeRecord::Accepted { evidence } => {
+            OutcomeRecord::Accepted { evidence } => {
                 format!("accepted ({})", evidence.kind())
             }
-            deltaplane_ports::OutcomeRecord::Ended { status, filled, evidence } => {
+            OutcomeRecord::Ended { status, filled, evidence } => {
                 format!("ended {status:?} with {filled} traded ({})", evidence.kind()).to_lowercase()
             }
-            deltaplane_ports::OutcomeRecord::NotAccepted { evidence, reason } => {
+            OutcomeRecord::NotAccepted { evidence, reason } => {
                 format!("not accepted ({}): {reason}", evidence.kind())
             }
-            deltaplane_ports::OutcomeRecord::Unknown { cause } => format!("in doubt: {cause}"),
+            OutcomeRecord::Unknown { cause } => format!("in doubt: {cause}"),
         };
         self.note(now, format!("order {id} {text}"));
         self.pending.push(Record::Outcome { client_order_id: id.clone(), outcome, at: now });
@@ -510,17 +544,25 @@ impl Operation {
     }
 
     fn on_fill(&mut self, fill: Fill, now: Timestamp) {
+        // The venue's order ids are unique in a symbol only; our own id decides where it is told.
         let ours = self.orders.iter().find(|(id, order)| {
             order.intent.order.account == fill.account
-                && (fill.client_order_id.as_ref() == Some(*id)
-                    || order.venue_order_id.as_ref() == Some(&fill.venue_order_id))
+                && order.intent.order.symbol == fill.symbol
+                && match &fill.client_order_id {
+                    Some(told) => told == *id,
+                    None => order.venue_order_id.as_ref() == Some(&fill.venue_order_id),
+                }
         });
         let Some(id) = ours.map(|(id, _)| id.clone()) else { return };
         let text = format!("order {id} traded {} at {}", fill.quantity, fill.price);
         let Some(order) = self.orders.get_mut(&id) else { return };
-        if order.on_fill(fill.clone()) {
+        let (new, changed) = order.on_fill(fill.clone());
+        if new {
             self.note(now, text);
-            self.pending.push(Record::Fill { client_order_id: id, fill });
+            self.pending.push(Record::Fill { client_order_id: id.clone(), fill });
+        }
+        if let Some(outcome) = changed {
+            self.record_outcome(&id, outcome, now);
         }
     }
 
@@ -566,9 +608,11 @@ impl Operation {
     fn on_trades(&mut self, id: &ClientOrderId, result: Result<Vec<Fill>, ReadError>, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
-        order.next_check = Some(now.after(Duration::from_millis(500)));
         for fill in result.unwrap_or_default() {
             self.on_fill(fill, now);
+        }
+        if let Some(order) = self.orders.get_mut(id) {
+            order.on_trades_read(now);
         }
     }
 
@@ -591,7 +635,7 @@ impl Operation {
             (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
         let stray: Vec<&Fill> = fills
             .iter()
-            .filter(|fill| fill.side == side && fill.venue_time >= since)
+            .filter(|fill| fill.side == side && fill.venue_time.after(CLOCK_MARGIN) >= since)
             .filter(|fill| !self.orders.values().any(|order| order.has_trade(&fill.trade_id)))
             .collect();
         let expected = self.positions.get(&account).and_then(|(position, traded_then)| {
@@ -634,9 +678,16 @@ impl Operation {
             .fold(Delta::ZERO, |sum, delta| sum.plus(delta).unwrap_or(sum))
     }
 
+    /// Net delta of the newest snapshot with what our orders traded since.
+    fn net_now(&self) -> Option<Delta> {
+        self.anchor.as_ref()?;
+        let (net, traded_then) = self.base;
+        net.plus(self.traded().minus(traded_then).ok()?).ok()
+    }
+
     /// All that the net delta of the named accounts can be.
     fn interval(&self) -> Option<Interval> {
-        let confirmed = self.anchor.as_ref()?.net.plus(self.traded()).ok()?;
+        let confirmed = self.net_now()?;
         let (mut buys, mut sells) = (Delta::ZERO, Delta::ZERO);
         for order in self.orders.values() {
             let doubtful = order.doubtful().signed(order.intent.order.side);
@@ -680,9 +731,10 @@ impl Operation {
         if !self.answered && self.phase != Phase::Finished && now >= self.ends_at {
             self.time_out(now, effects);
         }
-        let urgent = self.pending.iter().any(|record| {
-            matches!(record, Record::Outcome { outcome: deltaplane_ports::OutcomeRecord::Unknown { .. }, .. })
-        });
+        let urgent = self
+            .pending
+            .iter()
+            .any(|record| matches!(record, Record::Outcome { outcome: OutcomeRecord::Unknown { .. }, .. }));
         if urgent && self.phase != Phase::Finished {
             effects.push(Effect::Record(std::mem::take(&mut self.pending)));
         }
@@ -706,7 +758,7 @@ impl Operation {
     /// Every order of the slice is settled: go on, plan again, or end.
     fn end_slice(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let Some(mut running) = self.running.take() else { return self.finish(now, effects) };
-        if let Ok(net) = self.anchor.as_ref().map_or(Ok(self.net), |anchor| anchor.net.plus(self.traded())) {
+        if let Some(net) = self.net_now() {
             self.net = net;
         }
         let whole =
@@ -897,11 +949,7 @@ impl Operation {
             Goal::Delta { target, .. } => *target,
             _ => anchor.map_or(Delta::ZERO, |anchor| anchor.target),
         };
-        let net = if self.phase == Phase::Finished {
-            self.net
-        } else {
-            anchor.and_then(|anchor| anchor.net.plus(self.traded()).ok()).unwrap_or(self.net)
-        };
+        let net = if self.phase == Phase::Finished { self.net } else { self.net_now().unwrap_or(self.net) };
         let ratio =
             anchor.and_then(|anchor| deltaplane_math::deviation_ratio(net, target, anchor.reference).ok());
         OperationReport {

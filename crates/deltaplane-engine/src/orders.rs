@@ -86,8 +86,10 @@ impl TrackedOrder {
 
     /// What traded with known prices.
     fn priced(&self) -> Quantity {
-        let sum: Decimal = self.fills.values().map(|fill| fill.quantity.value()).sum();
-        Quantity::try_new(sum).unwrap_or_default()
+        // A quantity beyond what can be held is not one: it then counts as not known.
+        let add = |sum: Decimal, fill: &Fill| sum.checked_add(fill.quantity.value());
+        let sum = self.fills.values().try_fold(Decimal::ZERO, add);
+        Quantity::try_new(sum.unwrap_or_default()).unwrap_or_default()
     }
 
     /// What may still trade, at worst.
@@ -186,7 +188,14 @@ impl TrackedOrder {
         if self.fate == Fate::NotAccepted {
             return self.freeze("seen at the venue after it counted as not accepted".to_owned());
         }
+        if self.reported > self.intent.order.quantity {
+            return self
+                .freeze(format!("{} traded of an order of {}", self.reported, self.intent.order.quantity));
+        }
         if matches!(self.fate, Fate::Ended(_) | Fate::Frozen) {
+            // Old news, or more trades than the end told of: those are read.
+            let late = matches!(self.fate, Fate::Ended(_)) && !self.is_settled() && !self.check_in_flight;
+            self.next_check = self.next_check.or(late.then(|| now.after(TRADES_LATE)));
             return None;
         }
         if report.status.is_terminal() {
@@ -203,20 +212,31 @@ impl TrackedOrder {
         Some(OutcomeRecord::Accepted { evidence })
     }
 
-    /// Takes a trade; gives whether it is new.
-    pub(crate) fn on_fill(&mut self, fill: Fill) -> bool {
+    /// Takes a trade; gives whether it is new, and the record of what it changed beside the sums.
+    pub(crate) fn on_fill(&mut self, fill: Fill) -> (bool, Option<OutcomeRecord>) {
         if self.fills.contains_key(&fill.trade_id) {
-            return false;
+            return (false, None);
         }
         self.venue_order_id = Some(fill.venue_order_id.clone());
         self.fills.insert(fill.trade_id.clone(), fill);
-        if self.fate == Fate::NotAccepted {
-            self.freeze("traded after it counted as not accepted".to_owned());
-        }
+        let changed = if self.fate == Fate::NotAccepted {
+            self.freeze("traded after it counted as not accepted".to_owned())
+        } else if self.priced() > self.intent.order.quantity {
+            self.freeze(format!("{} traded of an order of {}", self.priced(), self.intent.order.quantity))
+        } else {
+            None
+        };
         if self.is_settled() {
             self.next_check = None;
         }
-        true
+        (true, changed)
+    }
+
+    /// Its trades were read; asks again ever later where some are still missing.
+    pub(crate) fn on_trades_read(&mut self, now: Timestamp) {
+        self.asked = self.asked.saturating_add(1);
+        let wait = Duration::from_millis(500).saturating_mul(1 << self.asked.min(6));
+        self.next_check = (!self.is_settled()).then(|| now.after(wait));
     }
 
     /// The venue does not show it; soon after a submission this proves nothing.

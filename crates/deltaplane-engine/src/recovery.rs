@@ -25,6 +25,9 @@ pub(crate) struct Recovered {
     order_of: BTreeMap<ClientOrderId, usize>,
 }
 
+/// An order of the journal with what the journal says became of it.
+pub(crate) type KnownOrder = (IntentRecord, Option<OutcomeRecord>);
+
 /// One operation of an earlier run.
 pub(crate) struct RecoveredOperation {
     pub(crate) id: OperationId,
@@ -103,18 +106,24 @@ impl Recovered {
 
 impl RecoveredOperation {
     pub(crate) fn is_open(&self) -> bool {
-        self.closed.is_none() || self.closed.as_ref().is_some_and(|(state, ..)| state == "frozen")
+        self.closed.is_none()
     }
 
-    /// Orders without a known end, and every trade of them that is known.
-    pub(crate) fn in_doubt(&self) -> (Vec<IntentRecord>, Vec<(ClientOrderId, Fill)>) {
-        let settled = |intent: &IntentRecord| {
-            matches!(
-                self.outcomes.get(&intent.client_order_id),
-                Some(OutcomeRecord::Ended { .. } | OutcomeRecord::NotAccepted { .. })
-            )
-        };
-        (self.intents.iter().filter(|intent| !settled(intent)).cloned().collect(), self.fills.clone())
+    /// Whether it ended with orders whose fate only a person can decide.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.closed.as_ref().is_some_and(|(state, ..)| state == "frozen")
+    }
+
+    /// Every order with what is known of it, and every trade that is known.
+    pub(crate) fn orders(&self) -> (Vec<KnownOrder>, Vec<(ClientOrderId, Fill)>) {
+        let known =
+            |intent: &IntentRecord| (intent.clone(), self.outcomes.get(&intent.client_order_id).cloned());
+        (self.intents.iter().map(known).collect(), self.fills.clone())
+    }
+
+    /// The accounts of its orders.
+    pub(crate) fn traded_accounts(&self) -> impl Iterator<Item = &AccountId> {
+        self.intents.iter().map(|intent| &intent.order.account)
     }
 
     /// The report, as far as the journal tells it.
@@ -127,7 +136,7 @@ impl RecoveredOperation {
             }
             for (id, fill) in &self.fills {
                 if *id == intent.client_order_id {
-                    order.on_fill(fill.clone());
+                    let _ = order.on_fill(fill.clone());
                 }
             }
             orders.extend(order.report());

@@ -143,6 +143,11 @@ pub(crate) async fn run(
         "operation ended"
     );
     shared.reports.publish(report.clone());
+    for order in &report.orders {
+        if let Some(keeper) = shared.eyes.accounts.get(&order.account) {
+            keeper.mark_changed();
+        }
+    }
     if frozen {
         shared.frozen.lock().unwrap_or_else(PoisonError::into_inner).push(held);
     } else {
@@ -200,7 +205,12 @@ impl Shell {
     /// What an order did makes the account's known state old.
     fn changed(&self, event: &Event, operation: &Operation) {
         let account = match event {
-            Event::Submitted(id, _) => operation.order_intent(id).map(|intent| intent.order.account.clone()),
+            Event::Submitted(id, _)
+            | Event::Sighted(id, Ok(OrderSighting::Found(_)))
+            | Event::TradesRead(id, Ok(_))
+            | Event::Proof(id, Ok(_)) => {
+                operation.order_intent(id).map(|intent| intent.order.account.clone())
+            }
             Event::Fill(fill) => Some(fill.account.clone()),
             _ => None,
         };

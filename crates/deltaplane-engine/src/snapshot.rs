@@ -51,6 +51,9 @@ pub(crate) struct Eyes {
     pub(crate) feed_of: BTreeMap<AccountId, FeedId>,
 }
 
+/// A state of an account that is not named counts as known for this long.
+const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+
 type Failed = Box<deltaplane_ports::Failure>;
 
 impl Eyes {
@@ -131,7 +134,7 @@ impl Eyes {
             .iter()
             .map(|(id, keeper)| {
                 let known = accounts.get(id).map(|facts| facts.account.delta(symbol));
-                (id.clone(), known.or_else(|| keeper.newest().map(|account| account.delta(symbol))))
+                (id.clone(), known.or_else(|| keeper.known(KNOWN_FOR).map(|account| account.delta(symbol))))
             })
             .collect();
         Ok(Snapshot {

@@ -42,10 +42,10 @@ fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReason> {
         // Answered by the gateway before the matching engine saw anything.
         -1003 | -1015 => RefusalReason::RateLimited,
         // 503: told apart by the text; "Unknown error" is not here.
-        -1001 if text.starts_with("Internal error; unable to process your request") => {
+        -1001 if status == 503 && text.starts_with("Internal error; unable to process your request") => {
             RefusalReason::Overloaded
         }
-        -1008 => RefusalReason::Overloaded,
+        -1008 if matches!(status, 400 | 429 | 503) => RefusalReason::Overloaded,
         _ if status == 503 && text.starts_with("Service Unavailable") => RefusalReason::Overloaded,
         -1002
         | -1011
@@ -88,8 +88,8 @@ fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReason> {
         // -1000, -1006, -1007: unknown by the venue's word. -4116: an earlier attempt landed. Others: not listed.
         _ => return None,
     };
-    // Behind a gateway error stands no verdict, whatever the body says, except where the text itself is one.
-    let gateway = matches!(status, 408 | 500 | 502 | 504) && reason != RefusalReason::Overloaded;
+    // Behind a gateway error stands no verdict, whatever the body says.
+    let gateway = matches!(status, 408 | 500 | 502 | 504);
     if gateway { None } else { Some(reason) }
 }
 
@@ -174,6 +174,12 @@ mod tests {
         check(502, "<html>502 Bad Gateway</html>", Is::Unknown);
         check(200, "<html>Just a moment...</html>", Is::Unknown);
         check(403, "<html>Forbidden</html>", Is::Unknown);
+        check(502, r#"{"code":-1008,"msg":"Request throttled by system-level protection."}"#, Is::Unknown);
+        check(
+            500,
+            r#"{"code":-1001,"msg":"Internal error; unable to process your request. Please try again."}"#,
+            Is::Unknown,
+        );
         check(504, r#"{"code":-2019,"msg":"Margin is insufficient."}"#, Is::Unknown);
     }
 

@@ -136,6 +136,13 @@ impl Session {
     }
 
     async fn follow_marks_once(self: Arc<Self>) -> Result<(), FeedError> {
+        let result = self.follow_marks().await;
+        // An old mark is no mark: views go on without one.
+        self.mark.send_replace(None);
+        result
+    }
+
+    async fn follow_marks(&self) -> Result<(), FeedError> {
         let url = format!("{}/market/stream?streams={}@markPrice@1s", self.url, self.name.to_lowercase());
         let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
         loop {

@@ -53,6 +53,11 @@ pub(crate) fn price_or_none(number: Number) -> Option<Price> {
     Price::try_new(number.0).ok()
 }
 
+/// The mark price that a position's notional stands for.
+pub(crate) fn mark_price(notional: Number, quantity: Number) -> Option<Price> {
+    Price::try_new(notional.0.checked_div(quantity.0)?).ok()
+}
+
 pub(crate) fn client_order_id(text: &str) -> Result<ClientOrderId, MapError> {
     text.parse().map_err(|_| MapError::Id(text.chars().take(40).collect()))
 }

@@ -114,7 +114,12 @@ impl Rest {
         if matches!(response.status, 429 | 418) {
             let wait = count("retry-after").unwrap_or(60).clamp(1, 3 * 24 * 3_600);
             let until = banned_until(&response.body).unwrap_or_else(|| now.after(Duration::from_secs(wait)));
-            self.weight.stop_until(until);
+            if String::from_utf8_lossy(&response.body).contains("-1015") {
+                // Only the order count is spent: questions and cancels go on.
+                self.orders.stop_until(now.after(Duration::from_secs(10)));
+            } else {
+                self.weight.stop_until(until.min(now.after(Duration::from_secs(3 * 24 * 3_600))));
+            }
         }
     }
 
@@ -256,6 +261,7 @@ impl Rest {
         &self,
         params: Params<'_>,
         priority: Priority,
+        window: Duration,
         timeout: Duration,
     ) -> Submitted {
         if let Err(wait) = self.orders.take(self.clock.now(), priority, 1) {
@@ -264,7 +270,7 @@ impl Rest {
         if let Err(wait) = self.weight.take(self.clock.now(), priority, 0) {
             return Submitted::KeptBack(format!("the venue asked for silence for {wait:?}"));
         }
-        self.mutate(Method::Post, params, timeout).await
+        self.mutate(Method::Post, params, window, timeout).await
     }
 
     /// Cancels an order.
@@ -272,12 +278,18 @@ impl Rest {
         if let Err(wait) = self.weight.take(self.clock.now(), Priority::Protect, 1) {
             return Submitted::KeptBack(format!("the venue asked for silence for {wait:?}"));
         }
-        self.mutate(Method::Delete, &[("symbol", symbol), ("origClientOrderId", client_id)], self.timeout)
-            .await
+        let params = [("symbol", symbol), ("origClientOrderId", client_id)];
+        self.mutate(Method::Delete, &params, self.receive_window, self.timeout).await
     }
 
-    async fn mutate(&self, method: Method, params: Params<'_>, timeout: Duration) -> Submitted {
-        let signed = match self.signed(params, self.receive_window) {
+    async fn mutate(
+        &self,
+        method: Method,
+        params: Params<'_>,
+        window: Duration,
+        timeout: Duration,
+    ) -> Submitted {
+        let signed = match self.signed(params, window) {
             Ok(signed) => signed,
             Err(error) => return Submitted::KeptBack(error.to_string()),
         };

@@ -93,8 +93,14 @@ impl UserStream {
     }
 
     fn on_text(&self, text: &str) -> Result<(), StreamError> {
-        for event in decode(text, &self.account, &self.symbols)? {
-            self.tell(event);
+        match decode(text, &self.account, &self.symbols) {
+            Ok(events) => events.into_iter().for_each(|event| self.tell(event)),
+            Err(StreamError::Unreadable(reason)) => {
+                // One event of somebody else's must not break the stream; whoever waits asks instead.
+                tracing::warn!(account = %self.account, %reason, "an account event cannot be read");
+                self.tell(AccountEvent::Connected);
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use crate::errors;
 use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{Rest, RestError, Submitted};
 use crate::user_stream::UserStream;
-use crate::wire::{OrderAnswer, SymbolInfo};
+use crate::wire::{AccountPosition, OrderAnswer, PositionRisk, SymbolInfo};
 
 /// Weight of an address in a minute, as `exchangeInfo` gives it for everyone.
 const WEIGHT_PER_MINUTE: u64 = 2_400;
@@ -34,6 +34,8 @@ const ORDERS_PER_TEN_SECONDS: u64 = 300;
 const CLOCK_EVERY: Duration = Duration::from_secs(30);
 /// How long instruments are believed.
 const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
+/// How long entry and liquidation prices of an unchanged position are believed.
+const DETAIL_AGE: Duration = Duration::from_secs(10);
 
 /// Why an account could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,7 @@ pub struct BinanceVenue {
     hedge_mode: AtomicBool,
     infos: RwLock<BTreeMap<String, SymbolInfo>>,
     instruments: RwLock<BTreeMap<Symbol, (Timestamp, Instrument)>>,
+    details: RwLock<(Timestamp, Vec<PositionRisk>)>,
     _tasks: JoinSet<()>,
 }
 
@@ -114,6 +117,7 @@ impl BinanceVenue {
             hedge_mode: AtomicBool::new(false),
             infos: RwLock::default(),
             instruments: RwLock::default(),
+            details: RwLock::default(),
             _tasks: tasks,
         })
     }
@@ -136,6 +140,26 @@ impl BinanceVenue {
             (Side::Buy, false) | (Side::Sell, true) => "LONG",
             (Side::Sell, false) | (Side::Buy, true) => "SHORT",
         })
+    }
+
+    /// Entry and liquidation prices: asked for when a position changed, else now and then.
+    async fn position_details(&self, positions: &[AccountPosition]) -> Result<Vec<PositionRisk>, ReadError> {
+        let now = self.rest.clock.now();
+        let known = {
+            let details = self.details.read().unwrap_or_else(PoisonError::into_inner);
+            let fits = |row: &AccountPosition| {
+                let same = |d: &&PositionRisk| d.symbol == row.symbol && d.position_side == row.position_side;
+                details.1.iter().find(same).map_or(Decimal::ZERO, |d| d.position_amt.0) == row.position_amt.0
+            };
+            let young = now.since(details.0) < DETAIL_AGE;
+            (young && positions.iter().all(fits)).then(|| details.1.clone())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let rows = self.rest.position_risk().await?;
+        *self.details.write().unwrap_or_else(PoisonError::into_inner) = (now, rows.clone());
+        Ok(rows)
     }
 
     async fn symbol_info(&self, symbol: &Symbol) -> Result<String, ReadError> {
@@ -172,11 +196,14 @@ impl From<MapError> for RestError {
 impl AccountReader for BinanceVenue {
     async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
         let as_of = self.rest.clock.now();
-        let (account, rows) = tokio::try_join!(self.rest.account(), self.rest.position_risk())?;
+        let account = self.rest.account().await?;
+        let details = self.position_details(&account.positions).await?;
         let mut positions: BTreeMap<Symbol, Position> = BTreeMap::new();
-        for row in rows {
+        for row in &account.positions {
             // Symbols without a canonical name are not ours to manage.
             let Some(symbol) = self.config.symbols.canonical(&row.symbol) else { continue };
+            let detail =
+                details.iter().find(|d| d.symbol == row.symbol && d.position_side == row.position_side);
             let delta = map::delta(row.position_amt);
             let unrealized = Notional::new(row.unrealized_profit.0);
             let initial = Notional::new(row.initial_margin.0);
@@ -196,13 +223,13 @@ impl AccountReader for BinanceVenue {
                 Position {
                     symbol,
                     delta,
-                    entry_price: map::price_or_none(row.entry_price),
-                    mark_price: map::price_or_none(row.mark_price),
+                    entry_price: detail.and_then(|detail| map::price_or_none(detail.entry_price)),
+                    mark_price: map::mark_price(row.notional, row.position_amt),
                     unrealized,
                     initial_margin: initial,
                     maintenance_margin: maintenance,
                     leverage,
-                    liquidation_price: map::price_or_none(row.liquidation_price),
+                    liquidation_price: detail.and_then(|detail| map::price_or_none(detail.liquidation_price)),
                     isolated: row.isolated_margin.0 > Decimal::ZERO,
                     updated_at: Timestamp::from_millis(row.update_time),
                 },
@@ -305,7 +332,9 @@ impl OrderGateway for BinanceVenue {
         let priority = if intent.reduce_only { Priority::Protect } else { Priority::Hedge };
         // An answer that comes after the window would tell of an order that is already being looked for.
         let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
-        match self.rest.order_post(&params, priority, timeout).await {
+        // The venue may take it in no later than its deadline, however long the journal took.
+        let window = self.config.receive_window.min(left);
+        match self.rest.order_post(&params, priority, window, timeout).await {
             Submitted::KeptBack(text) => SubmitOutcome::NotAccepted(kept_back(text)),
             Submitted::Lost(error) => errors::transport_outcome(&error),
             Submitted::Answer(response) if response.status == 200 => acknowledged(id, &response.body),

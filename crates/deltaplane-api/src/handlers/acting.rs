@@ -80,7 +80,26 @@ pub(crate) async fn hedge_execute(State(state): Shared, request: Request) -> Res
 }
 
 /// Starts an operation once per idempotency key and answers with its report.
+///
+/// All of it is on a task of its own: what began is finished and its answer kept although the client goes away.
 async fn act(
+    state: Arc<ApiState>,
+    asked: Asked,
+    meta: RequestMeta,
+    dry_run: bool,
+    start: impl Future<Output = Result<Started, Box<Failure>>> + Send + 'static,
+    render: fn(&OperationReport) -> JsonObject,
+) -> Reply {
+    let path = asked.path.clone();
+    let acting = tokio::spawn(act_to_the_end(state, asked, meta, dry_run, start, render));
+    acting.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "answering failed");
+        let remedy = "look up GET /api/v1/operations before you repeat the request";
+        failed(&problem::failure(Code::Internal, "the answer failed", remedy), &path)
+    })
+}
+
+async fn act_to_the_end(
     state: Arc<ApiState>,
     asked: Asked,
     meta: RequestMeta,
@@ -109,38 +128,24 @@ async fn act(
     if let Some(key) = &key {
         idempotency::attach(&state, key, &operation).await;
     }
-    let respond_async = prefer(&asked.headers).respond_async && !dry_run;
-    if respond_async {
+    let reply = if prefer(&asked.headers).respond_async && !dry_run {
         let mut body = JsonObject::default();
         body.put("success", &true);
         body.put("operationId", operation.as_str());
         let mut reply = Reply::json(StatusCode::ACCEPTED, &body);
         reply.location = Some(format!("/api/v1/operations/{operation}"));
-        if let Some(key) = &key {
-            idempotency::complete(&state, key, &reply).await;
-        }
-        return reply;
-    }
-    // On a task of its own: the answer is kept although the client goes away.
-    let answering = tokio::spawn(async move {
-        let reply = match started.report.await {
-            Ok(report) => answer(&report, &path, render),
-            Err(_) => {
-                let text = format!("the engine stopped while operation {} was at work", started.id);
-                let remedy = "restart the server; it settles the operation from its journal";
-                failed(&problem::failure(Code::NotRunning, text, remedy), &path)
-            }
-        };
-        if let Some(key) = &key {
-            idempotency::complete(&state, key, &reply).await;
-        }
         reply
-    });
-    answering.await.unwrap_or_else(|error| {
-        tracing::error!(%error, %operation, "answering failed");
-        let remedy = format!("look up GET /api/v1/operations/{operation}");
-        failed(&problem::failure(Code::Internal, format!("the answer to {operation} failed"), remedy), "/")
-    })
+    } else if let Ok(report) = started.report.await {
+        answer(&report, &path, render)
+    } else {
+        let text = format!("the engine stopped while operation {operation} was at work");
+        let remedy = "restart the server; it settles the operation from its journal";
+        failed(&problem::failure(Code::NotRunning, text, remedy), &path)
+    };
+    if let Some(key) = &key {
+        idempotency::complete(&state, key, &reply).await;
+    }
+    reply
 }
 
 /// A report as an answer: an error never hides what was executed.

@@ -203,25 +203,24 @@ pub struct Account {
     pub total_unrealized_profit: Number,
     /// What new positions may use.
     pub available_balance: Number,
+    /// Held or ordered instruments.
+    pub positions: Vec<AccountPosition>,
 }
 
-/// One row of `GET /fapi/v3/positionRisk`.
+/// One position of `GET /fapi/v3/account`: it belongs to the same moment as the margins beside it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PositionRisk {
+pub struct AccountPosition {
     /// The instrument.
     pub symbol: String,
+    /// `BOTH`, `LONG` or `SHORT`.
+    pub position_side: String,
     /// Signed quantity.
     pub position_amt: Number,
-    /// Average entry price, zero where flat.
-    pub entry_price: Number,
-    /// Mark price.
-    pub mark_price: Number,
     /// Unrealized profit.
-    #[serde(rename = "unRealizedProfit")]
     pub unrealized_profit: Number,
-    /// Liquidation price, zero where there is none.
-    pub liquidation_price: Number,
+    /// Signed notional at the mark price.
+    pub notional: Number,
     /// Margin of position and orders.
     pub initial_margin: Number,
     /// Maintenance margin.
@@ -230,6 +229,22 @@ pub struct PositionRisk {
     pub isolated_margin: Number,
     /// When it changed.
     pub update_time: i64,
+}
+
+/// One row of `GET /fapi/v3/positionRisk`: what the account's own answer leaves out.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PositionRisk {
+    /// The instrument.
+    pub symbol: String,
+    /// `BOTH`, `LONG` or `SHORT`.
+    pub position_side: String,
+    /// Signed quantity.
+    pub position_amt: Number,
+    /// Average entry price, zero where flat.
+    pub entry_price: Number,
+    /// Liquidation price, zero where there is none.
+    pub liquidation_price: Number,
 }
 
 /// One row of `GET /fapi/v1/symbolConfig`.
