@@ -56,7 +56,7 @@ fn plans(criterion: &mut Criterion) {
 fn signatures(criterion: &mut Criterion) {
     let credential = credential();
     criterion.bench_function("sign and serialize one order", |bencher| {
-        bencher.iter(|| black_box(sign(&credential)))
+        bencher.iter(|| black_box(sign(&credential)));
     });
 }
 

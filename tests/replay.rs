@@ -38,8 +38,8 @@ impl PlainBook {
         for level in levels.as_array().unwrap() {
             let number = |index: usize| parse_exact(level[index].as_str().unwrap()).unwrap();
             side.insert(number(0), number(1));
-            side.retain(|_, quantity| !quantity.is_zero());
         }
+        side.retain(|_, quantity| !quantity.is_zero());
     }
 }
 

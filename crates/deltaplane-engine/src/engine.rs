@@ -213,7 +213,7 @@ impl Engine {
                 match held {
                     Ok(held) => runner::run(shared, machine, effects, held, None).await,
                     Err(_) => {
-                        tracing::error!(operation = %id, "it could not be settled: a lane stays closed")
+                        tracing::error!(operation = %id, "it could not be settled: a lane stays closed");
                     }
                 }
                 recovering.fetch_sub(1, Ordering::SeqCst);

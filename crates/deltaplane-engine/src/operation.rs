@@ -39,6 +39,9 @@ const CLOCK_MARGIN: Duration = Duration::from_secs(5);
 /// How long a fresh book is waited for between rounds.
 const ROUND_PAUSE: Duration = Duration::from_millis(120);
 
+/// An order of an earlier run with what the journal says became of it.
+pub type KnownOrder = (IntentRecord, Option<OutcomeRecord>);
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -187,7 +190,7 @@ impl Operation {
         config: EngineConfig,
         rules: BTreeMap<AccountId, VenueRules>,
         now: Timestamp,
-        (intents, fills): (Vec<(IntentRecord, Option<OutcomeRecord>)>, Vec<(ClientOrderId, Fill)>),
+        (intents, fills): (Vec<KnownOrder>, Vec<(ClientOrderId, Fill)>),
     ) -> (Self, Vec<Effect>) {
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);

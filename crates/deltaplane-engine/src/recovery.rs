@@ -10,6 +10,7 @@ use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Ratio, Symbol, Timestamp,
 };
 
+use crate::operation::KnownOrder;
 use crate::orders::TrackedOrder;
 
 /// The state that a journal leads to.
@@ -24,9 +25,6 @@ pub(crate) struct Recovered {
     index: BTreeMap<OperationId, usize>,
     order_of: BTreeMap<ClientOrderId, usize>,
 }
-
-/// An order of the journal with what the journal says became of it.
-pub(crate) type KnownOrder = (IntentRecord, Option<OutcomeRecord>);
 
 /// One operation of an earlier run.
 pub(crate) struct RecoveredOperation {
