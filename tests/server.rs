@@ -1,0 +1,389 @@
+//! The server binary as a user meets it: paper mode, the curl session, bad input, restart, kill.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use reqwest::header::CONTENT_TYPE;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// A server on a free port; killed at the end.
+struct Server {
+    process: Child,
+    address: String,
+    client: reqwest::Client,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deltaplane-server"));
+    command.env_remove("DELTAPLANE_API_KEY_FILE").env("DELTAPLANE_LOG", "warn");
+    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+impl Server {
+    async fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &[], &[]).await
+    }
+
+    async fn start_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let address = format!("127.0.0.1:{}", free_port());
+        let process = command(folder)
+            .args(["--listen", &address, "--data-dir", "data"])
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .spawn()
+            .unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let server = Self { process, address, client };
+        for _ in 0..500 {
+            if let Ok(answer) = server.client.get(server.url("/readyz")).send().await
+                && answer.status() == 200
+            {
+                return server;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the server did not become ready");
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let answer = self.client.get(self.url(path)).send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+
+    async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> (u16, Value) {
+        let mut request =
+            self.client.post(self.url(path)).header(CONTENT_TYPE, "application/json").body(body.into());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+}
+
+const CONTROL: &str = r#"{"targetDelta": 0.0, "accounts": ["binance-main", "binance-hedge", "binance-backup"], "maxDeviation": 0.1, "symbol": "BTC-USD"}"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_curl_session_works_and_its_answer_survives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(folder.path()).await;
+    let (status, system) = server.get("/api/v1/system/status").await;
+    assert_eq!((status, &system["status"], &system["activeAccounts"]), (200, &"running".into(), &3.into()));
+    let sync = r#"{"accounts": ["binance-main", "binance-hedge"], "includePositions": true}"#;
+    let (status, synced) = server.post("/api/v1/account/sync", &[], sync).await;
+    assert_eq!((status, &synced["success"]), (200, &true.into()));
+    assert_eq!(synced["accountStates"][0]["netPosition"].to_string(), "0.5");
+    assert_eq!(synced["accountStates"][1]["netPosition"].to_string(), "-0.25");
+    let dry = CONTROL.replace("\"symbol\"", "\"dryRun\": true, \"symbol\"");
+    let (status, planned) = server.post("/api/v1/delta/control", &[], dry).await;
+    assert_eq!((status, planned["finalDelta"].to_string().as_str()), (200, "0"));
+    let key = [("idempotency-key", "first-try")];
+    let (status, done) = server.post("/api/v1/delta/control", &key, CONTROL).await;
+    assert_eq!(status, 200, "{done}");
+    assert_eq!(
+        (done["initialDelta"].to_string().as_str(), done["finalDelta"].to_string().as_str()),
+        ("0.25", "0")
+    );
+    let (_, again) = server.post("/api/v1/delta/control", &key, CONTROL).await;
+    assert_eq!(again, done, "the same key gives the same answer");
+    let (status, other) = server.post("/api/v1/delta/control", &key, CONTROL.replace("0.1", "0.2")).await;
+    assert_eq!((status, &other["code"]), (422, &1000.into()));
+    let (_, calm) = server.post("/api/v1/delta/control", &[], CONTROL).await;
+    assert_eq!((&calm["adjustmentNeeded"], &calm["totalAdjustments"]), (&false.into(), &0.into()));
+    let id = done["operationId"].as_str().unwrap().to_owned();
+    let (_, portfolio) = server.get("/api/v1/portfolio").await;
+    assert_eq!(portfolio["symbols"][0]["netDelta"].to_string(), "0");
+    let (_, accounts) = server.get("/api/v1/accounts").await;
+    assert_eq!(accounts["accounts"].as_array().unwrap().len(), 3);
+    // SIGKILL, then another process on the same folder.
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (status, known) = server.get(&format!("/api/v1/operations/{id}")).await;
+    assert_eq!((status, &known["state"]), (200, &"succeeded".into()));
+    assert_eq!(known["orders"][0]["filled"].to_string(), "0.25");
+    let (_, again) = server.post("/api/v1/delta/control", &key, CONTROL).await;
+    assert_eq!(again, done, "the kept answer survives the process");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_requests_get_a_clear_error_and_send_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let replaced = |from: &str, to: &str| CONTROL.replace(from, to).into_bytes();
+    let cases: Vec<(Vec<u8>, u16, u16, &str)> = vec![
+        (replaced("\"maxDeviation\"", "\"maxdeviation\""), 400, 1000, "did you mean maxDeviation?"),
+        (replaced("0.1", "1.5"), 400, 1000, "/maxDeviation 1.5 is out of range"),
+        (replaced("0.1", "-0.1"), 400, 1000, "/maxDeviation -0.1 is out of range"),
+        (replaced("0.1", "1e400"), 400, 1000, "/maxDeviation 1e400 is too large"),
+        (replaced("0.1", "\"NaN\""), 400, 1000, "is not a decimal number"),
+        (
+            replaced("0.0", "1234567890123456789012345678901234567890"),
+            400,
+            1000,
+            "more than 28 significant digits",
+        ),
+        (
+            replaced("\"symbol\"", "\"maxSlippage\": 0.2, \"symbol\""),
+            400,
+            1000,
+            "/maxSlippage 0.2 is out of range",
+        ),
+        (replaced("\"symbol\"", "\"timeout\": 99, \"symbol\""), 400, 1000, "/timeout 99 is out of range"),
+        (replaced("\"symbol\"", "\"tolerancePercent\": 0.2, \"symbol\""), 400, 1000, "is above maxDeviation"),
+        (replaced("\"symbol\"", "\"dryRun\": \"true\", \"symbol\""), 400, 1000, "/dryRun is a string"),
+        (replaced("\"symbol\"", "\"hedgeTo\": \"bend\", \"symbol\""), 400, 1000, "did you mean band?"),
+        (replaced("BTC-USD", "btc"), 400, 1000, "is not a symbol"),
+        (replaced("BTC-USD", "NOPE-USD"), 400, 1000, "has no instrument for NOPE-USD"),
+        (replaced("binance-backup", "nobody"), 404, 1001, "nobody"),
+        (replaced("binance-backup", "../../etc"), 404, 1001, "../../etc"),
+        (replaced("binance-backup", "binance-main"), 400, 1000, "named twice"),
+        (
+            replaced("[\"binance-main\", \"binance-hedge\", \"binance-backup\"]", "[]"),
+            400,
+            1000,
+            "has 0 elements",
+        ),
+        (CONTROL.as_bytes()[..40].to_vec(), 400, 1000, "not a JSON object"),
+        (b"\xff\xfe{}".to_vec(), 400, 1000, "not UTF-8"),
+        (
+            format!("{{\"accounts\": {}{}}}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes(),
+            400,
+            1000,
+            "/accounts",
+        ),
+    ];
+    for (body, status, code, text) in cases {
+        let shown = String::from_utf8_lossy(&body).chars().take(80).collect::<String>();
+        let (found, answer) = server.post("/api/v1/delta/control", &[], body).await;
+        assert_eq!(
+            (found, &answer["code"], &answer["success"]),
+            (status, &code.into(), &false.into()),
+            "{shown}: {answer}"
+        );
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.contains(text), "{shown}: {error}");
+        assert!(!answer["solution"].as_str().unwrap().is_empty(), "{shown}");
+    }
+    // -0 is zero, which is the target of this book.
+    let (status, _) =
+        server.post("/api/v1/delta/control", &[], replaced("0.0", "-0, \"dryRun\": true")).await;
+    assert_eq!(status, 200);
+    let plain = server.client.post(server.url("/api/v1/delta/control")).body(CONTROL).send().await.unwrap();
+    assert_eq!(plain.status(), 415);
+    let wrong = server.client.get(server.url("/api/v1/delta/control")).send().await.unwrap();
+    assert_eq!(wrong.status(), 405);
+    let (status, missing) = server.get("/api/v1/operations/nothing").await;
+    assert_eq!((status, &missing["code"]), (404, &1008.into()));
+    let (status, missing) = server.get("/api/v1/nowhere").await;
+    assert_eq!((status, &missing["code"]), (404, &1008.into()));
+    for (body, text) in [
+        (
+            r#"{"symbol":"BTC-USD","targetAccounts":["binance-main"],"hedgeAmount":0,"hedgeStrategy":"delta-neutral"}"#,
+            "/hedgeAmount 0",
+        ),
+        (
+            r#"{"symbol":"BTC-USD","targetAccounts":["binance-main"],"hedgeAmount":1,"hedgeStrategy":"neutral"}"#,
+            "/hedgeStrategy",
+        ),
+        (
+            r#"{"symbol":"BTC-USD","targetAccounts":["binance-main"],"hedgeAmount":1,"hedgeStrategy":"delta-neutral","side":"up"}"#,
+            "/side",
+        ),
+    ] {
+        let (status, answer) = server.post("/api/v1/hedge/execute", &[], body).await;
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(text), "{answer}");
+    }
+    let (_, operations) = server.get("/api/v1/operations").await;
+    let sent: u64 =
+        operations["operations"].as_array().unwrap().iter().map(|o| o["orders"].as_u64().unwrap()).sum();
+    assert_eq!(sent, 0, "{operations}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_connections_are_cut_off_and_harm_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let large = vec![b' '; 20 * 1024 * 1024];
+    let answer = server
+        .client
+        .post(server.url("/api/v1/delta/control"))
+        .header(CONTENT_TYPE, "application/json")
+        .body(large)
+        .send()
+        .await;
+    // The server answers before it read everything; the client may see the answer or the closed connection.
+    if let Ok(answer) = answer {
+        assert_eq!(answer.status(), 413);
+    }
+    let mut slow = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nHost: local").await.unwrap();
+    let mut text = Vec::new();
+    tokio::time::timeout(Duration::from_secs(8), slow.read_to_end(&mut text))
+        .await
+        .expect("half a header is cut off")
+        .unwrap();
+    let foreign = server
+        .client
+        .get(server.url("/api/v1/accounts"))
+        .header("host", "evil.example")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(foreign.status(), 403);
+    let page = server
+        .client
+        .get(server.url("/api/v1/accounts"))
+        .header("origin", "https://evil.example")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(page.status(), 403);
+    assert_eq!(server.get("/healthz").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_async_request_is_accepted_and_can_be_looked_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (status, accepted) =
+        server.post("/api/v1/delta/control", &[("prefer", "respond-async")], CONTROL).await;
+    assert_eq!(status, 202, "{accepted}");
+    let path = format!("/api/v1/operations/{}", accepted["operationId"].as_str().unwrap());
+    for _ in 0..200 {
+        let (_, operation) = server.get(&path).await;
+        if operation["state"] == "succeeded" {
+            assert_eq!(operation["finalDelta"].to_string(), "0");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never ended");
+}
+
+/// What the process says when it cannot start.
+fn refused(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = command(folder)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{arguments:?} started");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_the_server_from_starting_is_said_clearly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let write = |name: &str, text: &str| {
+        std::fs::write(path.join(name), text).unwrap();
+    };
+    let any = ["--listen", "127.0.0.1:0"];
+    let with = |config: &'static str| [any[0], any[1], "--config", config];
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert!(refused(path, &["--listen", &address], &[]).contains("cannot listen on"));
+    assert!(refused(path, &["--listen", "0.0.0.0:0"], &[]).contains("is not a loopback address"));
+    assert!(refused(path, &with("missing.toml"), &[]).contains("cannot read missing.toml"));
+    write("typo.toml", "\nmoode = \"paper\"\n");
+    let text = refused(path, &with("typo.toml"), &[]);
+    assert!(text.contains("typo.toml") && text.contains("line 2") && text.contains("moode"), "{text}");
+    write("file", "");
+    assert!(
+        refused(path, &["--listen", "127.0.0.1:0", "--data-dir", "file"], &[])
+            .contains("cannot use the data folder")
+    );
+    let observe = "mode = \"observe\"\n[[exchange]]\nid = \"b\"\nkind = \"binance\"\nrest_url = \"http://127.0.0.1:9\"\nstream_url = \"ws://127.0.0.1:9\"\n[[account]]\nid = \"a\"\nexchange = \"b\"\napi_key_env = \"K\"\nsecret_env = \"S\"\n";
+    write("observe.toml", observe);
+    let text = refused(path, &with("observe.toml"), &[]);
+    assert!(text.contains("line 10") && text.contains("environment variable K is not set"), "{text}");
+    let keys = [("K", "canary-key"), ("S", "canary-secret")];
+    let text = refused(path, &with("observe.toml"), &keys);
+    assert!(text.contains("DELTAPLANE_API_KEY_FILE"), "{text}");
+    write("api.key", "admin.short");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path.join("api.key"), std::fs::Permissions::from_mode(0o604)).unwrap();
+        let text =
+            refused(path, &with("observe.toml"), &[keys[0], keys[1], ("DELTAPLANE_API_KEY_FILE", "api.key")]);
+        assert!(text.contains("can be read by everybody"), "{text}");
+        std::fs::set_permissions(path.join("api.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let text =
+        refused(path, &with("observe.toml"), &[keys[0], keys[1], ("DELTAPLANE_API_KEY_FILE", "api.key")]);
+    assert!(text.contains("at least 32 characters") && !text.contains("canary"), "{text}");
+    let live = observe.replace("observe", "live").replace(
+        "[[exchange]]",
+        "[limits]\nmax_order_notional = \"1\"\nmax_position_notional = \"1\"\n[[exchange]]",
+    );
+    write("live.toml", &live);
+    assert!(refused(path, &with("live.toml"), &keys).contains("--live"));
+    let _server = Server::start(path).await;
+    let text = refused(path, &["--listen", "127.0.0.1:0", "--data-dir", "data"], &[]);
+    assert!(text.contains("another process uses the journal"), "{text}");
+}
+
+/// A venue that is not there: the server starts, says so, and sends nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn observe_mode_needs_its_key_and_never_sends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let config = "mode = \"observe\"\n[[exchange]]\nid = \"b\"\nkind = \"binance\"\nrest_url = \"http://127.0.0.1:9\"\nstream_url = \"ws://127.0.0.1:9\"\n[[account]]\nid = \"a\"\nexchange = \"b\"\napi_key_env = \"K\"\nsecret_env = \"S\"\n";
+    std::fs::write(path.join("observe.toml"), config).unwrap();
+    let key = format!("admin.{}", "k".repeat(43));
+    std::fs::write(path.join("api.key"), &key).unwrap();
+    #[cfg(unix)]
+    std::fs::set_permissions(path.join("api.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let process = command(path)
+        .args(["--listen", &address, "--config", "observe.toml"])
+        .envs([("K", "x"), ("S", "y"), ("DELTAPLANE_API_KEY_FILE", "api.key")])
+        .spawn()
+        .unwrap();
+    let server = Server { process, address, client: reqwest::Client::builder().no_proxy().build().unwrap() };
+    for _ in 0..300 {
+        if server.client.get(server.url("/healthz")).send().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (status, ready) = server.get("/readyz").await;
+    assert_eq!((status, &ready["code"]), (503, &1007.into()));
+    let (status, answer) = server.get("/api/v1/accounts").await;
+    assert_eq!((status, &answer["code"]), (401, &3001.into()));
+    let bearer = format!("Bearer {key}");
+    let body = r#"{"targetDelta": 0, "accounts": ["a"], "maxDeviation": 0.1, "symbol": "BTC-USD"}"#;
+    let (status, answer) = server.post("/api/v1/delta/control", &[("authorization", &bearer)], body).await;
+    assert_eq!((status, &answer["code"]), (403, &3001.into()), "{answer}");
+    let sync = r#"{"accounts": ["a"], "timeout": 500}"#;
+    let (status, answer) = server.post("/api/v1/account/sync", &[("authorization", &bearer)], sync).await;
+    assert_eq!(
+        (status, &answer["success"], &answer["failedAccounts"][0]),
+        (200, &false.into(), &"a".into()),
+        "{answer}"
+    );
+}
