@@ -306,3 +306,20 @@ async fn a_hedge_over_two_venues_takes_little_more_than_the_slowest_round_trip()
     println!("hedge {:?} over a round trip of 200 ms, {} orders", report.execution_time, report.orders.len());
     assert_eq!(world.true_net(), Decimal::ZERO);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_page_for_an_answer_is_no_refusal_and_a_dropped_stream_comes_back() {
+    let (world, _journal) = world().await;
+    everywhere(&world, &on_orders(FaultKind::Html, 1));
+    for running in &world.exchanges {
+        running.sim().inject(Fault { fault: FaultKind::CloseStreams, method: None, path: None, times: 1 });
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ready(&world.engine).await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!(world.true_net(), Decimal::ZERO);
+    // The page said nothing of the order, so its absence had to be proven.
+    assert_eq!(report.orders[0].evidence.as_deref(), Some("expiryProof"), "{report:?}");
+    assert_eq!(orders(&world) + 1, report.orders.len());
+}
