@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use deltaplane_api::{ApiState, ServerLimits, Traffic, Vitals, router, serve};
@@ -102,6 +101,5 @@ async fn main() {
             planned * 100 / floor.max(1)
         );
     }
-    tokio::time::sleep(Duration::from_millis(10)).await;
     drop(exchanges);
 }
