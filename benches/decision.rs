@@ -1,10 +1,10 @@
-//! Time of a decision, a plan and a signature.
+//! Time of a decision and of a plan.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use deltaplane_benches::{credential, decide, frames, plan, plan_input, sign};
+use deltaplane_benches::{decide, frames, plan, plan_input};
 use deltaplane_types::{Decimal, Delta};
 
 fn decision(criterion: &mut Criterion) {
@@ -53,12 +53,5 @@ fn plans(criterion: &mut Criterion) {
     }
 }
 
-fn signatures(criterion: &mut Criterion) {
-    let credential = credential();
-    criterion.bench_function("sign and serialize one order", |bencher| {
-        bencher.iter(|| black_box(sign(&credential)));
-    });
-}
-
-criterion_group!(benches, decision, plans, signatures);
+criterion_group!(benches, decision, plans);
 criterion_main!(benches);

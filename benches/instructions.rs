@@ -3,11 +3,16 @@
 
 use std::hint::black_box;
 
-use deltaplane_benches::{credential, decide, frames, plan, plan_input, sign};
+use deltaplane_benches::{
+    Credentials, credentials, decide, frames, messages, plan, plan_input, sign_account, sign_agent, sign_hmac,
+};
 use deltaplane_plan::PlanInput;
 use deltaplane_types::{Decimal, Delta};
-use deltaplane_venue_binance::{BookSync, Credential};
+use deltaplane_venue_fapi::{BookSync, fold_frame, wire as fapi};
+use deltaplane_venue_pacifica::TopOfBook;
+use deltaplane_venue_pacifica::wire::{self as pacifica, Frame};
 use gungraun::{library_benchmark, library_benchmark_group, main};
+use serde::de::DeserializeOwned;
 
 fn thousand_frames() -> (BookSync, Vec<String>, Vec<Delta>) {
     let (book, frames) = frames(1_000);
@@ -33,10 +38,47 @@ fn plan_over_accounts(input: PlanInput) -> usize {
 }
 
 #[library_benchmark]
-#[bench::order(setup = credential)]
-fn sign_one_order(credential: Credential) -> String {
-    black_box(sign(&credential))
+#[bench::hmac(sign_hmac)]
+#[bench::secp256k1_eip712(sign_agent)]
+#[bench::ed25519(sign_account)]
+fn sign_one_order(sign: fn(&Credentials) -> String) -> String {
+    black_box(sign(black_box(&credentials())))
 }
 
-library_benchmark_group!(name = all; benchmarks = decisions_on_a_thousand_frames, plan_over_accounts, sign_one_order);
+#[library_benchmark]
+#[bench::fapi(messages::fapi_book())]
+fn fold_a_book_change(frame: String) -> bool {
+    black_box(fold_frame(&mut BookSync::default(), &frame)).is_ok()
+}
+
+#[library_benchmark]
+#[bench::pacifica(messages::pacifica_book())]
+fn take_a_whole_book(frame: String) -> bool {
+    let frame: Frame<'_> = serde_json::from_str(&frame).expect("a frame");
+    let data = frame.data.expect("data").get();
+    black_box(TopOfBook::default().on_book(serde_json::from_str(data).expect("a book")))
+}
+
+fn decode<T: DeserializeOwned>(text: &str) -> bool {
+    black_box(serde_json::from_str::<T>(text)).is_ok()
+}
+
+#[library_benchmark]
+#[bench::fapi_position(decode::<fapi::PositionRisk>, messages::FAPI_POSITION)]
+#[bench::fapi_order(decode::<fapi::OrderAnswer>, messages::FAPI_ORDER)]
+#[bench::pacifica_position(decode::<pacifica::PositionRow>, messages::PACIFICA_POSITION)]
+#[bench::pacifica_order(decode::<pacifica::OrderUpdate>, messages::PACIFICA_ORDER)]
+fn decode_one(decode: fn(&str) -> bool, text: &str) -> bool {
+    black_box(decode(text))
+}
+
+library_benchmark_group!(
+    name = all;
+    benchmarks = decisions_on_a_thousand_frames,
+        plan_over_accounts,
+        sign_one_order,
+        fold_a_book_change,
+        take_a_whole_book,
+        decode_one
+);
 main!(library_benchmark_groups = all);

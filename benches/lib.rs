@@ -1,6 +1,7 @@
 //! What the benchmarks share: recorded frames, and the decision that follows a frame.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use deltaplane_math::{MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits};
@@ -8,8 +9,11 @@ use deltaplane_tests::recording::recording;
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp, parse_exact,
 };
-use deltaplane_venue_binance::{BookSync, Credential, fold_frame, wire};
+use deltaplane_venue_aster::{AgentKey, Network};
+use deltaplane_venue_fapi::{BookSync, Freshness, HmacKey, Signer as _, fold_frame, wire};
+use deltaplane_venue_pacifica::AccountKey;
 use deltaplane_venue_sim::Recording;
+use serde_json::{Map, Value};
 
 fn dec(text: &str) -> Decimal {
     parse_exact(text).expect("a decimal")
@@ -124,24 +128,112 @@ pub fn plan(input: &PlanInput) -> Plan {
     deltaplane_plan::plan_hedge(input).expect("a plan")
 }
 
-/// A credential with Binance's published sample secret.
-pub fn credential() -> Credential {
-    Credential::new("key".into(), &"2b5eb11e18796d12d88f13dc27dbbd02c2cc51ff7059765ed9821957d82bb4d9".into())
+/// Binance's published sample secret, which signs nothing of anybody.
+const HMAC_SECRET: &str = "2b5eb11e18796d12d88f13dc27dbbd02c2cc51ff7059765ed9821957d82bb4d9";
+
+/// One credential of each scheme, with throwaway keys.
+#[derive(Debug)]
+pub struct Credentials {
+    /// Binance: HMAC-SHA256.
+    pub hmac: HmacKey,
+    /// Aster: secp256k1 over EIP-712.
+    pub agent: AgentKey,
+    /// Pacifica: Ed25519 over sorted JSON.
+    pub account: AccountKey,
 }
 
-/// Signs and serializes one order.
-pub fn sign(credential: &Credential) -> String {
-    credential.signed_query(&[
-        ("symbol", "BTCUSDT"),
-        ("side", "SELL"),
-        ("type", "LIMIT"),
-        ("timeInForce", "IOC"),
-        ("quantity", "0.25"),
+/// The credentials.
+pub fn credentials() -> Credentials {
+    let user = "0x63DD5aCC6b1aa0f563956C0e534DD30B6dcF7C4e";
+    let agent_key = "0x4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318";
+    let pair = "2Ana1pUpv2ZbMVkwF5FXapYeBEjdxDatLn7nvJkhgTSdZd8hbDHTd21as7EAsg7ypityqfsw2pMQKJcVDVcAEsd";
+    Credentials {
+        hmac: HmacKey::new("key".into(), &HMAC_SECRET.into()),
+        agent: AgentKey::new(&agent_key.into(), user, Network::Main).expect("a key"),
+        account: AccountKey::new(&pair.into(), "9C6hybhQ6Aycep9jaUnP6uL9ZYvDjUp1aSkFWPUFJtpj")
+            .expect("a key"),
+    }
+}
+
+const ORDER: [(&str, &str); 8] = [
+    ("symbol", "BTCUSDT"),
+    ("side", "SELL"),
+    ("type", "LIMIT"),
+    ("timeInForce", "IOC"),
+    ("quantity", "0.25"),
+    ("price", "65670"),
+    ("newClientOrderId", "00010001-0000-8000-8004-0fefdb942fd1"),
+    ("reduceOnly", "true"),
+];
+const NOW: Timestamp = Timestamp::from_millis(1_795_482_893_111);
+
+/// Signs and serializes one order for Binance.
+pub fn sign_hmac(credentials: &Credentials) -> String {
+    let window = Duration::from_secs(3);
+    credentials.hmac.sign(&ORDER, Freshness { at: NOW, window }).query
+}
+
+/// Signs and serializes one order for Aster.
+pub fn sign_agent(credentials: &Credentials) -> String {
+    let window = Duration::from_secs(3);
+    credentials.agent.sign(&ORDER, Freshness { at: NOW, window }).query
+}
+
+/// Signs and serializes one order for Pacifica.
+pub fn sign_account(credentials: &Credentials) -> String {
+    let fields = [
+        ("symbol", "BTC"),
+        ("side", "ask"),
+        ("tif", "IOC"),
+        ("amount", "0.25"),
         ("price", "65670"),
-        ("newClientOrderId", "00010001-0000-8000-8004-0fefdb942fd1"),
-        ("newOrderRespType", "RESULT"),
-        ("reduceOnly", "true"),
-        ("recvWindow", "3000"),
-        ("timestamp", "1795482893111"),
-    ])
+        ("client_order_id", "00010001-0000-8000-8004-0fefdb942fd1"),
+    ];
+    let mut payload: Map<String, Value> =
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    payload.insert("reduce_only".to_owned(), true.into());
+    credentials.account.signed_body("create_order", payload, NOW.as_millis(), 3_000)
+}
+
+/// What a venue sends, in the form that its documentation gives.
+pub mod messages {
+    /// Binance's and Aster's change of a book, with ten levels a side.
+    pub fn fapi_book() -> String {
+        let side = |from: u32| {
+            let levels: Vec<String> =
+                (0..10).map(|step| format!(r#"["{}.10","4.110"]"#, from + step)).collect();
+            levels.join(",")
+        };
+        format!(
+            r#"{{"stream":"btcusdt@depth@100ms","data":{{"e":"depthUpdate","E":1795312345101,"T":1795312345097,"s":"BTCUSDT","U":8123456790,"u":8123456850,"pu":8123456789,"b":[{}],"a":[{}]}}}}"#,
+            side(60_900),
+            side(61_000)
+        )
+    }
+
+    /// Pacifica's whole book, ten levels a side.
+    pub fn pacifica_book() -> String {
+        let side = |from: u32| {
+            let levels: Vec<String> =
+                (0..10).map(|step| format!(r#"{{"a":"4.11","n":3,"p":"{}"}}"#, from + step)).collect();
+            levels.join(",")
+        };
+        format!(
+            r#"{{"channel":"book","data":{{"l":[[{}],[{}]],"s":"BTC","t":1749051881187,"li":1559885104}}}}"#,
+            side(60_900),
+            side(61_000)
+        )
+    }
+
+    /// Binance's and Aster's row of a position.
+    pub const FAPI_POSITION: &str = r#"{"symbol":"BTCUSDT","positionSide":"BOTH","positionAmt":"-0.250","entryPrice":"61200.0","breakEvenPrice":"61175.5","markPrice":"61000.0","unRealizedProfit":"50.0","liquidationPrice":"98211.12","isolatedMargin":"0","notional":"-15250.0","marginAsset":"USDT","isolatedWallet":"0","initialMargin":"1525","maintMargin":"61","positionInitialMargin":"1525","openOrderInitialMargin":"0","adl":2,"bidNotional":"0","askNotional":"0","updateTime":1795312345690}"#;
+
+    /// Binance's and Aster's answer to an order.
+    pub const FAPI_ORDER: &str = r#"{"orderId":22542179,"symbol":"BTCUSDT","status":"PARTIALLY_FILLED","clientOrderId":"00010001-0000-8000-8004-0fefdb942fd1","price":"61000.00","avgPrice":"61000.00000","origQty":"0.010","executedQty":"0.004","cumQuote":"244.00","timeInForce":"IOC","type":"LIMIT","reduceOnly":false,"closePosition":false,"side":"BUY","positionSide":"BOTH","updateTime":1795312345690}"#;
+
+    /// Pacifica's row of a position.
+    pub const PACIFICA_POSITION: &str = r#"{"symbol":"AAVE","side":"ask","amount":"223.72","entry_price":"279.283134","margin":"0","funding":"13.159593","isolated":false,"liquidation_price":"301.5","created_at":1754928414996,"updated_at":1759223365538}"#;
+
+    /// Pacifica's row of an order.
+    pub const PACIFICA_ORDER: &str = r#"{"i":1559665358,"I":"00010001-0000-8000-8004-0fefdb942fd1","u":"BrZp","s":"BTC","d":"bid","p":"89501","ip":"89501","lp":"89501","a":"0.00012","f":"0.00012","oe":"fulfill_limit","os":"filled","ot":"limit","r":false,"ct":1765017049008,"ut":1765017219639,"li":1559696133}"#;
 }

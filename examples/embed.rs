@@ -5,8 +5,8 @@ use std::sync::Arc;
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
 use deltaplane_ports::{Clock, ControlPlane, DeltaControl, IdSource, PriceFeed};
 use deltaplane_types::{Decimal, Delta, Ratio, Timestamp, parse_exact};
-use deltaplane_venue_sim::InProcessVenue;
 use deltaplane_venue_sim::config::ExchangeConfig;
+use deltaplane_venue_sim::{Dialect, InProcessVenue};
 
 /// A clock and names that are good enough for one run of an example.
 struct Example(tokio::time::Instant);
@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
     let file = "[[account]]\nid='long'\napi_key='k'\nsecret='s'\npositions={BTCUSDT='0.5'}
         [[account]]\nid='short'\napi_key='k'\nsecret='s'\npositions={BTCUSDT='-0.25'}";
     let (mut accounts, mut feeds) = (Vec::new(), Vec::<Arc<dyn PriceFeed>>::new());
-    for account in ExchangeConfig::from_toml(file)?.accounts {
+    for account in ExchangeConfig::from_toml(file, Dialect::Binance)?.accounts {
         let id = account.id.clone();
         let venue = InProcessVenue::new(account, Decimal::from(66_000), time.clone())?;
         feeds.push(venue.clone());

@@ -4,10 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_ports::{ControlPlane as _, HedgeExecution, OperationState, Record, RequestMeta};
+use deltaplane_engine::{ExternalDelta, Holdings};
+use deltaplane_ports::{
+    Clock as _, ControlPlane as _, HedgeExecution, OperationState, Record, RequestMeta, SyncRequest,
+};
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
-use deltaplane_tests::{Place, World, btc, engine, ready};
-use deltaplane_types::{Code, Decimal, Side};
+use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
+use deltaplane_types::{Code, Decimal, Side, Timestamp};
+use deltaplane_venue_sim::core::PositionSide;
 use deltaplane_venue_sim::{Fault, FaultKind};
 
 fn places() -> Vec<Place> {
@@ -322,4 +326,71 @@ async fn a_web_page_for_an_answer_is_no_refusal_and_a_dropped_stream_comes_back(
     // The page said nothing of the order, so its absence had to be proven.
     assert_eq!(report.orders[0].evidence.as_deref(), Some("expiryProof"), "{report:?}");
     assert_eq!(orders(&world) + 1, report.orders.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn base_asset_in_a_wallet_and_holdings_elsewhere_count_into_delta() {
+    // 0.5 long, 0.25 bitcoin as collateral and 0.1 short elsewhere: 0.4 net, of which 0.25 cannot be traded away.
+    let places = vec![
+        Place { balances: &[("BTC", "0.25")], ..Place::new("long", "0.5") },
+        Place::new("short", "-0.25"),
+    ];
+    let exchanges = exchanges(&places).await;
+    let held =
+        ExternalDelta { delta: delta("-0.1"), as_of: WallClock.now(), max_age: Duration::from_secs(3_600) };
+    let holdings = Holdings { external: [(btc(), held)].into(), ..Holdings::default() };
+    let engine = engine_with(&places, &exchanges, Arc::new(MemoryJournal::default()), holdings).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts: names(&places) };
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!((report.initial_delta, report.final_delta), (delta("0.4"), delta("0")));
+    assert_eq!(world.true_net(), Decimal::from_i128_with_scale(-15, 2), "positions hold against the rest");
+    let sync = SyncRequest {
+        accounts: world.accounts.clone(),
+        include_positions: true,
+        include_balances: true,
+        timeout: Duration::from_secs(5),
+    };
+    world.engine.sync_accounts(sync).await.unwrap();
+    let portfolio = world.engine.portfolio().await;
+    let symbol = &portfolio.symbols[0];
+    assert_eq!((symbol.net, symbol.external), (delta("0"), delta("-0.1")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_number_of_holdings_elsewhere_is_refused() {
+    let places = places();
+    let exchanges = exchanges(&places).await;
+    let held =
+        ExternalDelta { delta: delta("-0.1"), as_of: Timestamp::default(), max_age: Duration::from_secs(60) };
+    let holdings = Holdings { external: [(btc(), held)].into(), ..Holdings::default() };
+    let engine = engine_with(&places, &exchanges, Arc::new(MemoryJournal::default()), holdings).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts: names(&places) };
+    let failure = world.control(world.to_flat()).await.failure.unwrap();
+    assert_eq!(failure.code, Code::MarketDataUnavailable, "{failure:?}");
+    assert_eq!(orders(&world), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_mode_account_closes_its_long_side() {
+    let places = vec![
+        Place { hedge_mode: true, ..Place::new("long", "0.5") },
+        Place { hedge_mode: true, ..Place::new("short", "-0.25") },
+    ];
+    let world = World::start(places, Arc::new(MemoryJournal::default())).await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!((report.final_delta, world.true_net()), (delta("0"), Decimal::ZERO));
+    let sides = |index: usize| {
+        world.exchanges[index].sim().with(|exchange| {
+            let account = exchange.accounts.values().next().unwrap();
+            let held = |side| account.position("BTCUSDT", side).amount.normalize();
+            (held(PositionSide::Long), held(PositionSide::Short))
+        })
+    };
+    let quarter = Decimal::from_i128_with_scale(25, 2);
+    // The long side was shrunk and no short side was opened beside it.
+    assert_eq!((sides(0), sides(1)), ((quarter, Decimal::ZERO), (Decimal::ZERO, -quarter)));
 }

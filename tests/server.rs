@@ -80,7 +80,7 @@ impl Server {
     }
 }
 
-const CONTROL: &str = r#"{"targetDelta": 0.0, "accounts": ["binance-main", "binance-hedge", "binance-backup"], "maxDeviation": 0.1, "symbol": "BTC-USD"}"#;
+const CONTROL: &str = r#"{"targetDelta": 0.0, "accounts": ["pacifica-main", "aster-hedge", "binance-backup"], "maxDeviation": 0.1, "symbol": "BTC-USD"}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_curl_session_works_and_its_answer_survives_a_kill() {
@@ -88,7 +88,7 @@ async fn the_curl_session_works_and_its_answer_survives_a_kill() {
     let mut server = Server::start(folder.path()).await;
     let (status, system) = server.get("/api/v1/system/status").await;
     assert_eq!((status, &system["status"], &system["activeAccounts"]), (200, &"running".into(), &3.into()));
-    let sync = r#"{"accounts": ["binance-main", "binance-hedge"], "includePositions": true}"#;
+    let sync = r#"{"accounts": ["pacifica-main", "aster-hedge"], "includePositions": true}"#;
     let (status, synced) = server.post("/api/v1/account/sync", &[], sync).await;
     assert_eq!((status, &synced["success"]), (200, &true.into()));
     assert_eq!(synced["accountStates"][0]["netPosition"].to_string(), "0.5");
@@ -156,9 +156,9 @@ async fn bad_requests_get_a_clear_error_and_send_nothing() {
         (replaced("BTC-USD", "NOPE-USD"), 400, 1000, "has no instrument for NOPE-USD"),
         (replaced("binance-backup", "nobody"), 404, 1001, "nobody"),
         (replaced("binance-backup", "../../etc"), 404, 1001, "../../etc"),
-        (replaced("binance-backup", "binance-main"), 400, 1000, "named twice"),
+        (replaced("binance-backup", "pacifica-main"), 400, 1000, "named twice"),
         (
-            replaced("[\"binance-main\", \"binance-hedge\", \"binance-backup\"]", "[]"),
+            replaced("[\"pacifica-main\", \"aster-hedge\", \"binance-backup\"]", "[]"),
             400,
             1000,
             "has 0 elements",
@@ -198,15 +198,15 @@ async fn bad_requests_get_a_clear_error_and_send_nothing() {
     assert_eq!((status, &missing["code"]), (404, &1008.into()));
     for (body, text) in [
         (
-            r#"{"symbol":"BTC-USD","targetAccounts":["binance-main"],"hedgeAmount":0,"hedgeStrategy":"delta-neutral"}"#,
+            r#"{"symbol":"BTC-USD","targetAccounts":["pacifica-main"],"hedgeAmount":0,"hedgeStrategy":"delta-neutral"}"#,
             "/hedgeAmount 0",
         ),
         (
-            r#"{"symbol":"BTC-USD","targetAccounts":["binance-main"],"hedgeAmount":1,"hedgeStrategy":"neutral"}"#,
+            r#"{"symbol":"BTC-USD","targetAccounts":["pacifica-main"],"hedgeAmount":1,"hedgeStrategy":"neutral"}"#,
             "/hedgeStrategy",
         ),
         (
-            r#"{"symbol":"BTC-USD","targetAccounts":["binance-main"],"hedgeAmount":1,"hedgeStrategy":"delta-neutral","side":"up"}"#,
+            r#"{"symbol":"BTC-USD","targetAccounts":["pacifica-main"],"hedgeAmount":1,"hedgeStrategy":"delta-neutral","side":"up"}"#,
             "/side",
         ),
     ] {

@@ -1,6 +1,7 @@
 //! Whole servers and exchanges for the tests beside this folder.
 
 pub mod recording;
+pub mod venues;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,16 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
+use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, Holdings, IdKey};
 use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport};
 use deltaplane_ports::{
     Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, PriceFeed, RequestMeta,
+    SymbolMap,
 };
 use deltaplane_testkit::{delta, ratio};
 use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp, parse_exact};
-use deltaplane_venue_binance::{BinanceConfig, BinanceFeed, BinanceVenue, Credential, SymbolMap};
+use deltaplane_venue_binance::{BinanceConfig, HmacKey};
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
-use deltaplane_venue_sim::{Market, Running, SimClock, SimOptions};
+use deltaplane_venue_sim::{Dialect, Market, Running, SimClock, SimOptions};
 
 /// The real clock: exchanges and engine run on real sockets here.
 pub struct WallClock;
@@ -48,6 +50,10 @@ pub struct Place {
     pub position: &'static str,
     /// USDT in its wallet.
     pub wallet: &'static str,
+    /// Other assets in its wallet.
+    pub balances: &'static [(&'static str, &'static str)],
+    /// Whether longs and shorts are held apart.
+    pub hedge_mode: bool,
     /// Delay of its exchange on each way.
     pub latency: Duration,
 }
@@ -55,7 +61,7 @@ pub struct Place {
 impl Place {
     /// An account with 100,000 USDT on a prompt exchange.
     pub const fn new(name: &'static str, position: &'static str) -> Self {
-        Self { name, position, wallet: "100000", latency: Duration::ZERO }
+        Self { name, position, wallet: "100000", balances: &[], hedge_mode: false, latency: Duration::ZERO }
     }
 }
 
@@ -69,7 +75,7 @@ pub struct World {
     pub accounts: Vec<AccountId>,
 }
 
-fn exact(text: &str) -> Exact {
+pub(crate) fn exact(text: &str) -> Exact {
     Exact(parse_exact(text).expect("a decimal"))
 }
 
@@ -80,31 +86,52 @@ pub fn btc() -> Symbol {
 
 /// Starts one exchange with one account.
 pub async fn exchange(place: &Place, market: Market) -> Running {
+    let key = format!("{}key", place.name.replace('-', ""));
     let account = AccountConfig {
-        id: place.name.to_owned(),
-        api_key: format!("{}key", place.name.replace('-', "")),
-        secret: format!("{}secret", place.name),
         wallet: exact(place.wallet),
-        hedge_mode: false,
-        leverage: 10,
-        can_trade: true,
+        balances: place.balances.iter().map(|(asset, n)| ((*asset).to_owned(), exact(n))).collect(),
+        hedge_mode: place.hedge_mode,
         positions: BTreeMap::from([("BTCUSDT".to_owned(), exact(place.position))]),
+        ..AccountConfig::new(place.name, &key, &format!("{}secret", place.name))
     };
-    let options = SimOptions {
-        config: ExchangeConfig::with_accounts(vec![account]),
-        clock: SimClock::Running(Arc::new(WallClock)),
-        market,
-        latency: place.latency,
-    };
+    let config = ExchangeConfig::with_accounts(Dialect::Binance, vec![account]);
+    let clock = SimClock::Running(Arc::new(WallClock));
+    let options =
+        SimOptions { latency: place.latency, ..SimOptions::new(Dialect::Binance, config, clock, market) };
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     deltaplane_venue_sim::start(options, any, Some(any)).await.expect("loopback ports are free")
 }
 
+/// Starts an exchange with a synthetic market for every place.
+pub async fn exchanges(places: &[Place]) -> Vec<Running> {
+    let mut exchanges = Vec::new();
+    for (venue, place) in (1..).zip(places) {
+        exchanges.push(exchange(place, Market::Synthetic { seed: 11, venue, mark: None }).await);
+    }
+    exchanges
+}
+
+/// The accounts of places.
+pub fn names(places: &[Place]) -> Vec<AccountId> {
+    places.iter().map(|place| place.name.parse().expect("an account id")).collect()
+}
+
 /// Starts an engine over exchanges that run, through the real connectors.
 pub async fn engine(places: &[Place], exchanges: &[Running], journal: Arc<dyn Journal>) -> Engine {
+    engine_with(places, exchanges, journal, Holdings::default()).await
+}
+
+/// The same with holdings beside the positions.
+pub async fn engine_with(
+    places: &[Place],
+    exchanges: &[Running],
+    journal: Arc<dyn Journal>,
+    holdings: Holdings,
+) -> Engine {
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let mut config = EngineConfig::new(btc(), IdKey::new(b"a key of the tests"));
     config.max_orders_per_minute = 100_000;
+    config.holdings = holdings;
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let mut accounts = Vec::new();
     for (place, running) in places.iter().zip(exchanges) {
@@ -114,7 +141,8 @@ pub async fn engine(places: &[Place], exchanges: &[Running], journal: Arc<dyn Jo
             feed: place.name.parse().expect("a feed id"),
             rest_url: running.rest(),
             stream_url: running.ws(),
-            symbols: SymbolMap::default(),
+            weight: BinanceConfig::weight_budget(),
+            symbols: SymbolMap::new(deltaplane_venue_binance::NAMES),
             receive_window: Duration::from_millis(1_500),
             proof_slack: Duration::from_millis(500),
             request_timeout: Duration::from_millis(1_000),
@@ -123,10 +151,15 @@ pub async fn engine(places: &[Place], exchanges: &[Running], journal: Arc<dyn Jo
             let config = HttpClientConfig { allow_plain: true, ..HttpClientConfig::default() };
             Arc::new(HttpClient::new(&config).expect("a client without TLS roots"))
         };
-        feeds.push(Arc::new(BinanceFeed::start(&binance, &[btc()], client(), clock.clone())));
+        feeds.push(Arc::new(deltaplane_venue_binance::start_feed(
+            &binance,
+            &[btc()],
+            client(),
+            clock.clone(),
+        )));
         let key = format!("{}key", place.name.replace('-', ""));
-        let credential = Credential::new(key.into(), &format!("{}secret", place.name).into());
-        let venue = BinanceVenue::start(binance, credential, client(), clock.clone());
+        let key = HmacKey::new(key.into(), &format!("{}secret", place.name).into());
+        let venue = deltaplane_venue_binance::start_account(binance, key, client(), clock.clone());
         accounts.push(AccountParts {
             id: place.name.parse().expect("an account id"),
             venue: place.name.parse().expect("a venue id"),
@@ -155,13 +188,10 @@ pub async fn ready(engine: &Engine) {
 impl World {
     /// Starts exchanges with synthetic markets and an engine over them.
     pub async fn start(places: Vec<Place>, journal: Arc<dyn Journal>) -> Self {
-        let mut exchanges = Vec::new();
-        for (venue, place) in (1..).zip(&places) {
-            exchanges.push(exchange(place, Market::Synthetic { seed: 11, venue, mark: None }).await);
-        }
+        let exchanges = exchanges(&places).await;
         let engine = engine(&places, &exchanges, journal).await;
         ready(&engine).await;
-        let accounts = places.iter().map(|place| place.name.parse().expect("an account id")).collect();
+        let accounts = names(&places);
         Self { exchanges, engine, accounts }
     }
 

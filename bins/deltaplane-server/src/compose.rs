@@ -3,6 +3,7 @@
 //! The engine with its connectors has a thread and a runtime of its own, so that a storm of requests delays no
 //! hedge; paper mode's exchanges have another.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,15 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use deltaplane_api::{ApiKey, ApiState, ControlPlane, ServerLimits, Traffic};
-use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
-use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport};
+use deltaplane_engine::{Engine, EngineConfig, EngineParts, IdKey};
 use deltaplane_ports::{Clock, PriceFeed};
 use deltaplane_store_sqlite::SqliteStore;
-use deltaplane_venue_binance::{BinanceConfig, BinanceFeed, BinanceVenue, Credential, SymbolMap};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::config::{Config, Mode, read_secret};
+use crate::connect;
 use crate::paper::{self, Paper};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
 
@@ -26,8 +26,6 @@ use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
 const API_KEY_FILE: &str = "DELTAPLANE_API_KEY_FILE";
 /// How long an operation may go on after the process was asked to stop.
 const STOP_TIME: Duration = Duration::from_secs(20);
-/// How long after a window absence of an order is trusted on Binance.
-const PROOF_SLACK: Duration = Duration::from_secs(1);
 
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +94,7 @@ pub async fn run(options: Options) -> Result<()> {
     let store = Arc::new(SqliteStore::open(&data_dir)?);
     let mut exchanges_thread = None;
     let mut config = config;
-    let mut paper_exchanges = Vec::new();
+    let mut paper_exchanges = BTreeMap::new();
     if config.mode == Mode::Paper {
         let thread = Thread::start("exchanges")?;
         let (paper_clock, recording) = (clock.clone(), options.market_recording.clone());
@@ -225,43 +223,19 @@ async fn start_engine(
         caps.max_orders_per_minute.unwrap_or(engine_config.max_orders_per_minute);
     engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);
     engine_config.max_price_age = caps.max_price_age.unwrap_or(engine_config.max_price_age);
+    engine_config.holdings = config.holdings;
     engine_config.may_send = config.mode != Mode::Observe;
+    let symbols = [config.primary_symbol.clone()];
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let mut accounts = Vec::new();
+    let mut waiting = config.accounts;
     for exchange in &config.exchanges {
-        let binance = |account: &str| -> Result<BinanceConfig> {
-            Ok(BinanceConfig {
-                account: account.parse()?,
-                venue: exchange.id.clone(),
-                feed: exchange.id.as_str().parse()?,
-                rest_url: exchange.rest_url.clone(),
-                stream_url: exchange.stream_url.clone(),
-                symbols: SymbolMap::with_overrides(exchange.symbols.clone()),
-                receive_window: exchange.receive_window,
-                proof_slack: PROOF_SLACK,
-                request_timeout: exchange.request_timeout,
-            })
-        };
-        let allow_plain = exchange.rest_url.starts_with("http://");
-        let client = || -> Result<Arc<dyn HttpTransport>> {
-            let config = HttpClientConfig { allow_plain, ..HttpClientConfig::default() };
-            Ok(Arc::new(HttpClient::new(&config)?))
-        };
-        let feed_config = binance(exchange.id.as_str())?;
-        let symbols = [config.primary_symbol.clone()];
-        feeds.push(Arc::new(BinanceFeed::start(&feed_config, &symbols, client()?, clock.clone())));
-        for account in config.accounts.iter().filter(|account| account.exchange == exchange.id) {
-            let credential = Credential::new(account.api_key.clone(), &account.secret);
-            let venue =
-                BinanceVenue::start(binance(account.id.as_str())?, credential, client()?, clock.clone());
-            accounts.push(AccountParts {
-                id: account.id.clone(),
-                venue: exchange.id.clone(),
-                exchange: "binance".to_owned(),
-                reader: venue.clone(),
-                gateway: venue,
-                feed: exchange.id.as_str().parse()?,
-            });
+        let venue = connect::Exchange::new(exchange, clock.clone());
+        feeds.push(venue.feed(&symbols)?);
+        let (here, elsewhere) = waiting.into_iter().partition(|account| account.exchange == exchange.id);
+        waiting = elsewhere;
+        for account in here {
+            accounts.push(venue.account(account)?);
         }
     }
     let parts =
@@ -284,7 +258,7 @@ async fn announce(
     address: SocketAddr,
     data_dir: &Path,
     engine: &Engine,
-    exchanges: &[deltaplane_venue_sim::Running],
+    exchanges: &BTreeMap<String, deltaplane_venue_sim::Running>,
     symbol: &str,
 ) {
     let accounts = engine.accounts().await;
@@ -292,17 +266,18 @@ async fn announce(
     println!("deltaplane {} in {} mode", env!("CARGO_PKG_VERSION"), format!("{mode:?}").to_lowercase());
     println!("  API      http://{address}");
     println!("  journal  {}", data_dir.join("journal.sqlite").display());
-    for (index, account) in accounts.iter().enumerate() {
+    for account in &accounts {
         let position = account.snapshot.as_ref().map_or_else(
             || "not read yet".to_owned(),
             |snapshot| {
-                let delta = symbol.parse().map(|symbol| snapshot.delta(&symbol)).unwrap_or_default();
+                let delta = symbol.parse().map(|symbol| snapshot.position(&symbol)).unwrap_or_default();
                 format!("{delta} {symbol}, wallet {}", snapshot.wallet_balance.value().round_dp(2))
             },
         );
-        let place = exchanges.get(index).map(|running| {
+        let place = exchanges.get(account.account.as_str()).map(|running| {
             format!(
-                " on a simulated exchange at {} (control {})",
+                " on a simulated {} at {} (control {})",
+                account.exchange,
                 running.rest(),
                 running.control().unwrap_or_default()
             )

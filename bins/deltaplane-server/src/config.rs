@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use deltaplane_types::{AccountId, Decimal, Notional, Symbol, VenueId, parse_exact};
+use deltaplane_engine::{ExternalDelta, Holdings};
+use deltaplane_ports::{Contract, NameRule, SymbolMap};
+use deltaplane_types::{AccountId, Decimal, Delta, Notional, Symbol, Timestamp, VenueId, parse_exact};
+use deltaplane_venue_aster::{AgentKey, Network};
+use deltaplane_venue_binance::HmacKey;
+use deltaplane_venue_pacifica::AccountKey;
 use secrecy::SecretString;
 use serde::Deserialize;
 use toml::Spanned;
@@ -34,6 +39,13 @@ struct FileConfig {
     primary_symbol: Option<Spanned<String>>,
     #[serde(default)]
     limits: FileLimits,
+    #[serde(default)]
+    collateral: FileCollateral,
+    /// What a unit of a quote currency is worth in USD.
+    #[serde(default)]
+    rates: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    external_delta: BTreeMap<Spanned<String>, FileExternalDelta>,
     #[serde(default, rename = "exchange")]
     exchanges: Vec<FileExchange>,
     #[serde(default, rename = "account")]
@@ -51,6 +63,22 @@ struct FileLimits {
     max_price_age_ms: Option<Spanned<u64>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileCollateral {
+    count: Option<bool>,
+    #[serde(default)]
+    aliases: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileExternalDelta {
+    amount: Spanned<String>,
+    as_of: Spanned<String>,
+    max_age_hours: Spanned<u64>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileExchange {
@@ -59,9 +87,36 @@ struct FileExchange {
     rest_url: Spanned<String>,
     stream_url: Spanned<String>,
     #[serde(default)]
-    symbols: BTreeMap<String, String>,
+    symbols: BTreeMap<String, FileContract>,
+    network: Option<FileNetwork>,
+    api_config_key_env: Option<Spanned<String>>,
+    api_config_key_file: Option<Spanned<PathBuf>>,
     receive_window_ms: Option<Spanned<u64>>,
     request_timeout_ms: Option<Spanned<u64>>,
+}
+
+/// Which of an exchange's networks signatures are for.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FileNetwork {
+    Main,
+    Test,
+}
+
+/// A contract: its name alone, or with what differs from the venue's rule.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum FileContract {
+    Name(String),
+    Whole(WholeContract),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WholeContract {
+    name: String,
+    multiplier: Option<String>,
+    quote: Option<String>,
 }
 
 /// Kinds of exchange.
@@ -70,6 +125,53 @@ struct FileExchange {
 pub enum Kind {
     /// Binance USDⓈ-M Futures.
     Binance,
+    /// Aster perpetual futures.
+    Aster,
+    /// Pacifica perpetual futures.
+    Pacifica,
+}
+
+impl Kind {
+    /// Its name in configurations and answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Binance => "binance",
+            Self::Aster => "aster",
+            Self::Pacifica => "pacifica",
+        }
+    }
+
+    /// How the venue names its contracts.
+    pub const fn names(self) -> NameRule {
+        match self {
+            Self::Binance => deltaplane_venue_binance::NAMES,
+            Self::Aster => deltaplane_venue_aster::NAMES,
+            Self::Pacifica => deltaplane_venue_pacifica::NAMES,
+        }
+    }
+
+    /// A contract as the file says it, with the venue's rule for what it leaves out.
+    fn contract(self, written: &FileContract) -> Result<Contract> {
+        let (name, multiplier, quote) = match written {
+            FileContract::Name(name) => (name, None, None),
+            FileContract::Whole(whole) => (&whole.name, whole.multiplier.as_ref(), whole.quote.as_ref()),
+        };
+        let by_rule = SymbolMap::contract_of_name(self.names(), name);
+        let multiplier = match (multiplier, &by_rule) {
+            (Some(text), _) => parse_exact(text)
+                .ok()
+                .filter(|multiplier| *multiplier > Decimal::ZERO)
+                .ok_or_else(|| anyhow!("multiplier {text:?} is no decimal above 0"))?,
+            (None, Some(rule)) => rule.multiplier,
+            (None, None) => Decimal::ONE,
+        };
+        let quote = match (quote, by_rule) {
+            (Some(quote), _) => quote.clone(),
+            (None, Some(rule)) => rule.quote,
+            (None, None) => bail!("the name {name} does not tell what it is settled in; add quote"),
+        };
+        Ok(Contract { name: name.clone(), multiplier, quote })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,6 +183,22 @@ struct FileAccount {
     api_key_file: Option<Spanned<PathBuf>>,
     secret_env: Option<Spanned<String>>,
     secret_file: Option<Spanned<PathBuf>>,
+    address: Option<Spanned<String>>,
+    private_key_env: Option<Spanned<String>>,
+    private_key_file: Option<Spanned<PathBuf>>,
+}
+
+impl FileAccount {
+    fn has_hmac_key(&self) -> bool {
+        self.api_key_env.is_some()
+            || self.api_key_file.is_some()
+            || self.secret_env.is_some()
+            || self.secret_file.is_some()
+    }
+
+    fn has_private_key(&self) -> bool {
+        self.address.is_some() || self.private_key_env.is_some() || self.private_key_file.is_some()
+    }
 }
 
 /// The configuration, checked.
@@ -96,6 +214,8 @@ pub struct Config {
     pub primary_symbol: Symbol,
     /// Caps.
     pub limits: Caps,
+    /// What counts into delta beside positions.
+    pub holdings: Holdings,
     /// Exchanges by name.
     pub exchanges: Vec<Exchange>,
     /// Accounts with their secrets.
@@ -130,12 +250,27 @@ pub struct Exchange {
     pub rest_url: String,
     /// Streams.
     pub stream_url: String,
-    /// Names of symbols that differ from the rule.
-    pub symbols: BTreeMap<Symbol, String>,
+    /// Contracts of symbols that differ from the venue's rule.
+    pub symbols: BTreeMap<Symbol, Contract>,
+    /// Which of its networks signatures are for.
+    pub network: Network,
+    /// An API config key of Pacifica, which raises its credits.
+    pub api_config_key: Option<SecretString>,
     /// Validity window of orders.
     pub receive_window: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
+}
+
+/// What an account signs with.
+#[derive(Debug)]
+pub enum Credential {
+    /// An HMAC key of Binance or of Aster V1.
+    Hmac(HmacKey),
+    /// An agent's key of Aster V3.
+    Agent(AgentKey),
+    /// An agent's or the account's own key of Pacifica.
+    Pacifica(AccountKey),
 }
 
 /// One account.
@@ -145,10 +280,8 @@ pub struct Account {
     pub id: AccountId,
     /// Where it trades.
     pub exchange: VenueId,
-    /// Its API key.
-    pub api_key: SecretString,
-    /// Its secret.
-    pub secret: SecretString,
+    /// What it signs with.
+    pub credential: Credential,
 }
 
 /// Places errors in the file.
@@ -195,6 +328,44 @@ impl Places<'_> {
         Ok(Duration::from_millis(*value.get_ref()))
     }
 
+    /// What counts into delta beside positions.
+    fn holdings(&self, raw: &FileConfig) -> Result<Holdings> {
+        let mut holdings = Holdings::default();
+        holdings.count_collateral = raw.collateral.count.unwrap_or(holdings.count_collateral);
+        for (from, to) in &raw.collateral.aliases {
+            holdings.aliases.insert(from.to_ascii_uppercase(), to.to_ascii_uppercase());
+        }
+        for (currency, rate) in &raw.rates {
+            let rate = self.amount(&format!("rates.{currency}"), Some(rate))?;
+            holdings.rates.insert(currency.clone(), rate.map_or(Decimal::ONE, Notional::value));
+        }
+        for (symbol, held) in &raw.external_delta {
+            let symbol: Symbol = self.parse("external_delta", symbol)?;
+            let place = |value: std::ops::Range<usize>| self.at(value.start);
+            let amount = parse_exact(held.amount.get_ref()).map_err(|error| {
+                anyhow!("{}: amount {:?} is {error}", place(held.amount.span()), held.amount.get_ref())
+            })?;
+            let as_of: jiff::Timestamp = held.as_of.get_ref().parse().map_err(|error| {
+                let at = place(held.as_of.span());
+                anyhow!(
+                    "{at}: as_of {:?} is no time such as 2026-11-24T08:00:00Z: {error}",
+                    held.as_of.get_ref()
+                )
+            })?;
+            let hours = *held.max_age_hours.get_ref();
+            if !(1..=8_760).contains(&hours) {
+                bail!("{}: max_age_hours {hours} must be 1 to 8760", place(held.max_age_hours.span()));
+            }
+            let external = ExternalDelta {
+                delta: Delta::new(amount),
+                as_of: Timestamp::from_millis(as_of.as_millisecond()),
+                max_age: Duration::from_secs(hours * 3_600),
+            };
+            holdings.external.insert(symbol, external);
+        }
+        Ok(holdings)
+    }
+
     /// A URL with TLS; without it only to this machine.
     fn url(&self, key: &str, value: &Spanned<String>, scheme: &str) -> Result<String> {
         let text = value.get_ref();
@@ -216,7 +387,7 @@ impl Places<'_> {
         key: &str,
         env: Option<&Spanned<String>>,
         file: Option<&Spanned<PathBuf>>,
-        account: &AccountId,
+        owner: &str,
     ) -> Result<SecretString> {
         match (env, file) {
             (Some(name), None) => {
@@ -232,13 +403,62 @@ impl Places<'_> {
             (None, Some(path)) => read_secret(path.get_ref())
                 .with_context(|| format!("{}: {key}_file", self.at(path.span().start))),
             (Some(name), Some(_)) => {
-                bail!(
-                    "{}: account {account} has both {key}_env and {key}_file; keep one",
-                    self.at(name.span().start)
-                )
+                bail!("{}: {owner} has both {key}_env and {key}_file; keep one", self.at(name.span().start))
             }
             (None, None) => {
-                bail!("{}: account {account} has neither {key}_env nor {key}_file; add one", self.file)
+                bail!("{}: {owner} has neither {key}_env nor {key}_file; add one", self.file)
+            }
+        }
+    }
+}
+
+impl Places<'_> {
+    /// What an account signs with, by the kind of its exchange.
+    fn credential(
+        &self,
+        kind: Kind,
+        network: Network,
+        account: &FileAccount,
+        id: &AccountId,
+    ) -> Result<Credential> {
+        let owner = format!("account {id}");
+        let place = self.at(account.id.span().start);
+        let hmac = || -> Result<Credential> {
+            let (env, path) = (account.api_key_env.as_ref(), account.api_key_file.as_ref());
+            let api_key = self.secret("api_key", env, path, &owner)?;
+            let secret =
+                self.secret("secret", account.secret_env.as_ref(), account.secret_file.as_ref(), &owner)?;
+            Ok(Credential::Hmac(HmacKey::new(api_key, &secret)))
+        };
+        let private = || -> Result<(&str, SecretString)> {
+            let Some(address) = &account.address else {
+                let which =
+                    if kind == Kind::Aster { "the wallet's address" } else { "the account's public key" };
+                bail!("{place}: {owner} has no address; add address = \"…\", {which}");
+            };
+            let (env, path) = (account.private_key_env.as_ref(), account.private_key_file.as_ref());
+            Ok((address.get_ref(), self.secret("private_key", env, path, &owner)?))
+        };
+        match (kind, account.has_hmac_key(), account.has_private_key()) {
+            (_, true, true) => {
+                bail!("{place}: {owner} has both an API key with its secret and a private key; keep one")
+            }
+            (Kind::Binance, _, true) => {
+                bail!("{place}: {owner} has a private key; Binance needs api_key and secret")
+            }
+            (Kind::Binance, ..) | (Kind::Aster, true, false) => hmac(),
+            (Kind::Aster, false, _) => {
+                let (address, key) = private()?;
+                let agent = AgentKey::new(&key, address, network);
+                agent.map(Credential::Agent).with_context(|| format!("{place}: {owner}"))
+            }
+            (Kind::Pacifica, true, false) => {
+                bail!("{place}: {owner} has an API key; Pacifica needs address and private_key")
+            }
+            (Kind::Pacifica, false, _) => {
+                let (address, key) = private()?;
+                let key = AccountKey::new(&key, address);
+                key.map(Credential::Pacifica).with_context(|| format!("{place}: {owner}"))
             }
         }
     }
@@ -276,6 +496,7 @@ impl Config {
             data_dir: None,
             primary_symbol: default_symbol(),
             limits: Caps::default(),
+            holdings: Holdings::default(),
             exchanges: Vec::new(),
             accounts: Vec::new(),
         }
@@ -313,6 +534,7 @@ impl Config {
                 None => None,
             },
         };
+        let holdings = places.holdings(&raw)?;
         if raw.mode == Mode::Paper && !(raw.exchanges.is_empty() && raw.accounts.is_empty()) {
             bail!(
                 "{file}: mode is paper, which brings its own exchanges and accounts; remove [[exchange]] and [[account]] or set mode = \"observe\""
@@ -333,14 +555,25 @@ impl Config {
                 bail!("{}: exchange {id} is configured twice", places.at(exchange.id.span().start));
             }
             let mut symbols = BTreeMap::new();
-            for (symbol, name) in &exchange.symbols {
-                let symbol: Symbol =
-                    symbol.parse().with_context(|| format!("{file}: symbols of exchange {id}"))?;
-                symbols.insert(symbol, name.clone());
+            for (symbol, contract) in &exchange.symbols {
+                let place = || format!("{file}: symbols of exchange {id}: {symbol}");
+                let name: Symbol = symbol.parse().with_context(place)?;
+                symbols.insert(name, exchange.kind.contract(contract).with_context(place)?);
             }
             exchanges.push(Exchange {
                 id,
                 kind: exchange.kind,
+                network: match exchange.network {
+                    Some(FileNetwork::Test) => Network::Test,
+                    Some(FileNetwork::Main) | None => Network::Main,
+                },
+                api_config_key: match (&exchange.api_config_key_env, &exchange.api_config_key_file) {
+                    (None, None) => None,
+                    (env, path) => {
+                        let owner = format!("exchange {}", exchange.id.get_ref());
+                        Some(places.secret("api_config_key", env.as_ref(), path.as_ref(), &owner)?)
+                    }
+                },
                 rest_url: places.url("exchange.rest_url", &exchange.rest_url, "http")?,
                 stream_url: places.url("exchange.stream_url", &exchange.stream_url, "ws")?,
                 symbols,
@@ -371,11 +604,11 @@ impl Config {
                     places.at(account.exchange.span().start)
                 );
             }
-            let api_key =
-                places.secret("api_key", account.api_key_env.as_ref(), account.api_key_file.as_ref(), &id)?;
-            let secret =
-                places.secret("secret", account.secret_env.as_ref(), account.secret_file.as_ref(), &id)?;
-            accounts.push(Account { id, exchange, api_key, secret });
+            let place = exchanges.iter().find(|known| known.id == exchange);
+            let (kind, network) =
+                place.map_or((Kind::Binance, Network::Main), |found| (found.kind, found.network));
+            let credential = places.credential(kind, network, account, &id)?;
+            accounts.push(Account { id, exchange, credential });
         }
         let primary_symbol = match &raw.primary_symbol {
             Some(symbol) => places.parse("primary_symbol", symbol)?,
@@ -390,6 +623,7 @@ impl Config {
             data_dir: raw.data_dir,
             primary_symbol,
             limits,
+            holdings,
             exchanges,
             accounts,
         })
@@ -483,5 +717,25 @@ secret_env = "PATH"
             "account main is configured twice",
         );
         refused("mode = \"observe\"", "needs at least one [[account]]");
+        let pacifica = LIVE.replace("\"binance\"\nrest", "\"pacifica\"\nrest");
+        refused(&pacifica, "account main has an API key; Pacifica needs address and private_key");
+        let keyed = |kind: &str, address: &str| {
+            LIVE.replace("\"binance\"\nrest", &format!("\"{kind}\"\nrest")).replace(
+                "api_key_env = \"PATH\"\nsecret_env = \"PATH\"",
+                &format!("address = \"{address}\"\nprivate_key_env = \"PATH\""),
+            )
+        };
+        refused(&keyed("binance", "x"), "Binance needs api_key and secret");
+        refused(&keyed("pacifica", "x"), "line 12: account main: the account \"x\" is not base58");
+        refused(&keyed("aster", "x"), "line 12: account main: the agent's private key is not 64 hexadecimal");
+        refused(&keyed("aster", "x").replace("address = \"x\"", ""), "account main has no address");
+        refused("[rates]\nUSDC = \"0\"", "line 2: rates.USDC 0 must be above 0");
+        let held = "[external_delta.BTC-USD]\namount = \"-0.5\"\nas_of = \"yesterday\"\nmax_age_hours = 24";
+        refused(held, "deltaplane.toml, line 3: as_of \"yesterday\" is no time such as");
+        refused(&held.replace("-0.5", "lots"), "line 2: amount \"lots\"");
+        refused(
+            &held.replace("yesterday", "2026-11-24T08:00:00Z").replace("= 24", "= 0"),
+            "line 4: max_age_hours 0",
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 mod compose;
 pub mod config;
+mod connect;
 mod paper;
 mod system;
 

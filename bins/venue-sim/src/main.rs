@@ -11,13 +11,27 @@ use clap::{Parser, ValueEnum};
 use deltaplane_ports::Clock;
 use deltaplane_types::{Decimal, Timestamp, parse_exact};
 use deltaplane_venue_sim::config::ExchangeConfig;
-use deltaplane_venue_sim::{Market, SimClock, SimOptions};
+use deltaplane_venue_sim::{Dialect, Market, SimClock, SimOptions};
 
 /// Which exchange's protocol is spoken.
 #[derive(Clone, Copy, ValueEnum)]
 enum Venue {
     /// Binance USDⓈ-M Futures.
     Binance,
+    /// Aster perpetual futures, V1 and V3.
+    Aster,
+    /// Pacifica perpetual futures.
+    Pacifica,
+}
+
+impl From<Venue> for Dialect {
+    fn from(venue: Venue) -> Self {
+        match venue {
+            Venue::Binance => Self::Binance,
+            Venue::Aster => Self::Aster,
+            Venue::Pacifica => Self::Pacifica,
+        }
+    }
 }
 
 /// A simulated exchange on real sockets.
@@ -54,6 +68,15 @@ struct Arguments {
     /// Delay on each way of a REST request, milliseconds.
     #[arg(long, default_value_t = 0)]
     latency_ms: u64,
+    /// How long Pacifica holds back an order that may take, milliseconds.
+    #[arg(long, default_value_t = 200)]
+    speed_bump_ms: u64,
+    /// Multiplies Pacifica's credits.
+    #[arg(long, default_value_t = 1)]
+    credit_factor: u64,
+    /// Chain id of Aster's signatures: 1666, or 714 on its test network.
+    #[arg(long, default_value_t = 1_666)]
+    chain_id: u64,
 }
 
 fn parse_price(text: &str) -> Result<Decimal, String> {
@@ -77,8 +100,9 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let file = arguments.config.display();
     let text = std::fs::read_to_string(&arguments.config).with_context(|| format!("cannot read {file}"))?;
-    let mut config =
-        ExchangeConfig::from_toml(&text).with_context(|| format!("{file} is not a configuration"))?;
+    let dialect = Dialect::from(arguments.venue);
+    let mut config = ExchangeConfig::from_toml(&text, dialect)
+        .with_context(|| format!("{file} is not a configuration"))?;
     if let Some(mark) = arguments.mark {
         // Entry prices of start positions follow the frozen price.
         for symbol in config.symbols.iter_mut().take(1) {
@@ -93,8 +117,13 @@ async fn main() -> Result<()> {
         Some(path) => Market::Replay { path, speed_percent: arguments.speed, repeat: false },
         None => Market::Synthetic { seed: arguments.seed, venue: arguments.seed, mark: arguments.mark },
     };
-    let Venue::Binance = arguments.venue;
-    let options = SimOptions { config, clock, market, latency: Duration::from_millis(arguments.latency_ms) };
+    let options = SimOptions {
+        latency: Duration::from_millis(arguments.latency_ms),
+        speed_bump: Duration::from_millis(arguments.speed_bump_ms),
+        credit_factor: arguments.credit_factor,
+        chain_id: arguments.chain_id,
+        ..SimOptions::new(dialect, config, clock, market)
+    };
     let running = deltaplane_venue_sim::start(options, arguments.listen, Some(arguments.control)).await?;
     println!(
         "{}",

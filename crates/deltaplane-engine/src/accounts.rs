@@ -6,12 +6,14 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_ports::{AccountReader, Clock, ReadError};
-use deltaplane_types::{AccountId, AccountSnapshot, Timestamp, VenueId};
+use deltaplane_ports::{AccountReader, Clock, Finding, ReadError, Severity};
+use deltaplane_types::{AccountId, AccountSnapshot, Symbol, Timestamp, VenueId};
 use tokio::sync::Notify;
 
-/// How often an account is read when nothing happens.
-const READ_EVERY: Duration = Duration::from_millis(1_500);
+/// How often an account that may trade is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(15 * 60);
+/// How often one is checked that is kept out.
+const CHECK_BLOCKED: Duration = Duration::from_secs(15);
 /// Events come in bursts; one reading serves them all.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -23,8 +25,10 @@ struct State {
     last_error: Option<String>,
     error_count: u64,
     last_beat: Timestamp,
-    /// Why orders may not be sent for it.
+    /// Why orders may not be sent for it, by somebody's decision.
     blocked: Option<String>,
+    /// What the newest look before trading found; none before the first one ended.
+    findings: Option<Vec<Finding>>,
 }
 
 /// One account with its newest state.
@@ -77,7 +81,48 @@ impl AccountKeeper {
 
     /// Why orders may not be sent for it.
     pub(crate) fn blocked(&self) -> Option<String> {
-        self.read(|state| state.blocked.clone())
+        self.read(|state| {
+            let found = || match &state.findings {
+                None => Some("it was not checked yet".to_owned()),
+                Some(findings) => {
+                    let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+                    let texts: Vec<String> =
+                        blocking.map(|f| format!("{}: {}; {}", f.check, f.text, f.remedy)).collect();
+                    (!texts.is_empty()).then(|| texts.join("; "))
+                }
+            };
+            state.blocked.clone().or_else(found)
+        })
+    }
+
+    /// Looks at everything that decides whether the account may trade, and keeps what was found.
+    pub(crate) async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
+        let findings = self.reader.preflight(symbol).await;
+        self.write(|state| state.findings = Some(findings.clone()));
+        findings
+    }
+
+    /// Looks again and again: soon while something keeps the account out, else now and then.
+    pub(crate) async fn keep_checking(self: Arc<Self>, symbol: Symbol) {
+        let mut told = None;
+        loop {
+            self.preflight(&symbol).await;
+            let blocked = self.blocked();
+            if blocked != told {
+                match &blocked {
+                    Some(reason) => tracing::error!(account = %self.id, reason, "kept out of trading"),
+                    None if told.is_some() => tracing::info!(account = %self.id, "may trade again"),
+                    None => {}
+                }
+                told.clone_from(&blocked);
+            }
+            tokio::time::sleep(if blocked.is_some() { CHECK_BLOCKED } else { CHECK_EVERY }).await;
+        }
+    }
+
+    /// Whether the first look before trading ended.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.read(|state| state.findings.is_some())
     }
 
     pub(crate) fn block(&self, reason: Option<String>) {
@@ -155,14 +200,14 @@ impl AccountKeeper {
                 event = events.recv() => {
                     // A lagging receiver lost events: something did change. A closed one ends with the venue.
                     if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
-                        tokio::time::sleep(READ_EVERY).await;
+                        tokio::time::sleep(self.reader.read_every()).await;
                     }
                     self.mark_changed();
                     tokio::time::sleep(SETTLE).await;
                     while events.try_recv().is_ok() {}
                 }
                 () = self.wake.notified() => {}
-                () = tokio::time::sleep(READ_EVERY) => {}
+                () = tokio::time::sleep(self.reader.read_every()) => {}
             }
         }
     }

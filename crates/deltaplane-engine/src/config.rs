@@ -7,6 +7,7 @@ use deltaplane_plan::CostSettings;
 use deltaplane_risk::Limits;
 use deltaplane_types::{Decimal, Notional, Ratio, Symbol};
 
+use crate::holdings::Holdings;
 use crate::ids::IdKey;
 
 /// How the engine behaves.
@@ -14,6 +15,8 @@ use crate::ids::IdKey;
 pub struct EngineConfig {
     /// The symbol that flat position fields speak about, and that is looked after from the start.
     pub primary_symbol: Symbol,
+    /// What counts into delta beside positions.
+    pub holdings: Holdings,
     /// Caps of the gate.
     pub limits: Limits,
     /// Weights and constraints of the planner.
@@ -48,6 +51,7 @@ impl EngineConfig {
         let usd = |amount: i64| Notional::new(Decimal::from(amount));
         Self {
             primary_symbol,
+            holdings: Holdings::default(),
             limits: Limits {
                 max_order_notional: usd(250_000),
                 max_position_notional: usd(1_000_000),

@@ -223,7 +223,8 @@ fn hedge_side(
         );
         return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\""));
     }
-    let net = exposure_of(snapshot.all_deltas.values().filter_map(|delta| *delta)).map_err(internal)?.net;
+    let known = snapshot.all_deltas.values().filter_map(|delta| *delta);
+    let net = exposure_of(known.chain([snapshot.external])).map_err(internal)?.net;
     if amount.value() > net.abs().value() {
         let text = format!(
             "hedgeAmount {amount} would overshoot: the net delta of {} over all accounts is {net}",
@@ -240,7 +241,8 @@ fn named_exposure(spec: &Spec, snapshot: &Snapshot) -> Result<Exposure, MathErro
         spec.accounts
             .iter()
             .filter_map(|id| snapshot.accounts.get(id))
-            .map(|facts| facts.account.delta(&spec.symbol)),
+            .map(|facts| facts.delta)
+            .chain([snapshot.external]),
     )
 }
 
@@ -418,7 +420,10 @@ fn gate_facts(round: &Round<'_>) -> GateFacts {
         .accounts
         .iter()
         .map(|(id, facts)| {
-            (id.clone(), GateAccount { position: facts.account.delta(&round.spec.symbol), reconciled: true })
+            (
+                id.clone(),
+                GateAccount { position: facts.account.position(&round.spec.symbol), reconciled: true },
+            )
         })
         .collect();
     GateFacts { accounts, price_sources: round.snapshot.price_sources, trading: TradingState::Running }
@@ -476,7 +481,7 @@ fn plan_account(
         .and_then(|price| Price::try_new(price).ok());
     Ok(PlanAccount {
         id: id.clone(),
-        position: facts.account.delta(&round.spec.symbol),
+        position: facts.account.position(&round.spec.symbol),
         rules: OrderRules {
             lot_size: instrument.lot_size,
             min_quantity: instrument.min_quantity,
@@ -498,7 +503,7 @@ fn plan_account(
     })
 }
 
-/// The running rate for each settlement inside the horizon; later settlements have no better estimate here.
+/// The running rate for the next settlement, the mean of the last 24 hours for those after it.
 fn expected_funding(facts: &AccountFacts, round: &Round<'_>) -> Result<Ratio, MathError> {
     let (Some(rate), Some(next)) = (facts.market.funding_rate, facts.market.next_funding) else {
         return Ok(Ratio::ZERO);
@@ -509,6 +514,8 @@ fn expected_funding(facts: &AccountFacts, round: &Round<'_>) -> Result<Ratio, Ma
     }
     let interval = Duration::from_secs(u64::from(facts.instrument.funding_interval_hours.max(1)) * 3_600);
     let further = end.since(next).as_millis() / interval.as_millis().max(1);
-    let count = Decimal::from(u64::try_from(further).unwrap_or(0).saturating_add(1));
-    deltaplane_math::mul_rounded(rate.value(), count).map(Ratio::new)
+    let further = Decimal::from(u64::try_from(further).unwrap_or(0));
+    let mean = facts.instrument.mean_funding_rate.unwrap_or(rate);
+    let later = deltaplane_math::mul_rounded(mean.value(), further)?;
+    deltaplane_math::add(rate.value(), later).map(Ratio::new)
 }

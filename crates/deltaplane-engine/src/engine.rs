@@ -11,8 +11,8 @@ use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountView, Clock, ControlPlane, DeltaControl, Failure, HedgeExecution, IdSource,
     Journal, JournalError, MarketSummary, OperationKind, OperationReport, OrderGateway, PortfolioView,
-    PriceFeed, ReadError, Record, RequestMeta, ServiceState, ServiceView, Started, SymbolView, SyncReport,
-    SyncRequest, SystemView, VenueRules,
+    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ServiceState, ServiceView, Started,
+    SymbolView, SyncReport, SyncRequest, SystemView, VenueRules,
 };
 use deltaplane_types::{
     AccountId, Code, Delta, FeedId, OperationId, RefusalReason, Symbol, Timestamp, VenueId,
@@ -83,6 +83,12 @@ pub enum StartError {
     },
 }
 
+/// How long the first look at the accounts is waited for.
+const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
+
+/// How long after the start every feed is waited for; later one that is down keeps nobody else waiting.
+const FIRST_PRICES: Duration = Duration::from_secs(5);
+
 /// A running engine. Dropping it ends its background work; operations that run are finished by its runtime.
 pub struct Engine {
     shared: Arc<Shared>,
@@ -140,6 +146,7 @@ impl Engine {
         for keeper in keepers.values() {
             tasks.spawn(keeper.clone().keep());
             tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
+            tasks.spawn(keeper.clone().keep_checking(config.primary_symbol.clone()));
         }
         let next_sequence = AtomicU64::new(recovered.next_sequence.max(1));
         let shared = Arc::new(Shared {
@@ -161,6 +168,13 @@ impl Engine {
             _tasks: tasks,
         };
         engine.recover(recovered).await;
+        // A venue that answers is checked before the first request; one that does not is not waited for.
+        let checked = async {
+            while engine.shared.eyes.accounts.values().any(|keeper| !keeper.is_checked()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FIRST_CHECKS, checked).await;
         Ok(engine)
     }
 
@@ -401,7 +415,10 @@ impl Engine {
         let deltas = eyes
             .accounts
             .iter()
-            .map(|(id, keeper)| (id.clone(), keeper.newest().map(|snapshot| snapshot.delta(symbol))))
+            .map(|(id, keeper)| {
+                let delta = || eyes.config.holdings.delta(&keeper.newest()?, symbol).ok();
+                (id.clone(), delta())
+            })
             .collect();
         (deltas, eyes.reference_price(symbol))
     }
@@ -517,20 +534,34 @@ impl ControlPlane for Engine {
         self.shared.eyes.accounts.values().map(|keeper| Self::view(keeper)).collect()
     }
 
+    async fn preflight(&self, account: &AccountId) -> Option<PreflightReport> {
+        let keeper = self.shared.eyes.accounts.get(account)?;
+        let findings = keeper.preflight(&self.shared.eyes.config.primary_symbol).await;
+        Some(PreflightReport { account: account.clone(), tradable: keeper.blocked().is_none(), findings })
+    }
+
     async fn portfolio(&self) -> PortfolioView {
         let eyes = &self.shared.eyes;
         let accounts = self.accounts().await;
         let mut names: BTreeSet<Symbol> = BTreeSet::from([eyes.config.primary_symbol.clone()]);
         for snapshot in accounts.iter().filter_map(|view| view.snapshot.as_ref()) {
             names.extend(snapshot.positions.keys().cloned());
+            names.extend(eyes.config.holdings.collateral_symbols(snapshot));
         }
+        names.extend(eyes.config.holdings.external.keys().cloned());
         let mut symbols = Vec::new();
         for symbol in names {
             let by_account: BTreeMap<AccountId, Delta> = accounts
                 .iter()
-                .filter_map(|view| Some((view.account.clone(), view.snapshot.as_ref()?.delta(&symbol))))
+                .filter_map(|view| {
+                    let delta = eyes.config.holdings.delta(view.snapshot.as_ref()?, &symbol).ok()?;
+                    Some((view.account.clone(), delta))
+                })
                 .collect();
-            let Ok(exposure) = exposure_of(by_account.values().copied()) else { continue };
+            // One that is too old is not counted and is told by the operations that need it.
+            let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).unwrap_or_default();
+            let all = by_account.values().copied().chain([external]);
+            let Ok(exposure) = exposure_of(all) else { continue };
             let reference_price = eyes.reference_price(&symbol);
             let ratio = reference_price.and_then(|price| {
                 let reference =
@@ -545,9 +576,12 @@ impl ControlPlane for Engine {
                 reference_price,
                 deviation_ratio: ratio,
                 accounts: by_account,
+                external,
             });
         }
-        PortfolioView { as_of: eyes.clock.now(), symbols, accounts }
+        let quotes =
+            eyes.config.holdings.quote_exposures(accounts.iter().filter_map(|view| view.snapshot.as_ref()));
+        PortfolioView { as_of: eyes.clock.now(), symbols, accounts, quotes }
     }
 
     async fn operations(&self, limit: usize) -> Vec<OperationReport> {
@@ -607,11 +641,20 @@ impl ControlPlane for Engine {
             .filter(|(_, keeper)| keeper.newest().is_none())
             .map(|(id, _)| id.as_str())
             .collect();
+        let starting = now.since(self.started_at) < FIRST_PRICES;
+        let silent: Vec<&str> = eyes
+            .feeds
+            .iter()
+            .filter(|(_, feed)| starting && feed.view(&eyes.config.primary_symbol).is_none())
+            .map(|(id, _)| id.as_str())
+            .collect();
         let because = self.not_ready_because().or_else(|| {
             if self.recovering.load(Ordering::SeqCst) > 0 {
                 Some("orders of an earlier run are being settled".to_owned())
             } else if !unread.is_empty() {
                 Some(format!("accounts not read yet: {}", unread.join(", ")))
+            } else if !silent.is_empty() {
+                Some(format!("no prices yet from {}", silent.join(", ")))
             } else if eyes.reference_price(&eyes.config.primary_symbol).is_none() {
                 Some(format!("no healthy price feed for {}", eyes.config.primary_symbol))
             } else {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use deltaplane_math::Interval;
 use deltaplane_ports::{
-    Failure, IntentRecord, JournalError, OperationKind, OperationReport, OperationState, OrderSighting,
-    OutcomeRecord, ReadError, Record, TimelineEntry, VenueRules,
+    Failure, FenceOutcome, IntentRecord, JournalError, OperationKind, OperationReport, OperationState,
+    OrderSighting, OutcomeRecord, ReadError, Record, TimelineEntry, VenueRules,
 };
 use deltaplane_risk::{Approved, PricedFill, execution_quality};
 use deltaplane_types::{
@@ -61,6 +61,8 @@ pub enum Event {
     Sighted(ClientOrderId, Result<OrderSighting, ReadError>),
     /// Trades since an order were read.
     TradesRead(ClientOrderId, Result<Vec<Fill>, ReadError>),
+    /// The attempt to take an order's place at the venue was answered.
+    Fenced(ClientOrderId, FenceOutcome),
     /// The three questions of an absence proof were answered: order, trades since, position.
     Proof(ClientOrderId, Result<(OrderSighting, Vec<Fill>, Delta), ReadError>),
     /// Time passed.
@@ -83,6 +85,8 @@ pub enum Effect {
     Send(Vec<ClientOrderId>),
     /// Ask for an order.
     Sight(ClientOrderId),
+    /// Take an order's place at the venue, so that it cannot be carried out any more.
+    Fence(ClientOrderId),
     /// Read the trades since an order was sent.
     ReadTrades(ClientOrderId),
     /// Ask the three questions of an absence proof.
@@ -329,6 +333,7 @@ impl Operation {
             Event::Fill(fill) => self.on_fill(fill, now),
             Event::StreamChanged(account) => self.ask_soon(&account, now),
             Event::Sighted(id, result) => self.on_sighted(&id, result, now, &mut effects),
+            Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
             Event::TradesRead(id, result) => self.on_trades(&id, result, now),
             Event::Proof(id, result) => self.on_proof(&id, result, now),
             Event::Tick => {}
@@ -373,7 +378,7 @@ impl Operation {
         self.positions = snapshot
             .accounts
             .iter()
-            .map(|(id, facts)| (id.clone(), (facts.account.delta(&self.spec.symbol), self.traded_by(id))))
+            .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
         let Some(anchor) = &self.anchor else { return };
         let round = Round {
@@ -408,7 +413,7 @@ impl Operation {
     fn unexplained(&self, snapshot: &Snapshot) -> Option<String> {
         let mut found = Vec::new();
         for (id, (position, traded_then)) in &self.positions {
-            let now = snapshot.accounts.get(id)?.account.delta(&self.spec.symbol);
+            let now = snapshot.accounts.get(id)?.account.position(&self.spec.symbol);
             let ours = self.traded_by(id).minus(*traded_then).ok()?;
             let expected = position.plus(ours).ok()?;
             if expected != now {
@@ -608,6 +613,19 @@ impl Operation {
         }
     }
 
+    fn on_fenced(&mut self, id: &ClientOrderId, outcome: &FenceOutcome, now: Timestamp) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        order.check_in_flight = false;
+        let text = match outcome {
+            FenceOutcome::Burned => "its place at the venue is taken: it cannot be carried out any more",
+            FenceOutcome::Arrived => "the venue had taken it in",
+            FenceOutcome::Unavailable => "its place at the venue cannot be taken",
+            FenceOutcome::Unknown(_) => "whether its place at the venue is taken is not known",
+        };
+        order.on_fenced(outcome, now);
+        self.note(now, format!("order {id}: {text}"));
+    }
+
     fn on_trades(&mut self, id: &ClientOrderId, result: Result<Vec<Fill>, ReadError>, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
@@ -648,8 +666,9 @@ impl Operation {
         let stray = stray.len();
         let Some(order) = self.orders.get_mut(id) else { return };
         if stray == 0 && !moved {
-            let reason = "the window has passed, the order is not found, no trade exists and the position is as expected";
-            let outcome = order.not_accepted(Evidence::ExpiryProof, reason.to_owned());
+            let reason = "it cannot be taken in any more, the order is not found, no trade exists and the position is as expected";
+            let evidence = if order.is_burned() { Evidence::Fence } else { Evidence::ExpiryProof };
+            let outcome = order.not_accepted(evidence, reason.to_owned());
             self.record_outcome(id, outcome, now);
             return;
         }
@@ -750,8 +769,11 @@ impl Operation {
             }
             order.check_in_flight = true;
             order.next_check = None;
+            let rules = self.rules.get(&order.intent.order.account);
             effects.push(if matches!(order.fate, Fate::Ended(_)) {
                 Effect::ReadTrades(id.clone())
+            } else if order.wants_fence() && rules.is_some_and(|rules| rules.fences) {
+                Effect::Fence(id.clone())
             } else {
                 Effect::Sight(id.clone())
             });

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_math::MathError;
-use deltaplane_ports::{IntentRecord, OrderReport, OutcomeRecord};
+use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord};
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
     Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
@@ -56,6 +56,16 @@ pub(crate) struct TrackedOrder {
     pub(crate) next_check: Option<Timestamp>,
     pub(crate) check_in_flight: bool,
     pub(crate) proofs_failed: u32,
+    fenced: Fence,
+}
+
+/// Whether an order's place at the venue was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    NotTried,
+    Burned,
+    /// It could not be, or the venue had taken the order in.
+    Failed,
 }
 
 impl TrackedOrder {
@@ -76,6 +86,7 @@ impl TrackedOrder {
             next_check: None,
             check_in_flight: false,
             proofs_failed: 0,
+            fenced: Fence::NotTried,
         }
     }
 
@@ -109,6 +120,11 @@ impl TrackedOrder {
             Fate::NotAccepted => true,
             Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => false,
         }
+    }
+
+    /// Whether its place at the venue was taken.
+    pub(crate) fn is_burned(&self) -> bool {
+        self.fenced == Fence::Burned
     }
 
     pub(crate) fn is_filled_whole(&self) -> bool {
@@ -232,6 +248,20 @@ impl TrackedOrder {
         (true, changed)
     }
 
+    /// Whether its place at the venue should be taken: it was asked for once and not found.
+    pub(crate) fn wants_fence(&self) -> bool {
+        self.fate == Fate::Unknown && self.fenced == Fence::NotTried && self.asked > 0
+    }
+
+    /// Takes what came of that.
+    pub(crate) fn on_fenced(&mut self, outcome: &FenceOutcome, now: Timestamp) {
+        self.fenced = match outcome {
+            FenceOutcome::Burned => Fence::Burned,
+            FenceOutcome::Arrived | FenceOutcome::Unavailable | FenceOutcome::Unknown(_) => Fence::Failed,
+        };
+        self.next_check = Some(now);
+    }
+
     /// Its trades were read; asks again ever later where some are still missing.
     pub(crate) fn on_trades_read(&mut self, now: Timestamp) {
         self.asked = self.asked.saturating_add(1);
@@ -272,9 +302,9 @@ impl TrackedOrder {
         }
     }
 
-    /// When its absence may be proven.
+    /// When its absence may be proven: at once where its place is taken, else when its window has passed.
     pub(crate) fn provable_at(&self, slack: Duration) -> Timestamp {
-        self.intent.order.deadline.after(slack)
+        if self.is_burned() { Timestamp::default() } else { self.intent.order.deadline.after(slack) }
     }
 
     pub(crate) fn not_accepted(&mut self, evidence: Evidence, reason: String) -> OutcomeRecord {

@@ -162,7 +162,7 @@ async fn listen(account: AccountId, mut stream: broadcast::Receiver<AccountEvent
         let event = match stream.recv().await {
             Ok(AccountEvent::Report(report)) => Event::Report(report),
             Ok(AccountEvent::Fill(fill)) => Event::Fill(fill),
-            Ok(AccountEvent::Position { .. }) => continue,
+            Ok(AccountEvent::Position { .. } | AccountEvent::BalanceChanged { .. }) => continue,
             Ok(AccountEvent::Connected | AccountEvent::Disconnected)
             | Err(broadcast::error::RecvError::Lagged(_)) => Event::StreamChanged(account.clone()),
             Err(broadcast::error::RecvError::Closed) => return,
@@ -254,6 +254,14 @@ impl Shell {
                         }));
                     }
                 }
+                Effect::Fence(id) => {
+                    if let Some((gateway, symbol)) = self.gateway(operation, &id) {
+                        self.work.push(Box::pin(async move {
+                            let outcome = gateway.fence(&id, &symbol).await;
+                            Done::Event(Event::Fenced(id, outcome))
+                        }));
+                    }
+                }
                 Effect::ReadTrades(id) => {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         let since = search_start(operation.sent_at(&id).unwrap_or(now));
@@ -309,7 +317,7 @@ impl Shell {
             let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
                 let sighting = gateway.fetch_order(&id, &symbol).await?;
                 let fills = gateway.fetch_fills(&symbol, since).await?;
-                let position = keeper.refresh().await?.delta(&symbol);
+                let position = keeper.refresh().await?.position(&symbol);
                 Ok((sighting, fills, position))
             }
             .await;

@@ -20,6 +20,8 @@ use crate::report::failure;
 pub struct AccountFacts {
     /// The account's state.
     pub account: AccountSnapshot,
+    /// Its delta in the symbol: the position and what its wallet holds of the base asset.
+    pub delta: Delta,
     /// Its instrument.
     pub instrument: Instrument,
     /// Its own venue's market.
@@ -37,6 +39,8 @@ pub struct Snapshot {
     pub price_sources: usize,
     /// The named accounts.
     pub accounts: BTreeMap<AccountId, AccountFacts>,
+    /// What is held elsewhere in the symbol.
+    pub external: Delta,
     /// Delta of every configured account in the symbol, as far as it is known.
     pub all_deltas: BTreeMap<AccountId, Option<Delta>>,
 }
@@ -87,6 +91,7 @@ impl Eyes {
         anew: bool,
     ) -> Result<Snapshot, Failed> {
         let as_of = self.clock.now();
+        let external = self.config.holdings.external(symbol, as_of)?;
         let readings = named.iter().map(|id| async move {
             let keeper = self.accounts.get(id)?;
             let state = async {
@@ -102,8 +107,7 @@ impl Eyes {
             }
         }
         let views = self.healthy_views(symbol);
-        let agreed = consensus(views.values().map(AsRef::as_ref))
-            .map_err(|error| failure(Code::Internal, error.to_string(), "report this defect"))?;
+        let agreed = consensus(views.values().map(AsRef::as_ref)).map_err(beyond_arithmetic)?;
         let Some(agreed) = agreed else {
             let feeds: Vec<&str> = self.feeds.keys().map(FeedId::as_str).collect();
             return Err(failure(
@@ -127,14 +131,16 @@ impl Eyes {
                     "wait for the feed to recover, or leave the account out",
                 ));
             };
-            accounts.insert(id, AccountFacts { account, instrument, market: market.clone() });
+            let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
+            accounts.insert(id, AccountFacts { account, delta, instrument, market: market.clone() });
         }
         let all_deltas = self
             .accounts
             .iter()
             .map(|(id, keeper)| {
-                let known = accounts.get(id).map(|facts| facts.account.delta(symbol));
-                (id.clone(), known.or_else(|| keeper.known(KNOWN_FOR).map(|account| account.delta(symbol))))
+                let known = accounts.get(id).map(|facts| facts.delta);
+                let newest = || self.config.holdings.delta(&keeper.known(KNOWN_FOR)?, symbol).ok();
+                (id.clone(), known.or_else(newest))
             })
             .collect();
         Ok(Snapshot {
@@ -142,9 +148,14 @@ impl Eyes {
             reference_price: agreed.price,
             price_sources: agreed.sources,
             accounts,
+            external,
             all_deltas,
         })
     }
+}
+
+fn beyond_arithmetic(error: impl std::fmt::Display) -> Failed {
+    failure(Code::Internal, error.to_string(), "report this defect")
 }
 
 fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Failed {

@@ -87,6 +87,12 @@ impl WeightBudget {
         state.used = state.used.max(used);
     }
 
+    /// Takes the venue's own count and its own limit: a higher limit than ours leaves more to use.
+    pub fn observe_share(&self, now: Timestamp, used: u64, limit: u64) {
+        let share = used.saturating_mul(self.limit).checked_div(limit).unwrap_or(self.limit);
+        self.observe(now, share);
+    }
+
     /// Stops everything until a time: the venue said so.
     pub fn stop_until(&self, until: Timestamp) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

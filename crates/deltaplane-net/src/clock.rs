@@ -1,6 +1,7 @@
 //! The difference between our clock and a venue's.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use deltaplane_types::Timestamp;
 
@@ -24,6 +25,30 @@ impl ClockOffset {
         let ours = sent.as_millis().saturating_add(half);
         self.offset_ms.store(venue.as_millis().saturating_sub(ours), Ordering::Relaxed);
         self.uncertainty_ms.store(half.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Takes the venue's time that is told in steps of `resolution`, cut off: it lies in the middle of a step.
+    pub fn observe_coarse(
+        &self,
+        sent: Timestamp,
+        venue: Timestamp,
+        received: Timestamp,
+        resolution: Duration,
+    ) {
+        let half_step = i64::try_from(resolution.as_millis()).unwrap_or(i64::MAX) / 2;
+        let half = received.as_millis().saturating_sub(sent.as_millis()).max(0) / 2;
+        let uncertainty = half.saturating_add(half_step).saturating_add(1);
+        let ours = sent.as_millis().saturating_add(half);
+        let offset = venue.as_millis().saturating_add(half_step).saturating_sub(ours);
+        let (known, doubt) =
+            (self.offset_ms.load(Ordering::Relaxed), self.uncertainty_ms.load(Ordering::Relaxed));
+        // A coarse clock seen again and again says nothing new while both readings can be true.
+        let agrees =
+            doubt <= uncertainty && offset.saturating_sub(known).abs() <= uncertainty.saturating_add(doubt);
+        if !agrees {
+            self.offset_ms.store(offset, Ordering::Relaxed);
+            self.uncertainty_ms.store(uncertainty, Ordering::Relaxed);
+        }
     }
 
     /// Forgets what was known: nothing may be signed until the next observation.
@@ -54,5 +79,21 @@ mod tests {
         assert_eq!(clock.venue_time(at(2_000), 100), None);
         clock.invalidate();
         assert_eq!(clock.venue_time(at(2_000), 750), None);
+    }
+
+    #[test]
+    fn a_clock_of_whole_seconds_is_known_to_half_of_one() {
+        let at = Timestamp::from_millis;
+        let clock = ClockOffset::default();
+        // Asked at 1000, answered at 1100 with "second 3": it was between 3000 and 3999, on average 3500.
+        clock.observe_coarse(at(1_000), at(3_000), at(1_100), Duration::from_secs(1));
+        assert_eq!(clock.venue_time(at(2_000), 500), None);
+        assert_eq!(clock.venue_time(at(2_000), 551), Some(at(4_450)));
+        // The next second is told: that agrees and changes nothing.
+        clock.observe_coarse(at(1_400), at(4_000), at(1_500), Duration::from_secs(1));
+        assert_eq!(clock.venue_time(at(2_000), 551), Some(at(4_450)));
+        // A jump of ten seconds does not.
+        clock.observe_coarse(at(1_600), at(14_000), at(1_700), Duration::from_secs(1));
+        assert_eq!(clock.venue_time(at(2_000), 551), Some(at(14_850)));
     }
 }

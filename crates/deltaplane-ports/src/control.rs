@@ -9,6 +9,8 @@ use deltaplane_types::{
     Price, Quantity, Ratio, Side, Symbol, Timestamp, VenueId,
 };
 
+use crate::preflight::Finding;
+
 /// Where a delta control shall stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HedgeTo {
@@ -333,8 +335,34 @@ pub struct SymbolView {
     pub reference_price: Option<Price>,
     /// `|net| ÷ max(long, short, floor)`, where there is a price.
     pub deviation_ratio: Option<Ratio>,
-    /// Delta by account.
+    /// Delta by account: the position, and what of the base asset is in the wallet.
     pub accounts: BTreeMap<AccountId, Delta>,
+    /// What is held elsewhere, as configured.
+    pub external: Delta,
+}
+
+/// What of one quote currency is in the wallets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuoteExposure {
+    /// The currency, as the venues name it.
+    pub currency: String,
+    /// How much of it.
+    pub amount: Decimal,
+    /// What a unit is worth, USD.
+    pub rate: Ratio,
+    /// What all is worth, USD; none beyond what can be held.
+    pub value: Option<Notional>,
+}
+
+/// What was found before an account may trade.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreflightReport {
+    /// The account.
+    pub account: AccountId,
+    /// Whether it may trade.
+    pub tradable: bool,
+    /// Everything that was looked at.
+    pub findings: Vec<Finding>,
 }
 
 /// All symbols and accounts.
@@ -346,6 +374,8 @@ pub struct PortfolioView {
     pub symbols: Vec<SymbolView>,
     /// By account.
     pub accounts: Vec<AccountView>,
+    /// By quote currency.
+    pub quotes: Vec<QuoteExposure>,
 }
 
 /// Whether a service works.
@@ -416,6 +446,10 @@ pub trait ControlPlane: Send + Sync {
 
     /// The configured accounts with their newest state.
     async fn accounts(&self) -> Vec<AccountView>;
+
+    /// Looks at everything that decides whether an account may trade; a blocking finding keeps it out until the
+    /// next look finds none. None where there is no such account.
+    async fn preflight(&self, account: &AccountId) -> Option<PreflightReport>;
 
     /// Exposure by symbol and state by account.
     async fn portfolio(&self) -> PortfolioView;

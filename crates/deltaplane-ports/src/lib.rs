@@ -5,22 +5,27 @@
 
 mod control;
 mod journal;
+mod preflight;
+mod symbols;
 mod time;
 mod venue;
 
 pub use control::{
     AccountView, ControlPlane, DeltaControl, Failure, HedgeExecution, HedgeTo, IdempotencyKey, MarketSummary,
-    OnShortfall, OperationKind, OperationReport, OperationState, OrderReport, PortfolioView, RequestMeta,
-    ServiceState, ServiceView, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry,
+    OnShortfall, OperationKind, OperationReport, OperationState, OrderReport, PortfolioView, PreflightReport,
+    QuoteExposure, RequestMeta, ServiceState, ServiceView, Started, SymbolView, SyncReport, SyncRequest,
+    SystemView, TimelineEntry,
 };
 pub use journal::{
     Answer, AnswerClaim, AnswerStore, IntentRecord, Journal, JournalError, OutcomeRecord, Record,
     StoredRecord,
 };
+pub use preflight::{Check, Finding, Severity};
+pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
 pub use time::{Clock, IdSource};
 pub use venue::{
-    AccountEvent, AccountReader, CancelOutcome, FeedStatus, OrderGateway, OrderSighting, PriceFeed,
-    ReadError, VenueRules,
+    AccountEvent, AccountReader, CancelOutcome, Capabilities, FeedStatus, FenceOutcome, OrderEntry,
+    OrderGateway, OrderSighting, PriceFeed, ReadError, VenueRules,
 };
 
 #[cfg(feature = "mock")]

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountSnapshot, ClientOrderId, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView,
+    AccountSnapshot, ClientOrderId, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView, Notional,
     OrderIntent, Refusal, SubmitOutcome, Symbol, Timestamp, UnknownCause,
 };
 use tokio::sync::{broadcast, watch};
+
+use crate::preflight::Finding;
 
 /// Why a question to a venue has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +48,13 @@ pub enum AccountEvent {
         /// The venue's time.
         venue_time: Timestamp,
     },
+    /// Money moved without a trade: funding, a deposit, a withdrawal, a transfer.
+    BalanceChanged {
+        /// What the wallet gained, where the venue tells, quote.
+        amount: Option<Notional>,
+        /// Whether it is known to be funding.
+        funding: bool,
+    },
     /// The stream broke; what happens until [`AccountEvent::Connected`] may never be told.
     Disconnected,
     /// The stream is live again; whoever waits for an order must ask for it.
@@ -74,6 +83,58 @@ pub enum CancelOutcome {
     Unknown(UnknownCause),
 }
 
+/// What came of taking an order's place at the venue, so that it cannot be carried out any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FenceOutcome {
+    /// The order had not been taken in and never will be. A trade before that is still to be ruled out.
+    Burned,
+    /// The venue had taken the request in, whatever became of it: ask for the order.
+    Arrived,
+    /// The venue has no such means, or it is not known how for this order.
+    Unavailable,
+    /// No answer that can be trusted.
+    Unknown(UnknownCause),
+}
+
+/// How orders reach a venue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderEntry {
+    /// One HTTP request for each.
+    Rest,
+    /// Over an open WebSocket, else over HTTP.
+    WebSocketThenRest,
+}
+
+/// What a venue can do, for readers and for whoever decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a table with a column for each")]
+pub struct Capabilities {
+    /// The venue, as configurations name it.
+    pub venue: &'static str,
+    /// How requests are signed.
+    pub signing: &'static str,
+    /// How orders reach it.
+    pub order_entry: OrderEntry,
+    /// Whether an order can be asked for by our id.
+    pub finds_by_client_id: bool,
+    /// When our id may be used again.
+    pub client_id_scope: &'static str,
+    /// Whether longs and shorts of a symbol can be held apart.
+    pub hedge_mode: bool,
+    /// Whether an order that may never have arrived can be kept from being carried out.
+    pub fences: bool,
+    /// How long a signed order may still be taken in.
+    pub validity: &'static str,
+    /// How the book comes.
+    pub book: &'static str,
+    /// Hours between fundings.
+    pub funding: &'static str,
+    /// Whether reduce-only orders are free of the smallest notional.
+    pub reduce_only_exempt: bool,
+    /// Requests or credits of an address in a minute.
+    pub budget: &'static str,
+}
+
 /// What of a venue's behavior decides when an order is proven never to have existed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VenueRules {
@@ -81,6 +142,8 @@ pub struct VenueRules {
     pub validity_window: Duration,
     /// How long after that window absence is trusted.
     pub proof_slack: Duration,
+    /// Whether [`OrderGateway::fence`] can settle an order before its window has passed.
+    pub fences: bool,
 }
 
 /// Reads one account.
@@ -102,6 +165,13 @@ pub trait AccountReader: Send + Sync {
 
     /// Whether the account's stream is live.
     fn is_streaming(&self) -> bool;
+
+    /// How often the account may be read without spending the venue's budget.
+    fn read_every(&self) -> Duration;
+
+    /// Looks at everything that decides whether the account may trade a symbol. What cannot be asked is a
+    /// blocking finding.
+    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding>;
 }
 
 /// Places, cancels and finds orders of one account on one venue.
@@ -117,6 +187,9 @@ pub trait OrderGateway: Send + Sync {
 
     /// Cancels the order with our `id`.
     async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome;
+
+    /// Keeps an order that may never have arrived from being carried out, where the venue has means for it.
+    async fn fence(&self, id: &ClientOrderId, symbol: &Symbol) -> FenceOutcome;
 
     /// Asks for the order with our `id`.
     async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError>;

@@ -2,8 +2,8 @@
 
 use deltaplane_ports::{IntentRecord, OutcomeRecord, Record};
 use deltaplane_types::{
-    Evidence, Fill, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce, Timestamp,
-    parse_exact,
+    Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce,
+    Timestamp, parse_exact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +141,7 @@ fn read_evidence(text: &str) -> Result<Evidence, RowError> {
         Evidence::StreamEvent,
         Evidence::OrderQuery,
         Evidence::ExpiryProof,
+        Evidence::Fence,
         Evidence::NotSent,
     ];
     known
@@ -326,6 +327,8 @@ impl TryFrom<Row> for Record {
                         quantity: quantity(&amount)?,
                         price: price(&paid)?,
                         fee: Notional::new(parse_exact(&fee).map_err(bad)?),
+                        // Only trades of orders of ours are kept.
+                        cause: FillCause::Order,
                         venue_time: at(venue_time),
                     },
                     client_order_id,

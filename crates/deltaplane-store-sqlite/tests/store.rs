@@ -33,6 +33,7 @@ fn every_record() -> Vec<Record> {
         quantity: quantity("0.1"),
         price: price("61500.1"),
         fee: notional("-0.02"),
+        cause: deltaplane_types::FillCause::Order,
         venue_time: at(1_200),
     };
     let outcome = |outcome| Record::Outcome { client_order_id: id.clone(), outcome, at: at(5) };

@@ -1,11 +1,12 @@
 //! Builders and helpers for tests. A dev-dependency only.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use deltaplane_ports::{Clock, IdSource, Journal, JournalError, Record, StoredRecord};
-use deltaplane_types::{Delta, Notional, Price, Quantity, Ratio, Timestamp, parse_exact};
+use deltaplane_types::{AccountSnapshot, Delta, Notional, Price, Quantity, Ratio, Timestamp, parse_exact};
 
 /// A delta from text.
 #[track_caller]
@@ -35,6 +36,24 @@ pub fn notional(text: &str) -> Notional {
 #[track_caller]
 pub fn ratio(text: &str) -> Ratio {
     Ratio::new(parse_exact(text).expect("a decimal"))
+}
+
+/// An account on a venue of the same name that holds nothing.
+#[track_caller]
+pub fn account_snapshot(name: &str) -> AccountSnapshot {
+    AccountSnapshot {
+        account: name.parse().expect("an account id"),
+        venue: name.parse().expect("a venue id"),
+        as_of: Timestamp::default(),
+        wallet_balance: Notional::ZERO,
+        unrealized: Notional::ZERO,
+        available: Notional::ZERO,
+        initial_margin: Notional::ZERO,
+        maintenance_margin: Notional::ZERO,
+        balances: BTreeMap::new(),
+        positions: BTreeMap::new(),
+        hedge_mode: false,
+    }
 }
 
 /// A clock that follows tokio's, so that pausing a test moves timeouts and timestamps together.

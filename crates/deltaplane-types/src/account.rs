@@ -52,6 +52,8 @@ pub struct AccountSnapshot {
     pub initial_margin: Notional,
     /// Maintenance margin, quote.
     pub maintenance_margin: Notional,
+    /// Wallet balance of every asset by the venue's name for it, in units of the asset.
+    pub balances: BTreeMap<String, Decimal>,
     /// Positions by symbol; a symbol that is missing is flat.
     pub positions: BTreeMap<Symbol, Position>,
     /// Whether longs and shorts of one symbol are held apart.
@@ -59,8 +61,8 @@ pub struct AccountSnapshot {
 }
 
 impl AccountSnapshot {
-    /// The account's delta in a symbol, base units; zero where it holds none.
-    pub fn delta(&self, symbol: &Symbol) -> Delta {
+    /// The account's position in a symbol, base units; zero where it holds none.
+    pub fn position(&self, symbol: &Symbol) -> Delta {
         self.positions.get(symbol).map_or(Delta::ZERO, |position| position.delta)
     }
 
@@ -94,6 +96,8 @@ pub struct Instrument {
     pub venue_symbol: String,
     /// Base units of one contract; quantities here have it applied already.
     pub multiplier: Decimal,
+    /// What it is settled in: `USDT`.
+    pub quote: String,
     /// The step of quantities, base units.
     pub lot_size: Quantity,
     /// The smallest quantity, base units.
@@ -120,6 +124,8 @@ pub struct Instrument {
     pub brackets: Vec<MarginBracket>,
     /// Hours between fundings.
     pub funding_interval_hours: u32,
+    /// Mean funding rate of a settlement over the last 24 hours, where the venue tells; positive: a long pays.
+    pub mean_funding_rate: Option<Ratio>,
     /// Whether the venue takes orders for it now.
     pub tradable: bool,
 }

@@ -24,8 +24,8 @@ pub use ids::{
 };
 pub use market::{Level, MarketView};
 pub use order::{
-    Evidence, ExecutionReport, Fill, OrderAck, OrderIntent, OrderStatus, Refusal, RefusalReason, Side,
-    SubmitOutcome, TimeInForce, UnknownCause,
+    Evidence, ExecutionReport, Fill, FillCause, OrderAck, OrderIntent, OrderStatus, Refusal, RefusalReason,
+    Side, SubmitOutcome, TimeInForce, UnknownCause,
 };
 pub use plan::{CostParts, Leg, Obstacle, Plan, Slice, SliceOrder};
 pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError, Ratio};

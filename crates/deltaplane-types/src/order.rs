@@ -117,6 +117,18 @@ pub struct ExecutionReport {
     pub venue_time: Timestamp,
 }
 
+/// Why a trade happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FillCause {
+    /// Somebody's order.
+    #[default]
+    Order,
+    /// The venue closed the position because its margin ran out.
+    Liquidation,
+    /// The venue closed a profitable position to cover somebody else's loss.
+    Deleveraging,
+}
+
 /// One trade of an order of ours, or of a person on the same account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fill {
@@ -138,6 +150,8 @@ pub struct Fill {
     pub price: Price,
     /// What was paid in quote currency; negative is a rebate.
     pub fee: Notional,
+    /// Why it happened.
+    pub cause: FillCause,
     /// The venue's time.
     pub venue_time: Timestamp,
 }
@@ -228,6 +242,8 @@ pub enum Evidence {
     OrderQuery,
     /// The window has passed, the order cannot be found, no fill exists and the position is as expected.
     ExpiryProof,
+    /// Its place at the venue was taken, it cannot be found, no trade exists and the position is as expected.
+    Fence,
     /// No byte was written.
     NotSent,
     /// A named person decided.
@@ -242,6 +258,7 @@ impl Evidence {
             Self::StreamEvent => "streamEvent",
             Self::OrderQuery => "orderQuery",
             Self::ExpiryProof => "expiryProof",
+            Self::Fence => "fence",
             Self::NotSent => "notSent",
             Self::Person(_) => "person",
         }

@@ -2,43 +2,11 @@
 //!
 //! Codes and texts are those of Binance's page on errors; what is not in the table is unknown.
 
-use deltaplane_net::TransportError;
-use deltaplane_types::{Refusal, RefusalReason, SubmitOutcome, UnknownCause};
-
-use crate::wire::ErrorBody;
-
-/// What a refusal with this status and body means for a placement.
-pub(crate) fn submit_outcome(status: u16, body: &[u8]) -> SubmitOutcome {
-    let Ok(error) = serde_json::from_slice::<ErrorBody<'_>>(body) else {
-        // A rate limiter or firewall answers without the venue's own body and before any order is read.
-        return match status {
-            429 | 418 => refused(RefusalReason::RateLimited, None, ""),
-            _ => SubmitOutcome::Unknown(UnknownCause::Unreadable),
-        };
-    };
-    match definite(status, error.code, &error.msg) {
-        Some(reason) => refused(reason, Some(error.code), &error.msg),
-        None => SubmitOutcome::Unknown(UnknownCause::VenueUncertain(shorten(&format!(
-            "{}: {}",
-            error.code, error.msg
-        )))),
-    }
-}
-
-/// What a refusal means for a question, where nothing is at stake.
-pub(crate) fn read_refusal(status: u16, body: &[u8]) -> Option<Refusal> {
-    let error: ErrorBody<'_> = serde_json::from_slice(body).ok()?;
-    let reason = definite(status, error.code, &error.msg).unwrap_or(RefusalReason::Rejected);
-    Some(Refusal { reason, code: Some(error.code), text: shorten(&error.msg) })
-}
-
-fn refused(reason: RefusalReason, code: Option<i64>, text: &str) -> SubmitOutcome {
-    SubmitOutcome::NotAccepted(Refusal { reason, code, text: shorten(text) })
-}
+use deltaplane_types::RefusalReason;
 
 /// The kind of a definite refusal; none where the order may exist.
-fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReason> {
-    let reason = match code {
+pub(crate) fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReason> {
+    Some(match code {
         // Answered by the gateway before the matching engine saw anything.
         -1003 | -1015 => RefusalReason::RateLimited,
         // 503: told apart by the text; "Unknown error" is not here.
@@ -87,31 +55,27 @@ fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReason> {
         | -5041..=-5037 => RefusalReason::Rejected,
         // -1000, -1006, -1007: unknown by the venue's word. -4116: an earlier attempt landed. Others: not listed.
         _ => return None,
-    };
-    // Behind a gateway error stands no verdict, whatever the body says.
-    let gateway = matches!(status, 408 | 500 | 502 | 504);
-    if gateway { None } else { Some(reason) }
+    })
 }
 
-/// What a failed exchange means for a placement.
-pub(crate) fn transport_outcome(error: &TransportError) -> SubmitOutcome {
-    match error {
-        TransportError::NotSent(text) => refused(RefusalReason::NotSent, None, text),
-        TransportError::Proxy(text) => refused(RefusalReason::ProxyFailed, None, text),
-        TransportError::Timeout => SubmitOutcome::Unknown(UnknownCause::Timeout),
-        TransportError::Disconnected(_) => SubmitOutcome::Unknown(UnknownCause::Disconnected),
-        TransportError::TooLarge(_) => SubmitOutcome::Unknown(UnknownCause::Unreadable),
+/// What is missing when this code answers, and what to do.
+pub(crate) fn gate(code: i64) -> Option<(&'static str, &'static str)> {
+    match code {
+        -2014 | -2015 => Some((
+            "the key is not known, lacks a right, or is used from another address",
+            "check the key, its right to trade futures, and the addresses that it is bound to",
+        )),
+        -1022 => Some(("the signature is not the key's", "check the secret that belongs to the key")),
+        _ => None,
     }
-}
-
-/// A venue's text may be long or hostile; the first part of it is enough.
-fn shorten(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use deltaplane_types::SubmitOutcome;
+
     use super::*;
+    use crate::DIALECT;
 
     #[derive(Debug, PartialEq)]
     enum Is {
@@ -121,7 +85,7 @@ mod tests {
 
     #[track_caller]
     fn check(status: u16, body: &str, expected: Is) {
-        let found = match submit_outcome(status, body.as_bytes()) {
+        let found = match DIALECT.submit_outcome(status, body.as_bytes()) {
             SubmitOutcome::NotAccepted(refusal) => Is::Definite(refusal.reason),
             SubmitOutcome::Unknown(_) => Is::Unknown,
             SubmitOutcome::Acknowledged(_) => panic!("a refusal was taken for an acknowledgement"),

@@ -1,6 +1,7 @@
 //! Connector for Binance USDⓈ-M Futures (`/fapi`, as of 2026-10).
 //!
-//! Its dialect on one side, our ports on the other. Signing is HMAC-SHA256 over the exact bytes that are sent.
+//! Its dialect on one side, our ports on the other; what it shares with its copies is in
+//! `deltaplane-venue-fapi`. Signing is HMAC-SHA256 over the exact bytes that are sent.
 //!
 //! # Quirks that shape the code
 //! - Placements are answered without an average price, so prices come from the user stream or from trades.
@@ -9,20 +10,88 @@
 //! - `positionRisk` lists only symbols with a position or an open order.
 //! - Client order ids are unique among open orders only.
 
-mod auth;
-mod book;
-mod config;
 mod errors;
-mod feed;
-mod map;
-mod rest;
-mod user_stream;
-mod venue;
-pub mod wire;
 
-pub use auth::Credential;
-pub use book::{BookStep, BookSync};
-pub use config::{BinanceConfig, SymbolMap};
-pub use feed::{BinanceFeed, fold_frame};
-pub use rest::RestError;
-pub use venue::{BinanceVenue, ConnectError};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_net::HttpTransport;
+use deltaplane_ports::{Capabilities, Clock, NameRule, OrderEntry};
+use deltaplane_types::Symbol;
+use deltaplane_venue_fapi::{Dialect, FapiFeed, FapiVenue, OrderStyle, Paths, Streams};
+
+pub use deltaplane_venue_fapi::{FapiConfig as BinanceConfig, HmacKey};
+
+/// How symbols are named.
+pub const NAMES: NameRule = NameRule::BaseAndQuote;
+
+/// What it can do.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    venue: "binance",
+    signing: "HMAC-SHA256",
+    order_entry: OrderEntry::Rest,
+    finds_by_client_id: true,
+    client_id_scope: "open orders",
+    hedge_mode: true,
+    fences: false,
+    validity: "recvWindow, 3 s here",
+    book: "1000 levels and changes every 100 ms, chained by pu",
+    funding: "8, 4 or 1 by symbol",
+    reduce_only_exempt: true,
+    budget: "2400 weight",
+};
+
+/// Where and how it differs from its copies.
+pub static DIALECT: Dialect = Dialect {
+    name: "binance",
+    paths: Paths {
+        time: "/fapi/v1/time",
+        exchange_info: "/fapi/v1/exchangeInfo",
+        depth: "/fapi/v1/depth",
+        funding_info: "/fapi/v1/fundingInfo",
+        funding_rate: "/fapi/v1/fundingRate",
+        account: "/fapi/v3/account",
+        position_risk: "/fapi/v3/positionRisk",
+        position_mode: "/fapi/v1/positionSide/dual",
+        symbol_config: Some("/fapi/v1/symbolConfig"),
+        account_config: Some("/fapi/v1/accountConfig"),
+        agents: None,
+        commission_rate: "/fapi/v1/commissionRate",
+        leverage_bracket: "/fapi/v1/leverageBracket",
+        order: "/fapi/v1/order",
+        open_orders: "/fapi/v1/openOrders",
+        user_trades: "/fapi/v1/userTrades",
+        listen_key: "/fapi/v1/listenKey",
+        noop: None,
+    },
+    streams: Streams {
+        books: "/public/stream?streams=",
+        marks: "/market/stream?streams=",
+        user: "/private/ws?listenKey=",
+        // It pings every three minutes.
+        user_silence: Duration::from_secs(200),
+    },
+    orders: OrderStyle { not_found: &[-2011, -2013], nonce_used: &[], nonce_over: &[] },
+    definite: errors::definite,
+    gate: errors::gate,
+};
+
+/// Sets an account up and starts its stream and its clock.
+pub fn start_account(
+    config: BinanceConfig,
+    key: HmacKey,
+    transport: Arc<dyn HttpTransport>,
+    clock: Arc<dyn Clock>,
+) -> Arc<FapiVenue> {
+    FapiVenue::start(config, &DIALECT, Arc::new(key), transport, clock)
+}
+
+/// Follows the exchange's prices.
+pub fn start_feed(
+    config: &BinanceConfig,
+    symbols: &[Symbol],
+    transport: Arc<dyn HttpTransport>,
+    clock: Arc<dyn Clock>,
+) -> FapiFeed {
+    FapiFeed::start(config, &DIALECT, symbols, transport, clock)
+}

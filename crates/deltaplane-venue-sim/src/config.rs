@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use deltaplane_types::{Decimal, parse_exact};
 use serde::{Deserialize, Deserializer};
 
+use crate::dialect::Dialect;
+
 /// A decimal written as a TOML string, read exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exact(pub Decimal);
@@ -20,8 +22,8 @@ impl<'de> Deserialize<'de> for Exact {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExchangeConfig {
-    /// Its instruments; the defaults are BTCUSDT and ETHUSDT.
-    #[serde(default = "default_symbols", rename = "symbol")]
+    /// Its instruments; those of the dialect where none is named.
+    #[serde(default, rename = "symbol")]
     pub symbols: Vec<SymbolConfig>,
     /// Its accounts.
     #[serde(default, rename = "account")]
@@ -54,6 +56,16 @@ pub struct SymbolConfig {
     /// Hours between fundings.
     #[serde(default = "default_interval")]
     pub funding_interval_hours: u32,
+    /// The highest leverage.
+    #[serde(default = "default_max_leverage")]
+    pub max_leverage: u32,
+}
+
+impl SymbolConfig {
+    /// Largest quantity of a limit order: coins below a dollar are traded by the million.
+    pub fn max_quantity(&self) -> Decimal {
+        Decimal::from(1_000).max(self.market_max_quantity.0 * Decimal::TWO)
+    }
 }
 
 /// One account.
@@ -62,13 +74,27 @@ pub struct SymbolConfig {
 pub struct AccountConfig {
     /// Its name on the control port.
     pub id: String,
-    /// Its API key.
+    /// Its API key, on exchanges that have such keys.
+    #[serde(default)]
     pub api_key: String,
-    /// Its secret.
+    /// The key's secret.
+    #[serde(default)]
     pub secret: String,
-    /// USDT in its wallet.
+    /// Its address: of the wallet on Aster (`0x…`), its public key on Pacifica (base58).
+    #[serde(default)]
+    pub address: String,
+    /// Agents that may sign for it.
+    #[serde(default, rename = "agent")]
+    pub agents: Vec<AgentConfig>,
+    /// Whether it ever made a deposit; Aster keeps others out.
+    #[serde(default = "yes")]
+    pub deposited: bool,
+    /// USDT in its wallet; USDC on Pacifica.
     #[serde(default = "default_wallet")]
     pub wallet: Exact,
+    /// Other assets in its wallet, by name.
+    #[serde(default)]
+    pub balances: BTreeMap<String, Exact>,
     /// Whether longs and shorts are held apart.
     #[serde(default)]
     pub hedge_mode: bool,
@@ -78,9 +104,40 @@ pub struct AccountConfig {
     /// Whether the key may trade.
     #[serde(default = "yes")]
     pub can_trade: bool,
+    /// Symbols set to isolated margin.
+    #[serde(default)]
+    pub isolated: Vec<String>,
     /// Positions at the start by the venue's symbol, signed.
     #[serde(default)]
     pub positions: BTreeMap<String, Exact>,
+}
+
+/// A key that may sign for an account.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Its address or public key.
+    pub address: String,
+    /// When its right ends, milliseconds since the epoch.
+    #[serde(default = "never")]
+    pub expires: i64,
+    /// Whether it may trade.
+    #[serde(default = "yes")]
+    pub can_trade: bool,
+    /// Whether it may take money out.
+    #[serde(default)]
+    pub can_withdraw: bool,
+}
+
+impl AgentConfig {
+    /// An agent that may trade for ever and may not take money out.
+    pub fn new(address: &str) -> Self {
+        Self { address: address.to_owned(), expires: never(), can_trade: true, can_withdraw: false }
+    }
+}
+
+const fn never() -> i64 {
+    4_102_444_800_000
 }
 
 fn default_funding() -> Exact {
@@ -99,25 +156,33 @@ const fn default_leverage() -> u32 {
     10
 }
 
+const fn default_max_leverage() -> u32 {
+    125
+}
+
 const fn yes() -> bool {
     true
 }
 
-fn default_symbols() -> Vec<SymbolConfig> {
-    let exact = |mantissa: i64, scale| Exact(Decimal::from_i128_with_scale(mantissa.into(), scale));
-    let symbol = |base: &str, tick, min_notional, start, market_max| SymbolConfig {
-        name: format!("{base}USDT"),
-        base: base.to_owned(),
-        tick_size: tick,
-        step_size: exact(1, 3),
-        min_quantity: exact(1, 3),
-        market_max_quantity: exact(market_max, 0),
-        min_notional: exact(min_notional, 0),
-        start_price: exact(start, 0),
-        funding_rate: default_funding(),
-        funding_interval_hours: default_interval(),
-    };
-    vec![symbol("BTC", exact(1, 1), 50, 66_000, 120), symbol("ETH", exact(1, 2), 20, 2_600, 2_000)]
+impl AccountConfig {
+    /// An account with 100,000 USDT, ten times leverage and no position.
+    pub fn new(id: &str, api_key: &str, secret: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            api_key: api_key.to_owned(),
+            secret: secret.to_owned(),
+            address: String::new(),
+            agents: Vec::new(),
+            deposited: true,
+            wallet: default_wallet(),
+            balances: BTreeMap::new(),
+            hedge_mode: false,
+            leverage: default_leverage(),
+            can_trade: true,
+            isolated: Vec::new(),
+            positions: BTreeMap::new(),
+        }
+    }
 }
 
 impl ExchangeConfig {
@@ -126,12 +191,16 @@ impl ExchangeConfig {
     /// # Errors
     ///
     /// The parser's message, with line and column.
-    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
+    pub fn from_toml(text: &str, dialect: Dialect) -> Result<Self, toml::de::Error> {
+        let mut config: Self = toml::from_str(text)?;
+        if config.symbols.is_empty() {
+            config.symbols = dialect.default_symbols();
+        }
+        Ok(config)
     }
 
-    /// The default instruments with these accounts.
-    pub fn with_accounts(accounts: Vec<AccountConfig>) -> Self {
-        Self { symbols: default_symbols(), accounts }
+    /// The dialect's own instruments with these accounts.
+    pub fn with_accounts(dialect: Dialect, accounts: Vec<AccountConfig>) -> Self {
+        Self { symbols: dialect.default_symbols(), accounts }
     }
 }

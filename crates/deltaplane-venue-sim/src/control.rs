@@ -75,6 +75,8 @@ pub(crate) fn router(sim: Arc<Sim>) -> Router {
         .route("/accounts/{id}/balances/{asset}", put(set_balance))
         .route("/prices/{symbol}", put(set_price))
         .route("/orders", post(foreign_order))
+        .route("/deleverage", post(deleverage))
+        .route("/funding/settle", post(settle_funding))
         .route("/faults", post(add_fault).delete(clear_faults))
         .route("/listen-keys/expire", post(expire_listen_keys))
         .route("/truth", get(truth))
@@ -99,10 +101,16 @@ async fn set_balance(
     request: Result<Json<SetBalance>, JsonRejection>,
 ) -> Answer {
     let wallet = decimal("wallet", &body(request)?.wallet)?;
-    if asset != "USDT" {
-        return Err(refuse(StatusCode::NOT_FOUND, format!("asset {asset:?} is not USDT")));
+    if sim.with(|exchange| exchange.rules.money == asset) {
+        return apply(&sim, Command::SetWallet { account, wallet });
     }
-    apply(&sim, Command::SetWallet { account, wallet })
+    sim.with_mut(|exchange| match exchange.accounts.get_mut(&account) {
+        Some(holder) => {
+            holder.assets.insert(asset, wallet);
+            Ok(Json(json!({})))
+        }
+        None => Err(refuse(StatusCode::NOT_FOUND, format!("no account {account:?}"))),
+    })
 }
 
 async fn set_price(
@@ -154,6 +162,25 @@ async fn foreign_order(
         good_till: 0,
     };
     apply(&sim, Command::Place { account: request.account, order })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Deleverage {
+    account: String,
+    symbol: String,
+    quantity: Value,
+}
+
+async fn deleverage(State(sim): State<Arc<Sim>>, request: Result<Json<Deleverage>, JsonRejection>) -> Answer {
+    let Deleverage { account, symbol, quantity } = body(request)?;
+    let quantity = decimal("quantity", &quantity)?;
+    apply(&sim, Command::Deleverage { account, symbol, quantity })
+}
+
+async fn settle_funding(State(sim): State<Arc<Sim>>) -> Json<Value> {
+    sim.settle_funding();
+    Json(json!({}))
 }
 
 async fn add_fault(State(sim): State<Arc<Sim>>, request: Result<Json<Fault>, JsonRejection>) -> Answer {

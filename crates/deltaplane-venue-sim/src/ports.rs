@@ -6,20 +6,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Clock, FeedStatus, OrderGateway, OrderSighting, PriceFeed,
-    ReadError, VenueRules,
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome, Finding,
+    OrderGateway, OrderSighting, PriceFeed, ReadError, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument,
-    Level, MarginBracket, MarketView, Notional, OrderAck, OrderIntent, OrderStatus, Position, Price,
-    Quantity, Ratio, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
-    parse_exact,
+    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
+    Instrument, Level, MarginBracket, MarketView, Notional, OrderAck, OrderIntent, OrderStatus, Position,
+    Price, Quantity, Ratio, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
 };
 use tokio::sync::{broadcast, watch};
 
 use crate::config::{AccountConfig, ExchangeConfig};
-use crate::core::{self, BRACKETS, Command, Event, ExecutionType, NewOrder, OrderKind, PositionSide, Status};
-use crate::sim::{Sim, SimClock};
+use crate::core::{self, Command, Event, ExecutionType, NewOrder, OrderKind, PositionSide, Status};
+use crate::dialect::Dialect;
+use crate::market::Market;
+use crate::sim::{Sim, SimClock, SimOptions};
 
 /// One account on one simulated exchange, in process.
 pub struct InProcessVenue {
@@ -56,8 +57,10 @@ impl InProcessVenue {
     ) -> Result<Arc<Self>, ReadError> {
         let id: AccountId = account.id.parse().map_err(unreadable)?;
         let feed: FeedId = account.id.parse().map_err(unreadable)?;
-        let config = ExchangeConfig::with_accounts(vec![account]);
-        let sim = Sim::new(&config, SimClock::Running(clock.clone()), Duration::ZERO);
+        let config = ExchangeConfig::with_accounts(Dialect::Binance, vec![account]);
+        let market = Market::Synthetic { seed: 0, venue: 0, mark: None };
+        let options = SimOptions::new(Dialect::Binance, config, SimClock::Running(clock.clone()), market);
+        let sim = Sim::new(&options);
         let venue = Arc::new(Self {
             sim,
             account: id,
@@ -124,6 +127,7 @@ impl InProcessVenue {
             quantity: Quantity::try_new(trade.quantity).map_err(unreadable)?,
             price: Price::try_new(trade.price).map_err(unreadable)?,
             fee: Notional::new(trade.fee),
+            cause: FillCause::Order,
             venue_time: Timestamp::from_millis(trade.time),
         })
     }
@@ -167,7 +171,7 @@ impl AccountReader for InProcessVenue {
                     mark_price: Price::try_new(market.mark).ok(),
                     unrealized: Notional::new(held.unrealized(market.mark)),
                     initial_margin: Notional::new(notional / leverage),
-                    maintenance_margin: Notional::new(core::maintenance_of(notional)),
+                    maintenance_margin: Notional::new(market.maintenance(notional)),
                     leverage: Some(leverage),
                     liquidation_price: None,
                     isolated: false,
@@ -184,6 +188,7 @@ impl AccountReader for InProcessVenue {
                 available: Notional::new(exchange.available(account)),
                 initial_margin: Notional::new(initial + orders),
                 maintenance_margin: Notional::new(maintenance),
+                balances: account.all_balances(),
                 positions,
                 hedge_mode: account.hedge_mode,
             })
@@ -192,44 +197,43 @@ impl AccountReader for InProcessVenue {
 
     async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
         let name = venue_symbol(symbol);
-        let ratio = |text: &str| parse_exact(text).map(Ratio::new).map_err(unreadable);
-        let (taker_rate, maker_rate) = (ratio(core::TAKER_RATE)?, ratio(core::MAKER_RATE)?);
-        let (up, down) = (ratio("1.05")?, ratio("0.95")?);
         self.sim.with(|exchange| {
             let market =
                 exchange.markets.get(&name).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))?;
             let account =
                 exchange.accounts.get(self.account.as_str()).ok_or_else(|| unreadable("no such account"))?;
-            let mut floor = 0;
+            let mut floor = Decimal::ZERO;
             let mut brackets = Vec::new();
-            for (cap, rate, deduction, leverage) in BRACKETS {
+            for step in &market.brackets {
                 brackets.push(MarginBracket {
-                    floor: Notional::new(Decimal::from(floor)),
-                    cap: Notional::new(Decimal::from(cap)),
-                    maintenance_rate: Ratio::new(parse_exact(rate).map_err(unreadable)?),
-                    deduction: Notional::new(Decimal::from(deduction)),
-                    max_leverage: Decimal::from(leverage),
+                    floor: Notional::new(floor),
+                    cap: Notional::new(step.cap),
+                    maintenance_rate: Ratio::new(step.rate),
+                    deduction: Notional::new(step.deduction),
+                    max_leverage: Decimal::from(step.max_leverage),
                 });
-                floor = cap;
+                floor = step.cap;
             }
-            let config = &market.config;
+            let (config, rules) = (&market.config, &exchange.rules);
             Ok(Instrument {
                 symbol: symbol.clone(),
                 venue_symbol: name.clone(),
                 multiplier: Decimal::ONE,
+                quote: exchange.rules.money.to_owned(),
                 lot_size: Quantity::try_new(config.step_size.0).map_err(unreadable)?,
                 min_quantity: Quantity::try_new(config.min_quantity.0).map_err(unreadable)?,
                 max_quantity: Quantity::try_new(Decimal::ONE_THOUSAND).map_err(unreadable)?,
                 tick_size: Price::try_new(config.tick_size.0).map_err(unreadable)?,
                 min_notional: Notional::new(config.min_notional.0),
                 reduce_only_exempt: true,
-                price_band_up: Some(up),
-                price_band_down: Some(down),
-                taker_rate,
-                maker_rate,
+                price_band_up: Some(Ratio::new(rules.band_up)),
+                price_band_down: Some(Ratio::new(rules.band_down)),
+                taker_rate: Ratio::new(rules.taker_rate),
+                maker_rate: Ratio::new(rules.maker_rate),
                 leverage: Decimal::from(account.leverage(&name)),
                 brackets,
                 funding_interval_hours: config.funding_interval_hours,
+                mean_funding_rate: None,
                 tradable: true,
             })
         })
@@ -241,6 +245,14 @@ impl AccountReader for InProcessVenue {
 
     fn is_streaming(&self) -> bool {
         true
+    }
+
+    fn read_every(&self) -> Duration {
+        Duration::from_millis(1_500)
+    }
+
+    async fn preflight(&self, _: &Symbol) -> Vec<Finding> {
+        vec![Finding::fine(Check::Permissions, "an exchange in process has no keys")]
     }
 }
 
@@ -305,6 +317,10 @@ impl OrderGateway for InProcessVenue {
         }
     }
 
+    async fn fence(&self, _: &ClientOrderId, _: &Symbol) -> FenceOutcome {
+        FenceOutcome::Unavailable
+    }
+
     async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
@@ -341,7 +357,11 @@ impl OrderGateway for InProcessVenue {
     }
 
     fn rules(&self) -> VenueRules {
-        VenueRules { validity_window: Duration::from_secs(3), proof_slack: Duration::from_secs(1) }
+        VenueRules {
+            validity_window: Duration::from_secs(3),
+            proof_slack: Duration::from_secs(1),
+            fences: false,
+        }
     }
 }
 

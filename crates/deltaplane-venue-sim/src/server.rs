@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::binance::{rest, stream};
+use crate::dialect::Dialect;
 use crate::sim::{Sim, SimOptions};
 
 /// Why an exchange did not start.
@@ -60,7 +61,7 @@ impl Running {
     }
 }
 
-/// Starts an exchange that speaks Binance's protocol.
+/// Starts an exchange.
 ///
 /// # Errors
 ///
@@ -73,7 +74,7 @@ pub async fn start(
     if let Some(address) = control.filter(|address| !address.ip().is_loopback()) {
         return Err(StartError::ControlNotLoopback(address));
     }
-    let sim = Sim::new(&options.config, options.clock, options.latency);
+    let sim = Sim::new(&options);
     let listener = bind(listen).await?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
     let mut tasks = JoinSet::new();
@@ -116,11 +117,17 @@ async fn serve(listener: TcpListener, router: Router) {
 async fn upgrade(State(sim): State<Arc<Sim>>, upgrade: WebSocketUpgrade, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
+    if sim.dialect == Dialect::Pacifica {
+        return upgrade.on_upgrade(move |socket| crate::pacifica::stream::serve(sim, socket));
+    }
     upgrade.on_upgrade(move |socket| stream::serve(sim, socket, path, query))
 }
 
 async fn call(State(sim): State<Arc<Sim>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 64 * 1024).await.unwrap_or_default();
+    if sim.dialect == Dialect::Pacifica {
+        return crate::pacifica::rest::handle(sim, parts.method, parts.uri, parts.headers, body).await;
+    }
     rest::handle(sim, parts.method, parts.uri, parts.headers, body).await
 }

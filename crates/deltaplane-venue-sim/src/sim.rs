@@ -1,25 +1,32 @@
 //! The exchange with what a dialect needs around it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use deltaplane_ports::Clock;
 use deltaplane_types::Decimal;
 use tokio::sync::{broadcast, watch};
 
+use crate::aster::registry::Registry;
 use crate::binance::limits::Limits;
 use crate::binance::listen_key::ListenKeys;
 use crate::config::ExchangeConfig;
 use crate::core::{Command, Event, Exchange, Reject};
+use crate::dialect::{Dialect, StreamRules, Switches};
 use crate::fault::{Fault, Faults};
 use crate::market::Market;
+use crate::pacifica::credits::Credits;
+use crate::pacifica::keys::Bindings;
 
 /// The exchange's clock: somebody else's, or one that stands still.
 #[derive(Clone)]
 pub enum SimClock {
     /// Follows a clock.
     Running(Arc<dyn Clock>),
+    /// Follows a clock that is off by some milliseconds.
+    Skewed(Arc<dyn Clock>, i64),
     /// Stands at a time, which a test may move.
     Frozen(Arc<AtomicI64>),
 }
@@ -29,6 +36,7 @@ impl SimClock {
     pub fn now(&self) -> i64 {
         match self {
             Self::Running(clock) => clock.now().as_millis(),
+            Self::Skewed(clock, by) => clock.now().as_millis() + by,
             Self::Frozen(at) => at.load(Ordering::Relaxed),
         }
     }
@@ -36,6 +44,8 @@ impl SimClock {
 
 /// How an exchange is run.
 pub struct SimOptions {
+    /// Whose protocol it speaks.
+    pub dialect: Dialect,
     /// Its instruments and accounts.
     pub config: ExchangeConfig,
     /// Its clock.
@@ -43,7 +53,35 @@ pub struct SimOptions {
     /// Where its prices come from.
     pub market: Market,
     /// Time between a request's arrival and its handling, and again before its answer.
-    pub latency: std::time::Duration,
+    pub latency: Duration,
+    /// How long Pacifica holds an order back that may take.
+    pub speed_bump: Duration,
+    /// What no published source settles.
+    pub switches: Switches,
+    /// Times and counts of its streams.
+    pub streams: StreamRules,
+    /// The chain id of Aster's signatures.
+    pub chain_id: u64,
+    /// Multiplies Pacifica's credits.
+    pub credit_factor: u64,
+}
+
+impl SimOptions {
+    /// A prompt exchange with the dialect's usual times.
+    pub fn new(dialect: Dialect, config: ExchangeConfig, clock: SimClock, market: Market) -> Self {
+        Self {
+            dialect,
+            config,
+            clock,
+            market,
+            latency: Duration::ZERO,
+            speed_bump: Duration::from_millis(200),
+            switches: Switches::default(),
+            streams: dialect.stream_rules(),
+            chain_id: 1_666,
+            credit_factor: 1,
+        }
+    }
 }
 
 /// A market frame as subscribers get it.
@@ -67,6 +105,7 @@ pub(crate) struct UserFrame {
 
 /// A running exchange.
 pub struct Sim {
+    pub(crate) dialect: Dialect,
     pub(crate) exchange: Mutex<Exchange>,
     pub(crate) clock: SimClock,
     /// Account and secret by API key.
@@ -75,10 +114,20 @@ pub struct Sim {
     pub(crate) users: broadcast::Sender<UserFrame>,
     pub(crate) limits: Mutex<Limits>,
     pub(crate) listen_keys: Mutex<ListenKeys>,
+    /// Aster's wallets, agents and nonces.
+    pub(crate) registry: Mutex<Registry>,
+    /// Pacifica's agents.
+    pub(crate) bindings: Mutex<Bindings>,
+    pub(crate) credits: Mutex<Credits>,
+    /// Pacifica's counter of everything that happens.
+    pub(crate) last_id: AtomicU64,
     pub(crate) faults: Mutex<Faults>,
     /// Raised to close every stream.
     pub(crate) stream_closer: watch::Sender<u64>,
-    pub(crate) latency: std::time::Duration,
+    pub(crate) latency: Duration,
+    pub(crate) speed_bump: Duration,
+    pub(crate) switches: Switches,
+    pub(crate) streams: StreamRules,
     /// Prices set from outside, by symbol: they stay until set again.
     pub(crate) fixed_prices: Mutex<BTreeMap<String, Decimal>>,
 }
@@ -89,23 +138,35 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sim {
-    pub(crate) fn new(config: &ExchangeConfig, clock: SimClock, latency: std::time::Duration) -> Arc<Self> {
+    pub(crate) fn new(options: &SimOptions) -> Arc<Self> {
+        let config = &options.config;
         let keys = config
             .accounts
             .iter()
+            .filter(|account| !account.api_key.is_empty())
             .map(|account| (account.api_key.clone(), (account.id.clone(), account.secret.clone())))
             .collect();
+        let mut rules = options.dialect.rules();
+        rules.post_only_expires &= !options.switches.post_only_refused;
         Arc::new(Self {
-            exchange: Mutex::new(Exchange::new(config, clock.now())),
-            clock,
+            dialect: options.dialect,
+            exchange: Mutex::new(Exchange::new(config, rules, options.clock.now())),
+            clock: options.clock.clone(),
             keys,
             frames: broadcast::channel(8_192).0,
             users: broadcast::channel(8_192).0,
             limits: Mutex::new(Limits::default()),
             listen_keys: Mutex::new(ListenKeys::default()),
+            registry: Mutex::new(Registry::new(&config.accounts, options.chain_id)),
+            bindings: Mutex::new(Bindings::new(&config.accounts)),
+            credits: Mutex::new(Credits::new(options.credit_factor)),
+            last_id: AtomicU64::new(4_294_967_296),
             faults: Mutex::new(Faults::default()),
             stream_closer: watch::channel(0).0,
-            latency,
+            latency: options.latency,
+            speed_bump: options.speed_bump,
+            switches: options.switches,
+            streams: options.streams,
             fixed_prices: Mutex::new(BTreeMap::new()),
         })
     }
@@ -126,7 +187,12 @@ impl Sim {
         let events = exchange.handle(now, command)?;
         // Told under the lock, so that streams see events in the order in which they happened.
         for event in &events {
-            for (account, kind, json) in crate::binance::events::render(&exchange, event, now) {
+            let told = match self.dialect {
+                Dialect::Binance => crate::binance::events::render(&exchange, event, now),
+                Dialect::Aster => crate::aster::events::render(&exchange, event, now),
+                Dialect::Pacifica => crate::pacifica::events::render(self, &exchange, event, now),
+            };
+            for (account, kind, json) in told {
                 self.tell(&account, kind, &json);
             }
         }
@@ -155,5 +221,17 @@ impl Sim {
     /// Switches a fault on.
     pub fn inject(&self, fault: Fault) {
         lock(&self.faults).add(fault, &self.stream_closer);
+    }
+
+    /// Charges every account the funding of the next settlement now, however far off it is.
+    pub fn settle_funding(&self) {
+        let now = self.now();
+        self.with_mut(|exchange| {
+            for market in exchange.markets.values_mut() {
+                market.next_funding = now;
+            }
+        });
+        // A tick cannot be refused.
+        let _ = self.apply(Command::Tick);
     }
 }

@@ -1,12 +1,11 @@
 //! The exchange's own rules, with numbers worked out by hand.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-use std::collections::BTreeMap;
-
 use deltaplane_types::{Decimal, Side, parse_exact};
+use deltaplane_venue_sim::Dialect;
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
 use deltaplane_venue_sim::core::{
-    Command, Event, Exchange, ExecutionType, ExpiryReason, NewOrder, OrderKind, PositionSide, Status,
+    Command, Event, Exchange, ExecutionType, ExpiryReason, NewOrder, OrderKind, PositionSide, Rules, Status,
     TimeInForce,
 };
 
@@ -17,23 +16,15 @@ fn dec(text: &str) -> Decimal {
 }
 
 fn account(id: &str, wallet: &str, hedge_mode: bool) -> AccountConfig {
-    AccountConfig {
-        id: id.to_owned(),
-        api_key: id.to_owned(),
-        secret: id.to_owned(),
-        wallet: Exact(dec(wallet)),
-        hedge_mode,
-        leverage: 10,
-        can_trade: true,
-        positions: BTreeMap::new(),
-    }
+    AccountConfig { wallet: Exact(dec(wallet)), hedge_mode, ..AccountConfig::new(id, id, id) }
 }
 
 /// Asks of 1 at 50,000.1 and 2 at 50,001; bids of 1 at 49,999.9 and 2 at 49,999; mark 50,000.
 fn exchange() -> Exchange {
     let accounts =
         vec![account("a", "10000", false), account("b", "10000", false), account("h", "10000", true)];
-    let mut exchange = Exchange::new(&ExchangeConfig::with_accounts(accounts), 1_000);
+    let mut exchange =
+        Exchange::new(&ExchangeConfig::with_accounts(Dialect::Binance, accounts), Rules::binance(), 1_000);
     price(&mut exchange, "50000");
     exchange
 }

@@ -1,7 +1,7 @@
 //! Any frame is folded or refused; nothing panics.
 #![no_main]
 
-use deltaplane_venue_binance::{BookSync, fold_frame, wire};
+use deltaplane_venue_fapi::{BookSync, fold_frame, wire};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

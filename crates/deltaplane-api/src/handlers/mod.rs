@@ -4,7 +4,9 @@ mod acting;
 mod reading;
 
 pub(crate) use acting::{account_sync, delta_control, hedge_execute};
-pub(crate) use reading::{accounts, healthz, operation, operations, portfolio, readyz, system_status};
+pub(crate) use reading::{
+    accounts, healthz, operation, operations, portfolio, preflight, readyz, system_status,
+};
 
 use std::time::Duration;
 

@@ -27,6 +27,23 @@ pub(crate) async fn accounts(State(state): Shared) -> Response<Body> {
     Reply::json(StatusCode::OK, &body).into_response()
 }
 
+pub(crate) async fn preflight(State(state): Shared, Path(id): Path<String>) -> Response<Body> {
+    let shown: String = id.chars().take(80).collect();
+    let path = format!("/api/v1/accounts/{shown}/preflight");
+    let report = match id.parse() {
+        Ok(account) => state.plane.preflight(&account).await,
+        Err(_) => None,
+    };
+    match report {
+        Some(report) => Reply::json(StatusCode::OK, &account::preflight(&report)).into_response(),
+        None => {
+            let text = format!("no account {shown:?} is configured");
+            failed(&problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"), &path)
+                .into_response()
+        }
+    }
+}
+
 pub(crate) async fn portfolio(State(state): Shared) -> Response<Body> {
     let symbol = state.plane.system().await.primary_symbol;
     Reply::json(StatusCode::OK, &account::portfolio(&state.plane.portfolio().await, &symbol)).into_response()

@@ -1,6 +1,6 @@
 //! Accounts and the portfolio.
 
-use deltaplane_ports::{AccountView, PortfolioView, SyncReport};
+use deltaplane_ports::{AccountView, PortfolioView, PreflightReport, SyncReport};
 use deltaplane_types::{Notional, Price, Symbol, Timestamp};
 
 use super::json::{JsonObject, Number};
@@ -23,7 +23,7 @@ pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> Json
     };
     json.number("totalBalance", snapshot.wallet_balance.value());
     json.number("availableBalance", snapshot.available.value());
-    json.number("netPosition", snapshot.delta(symbol).value());
+    json.number("netPosition", snapshot.position(symbol).value());
     let held = snapshot.positions.get(symbol);
     json.number("unrealizedPnl", held.map_or(Notional::ZERO, |held| held.unrealized).value());
     json.number_if("entryPrice", held.and_then(|held| held.entry_price).map(Price::value));
@@ -53,6 +53,11 @@ pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> Json
         })
         .collect();
     json.put("positions", &positions);
+    let mut balances = JsonObject::default();
+    for (asset, balance) in snapshot.balances.iter().filter(|(_, balance)| !balance.is_zero()) {
+        balances.number(asset, *balance);
+    }
+    json.put("balances", &balances);
     json
 }
 
@@ -105,13 +110,44 @@ pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
                 accounts.number(id.as_str(), delta.value());
             }
             json.put("accounts", &accounts);
+            json.number("externalDelta", symbol.external.value());
             json
         })
         .collect();
     json.put("symbols", &symbols);
+    let mut quotes = JsonObject::default();
+    for quote in &view.quotes {
+        let mut json = JsonObject::default();
+        json.number("amount", quote.amount);
+        json.number("rate", quote.rate.value());
+        json.number_if("value", quote.value.map(Notional::value));
+        quotes.put(&quote.currency, &json);
+    }
+    json.put("quoteExposure", &quotes);
     json.put(
         "accounts",
         &view.accounts.iter().map(|account| state(account, symbol, view.as_of)).collect::<Vec<_>>(),
     );
+    json
+}
+
+/// `GET accounts/{accountId}/preflight`.
+pub(crate) fn preflight(report: &PreflightReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("accountId", report.account.as_str());
+    json.put("tradable", &report.tradable);
+    let findings: Vec<JsonObject> = report
+        .findings
+        .iter()
+        .map(|finding| {
+            let mut json = JsonObject::default();
+            json.put("check", &finding.check.to_string());
+            json.put("severity", &finding.severity.to_string());
+            json.put("text", &finding.text);
+            json.put("remedy", &finding.remedy);
+            json
+        })
+        .collect();
+    json.put("findings", &findings);
     json
 }

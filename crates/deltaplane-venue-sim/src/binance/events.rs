@@ -1,13 +1,19 @@
 //! User events.
 
 use deltaplane_types::Decimal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::render;
 use crate::core::{Event, Exchange, ExecutionType};
 
 /// The events that one change tells: account, type, JSON.
 pub(crate) fn render(exchange: &Exchange, event: &Event, now: i64) -> Vec<(String, &'static str, String)> {
+    let told = values(exchange, event, now);
+    told.into_iter().map(|(account, kind, json)| (account, kind, json.to_string())).collect()
+}
+
+/// The same before it is written.
+pub(crate) fn values(exchange: &Exchange, event: &Event, now: i64) -> Vec<(String, &'static str, Value)> {
     match event {
         Event::Order { order, execution } => {
             let (kind, trade) = match execution {
@@ -42,10 +48,10 @@ pub(crate) fn render(exchange: &Exchange, event: &Event, now: i64) -> Vec<(Strin
                     "p": order.price.to_string(), "m": trade.maker, "c": order.client_id, "S": render::side(order.side),
                     "L": trade.price.to_string(), "l": trade.quantity.to_string(), "t": trade.id, "i": order.id,
                 });
-                told.push((order.account.clone(), "TRADE_LITE", lite.to_string()));
+                told.push((order.account.clone(), "TRADE_LITE", lite));
             }
             let update = json!({"e": "ORDER_TRADE_UPDATE", "E": now, "T": order.updated, "o": o});
-            told.push((order.account.clone(), "ORDER_TRADE_UPDATE", update.to_string()));
+            told.push((order.account.clone(), "ORDER_TRADE_UPDATE", update));
             told
         }
         Event::Account { account, reason, wallet, balance_change, positions } => {
@@ -66,12 +72,12 @@ pub(crate) fn render(exchange: &Exchange, event: &Event, now: i64) -> Vec<(Strin
                 "e": "ACCOUNT_UPDATE", "E": now, "T": now,
                 "a": {"m": reason, "B": [{"a": "USDT", "wb": wallet, "cw": wallet, "bc": balance_change.round_dp(8).to_string()}], "P": rows},
             });
-            vec![(account.clone(), "ACCOUNT_UPDATE", update.to_string())]
+            vec![(account.clone(), "ACCOUNT_UPDATE", update)]
         }
         Event::Leverage { account, symbol, leverage } => {
             let update =
                 json!({"e": "ACCOUNT_CONFIG_UPDATE", "E": now, "T": now, "ac": {"s": symbol, "l": leverage}});
-            vec![(account.clone(), "ACCOUNT_CONFIG_UPDATE", update.to_string())]
+            vec![(account.clone(), "ACCOUNT_CONFIG_UPDATE", update)]
         }
         Event::Funding { .. } => Vec::new(),
     }

@@ -33,6 +33,25 @@ impl Params {
         Self(map)
     }
 
+    /// The same with one parameter set.
+    pub(crate) fn with(&self, name: &str, value: &str) -> Self {
+        let mut params = self.0.clone();
+        params.insert(name.to_owned(), value.to_owned());
+        Self(params)
+    }
+
+    /// A parameter as it came; empty where it is missing.
+    pub(crate) fn raw(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    /// All parameters but some as a JSON object of texts, sorted by name.
+    pub(crate) fn as_sorted_json(&self, without: &[&str]) -> String {
+        let kept = self.0.iter().filter(|(name, _)| !without.contains(&name.as_str()));
+        serde_json::Value::Object(kept.map(|(name, value)| (name.clone(), value.clone().into())).collect())
+            .to_string()
+    }
+
     /// A parameter; an empty one is refused as the venue does.
     pub(crate) fn get(&self, name: &str) -> Result<Option<&str>, Reject> {
         match self.0.get(name).map(String::as_str) {

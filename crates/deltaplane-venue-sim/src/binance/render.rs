@@ -9,14 +9,14 @@ use crate::core::{
     TimeInForce, Trade,
 };
 
-pub(super) const fn side(side: Side) -> &'static str {
+pub(crate) const fn side(side: Side) -> &'static str {
     match side {
         Side::Buy => "BUY",
         Side::Sell => "SELL",
     }
 }
 
-pub(super) const fn position_side(side: PositionSide) -> &'static str {
+pub(crate) const fn position_side(side: PositionSide) -> &'static str {
     match side {
         PositionSide::Both => "BOTH",
         PositionSide::Long => "LONG",
@@ -24,14 +24,14 @@ pub(super) const fn position_side(side: PositionSide) -> &'static str {
     }
 }
 
-pub(super) const fn kind(kind: OrderKind) -> &'static str {
+pub(crate) const fn kind(kind: OrderKind) -> &'static str {
     match kind {
         OrderKind::Limit => "LIMIT",
         OrderKind::Market => "MARKET",
     }
 }
 
-pub(super) const fn time_in_force(tif: TimeInForce) -> &'static str {
+pub(crate) const fn time_in_force(tif: TimeInForce) -> &'static str {
     match tif {
         TimeInForce::Gtc => "GTC",
         TimeInForce::Ioc => "IOC",
@@ -41,7 +41,7 @@ pub(super) const fn time_in_force(tif: TimeInForce) -> &'static str {
     }
 }
 
-pub(super) const fn status(status: Status) -> &'static str {
+pub(crate) const fn status(status: Status) -> &'static str {
     match status {
         Status::New => "NEW",
         Status::PartiallyFilled => "PARTIALLY_FILLED",
@@ -52,7 +52,7 @@ pub(super) const fn status(status: Status) -> &'static str {
     }
 }
 
-pub(super) const fn expiry(reason: ExpiryReason) -> &'static str {
+pub(crate) const fn expiry(reason: ExpiryReason) -> &'static str {
     match reason {
         ExpiryReason::None => "0",
         ExpiryReason::SelfTrade => "1",
@@ -60,6 +60,7 @@ pub(super) const fn expiry(reason: ExpiryReason) -> &'static str {
         ExpiryReason::ReduceOnly => "4",
         ExpiryReason::Liquidated => "5",
         ExpiryReason::MarketRest => "9",
+        ExpiryReason::PostOnly => "3",
     }
 }
 
@@ -90,14 +91,14 @@ fn common(order: &Order) -> Value {
 }
 
 /// The answer to a placement, change or cancel: without average price since 2026-06.
-pub(super) fn order_ack(order: &Order) -> Value {
+pub(crate) fn order_ack(order: &Order) -> Value {
     let mut json = common(order);
     json["cumQty"] = order.executed.to_string().into();
     json
 }
 
 /// The answer to a query.
-pub(super) fn order_query(order: &Order) -> Value {
+pub(crate) fn order_query(order: &Order) -> Value {
     let mut json = common(order);
     json["avgPrice"] = order.average_price().round_dp(8).to_string().into();
     json["cumQuote"] = order.quote.to_string().into();
@@ -105,7 +106,7 @@ pub(super) fn order_query(order: &Order) -> Value {
     json
 }
 
-pub(super) fn trade(trade: &Trade) -> Value {
+pub(crate) fn trade(trade: &Trade) -> Value {
     json!({
         "buyer": trade.side == Side::Buy,
         "commission": trade.fee.to_string(),
@@ -142,21 +143,26 @@ fn shown(exchange: &Exchange, account: &Account, symbol: &str) -> Vec<(PositionS
         .collect()
 }
 
-struct Margins {
-    notional: Decimal,
-    initial: Decimal,
-    orders: Decimal,
-    maintenance: Decimal,
-    unrealized: Decimal,
-    liquidation: Decimal,
+pub(crate) struct Margins {
+    pub(crate) notional: Decimal,
+    pub(crate) initial: Decimal,
+    pub(crate) orders: Decimal,
+    pub(crate) maintenance: Decimal,
+    pub(crate) unrealized: Decimal,
+    pub(crate) liquidation: Decimal,
 }
 
-fn margins(exchange: &Exchange, account: &Account, market: &MarketState, held: &HeldPosition) -> Margins {
+pub(crate) fn margins(
+    exchange: &Exchange,
+    account: &Account,
+    market: &MarketState,
+    held: &HeldPosition,
+) -> Margins {
     let symbol = &market.config.name;
     let notional = held.amount * market.mark;
     let leverage = Decimal::from(account.leverage(symbol));
     let (_, orders) = exchange.symbol_margin(account, symbol, market, None);
-    let maintenance = crate::core::maintenance_of(notional.abs());
+    let maintenance = market.maintenance(notional.abs());
     let (_, _, all_maintenance, all_unrealized) = exchange.margin(account);
     let unrealized = held.unrealized(market.mark);
     // Where the cross equity meets the maintenance margin when only this price moves, in the present bracket.
@@ -175,12 +181,12 @@ fn margins(exchange: &Exchange, account: &Account, market: &MarketState, held: &
     Margins { notional, initial: notional.abs() / leverage, orders, maintenance, unrealized, liquidation }
 }
 
-fn text(value: Decimal) -> String {
+pub(crate) fn text(value: Decimal) -> String {
     value.round_dp(8).to_string()
 }
 
 /// Rows of `/fapi/v3/positionRisk`.
-pub(super) fn position_risk_v3(exchange: &Exchange, account: &Account, symbol: Option<&str>) -> Vec<Value> {
+pub(crate) fn position_risk_v3(exchange: &Exchange, account: &Account, symbol: Option<&str>) -> Vec<Value> {
     let mut rows = Vec::new();
     for market in exchange.markets.values().filter(|market| symbol.is_none_or(|s| s == market.config.name)) {
         for (side, held) in shown(exchange, account, &market.config.name) {
@@ -200,7 +206,7 @@ pub(super) fn position_risk_v3(exchange: &Exchange, account: &Account, symbol: O
 }
 
 /// Rows of `/fapi/v2/positionRisk`: every symbol.
-pub(super) fn position_risk_v2(exchange: &Exchange, account: &Account, symbol: Option<&str>) -> Vec<Value> {
+pub(crate) fn position_risk_v2(exchange: &Exchange, account: &Account, symbol: Option<&str>) -> Vec<Value> {
     let mut rows = Vec::new();
     let sides: &[PositionSide] =
         if account.hedge_mode { &[PositionSide::Long, PositionSide::Short] } else { &[PositionSide::Both] };
@@ -223,30 +229,46 @@ pub(super) fn position_risk_v2(exchange: &Exchange, account: &Account, symbol: O
     rows
 }
 
-/// The row of `/fapi/v3/balance`.
-pub(super) fn balance(exchange: &Exchange, account: &Account, now: i64) -> Value {
+/// The rows of `/fapi/v3/balance`.
+pub(crate) fn balance(exchange: &Exchange, account: &Account, now: i64) -> Value {
     let (_, _, _, unrealized) = exchange.margin(account);
     let available = exchange.available(account);
-    json!([{
+    let mut rows = vec![json!({
         "accountAlias": "SgsR", "asset": "USDT", "balance": text(account.wallet),
         "crossWalletBalance": text(account.wallet), "crossUnPnl": text(unrealized), "availableBalance": text(available),
         "maxWithdrawAmount": text(available.min(account.wallet).max(Decimal::ZERO)), "marginAvailable": true, "updateTime": now,
-    }])
+    })];
+    rows.extend(account.assets.iter().map(|(asset, held)| {
+        json!({
+            "accountAlias": "SgsR", "asset": asset, "balance": text(*held), "crossWalletBalance": text(*held),
+            "crossUnPnl": "0", "availableBalance": text(*held), "maxWithdrawAmount": text(*held), "marginAvailable": true,
+            "updateTime": now,
+        })
+    }));
+    rows.into()
 }
 
 /// `/fapi/v3/account`, and with `v2` the fields of `/fapi/v2/account`.
-pub(super) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool) -> Value {
+pub(crate) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool) -> Value {
     let (initial, orders, maintenance, unrealized) = exchange.margin(account);
     let available = exchange.available(account);
     let withdraw = available.min(account.wallet).max(Decimal::ZERO);
-    let asset = json!({
+    let mut assets = vec![json!({
         "asset": "USDT", "walletBalance": text(account.wallet), "unrealizedProfit": text(unrealized),
         "marginBalance": text(account.wallet + unrealized), "maintMargin": text(maintenance),
         "initialMargin": text(initial + orders), "positionInitialMargin": text(initial),
         "openOrderInitialMargin": text(orders), "crossWalletBalance": text(account.wallet),
         "crossUnPnl": text(unrealized), "availableBalance": text(available), "maxWithdrawAmount": text(withdraw),
         "marginAvailable": true, "updateTime": now,
-    });
+    })];
+    assets.extend(account.assets.iter().map(|(asset, held)| {
+        json!({
+            "asset": asset, "walletBalance": text(*held), "unrealizedProfit": "0", "marginBalance": text(*held),
+            "maintMargin": "0", "initialMargin": "0", "positionInitialMargin": "0", "openOrderInitialMargin": "0",
+            "crossWalletBalance": text(*held), "crossUnPnl": "0", "availableBalance": text(*held),
+            "maxWithdrawAmount": text(*held), "marginAvailable": true, "updateTime": now,
+        })
+    }));
     let mut positions = Vec::new();
     for market in exchange.markets.values() {
         let name = &market.config.name;
@@ -288,7 +310,7 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
         "totalMarginBalance": text(account.wallet + unrealized), "totalPositionInitialMargin": text(initial),
         "totalOpenOrderInitialMargin": text(orders), "totalCrossWalletBalance": text(account.wallet),
         "totalCrossUnPnl": text(unrealized), "availableBalance": text(available), "maxWithdrawAmount": text(withdraw),
-        "assets": [asset], "positions": positions,
+        "assets": assets, "positions": positions,
     });
     if v2 {
         json["feeTier"] = 0.into();
@@ -304,7 +326,7 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
 }
 
 /// One element of `exchangeInfo.symbols`.
-pub(super) fn symbol(config: &SymbolConfig) -> Value {
+pub(crate) fn symbol(config: &SymbolConfig) -> Value {
     let (tick, step) = (config.tick_size.0.to_string(), config.step_size.0.to_string());
     let (least, most) = (config.min_quantity.0.to_string(), config.market_max_quantity.0.to_string());
     json!({
@@ -316,7 +338,7 @@ pub(super) fn symbol(config: &SymbolConfig) -> Value {
         "triggerProtect": "0.0500", "liquidationFee": "0.012500", "marketTakeBound": "0.05", "maxMoveOrderLimit": 10_000,
         "filters": [
             {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": "4529764", "tickSize": tick},
-            {"filterType": "LOT_SIZE", "minQty": least, "maxQty": "1000", "stepSize": step},
+            {"filterType": "LOT_SIZE", "minQty": least, "maxQty": config.max_quantity().to_string(), "stepSize": step},
             {"filterType": "MARKET_LOT_SIZE", "minQty": least, "maxQty": most, "stepSize": step},
             {"filterType": "MAX_NUM_ORDERS", "limit": 200},
             {"filterType": "MIN_NOTIONAL", "notional": config.min_notional.0.to_string()},

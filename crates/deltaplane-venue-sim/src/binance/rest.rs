@@ -15,15 +15,15 @@ use super::limits;
 use super::params::Params;
 use super::render;
 use crate::core::{
-    Account, BRACKETS, Command, Event, Exchange, MAKER_RATE, NewOrder, Order, OrderKind, PositionSide,
-    Reject, TAKER_RATE, TimeInForce,
+    Account, Command, Event, Exchange, NewOrder, Order, OrderKind, PositionSide, Reject, TimeInForce,
 };
+use crate::dialect::Dialect;
 use crate::fault::FaultKind;
 use crate::sim::{Sim, lock};
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Security {
+pub(crate) enum Security {
     None,
     Key,
     Signed,
@@ -122,15 +122,13 @@ fn raw(status: StatusCode, content_type: &'static str, body: String) -> Response
 }
 
 fn answer(sim: &Sim, method: &str, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
-    let Some((_, path, security, weight, orders, handler)) =
-        ROUTES.iter().find(|(m, path, ..)| *m == method && *path == uri.path())
-    else {
+    let Some(route) = find_route(sim.dialect, method, uri.path()) else {
         return raw(StatusCode::NOT_FOUND, "text/html", "<html><body>404 Not Found</body></html>".to_owned());
     };
     let now = sim.now();
-    let (used, too_much) = lock(&sim.limits).weigh(now, *weight);
+    let (used, too_much) = lock(&sim.limits).weigh(now, route.weight());
     if let Some(reject) = too_much {
-        let mut response = refusal(&reject);
+        let mut response = refusal(sim.dialect, &reject);
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         response
             .headers_mut()
@@ -138,10 +136,10 @@ fn answer(sim: &Sim, method: &str, uri: &Uri, headers: &HeaderMap, body: &Bytes)
         return response;
     }
     let mut counted = None;
-    let result = respond(sim, (path, *security, *orders, *handler), uri, headers, body, &mut counted);
+    let result = respond(sim, route, uri, headers, body, &mut counted);
     let mut response = match result {
         Ok(json) => raw(StatusCode::OK, "application/json", json.to_string()),
-        Err(reject) => refusal(&reject),
+        Err(reject) => refusal(sim.dialect, &reject),
     };
     let headers = response.headers_mut();
     headers.insert("x-mbx-used-weight-1m", number(used));
@@ -158,7 +156,7 @@ fn number(value: u64) -> HeaderValue {
 
 fn respond(
     sim: &Sim,
-    (path, security, orders, handler): (&str, Security, u64, Handler),
+    route: Found,
     uri: &Uri,
     headers: &HeaderMap,
     body: &Bytes,
@@ -171,36 +169,78 @@ fn respond(
         query: uri.query().unwrap_or_default(),
         body,
     };
-    let mut account = String::new();
-    if security != Security::None {
-        account = auth::account(sim, &raw)?;
+    let (orders, account, work): (u64, String, Work<'_>) = match route {
+        Found::Binance((_, path, security, _, orders, handler)) => {
+            let (account, params) = authorize(sim, path, *security, *orders, &raw)?;
+            let holder = account.clone();
+            (*orders, account, Box::new(move || handler(sim, &holder, &params)))
+        }
+        Found::Aster(endpoint) => {
+            let caller = crate::aster::auth::authorize(sim, uri.path(), endpoint.security, &raw)?;
+            let account = caller.account.clone();
+            (endpoint.orders, account, Box::new(move || (endpoint.handler)(sim, &caller)))
+        }
+    };
+    if orders == 0 {
+        return work();
     }
+    let (counts, reject) = lock(&sim.limits).count_orders(sim.now(), &account, orders);
+    if let Some(reject) = reject {
+        return Err(reject);
+    }
+    let answer = work()?;
+    // Refused orders do not carry the counts.
+    *counted = Some(counts);
+    Ok(answer)
+}
+
+type Work<'a> = Box<dyn FnOnce() -> Result<Value, Reject> + 'a>;
+
+/// The route of a request in its dialect.
+enum Found {
+    Binance(&'static Route),
+    Aster(crate::aster::rest::Endpoint),
+}
+
+impl Found {
+    const fn weight(&self) -> u64 {
+        match self {
+            Self::Binance((_, _, _, weight, ..)) => *weight,
+            Self::Aster(endpoint) => endpoint.weight,
+        }
+    }
+}
+
+fn find_route(dialect: Dialect, method: &str, path: &str) -> Option<Found> {
+    if dialect == Dialect::Aster {
+        return crate::aster::rest::find(method, path).map(Found::Aster);
+    }
+    ROUTES.iter().find(|(m, known, ..)| *m == method && *known == path).map(Found::Binance)
+}
+
+/// The account and the parameters of a request that passed key, time and signature.
+fn authorize(
+    sim: &Sim,
+    path: &str,
+    security: Security,
+    orders: u64,
+    raw: &Raw<'_>,
+) -> Result<(String, Params), Reject> {
+    let account = if security == Security::None { String::new() } else { auth::account(sim, raw)? };
     let params = Params::parse(raw.query, raw.body)?;
     if security == Security::Signed {
-        auth::verify(sim, &raw, &params)?;
-        if path.contains("rder")
-            && orders > 0
-            && !sim.with(|x| x.accounts.get(&account).is_some_and(|a| a.can_trade))
-        {
+        auth::verify(sim, raw, &params)?;
+        let may_trade = || sim.with(|x| x.accounts.get(&account).is_some_and(|a| a.can_trade));
+        if path.contains("rder") && orders > 0 && !may_trade() {
             return Err(Reject::new(-2015, "Invalid API-key, IP, or permissions for action."));
         }
     }
-    if orders > 0 {
-        let (counts, reject) = lock(&sim.limits).count_orders(sim.now(), &account, orders);
-        if let Some(reject) = reject {
-            return Err(reject);
-        }
-        let result = handler(sim, &account, &params)?;
-        // Refused orders do not carry the counts.
-        *counted = Some(counts);
-        return Ok(result);
-    }
-    handler(sim, &account, &params)
+    Ok((account, params))
 }
 
-fn refusal(reject: &Reject) -> Response<Body> {
+fn refusal(dialect: Dialect, reject: &Reject) -> Response<Body> {
     let status = match reject.code {
-        -2014 | -2015 => StatusCode::UNAUTHORIZED,
+        -2014 | -2015 if dialect == Dialect::Binance => StatusCode::UNAUTHORIZED,
         -1003 | -1015 => StatusCode::TOO_MANY_REQUESTS,
         -1008 => StatusCode::SERVICE_UNAVAILABLE,
         -1007 => StatusCode::REQUEST_TIMEOUT,
@@ -209,7 +249,7 @@ fn refusal(reject: &Reject) -> Response<Body> {
     raw(status, "application/json", json!({"code": reject.code, "msg": reject.message}).to_string())
 }
 
-fn rate_limits() -> Vec<Value> {
+pub(crate) fn rate_limits() -> Vec<Value> {
     let limit = |kind: &str, interval: &str, count: u64, limit: u64| json!({"rateLimitType": kind, "interval": interval, "intervalNum": count, "limit": limit});
     vec![
         limit("REQUEST_WEIGHT", "MINUTE", 1, limits::WEIGHT_PER_MINUTE),
@@ -236,7 +276,7 @@ fn symbol<'a>(exchange: &Exchange, params: &'a Params) -> Result<&'a str, Reject
     }
 }
 
-fn depth(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn depth(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let limit = params.limit(500, 1_000)?;
     if ![5, 10, 20, 50, 100, 500, 1_000].contains(&limit) {
         return Err(Reject::new(-4021, format!("{limit} is not valid depth limit.")));
@@ -267,7 +307,7 @@ fn per_symbol(
     })
 }
 
-fn book_ticker(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn book_ticker(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let now = sim.now();
     per_symbol(sim, params, |market| {
         let (bid, ask) =
@@ -279,7 +319,7 @@ fn book_ticker(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     })
 }
 
-fn day_ticker(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn day_ticker(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let now = sim.now();
     per_symbol(sim, params, |market| {
         let last = market.last.to_string();
@@ -291,12 +331,12 @@ fn day_ticker(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     })
 }
 
-fn ticker_price(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn ticker_price(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let now = sim.now();
     per_symbol(sim, params, |m| json!({"symbol": m.config.name, "price": m.last.to_string(), "time": now}))
 }
 
-fn premium_index(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn premium_index(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let now = sim.now();
     per_symbol(sim, params, |market| {
         json!({
@@ -307,7 +347,7 @@ fn premium_index(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     })
 }
 
-fn funding_rate(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn funding_rate(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let limit = i64::try_from(params.limit(100, 1_000)?).unwrap_or(100);
     sim.with(|exchange| {
         let mut rows = Vec::new();
@@ -341,7 +381,7 @@ fn funding_info(sim: &Sim, _: &str, _: &Params) -> Result<Value, Reject> {
     })
 }
 
-fn new_order(params: &Params) -> Result<NewOrder, Reject> {
+pub(crate) fn new_order(params: &Params) -> Result<NewOrder, Reject> {
     let side = match params.need("side")? {
         "BUY" => Side::Buy,
         "SELL" => Side::Sell,
@@ -476,7 +516,11 @@ fn place_batch(sim: &Sim, account: &str, params: &Params) -> Result<Value, Rejec
 }
 
 /// The order of an account that a request names by either id.
-fn find<'a>(exchange: &'a Exchange, account: &str, params: &Params) -> Result<Option<&'a Order>, Reject> {
+pub(crate) fn find<'a>(
+    exchange: &'a Exchange,
+    account: &str,
+    params: &Params,
+) -> Result<Option<&'a Order>, Reject> {
     let symbol = symbol(exchange, params)?;
     let (id, client_id) = (params.integer("orderId")?, params.get("origClientOrderId")?);
     if id.is_none() && client_id.is_none() {
@@ -521,7 +565,7 @@ fn cancel_by_id(sim: &Sim, account: &str, id: Option<u64>) -> Result<Value, Reje
     sim.with(|exchange| exchange.orders.get(&order_id).map(render::order_ack).ok_or_else(unknown))
 }
 
-fn cancel_batch(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn cancel_batch(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let invalid = |name: &str| Reject::new(-1130, format!("Data sent for parameter '{name}' is not valid."));
     let ids: Vec<Option<u64>> = if let Some(list) = params.get("orderIdList")? {
         let ids: Vec<u64> = serde_json::from_str(list).map_err(|_| invalid("orderIdList"))?;
@@ -544,7 +588,7 @@ fn cancel_batch(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reje
     Ok(answers.collect())
 }
 
-fn cancel_all(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn cancel_all(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let open: Vec<u64> = sim.with(|exchange| {
         let symbol = symbol(exchange, params)?;
         let mine = |o: &&Order| o.status.is_open() && o.account == account && o.symbol == symbol;
@@ -557,7 +601,7 @@ fn cancel_all(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject
     Ok(json!({"code": 200, "msg": "The operation of cancel all open order is done."}))
 }
 
-fn amend_order(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn amend_order(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let id = sim.with(|exchange| Ok(find(exchange, account, params)?.map(|order| order.id)))?;
     let order_id = id.ok_or_else(|| Reject::new(-2013, "Order does not exist."))?;
     params.need("price")?;
@@ -586,7 +630,7 @@ fn open_orders(sim: &Sim, account: &str, params: &Params) -> Result<Value, Rejec
     })
 }
 
-fn all_orders(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn all_orders(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let limit = params.limit(500, 1_000)?;
     let (from, start) = (params.integer("orderId")?, params.integer("startTime")?);
     sim.with(|exchange| {
@@ -603,7 +647,11 @@ fn all_orders(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject
     })
 }
 
-fn holder<T>(sim: &Sim, account: &str, read: impl FnOnce(&Exchange, &Account) -> T) -> Result<T, Reject> {
+pub(crate) fn holder<T>(
+    sim: &Sim,
+    account: &str,
+    read: impl FnOnce(&Exchange, &Account) -> T,
+) -> Result<T, Reject> {
     sim.with(|exchange| exchange.accounts.get(account).map(|holder| read(exchange, holder)))
         .ok_or_else(|| Reject::new(-2015, "Invalid API-key, IP, or permissions for action."))
 }
@@ -618,7 +666,7 @@ fn position_risk_v2(sim: &Sim, account: &str, params: &Params) -> Result<Value, 
     holder(sim, account, |exchange, holder| render::position_risk_v2(exchange, holder, symbol).into())
 }
 
-fn balance(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
+pub(crate) fn balance(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
     holder(sim, account, |exchange, holder| render::balance(exchange, holder, sim.now()))
 }
 
@@ -657,20 +705,20 @@ fn symbol_config(sim: &Sim, account: &str, params: &Params) -> Result<Value, Rej
     })
 }
 
-fn set_leverage(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn set_leverage(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let symbol = sim.with(|exchange| symbol(exchange, params).map(str::to_owned))?;
     params.need("leverage")?;
     let leverage = u32::try_from(params.integer("leverage")?.unwrap_or(0)).unwrap_or(0);
     sim.apply(Command::SetLeverage { account: account.to_owned(), symbol: symbol.clone(), leverage })?;
-    let cap = BRACKETS.iter().rev().find(|(_, _, _, most)| *most >= leverage).map_or(0, |(cap, ..)| *cap);
+    let cap = sim.with(|exchange| exchange.markets[&symbol].notional_cap(leverage));
     Ok(json!({"leverage": leverage, "maxNotionalValue": cap.to_string(), "symbol": symbol}))
 }
 
-fn done() -> Value {
+pub(crate) fn done() -> Value {
     json!({"code": 200, "msg": "success"})
 }
 
-fn set_margin_type(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn set_margin_type(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let isolated = match params.need("marginType")? {
         "ISOLATED" => true,
         "CROSSED" => false,
@@ -695,11 +743,11 @@ fn set_margin_type(sim: &Sim, account: &str, params: &Params) -> Result<Value, R
     })
 }
 
-fn position_mode(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
+pub(crate) fn position_mode(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
     holder(sim, account, |_, holder| json!({"dualSidePosition": holder.hedge_mode}))
 }
 
-fn set_position_mode(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn set_position_mode(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     params.need("dualSidePosition")?;
     let wanted = params.flag("dualSidePosition")?.unwrap_or(false);
     sim.with_mut(|exchange| {
@@ -720,7 +768,7 @@ fn set_position_mode(sim: &Sim, account: &str, params: &Params) -> Result<Value,
     })
 }
 
-fn income(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn income(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let (kind, wanted) = (params.get("incomeType")?, params.get("symbol")?);
     let (start, limit) = (params.integer("startTime")?.unwrap_or(0), params.limit(100, 1_000)?);
     sim.with(|exchange| {
@@ -751,7 +799,7 @@ fn income(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     })
 }
 
-fn user_trades(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn user_trades(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let limit = params.limit(500, 1_000)?;
     let (start, end) = (params.integer("startTime")?, params.integer("endTime")?);
     let (from, order) = (params.integer("fromId")?, params.integer("orderId")?);
@@ -769,48 +817,55 @@ fn user_trades(sim: &Sim, account: &str, params: &Params) -> Result<Value, Rejec
     })
 }
 
-fn commission_rate(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn commission_rate(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let symbol = sim.with(|exchange| symbol(exchange, params).map(str::to_owned))?;
+    let (maker, taker) = sim.with(|exchange| (exchange.rules.maker_rate, exchange.rules.taker_rate));
     Ok(json!({
-        "symbol": symbol, "makerCommissionRate": MAKER_RATE, "takerCommissionRate": TAKER_RATE, "rpiCommissionRate": "0.0001",
+        "symbol": symbol, "makerCommissionRate": maker.to_string(), "takerCommissionRate": taker.to_string(),
+        "rpiCommissionRate": "0.0001",
     }))
 }
 
-fn leverage_bracket(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
+pub(crate) fn leverage_bracket(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let wanted = params.get("symbol")?;
-    let mut floor = 0;
-    let mut brackets = Vec::new();
-    for (index, (cap, rate, deduction, leverage)) in BRACKETS.iter().enumerate() {
-        let rate: serde_json::Number =
-            serde_json::from_str(rate).map_err(|_| Reject::new(-1000, "An unknown error occured."))?;
-        brackets.push(json!({
-            "bracket": index + 1, "initialLeverage": leverage, "notionalCap": cap, "notionalFloor": floor,
-            "maintMarginRatio": rate, "cum": deduction,
-        }));
-        floor = *cap;
-    }
     sim.with(|exchange| {
-        Ok(exchange
+        let markets = exchange
             .markets
-            .keys()
-            .filter(|name| wanted.is_none_or(|wanted| wanted == *name))
-            .map(|name| json!({"symbol": name, "brackets": brackets}))
-            .collect())
+            .values()
+            .filter(|market| wanted.is_none_or(|wanted| wanted == market.config.name));
+        Ok(markets.map(|m| json!({"symbol": m.config.name, "brackets": brackets(m)})).collect())
     })
 }
 
-fn open_listen_key(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
+/// The steps of a margin table, with JSON numbers.
+pub(crate) fn brackets(market: &crate::core::MarketState) -> Vec<Value> {
+    let number = |value: Decimal| -> Value {
+        serde_json::from_str(&value.normalize().to_string()).unwrap_or(Value::Null)
+    };
+    let mut floor = Decimal::ZERO;
+    let mut rows = Vec::new();
+    for (index, step) in (1..).zip(&market.brackets) {
+        rows.push(json!({
+            "bracket": index, "initialLeverage": step.max_leverage, "notionalCap": number(step.cap),
+            "notionalFloor": number(floor), "maintMarginRatio": number(step.rate), "cum": number(step.deduction),
+        }));
+        floor = step.cap;
+    }
+    rows
+}
+
+pub(crate) fn open_listen_key(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
     Ok(json!({"listenKey": lock(&sim.listen_keys).open(account, sim.now())}))
 }
 
-fn extend_listen_key(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
+pub(crate) fn extend_listen_key(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
     lock(&sim.listen_keys)
         .extend(account, sim.now())
         .map(|key| json!({"listenKey": key}))
         .ok_or_else(|| Reject::new(-1125, "This listenKey does not exist."))
 }
 
-fn close_listen_key(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
+pub(crate) fn close_listen_key(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
     lock(&sim.listen_keys).close(account);
     Ok(json!({}))
 }

@@ -11,13 +11,8 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
+use crate::dialect::Dialect;
 use crate::sim::{Frame, Sim, UserFrame, lock};
-
-const PING_EVERY: Duration = Duration::from_secs(180);
-const PONG_WITHIN: Duration = Duration::from_secs(600);
-const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-const MESSAGES_PER_SECOND: u32 = 10;
-const MAX_STREAMS: usize = 1_024;
 
 /// Which kind of data a path carries.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,6 +20,8 @@ pub(crate) enum Route {
     Public,
     Market,
     Private,
+    /// All of them: the path does not tell.
+    Any,
 }
 
 struct Session {
@@ -38,7 +35,10 @@ struct Session {
 }
 
 /// The route and its rest of a path.
-pub(crate) fn split_path(path: &str) -> (Route, &str) {
+pub(crate) fn split_path(dialect: Dialect, path: &str) -> (Route, &str) {
+    if dialect == Dialect::Aster {
+        return (Route::Any, path);
+    }
     for (prefix, route) in
         [("/public", Route::Public), ("/market", Route::Market), ("/private", Route::Private)]
     {
@@ -52,7 +52,7 @@ pub(crate) fn split_path(path: &str) -> (Route, &str) {
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, query: String) {
-    let (route, rest) = split_path(&path);
+    let (route, rest) = split_path(sim.dialect, &path);
     let combined = rest.starts_with("/stream");
     let mut session = Session {
         sim: sim.clone(),
@@ -66,10 +66,11 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
     let mut frames = sim.frames.subscribe();
     let mut users = sim.users.subscribe();
     let mut closer = sim.stream_closer.subscribe();
+    let rules = sim.streams;
     let started = Instant::now();
     let mut last_pong = started;
-    let mut ping = tokio::time::interval_at(started + PING_EVERY, PING_EVERY);
-    let mut second = tokio::time::interval(Duration::from_secs(1));
+    let mut ping = tokio::time::interval_at(started + rules.ping_every, rules.ping_every);
+    let mut second = tokio::time::interval(Duration::from_secs(1).min(rules.lifetime));
     let mut received = 0_u32;
     loop {
         let text = tokio::select! {
@@ -78,7 +79,7 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
             message = socket.recv() => match message {
                 Some(Ok(Message::Text(text))) => {
                     received += 1;
-                    if received > MESSAGES_PER_SECOND { break; }
+                    if received > rules.messages_per_second { break; }
                     Some(session.control(&text))
                 }
                 Some(Ok(Message::Pong(_))) => { last_pong = Instant::now(); None }
@@ -96,13 +97,13 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
                 Err(RecvError::Closed) => break,
             },
             _ = ping.tick() => {
-                if last_pong.elapsed() > PONG_WITHIN { break; }
+                if last_pong.elapsed() > rules.pong_within { break; }
                 if socket.send(Message::Ping(started.elapsed().as_millis().to_string().into())).await.is_err() { break; }
                 None
             }
             _ = second.tick() => {
                 received = 0;
-                if started.elapsed() > LIFETIME { break; }
+                if started.elapsed() > rules.lifetime { break; }
                 session.expired()
             }
         };
@@ -145,9 +146,10 @@ impl Session {
     }
 
     fn add(&mut self, name: &str) {
-        if self.route == Route::Private {
+        let is_key = self.route == Route::Private || self.route == Route::Any && !name.contains('@');
+        if is_key {
             self.keys.push((name.to_owned(), None));
-        } else if self.streams.len() < MAX_STREAMS {
+        } else if self.streams.len() < self.sim.streams.max_streams {
             self.streams.insert(name.to_owned());
         }
     }
@@ -191,6 +193,7 @@ impl Session {
             Route::Public => matches!(frame.channel, "depth" | "bookTicker" | "trade"),
             Route::Market => matches!(frame.channel, "aggTrade" | "markPrice"),
             Route::Private => false,
+            Route::Any => true,
         };
         if !carries {
             return None;
@@ -230,7 +233,7 @@ impl Session {
     }
 
     fn user_frame(&self, frame: &UserFrame) -> Option<String> {
-        if self.route != Route::Private {
+        if !matches!(self.route, Route::Private | Route::Any) {
             return None;
         }
         let now = self.sim.now();
@@ -255,10 +258,16 @@ impl Session {
             .find(|(key, _)| lock(&self.sim.listen_keys).account(key, now).is_none())
             .map(|(key, _)| key.clone())?;
         self.told_expired.insert(gone.clone());
-        Some(self.wrap(
-            &gone,
-            &json!({"e": "listenKeyExpired", "E": now.to_string(), "listenKey": gone}).to_string(),
-        ))
+        Some(
+            self.wrap(
+                &gone,
+                &match self.route {
+                    Route::Any => json!({"e": "listenKeyExpired", "E": now}),
+                    _ => json!({"e": "listenKeyExpired", "E": now.to_string(), "listenKey": gone}),
+                }
+                .to_string(),
+            ),
+        )
     }
 
     fn wrap(&self, stream: &str, json: &str) -> String {

@@ -57,6 +57,8 @@ pub struct Account {
     pub id: String,
     /// USDT in its wallet.
     pub wallet: Decimal,
+    /// Other assets in its wallet: held, and no margin.
+    pub assets: BTreeMap<String, Decimal>,
     /// Whether longs and shorts are held apart.
     pub hedge_mode: bool,
     /// Whether the key may trade.
@@ -64,7 +66,7 @@ pub struct Account {
     /// Leverage by symbol; absent means the default.
     pub leverage: BTreeMap<String, u32>,
     /// Leverage of symbols without their own.
-    pub default_leverage: u32,
+    pub default_leverage: BTreeMap<String, u32>,
     /// Symbols set to isolated margin.
     pub isolated: BTreeMap<String, bool>,
     /// Positions.
@@ -72,9 +74,16 @@ pub struct Account {
 }
 
 impl Account {
+    /// Every asset in the wallet.
+    pub fn all_balances(&self) -> BTreeMap<String, Decimal> {
+        let mut all = self.assets.clone();
+        all.insert("USDT".to_owned(), self.wallet);
+        all
+    }
+
     /// Leverage of a symbol.
     pub fn leverage(&self, symbol: &str) -> u32 {
-        self.leverage.get(symbol).copied().unwrap_or(self.default_leverage)
+        self.leverage.get(symbol).or_else(|| self.default_leverage.get(symbol)).copied().unwrap_or(1)
     }
 
     /// A position, flat where none is held.

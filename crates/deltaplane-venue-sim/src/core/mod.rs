@@ -12,13 +12,15 @@
 mod account;
 mod book;
 mod exchange;
+mod margin;
+mod matching;
 mod order;
+mod rules;
 
 pub use account::{Account, HeldPosition};
 pub use book::MarketBook;
-pub use exchange::{
-    BRACKETS, Command, Event, Exchange, MAKER_RATE, MarketState, NewOrder, TAKER_RATE, maintenance_of,
-};
+pub use exchange::{Command, Event, Exchange, MarketState, NewOrder};
 pub use order::{
-    ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
+    Cause, ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
 };
+pub use rules::{Bracket, ClientIds, MarginTable, Rules};

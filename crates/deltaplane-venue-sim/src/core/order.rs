@@ -76,6 +76,8 @@ pub enum ExpiryReason {
     Liquidated,
     /// The rest of a market order.
     MarketRest,
+    /// A post-only order that would have taken.
+    PostOnly,
 }
 
 /// One order.
@@ -131,6 +133,17 @@ impl Order {
     }
 }
 
+/// Why a trade happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Somebody's order.
+    Order,
+    /// The account was liquidated.
+    Liquidation,
+    /// A profitable position was closed to cover somebody else's loss.
+    Deleveraging,
+}
+
 /// One trade of one order.
 #[derive(Clone, Debug)]
 pub struct Trade {
@@ -156,6 +169,8 @@ pub struct Trade {
     pub realized: Decimal,
     /// Whether the order rested.
     pub maker: bool,
+    /// Why it traded.
+    pub cause: Cause,
     /// When.
     pub time: i64,
 }

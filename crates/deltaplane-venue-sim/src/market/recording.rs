@@ -176,7 +176,10 @@ async fn replay(sim: &Arc<Sim>, path: &Path, speed_percent: u32) -> Result<(), R
         }
     }
     let lower: Arc<str> = symbol.unwrap_or_else(|| "btcusdt".to_owned()).into();
-    let upper = lower.to_uppercase();
+    // An exchange that names its markets by the base asset alone replays the frames under that name.
+    let recorded = lower.to_uppercase();
+    let base = recorded.strip_suffix("USDT").unwrap_or(&recorded).to_owned();
+    let upper = if sim.with(|exchange| exchange.markets.contains_key(&recorded)) { recorded } else { base };
     sim.with_mut(|exchange| {
         if let Some(market) = exchange.markets.get_mut(&upper) {
             market.consumes = false;

@@ -14,20 +14,30 @@ use crate::sim::{Frame, Sim, lock};
 
 const TICK: Duration = Duration::from_millis(100);
 const LEVELS: i64 = 25;
-/// Ticks of the market between two prices of the book.
+/// Steps of the course between two prices of the book.
 const GAP: i64 = 4;
+/// Dollars of one unit of what rests.
+const UNIT: i64 = 66;
+/// Steps of the course in the price at the start: exchanges with other ticks have the same course.
+const STEPS: i64 = 660_000;
 
 struct Course {
     course: ChaCha8Rng,
     own: ChaCha8Rng,
-    /// Distance from the start, in ticks.
+    /// Distance from the start, in steps.
     common: i64,
-    /// Distance from the course, in ticks.
+    /// Distance from the course, in steps.
     spread: i64,
-    start: i64,
+    start: Decimal,
     published: (BTreeMap<Decimal, Decimal>, BTreeMap<Decimal, Decimal>),
     update_id: u64,
     trades: u64,
+}
+
+/// A number of the coin, the same on every exchange whatever it lists the coin by.
+fn coin(base: &str) -> u64 {
+    let name = base.trim_start_matches("1000").trim_start_matches('k');
+    name.bytes().fold(0, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
 }
 
 type Levels = Vec<(Decimal, Decimal)>;
@@ -36,9 +46,9 @@ pub(super) async fn run(sim: Arc<Sim>, seed: u64, venue: u64, mark: Option<Decim
     let mut courses: BTreeMap<String, Course> = BTreeMap::new();
     let symbols = sim
         .with(|exchange| exchange.markets.values().map(|market| market.config.clone()).collect::<Vec<_>>());
-    for (index, config) in symbols.iter().enumerate() {
-        let start = (config.start_price.0 / config.tick_size.0).floor();
-        let mix = index as u64;
+    for config in &symbols {
+        let start = config.start_price.0;
+        let mix = coin(&config.base);
         courses.insert(
             config.name.clone(),
             Course {
@@ -48,7 +58,7 @@ pub(super) async fn run(sim: Arc<Sim>, seed: u64, venue: u64, mark: Option<Decim
                 ),
                 common: 0,
                 spread: 0,
-                start: i64::try_from(start).unwrap_or(1),
+                start,
                 published: (BTreeMap::new(), BTreeMap::new()),
                 update_id: 1_000_000,
                 trades: 3_000_000,
@@ -80,18 +90,22 @@ impl Course {
         self.common +=
             self.course.random_range(-6..=6) - self.common.signum() * i64::from(self.common.abs() > 3_000);
         self.spread = self.spread * 9 / 10 + self.own.random_range(-4..=4);
-        let middle = fixed.map_or(self.start + self.common + self.spread, |price| {
-            i64::try_from((price / tick).floor()).unwrap_or(self.start)
-        });
+        let step_size = self.start / Decimal::from(STEPS);
+        let moved = self.start + Decimal::from(self.common + self.spread) * step_size;
+        let middle = i64::try_from((fixed.unwrap_or(moved) / tick).floor()).unwrap_or(1);
+        let gap = i64::try_from((Decimal::from(GAP) * step_size / tick).round()).unwrap_or(GAP).max(1);
+        // What rests counts in units of some dollars, whole lots each: a finer lot makes no thinner book.
+        let lots = (Decimal::from(UNIT) / self.start / step).floor().max(Decimal::ONE);
+        let unit = lots * step;
         let mut side = |direction: i64| -> Levels {
             let mut levels = Vec::new();
             for level in 0..LEVELS {
-                let price = middle + direction * (1 + level * GAP);
+                let price = middle + direction * (1 + level * gap);
                 if price <= 0 {
                     break;
                 }
                 let most = 400 + level * 120;
-                let quantity = step * Decimal::from(self.own.random_range(60..=most));
+                let quantity = unit * Decimal::from(self.own.random_range(60..=most));
                 levels.push((Decimal::from(price) * tick, quantity));
             }
             levels

@@ -1,14 +1,14 @@
 //! Wire to domain: pure, total, invents nothing.
 
+use deltaplane_ports::{Contract, ContractError};
 use deltaplane_types::{
-    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument,
-    MarginBracket, Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side, Symbol, Timestamp,
-    parse_exact,
+    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
+    MarginBracket, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp, parse_exact,
 };
 
 use crate::wire::{
-    CommissionRate, Filter, LeverageBracket, Number, OrderAnswer, OrderEvent, OrderState, SymbolInfo,
-    UserTrade, WireSide,
+    CommissionRate, Filter, FundingRate, LeverageBracket, Number, OrderAnswer, OrderEvent, OrderState,
+    SymbolInfo, UserTrade, WireSide,
 };
 
 /// A message that says something impossible.
@@ -20,6 +20,8 @@ pub(crate) enum MapError {
     Range(#[from] RangeError),
     #[error(transparent)]
     Arithmetic(#[from] ArithmeticError),
+    #[error(transparent)]
+    Contract(#[from] ContractError),
     #[error("the id {0:?} is not legal")]
     Id(String),
     #[error("the instrument lacks its {0}")]
@@ -29,7 +31,7 @@ pub(crate) enum MapError {
 impl From<OrderState> for OrderStatus {
     fn from(state: OrderState) -> Self {
         match state {
-            OrderState::New => Self::Open,
+            OrderState::New | OrderState::NewInsurance | OrderState::NewAdl => Self::Open,
             OrderState::PartiallyFilled => Self::PartiallyFilled,
             OrderState::Filled => Self::Filled,
             OrderState::Canceled => Self::Canceled,
@@ -49,13 +51,24 @@ impl From<WireSide> for Side {
 }
 
 /// A price where zero stands for none.
-pub(crate) fn price_or_none(number: Number) -> Option<Price> {
-    Price::try_new(number.0).ok()
+pub(crate) fn price_or_none(number: Number, contract: &Contract) -> Option<Price> {
+    contract.base_price(number.0).ok()
 }
 
 /// The mark price that a position's notional stands for.
-pub(crate) fn mark_price(notional: Number, quantity: Number) -> Option<Price> {
-    Price::try_new(notional.0.checked_div(quantity.0)?).ok()
+pub(crate) fn mark_price(notional: Number, quantity: Number, contract: &Contract) -> Option<Price> {
+    contract.base_price(notional.0.checked_div(quantity.0)?).ok()
+}
+
+/// Why a trade under this client id happened.
+pub(crate) fn cause(client_id: &str) -> FillCause {
+    if client_id.starts_with("autoclose-") {
+        FillCause::Liquidation
+    } else if client_id == "adl_autoclose" {
+        FillCause::Deleveraging
+    } else {
+        FillCause::Order
+    }
 }
 
 pub(crate) fn client_order_id(text: &str) -> Result<ClientOrderId, MapError> {
@@ -66,24 +79,24 @@ fn venue_id<T: std::str::FromStr>(number: u64) -> Result<T, MapError> {
     number.to_string().parse().map_err(|_| MapError::Id(number.to_string()))
 }
 
-pub(crate) fn report(answer: &OrderAnswer) -> Result<ExecutionReport, MapError> {
+pub(crate) fn report(answer: &OrderAnswer, contract: &Contract) -> Result<ExecutionReport, MapError> {
     Ok(ExecutionReport {
         client_order_id: client_order_id(&answer.client_order_id)?,
         venue_order_id: venue_id(answer.order_id)?,
         status: answer.status.into(),
-        filled: Quantity::try_new(answer.executed_qty.0)?,
-        average_price: answer.avg_price.and_then(price_or_none),
+        filled: contract.base_quantity(answer.executed_qty.0)?,
+        average_price: answer.avg_price.and_then(|price| price_or_none(price, contract)),
         venue_time: Timestamp::from_millis(answer.update_time),
     })
 }
 
-pub(crate) fn event_report(event: &OrderEvent) -> Result<ExecutionReport, MapError> {
+pub(crate) fn event_report(event: &OrderEvent, contract: &Contract) -> Result<ExecutionReport, MapError> {
     Ok(ExecutionReport {
         client_order_id: client_order_id(&event.c)?,
         venue_order_id: venue_id(event.i)?,
         status: event.status.into(),
-        filled: Quantity::try_new(event.filled.0)?,
-        average_price: price_or_none(event.average_price),
+        filled: contract.base_quantity(event.filled.0)?,
+        average_price: price_or_none(event.average_price, contract),
         venue_time: Timestamp::from_millis(event.time),
     })
 }
@@ -92,7 +105,7 @@ pub(crate) fn event_report(event: &OrderEvent) -> Result<ExecutionReport, MapErr
 pub(crate) fn event_fill(
     event: &OrderEvent,
     account: &AccountId,
-    symbol: &Symbol,
+    (symbol, contract): (&Symbol, &Contract),
 ) -> Result<Option<Fill>, MapError> {
     if event.t == 0 || event.last_quantity.0.is_zero() {
         return Ok(None);
@@ -104,15 +117,20 @@ pub(crate) fn event_fill(
         venue_order_id: venue_id(event.i)?,
         client_order_id: client_order_id(&event.c).ok(),
         side: event.side.into(),
-        quantity: Quantity::try_new(event.last_quantity.0)?,
-        price: Price::try_new(event.last_price.0)?,
+        quantity: contract.base_quantity(event.last_quantity.0)?,
+        price: contract.base_price(event.last_price.0)?,
         fee: Notional::new(event.commission.map_or(Decimal::ZERO, |fee| fee.0)),
+        cause: cause(&event.c),
         venue_time: Timestamp::from_millis(event.time),
     }))
 }
 
 /// A trade of the account's history. Its fee is what was paid, whichever sign the venue writes.
-pub(crate) fn trade_fill(trade: &UserTrade, account: &AccountId, symbol: &Symbol) -> Result<Fill, MapError> {
+pub(crate) fn trade_fill(
+    trade: &UserTrade,
+    account: &AccountId,
+    (symbol, contract): (&Symbol, &Contract),
+) -> Result<Fill, MapError> {
     Ok(Fill {
         account: account.clone(),
         symbol: symbol.clone(),
@@ -120,9 +138,10 @@ pub(crate) fn trade_fill(trade: &UserTrade, account: &AccountId, symbol: &Symbol
         venue_order_id: venue_id(trade.order_id)?,
         client_order_id: None,
         side: trade.side.into(),
-        quantity: Quantity::try_new(trade.qty.0)?,
-        price: Price::try_new(trade.price.0)?,
+        quantity: contract.base_quantity(trade.qty.0)?,
+        price: contract.base_price(trade.price.0)?,
         fee: Notional::new(trade.commission.0.abs()),
+        cause: FillCause::Order,
         venue_time: Timestamp::from_millis(trade.time),
     })
 }
@@ -134,24 +153,42 @@ fn decimal(field: &'static str, text: &str) -> Result<Decimal, MapError> {
 /// What an instrument is made from.
 pub(crate) struct InstrumentParts<'a> {
     pub(crate) symbol: &'a Symbol,
+    pub(crate) contract: &'a Contract,
     pub(crate) info: &'a SymbolInfo,
     pub(crate) rates: &'a CommissionRate,
     pub(crate) brackets: &'a LeverageBracket,
     pub(crate) leverage: Decimal,
     pub(crate) funding_interval_hours: u32,
+    /// The settlements of the last 24 hours.
+    pub(crate) settled: &'a [FundingRate],
+}
+
+/// The mean of funding rates; none where there are none.
+pub(crate) fn mean_rate(rates: &[FundingRate]) -> Option<Ratio> {
+    let sum = rates.iter().try_fold(Decimal::ZERO, |sum, rate| sum.checked_add(rate.funding_rate.0))?;
+    sum.checked_div(Decimal::from(rates.len())).map(Ratio::new)
 }
 
 pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapError> {
-    let InstrumentParts { symbol, info, rates, brackets, leverage, funding_interval_hours } = parts;
+    let InstrumentParts {
+        symbol,
+        contract,
+        info,
+        rates,
+        brackets,
+        leverage,
+        funding_interval_hours,
+        settled,
+    } = parts;
     let (mut tick, mut lot, mut notional, mut band) = (None, None, None, (None, None));
     for filter in &info.filters {
         match filter {
             Filter::PriceFilter { tick_size } => {
-                tick = Some(Price::try_new(decimal("tickSize", tick_size)?)?);
+                tick = Some(contract.base_price(decimal("tickSize", tick_size)?)?);
             }
             Filter::LotSize { min_qty, max_qty, step_size } => {
                 let quantity =
-                    |field, text: &str| Ok::<_, MapError>(Quantity::try_new(decimal(field, text)?)?);
+                    |field, text: &str| Ok::<_, MapError>(contract.base_quantity(decimal(field, text)?)?);
                 lot = Some((
                     quantity("stepSize", step_size)?,
                     quantity("minQty", min_qty)?,
@@ -174,7 +211,8 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
     Ok(Instrument {
         symbol: (*symbol).clone(),
         venue_symbol: info.symbol.clone(),
-        multiplier: Decimal::ONE,
+        multiplier: contract.multiplier,
+        quote: contract.quote.clone(),
         lot_size,
         min_quantity,
         max_quantity,
@@ -199,10 +237,11 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
             })
             .collect(),
         funding_interval_hours: *funding_interval_hours,
+        mean_funding_rate: mean_rate(settled),
         tradable: info.status == "TRADING" && info.contract_type == "PERPETUAL",
     })
 }
 
-pub(crate) fn delta(number: Number) -> Delta {
-    Delta::new(number.0)
+pub(crate) fn delta(number: Number, contract: &Contract) -> Result<Delta, MapError> {
+    Ok(Delta::new(contract.base_units(number.0)?))
 }

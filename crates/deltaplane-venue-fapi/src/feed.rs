@@ -6,13 +6,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, HttpTransport, WebSocket, WebSocketError};
-use deltaplane_ports::{Clock, FeedStatus, PriceFeed};
-use deltaplane_types::{FeedId, MarketView, Price, Ratio, Symbol, Timestamp};
+use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
+use deltaplane_types::{Decimal, FeedId, Level, MarketView, Ratio, Symbol, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::book::{BookStep, BookSync};
-use crate::config::BinanceConfig;
+use crate::config::FapiConfig;
+use crate::dialect::Dialect;
 use crate::rest::{Rest, RestError};
 use crate::venue::rest_of;
 use crate::wire::{BookTicker, DepthUpdate, EventType, MarkPriceUpdate, StreamFrame};
@@ -36,15 +37,16 @@ struct Shared {
 }
 
 /// One exchange's live prices. Dropping it ends its connections.
-pub struct BinanceFeed {
+pub struct FapiFeed {
     shared: Arc<Shared>,
     _tasks: JoinSet<()>,
 }
 
-impl BinanceFeed {
+impl FapiFeed {
     /// Connects and keeps connected; views appear as books come in step.
     pub fn start(
-        config: &BinanceConfig,
+        config: &FapiConfig,
+        dialect: &'static Dialect,
         symbols: &[Symbol],
         transport: Arc<dyn HttpTransport>,
         clock: Arc<dyn Clock>,
@@ -58,16 +60,16 @@ impl BinanceFeed {
             changes: watch::channel(0).0,
             clock: clock.clone(),
         });
-        let rest = Arc::new(rest_of(config, None, transport, clock));
+        let rest = Arc::new(rest_of(config, dialect, None, transport, clock));
         let mut tasks = JoinSet::new();
         for symbol in symbols {
-            let name = config.symbols.venue_symbol(symbol);
+            let contract = config.symbols.contract(symbol);
             let session = Session {
                 shared: shared.clone(),
                 rest: rest.clone(),
                 symbol: symbol.clone(),
-                name,
-                url: config.stream_url.clone(),
+                contract,
+                url: config.stream_url.trim_end_matches('/').to_owned(),
                 mark: watch::channel(None).0,
             };
             tasks.spawn(session.run());
@@ -76,7 +78,7 @@ impl BinanceFeed {
     }
 }
 
-impl PriceFeed for BinanceFeed {
+impl PriceFeed for FapiFeed {
     fn id(&self) -> &FeedId {
         &self.shared.id
     }
@@ -103,7 +105,7 @@ struct Session {
     shared: Arc<Shared>,
     rest: Arc<Rest>,
     symbol: Symbol,
-    name: String,
+    contract: Contract,
     url: String,
     mark: watch::Sender<Option<MarkPriceUpdate>>,
 }
@@ -143,7 +145,8 @@ impl Session {
     }
 
     async fn follow_marks(&self) -> Result<(), FeedError> {
-        let url = format!("{}/market/stream?streams={}@markPrice@1s", self.url, self.name.to_lowercase());
+        let name = self.contract.name.to_lowercase();
+        let url = format!("{}{}{name}@markPrice@1s", self.url, self.rest.dialect.streams.marks);
         let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
         loop {
             let text = socket.next_text().await?;
@@ -161,8 +164,8 @@ impl Session {
     }
 
     async fn follow_book(&self) -> Result<(), FeedError> {
-        let name = self.name.to_lowercase();
-        let url = format!("{}/public/stream?streams={name}@depth@100ms/{name}@bookTicker", self.url);
+        let (name, books) = (self.contract.name.to_lowercase(), self.rest.dialect.streams.books);
+        let url = format!("{}{books}{name}@depth@100ms/{name}@bookTicker", self.url);
         let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
         let mut book = BookSync::default();
         let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -185,7 +188,7 @@ impl Session {
                 }
                 () = tokio::time::sleep_until(due), if snapshot_at.is_some() => {
                     // The stream is read on while the snapshot is on its way: the socket buffers it.
-                    let snapshot = self.rest.depth(&self.name).await?;
+                    let snapshot = self.rest.depth(&self.contract.name).await?;
                     snapshot_at = if book.on_snapshot(&snapshot) == BookStep::Gap {
                         Some(tokio::time::Instant::now() + retry.next_wait())
                     } else {
@@ -205,19 +208,33 @@ impl Session {
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    fn in_base_units(&self, levels: &[Level]) -> Vec<Level> {
+        let convert = |level: &Level| {
+            Some(Level {
+                price: self.contract.base_price(level.price.value()).ok()?,
+                quantity: self.contract.base_quantity(level.quantity.value()).ok()?,
+            })
+        };
+        levels.iter().filter_map(convert).collect()
+    }
+
     fn publish(&self, book: &BookSync, venue_time: i64) {
         if book.needs_snapshot() {
             return;
         }
-        let (bids, asks) = book.top(DEPTH);
+        let (mut bids, mut asks) = book.top(DEPTH);
+        if self.contract.multiplier != Decimal::ONE {
+            (bids, asks) = (self.in_base_units(&bids), self.in_base_units(&asks));
+        }
+        let price = |price: Decimal| self.contract.base_price(price).ok();
         let now = self.shared.clock.now();
         let mark = *self.mark.borrow();
         let view = MarketView {
             feed: self.shared.id.clone(),
             bids: bids.into(),
             asks: asks.into(),
-            mark: mark.and_then(|mark| Price::try_new(mark.mark.0).ok()),
-            index: mark.and_then(|mark| Price::try_new(mark.index.0).ok()),
+            mark: mark.and_then(|mark| price(mark.mark.0)),
+            index: mark.and_then(|mark| price(mark.index.0)),
             funding_rate: mark.map(|mark| Ratio::new(mark.funding_rate.0)),
             next_funding: mark.map(|mark| Timestamp::from_millis(mark.next_funding)),
             venue_time: Timestamp::from_millis(venue_time),

@@ -177,6 +177,10 @@ pub enum OrderState {
     Expired,
     /// Ended to prevent a trade with oneself.
     ExpiredInMatch,
+    /// A liquidation at work.
+    NewInsurance,
+    /// A deleveraging at work.
+    NewAdl,
 }
 
 /// Sides.
@@ -203,8 +207,29 @@ pub struct Account {
     pub total_unrealized_profit: Number,
     /// What new positions may use.
     pub available_balance: Number,
+    /// Every asset.
+    #[serde(default)]
+    pub assets: Vec<AssetBalance>,
     /// Held or ordered instruments.
     pub positions: Vec<AccountPosition>,
+}
+
+/// One asset of `GET /fapi/v3/account`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AssetBalance {
+    /// Its name.
+    pub asset: String,
+    /// What of it is in the wallet.
+    pub wallet_balance: Number,
+}
+
+/// One row of `GET /fapi/v1/fundingRate`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FundingRate {
+    /// The rate of one settlement.
+    pub funding_rate: Number,
 }
 
 /// One position of `GET /fapi/v3/account`: it belongs to the same moment as the margins beside it.
@@ -225,8 +250,12 @@ pub struct AccountPosition {
     pub initial_margin: Number,
     /// Maintenance margin.
     pub maint_margin: Number,
-    /// Margin of its own, zero in cross mode.
-    pub isolated_margin: Number,
+    /// Margin of its own, zero in cross mode; not told by every exchange.
+    pub isolated_margin: Option<Number>,
+    /// Whether its margin is its own; not told by every exchange.
+    pub isolated: Option<bool>,
+    /// The leverage; not told by every exchange.
+    pub leverage: Option<Number>,
     /// When it changed.
     pub update_time: i64,
 }
@@ -245,15 +274,48 @@ pub struct PositionRisk {
     pub entry_price: Number,
     /// Liquidation price, zero where there is none.
     pub liquidation_price: Number,
+    /// The leverage; not told by every exchange.
+    pub leverage: Option<Number>,
+    /// `cross` or `isolated`; not told by every exchange.
+    pub margin_type: Option<String>,
 }
 
 /// One row of `GET /fapi/v1/symbolConfig`.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SymbolConfig {
     /// The instrument.
     pub symbol: String,
     /// Its leverage.
     pub leverage: Number,
+    /// `CROSSED` or `ISOLATED`.
+    pub margin_type: Option<String>,
+}
+
+/// What a key may do, in whatever answer tells it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccountRights {
+    /// Whether it may trade.
+    pub can_trade: Option<bool>,
+    /// Whether it may take money out.
+    pub can_withdraw: Option<bool>,
+    /// Whether several assets stand behind positions.
+    pub multi_assets_margin: Option<bool>,
+}
+
+/// An agent that may sign for the account.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agent {
+    /// Its address.
+    pub agent_address: String,
+    /// When its right ends, milliseconds.
+    pub expired: i64,
+    /// Whether it may trade perpetuals.
+    pub can_perp_trade: bool,
+    /// Whether it may take money out.
+    pub can_withdraw: bool,
 }
 
 /// `GET /fapi/v1/commissionRate`.
@@ -305,8 +367,8 @@ pub struct PositionMode {
 pub struct FundingInfo {
     /// The instrument.
     pub symbol: String,
-    /// Hours between fundings.
-    pub funding_interval_hours: u32,
+    /// Hours between fundings; a number, a text or nothing.
+    pub funding_interval_hours: Option<Number>,
 }
 
 /// One row of `GET /fapi/v1/userTrades`.
@@ -427,7 +489,7 @@ pub struct OrderTradeUpdate {
 pub struct OrderEvent {
     /// The instrument.
     pub s: String,
-    /// Our id.
+    /// Our id; `autoclose-…` and `adl_autoclose` are the venue's own.
     pub c: String,
     /// Which way.
     #[serde(rename = "S")]
@@ -472,9 +534,22 @@ pub struct AccountUpdate {
 /// What an `ACCOUNT_UPDATE` tells.
 #[derive(Debug, Deserialize)]
 pub struct AccountChange {
+    /// Why: `ORDER`, `FUNDING_FEE`, `DEPOSIT` and others.
+    #[serde(rename = "m", default)]
+    pub reason: String,
+    /// Balances that changed.
+    #[serde(rename = "B", default)]
+    pub balances: Vec<BalanceEvent>,
     /// Positions that changed, absolute.
     #[serde(rename = "P", default)]
     pub positions: Vec<PositionEvent>,
+}
+
+/// One balance of an `ACCOUNT_UPDATE`.
+#[derive(Debug, Deserialize)]
+pub struct BalanceEvent {
+    /// Change beside profit and fees.
+    pub bc: Option<Number>,
 }
 
 /// One position of an `ACCOUNT_UPDATE`.

@@ -5,19 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, WebSocket, WebSocketError};
-use deltaplane_ports::AccountEvent;
-use deltaplane_types::{AccountId, Timestamp};
+use deltaplane_ports::{AccountEvent, SymbolMap};
+use deltaplane_types::{AccountId, Decimal, Notional, Timestamp};
 use tokio::sync::broadcast;
 
-use crate::config::SymbolMap;
 use crate::map::{self, MapError};
 use crate::rest::{Rest, RestError};
 use crate::wire::{AccountUpdate, EventType, OrderTradeUpdate};
 
 /// Keys live for 60 minutes; they are extended well before.
 const KEEP_ALIVE: Duration = Duration::from_secs(25 * 60);
-/// The venue pings every three minutes: silence longer than this is a dead connection.
-const SILENCE: Duration = Duration::from_secs(200);
 const CONNECT: Duration = Duration::from_secs(5);
 
 pub(crate) struct UserStream {
@@ -78,8 +75,9 @@ impl UserStream {
 
     async fn follow(&self) -> Result<(), StreamError> {
         let key = self.rest.listen_key_post().await?;
-        let url = format!("{}/private/ws?listenKey={}", self.url, key.listen_key);
-        let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
+        let streams = self.rest.dialect.streams;
+        let url = format!("{}{}{}", self.url, streams.user, key.listen_key);
+        let mut socket = WebSocket::connect(&url, CONNECT, streams.user_silence).await?;
         self.live.store(true, Ordering::SeqCst);
         self.tell(AccountEvent::Connected);
         let mut keep_alive = tokio::time::interval_at(tokio::time::Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
@@ -113,11 +111,11 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
     match &*kind.e {
         "ORDER_TRADE_UPDATE" => {
             let OrderTradeUpdate { o } = serde_json::from_str(text)?;
-            let Some(symbol) = symbols.canonical(&o.s) else { return Ok(told) };
-            if let Some(fill) = map::event_fill(&o, account, &symbol)? {
+            let Some((symbol, contract)) = symbols.canonical(&o.s) else { return Ok(told) };
+            if let Some(fill) = map::event_fill(&o, account, (&symbol, &contract))? {
                 told.push(AccountEvent::Fill(fill));
             }
-            told.push(AccountEvent::Report(map::event_report(&o)?));
+            told.push(AccountEvent::Report(map::event_report(&o, &contract)?));
         }
         "ACCOUNT_UPDATE" => {
             let update: AccountUpdate = serde_json::from_str(text)?;
@@ -126,9 +124,16 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
                 if position.ps != "BOTH" {
                     continue;
                 }
-                let Some(symbol) = symbols.canonical(&position.s) else { continue };
+                let Some((symbol, contract)) = symbols.canonical(&position.s) else { continue };
                 let venue_time = Timestamp::from_millis(update.time);
-                told.push(AccountEvent::Position { symbol, delta: map::delta(position.pa), venue_time });
+                let delta = map::delta(position.pa, &contract)?;
+                told.push(AccountEvent::Position { symbol, delta, venue_time });
+            }
+            if update.a.reason != "ORDER" {
+                let changes = update.a.balances.iter().filter_map(|balance| balance.bc);
+                let sum = changes.fold(Decimal::ZERO, |sum, change| sum.saturating_add(change.0));
+                let amount = (!sum.is_zero()).then(|| Notional::new(sum));
+                told.push(AccountEvent::BalanceChanged { amount, funding: update.a.reason == "FUNDING_FEE" });
             }
         }
         "listenKeyExpired" => return Err(StreamError::KeyExpired),
@@ -140,10 +145,11 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deltaplane_ports::NameRule;
     use deltaplane_types::{OrderStatus, Side};
 
     fn events(text: &str) -> Vec<AccountEvent> {
-        decode(text, &"a".parse().unwrap(), &SymbolMap::default()).unwrap()
+        decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)).unwrap()
     }
 
     /// The sample of the venue's page on order updates.
@@ -168,7 +174,7 @@ mod tests {
     fn a_state_of_tomorrow_is_an_error_and_an_event_of_tomorrow_is_not() {
         assert!(events(r#"{"e":"FUTURE_EVENT","E":1}"#).is_empty());
         let text = r#"{"e":"ORDER_TRADE_UPDATE","o":{"s":"BTCUSDT","c":"x","S":"BUY","X":"MELTED","i":1,"l":"0","z":"0","L":"0","ap":"0","T":1,"t":0}}"#;
-        assert!(decode(text, &"a".parse().unwrap(), &SymbolMap::default()).is_err());
+        assert!(decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)).is_err());
     }
 
     #[test]
@@ -182,7 +188,7 @@ mod tests {
             r#"{"e":"listenKeyExpired","E":"1","listenKey":"k"}"#,
         ] {
             assert!(matches!(
-                decode(text, &"a".parse().unwrap(), &SymbolMap::default()),
+                decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)),
                 Err(StreamError::KeyExpired)
             ));
         }

@@ -10,7 +10,7 @@ use deltaplane_ports::{Clock, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp};
 use serde::Deserialize;
 
-use crate::auth::{Credential, encode};
+use crate::dialect::{Dialect, Freshness, Signed, Signer, encode};
 use crate::errors;
 use crate::wire;
 
@@ -66,10 +66,12 @@ pub(crate) enum Submitted {
 pub(crate) struct Rest {
     pub(crate) transport: Arc<dyn HttpTransport>,
     pub(crate) base: String,
-    pub(crate) credential: Option<Credential>,
+    pub(crate) dialect: &'static Dialect,
+    pub(crate) signer: Option<Arc<dyn Signer>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) offset: ClockOffset,
-    pub(crate) weight: WeightBudget,
+    /// Shared by everyone who reaches the venue from this address.
+    pub(crate) weight: Arc<WeightBudget>,
     pub(crate) orders: WeightBudget,
     pub(crate) timeout: Duration,
     pub(crate) receive_window: Duration,
@@ -91,10 +93,7 @@ impl Rest {
         } else {
             format!("{}{path}?{query}", self.base)
         };
-        let mut headers = Vec::new();
-        if let Some(credential) = &self.credential {
-            headers.push(("x-mbx-apikey", credential.api_key().to_owned()));
-        }
+        let mut headers = self.signer.as_ref().map(|signer| signer.headers()).unwrap_or_default();
         if !body.is_empty() {
             headers.push(("content-type", "application/x-www-form-urlencoded".to_owned()));
         }
@@ -127,7 +126,7 @@ impl Rest {
         let response = self.transport.send(request).await?;
         self.observe(&response);
         if response.status != 200 {
-            let refusal = errors::read_refusal(response.status, &response.body);
+            let refusal = errors::read_refusal(self.dialect, response.status, &response.body);
             if refusal.as_ref().is_some_and(|refusal| refusal.reason == RefusalReason::Clock) {
                 self.offset.invalidate();
             }
@@ -153,15 +152,18 @@ impl Rest {
         self.read(self.request(Method::Get, path, &encode(params), String::new(), self.timeout)).await
     }
 
-    /// Signs parameters with the venue's time.
-    fn signed(&self, params: Params<'_>, window: Duration) -> Result<String, RestError> {
-        let credential = self.credential.as_ref().ok_or(RestError::Clock)?;
-        let now = self.offset.venue_time(self.clock.now(), CLOCK_UNCERTAINTY_MS).ok_or(RestError::Clock)?;
-        let (timestamp, window) = (now.to_string(), window.as_millis().to_string());
-        let mut all: Vec<(&str, &str)> = params.to_vec();
-        all.push(("recvWindow", &window));
-        all.push(("timestamp", &timestamp));
-        Ok(credential.signed_query(&all))
+    /// The venue's time now, if it is known well enough to sign.
+    fn venue_now(&self) -> Result<Timestamp, RestError> {
+        self.offset.venue_time(self.clock.now(), CLOCK_UNCERTAINTY_MS).ok_or(RestError::Clock)
+    }
+
+    /// Signs parameters that were decided at a time of the venue's.
+    fn signed(&self, params: Params<'_>, freshness: Freshness) -> Result<Signed, RestError> {
+        Ok(self.signer.as_ref().ok_or(RestError::Clock)?.sign(params, freshness))
+    }
+
+    fn fresh(&self, window: Duration) -> Result<Freshness, RestError> {
+        Ok(Freshness { at: self.venue_now()?, window })
     }
 
     async fn private<T: for<'de> Deserialize<'de>>(
@@ -172,58 +174,86 @@ impl Rest {
         weight: u64,
     ) -> Result<T, RestError> {
         self.take(priority, weight)?;
-        if self.offset.venue_time(self.clock.now(), CLOCK_UNCERTAINTY_MS).is_none() {
+        if self.venue_now().is_err() {
             self.time().await?;
         }
-        let query = self.signed(params, Duration::from_secs(5))?;
-        self.read(self.request(Method::Get, path, &query, String::new(), self.timeout)).await
+        let signed = self.signed(params, self.fresh(Duration::from_secs(5))?)?;
+        self.read(self.request(Method::Get, path, &signed.query, String::new(), self.timeout)).await
     }
 
     pub(crate) async fn time(&self) -> Result<(), RestError> {
         self.take(Priority::Data, 1)?;
         let sent = self.clock.now();
-        let request = self.request(Method::Get, "/fapi/v1/time", "", String::new(), self.timeout);
+        let request = self.request(Method::Get, self.dialect.paths.time, "", String::new(), self.timeout);
         let time: wire::ServerTime = self.read(request).await?;
         self.offset.observe(sent, Timestamp::from_millis(time.server_time), self.clock.now());
         Ok(())
     }
 
     pub(crate) async fn exchange_info(&self) -> Result<wire::ExchangeInfo, RestError> {
-        self.public("/fapi/v1/exchangeInfo", &[], 1).await
+        self.public(self.dialect.paths.exchange_info, &[], 1).await
     }
 
     pub(crate) async fn depth(&self, symbol: &str) -> Result<wire::DepthSnapshot, RestError> {
-        self.public("/fapi/v1/depth", &[("symbol", symbol), ("limit", "1000")], 20).await
+        self.public(self.dialect.paths.depth, &[("symbol", symbol), ("limit", "1000")], 20).await
     }
 
     pub(crate) async fn funding_info(&self) -> Result<Vec<wire::FundingInfo>, RestError> {
-        self.public("/fapi/v1/fundingInfo", &[], 0).await
+        self.public(self.dialect.paths.funding_info, &[], 0).await
+    }
+
+    /// Settlements of a symbol since a time, oldest first.
+    pub(crate) async fn funding_rate(
+        &self,
+        symbol: &str,
+        since: Timestamp,
+    ) -> Result<Vec<wire::FundingRate>, RestError> {
+        let since = since.to_string();
+        self.public(self.dialect.paths.funding_rate, &[("symbol", symbol), ("startTime", &since)], 1).await
     }
 
     pub(crate) async fn account(&self) -> Result<wire::Account, RestError> {
-        self.private("/fapi/v3/account", &[], Priority::Sync, 5).await
+        self.private(self.dialect.paths.account, &[], Priority::Sync, 5).await
     }
 
     pub(crate) async fn position_risk(&self) -> Result<Vec<wire::PositionRisk>, RestError> {
-        self.private("/fapi/v3/positionRisk", &[], Priority::Sync, 5).await
+        self.private(self.dialect.paths.position_risk, &[], Priority::Sync, 5).await
     }
 
     pub(crate) async fn position_mode(&self) -> Result<wire::PositionMode, RestError> {
-        self.private("/fapi/v1/positionSide/dual", &[], Priority::Sync, 30).await
+        self.private(self.dialect.paths.position_mode, &[], Priority::Sync, 30).await
     }
 
-    pub(crate) async fn symbol_config(&self, symbol: &str) -> Result<Vec<wire::SymbolConfig>, RestError> {
-        self.private("/fapi/v1/symbolConfig", &[("symbol", symbol)], Priority::Sync, 5).await
+    /// The settings of a symbol, where the exchange has an endpoint for them.
+    pub(crate) async fn symbol_config(
+        &self,
+        symbol: &str,
+    ) -> Result<Option<Vec<wire::SymbolConfig>>, RestError> {
+        let Some(path) = self.dialect.paths.symbol_config else { return Ok(None) };
+        self.private(path, &[("symbol", symbol)], Priority::Sync, 5).await.map(Some)
+    }
+
+    /// What the key may do, as far as the exchange tells.
+    pub(crate) async fn account_rights(&self) -> Result<wire::AccountRights, RestError> {
+        let path = self.dialect.paths.account_config.unwrap_or(self.dialect.paths.account);
+        self.private(path, &[], Priority::Sync, 5).await
+    }
+
+    /// The agents of the account, where the exchange has such.
+    pub(crate) async fn agents(&self) -> Result<Option<Vec<wire::Agent>>, RestError> {
+        let Some(path) = self.dialect.paths.agents else { return Ok(None) };
+        self.private(path, &[], Priority::Sync, 1).await.map(Some)
     }
 
     pub(crate) async fn commission_rate(&self, symbol: &str) -> Result<wire::CommissionRate, RestError> {
-        self.private("/fapi/v1/commissionRate", &[("symbol", symbol)], Priority::Sync, 20).await
+        self.private(self.dialect.paths.commission_rate, &[("symbol", symbol)], Priority::Sync, 20).await
     }
 
     /// The venue's page shows one object for one symbol, clients report an array: both are read.
     pub(crate) async fn leverage_bracket(&self, symbol: &str) -> Result<wire::LeverageBracket, RestError> {
-        let answer: Box<serde_json::value::RawValue> =
-            self.private("/fapi/v1/leverageBracket", &[("symbol", symbol)], Priority::Sync, 1).await?;
+        let answer: Box<serde_json::value::RawValue> = self
+            .private(self.dialect.paths.leverage_bracket, &[("symbol", symbol)], Priority::Sync, 1)
+            .await?;
         let text = answer.get();
         let unreadable = |error: serde_json::Error| RestError::Unreadable(error.to_string());
         if text.starts_with('[') {
@@ -240,11 +270,11 @@ impl Rest {
         client_id: &str,
     ) -> Result<wire::OrderAnswer, RestError> {
         let params = [("symbol", symbol), ("origClientOrderId", client_id)];
-        self.private("/fapi/v1/order", &params, Priority::Resolve, 1).await
+        self.private(self.dialect.paths.order, &params, Priority::Resolve, 1).await
     }
 
     pub(crate) async fn open_orders(&self, symbol: &str) -> Result<Vec<wire::OrderAnswer>, RestError> {
-        self.private("/fapi/v1/openOrders", &[("symbol", symbol)], Priority::Resolve, 1).await
+        self.private(self.dialect.paths.open_orders, &[("symbol", symbol)], Priority::Resolve, 1).await
     }
 
     pub(crate) async fn user_trades(
@@ -253,24 +283,34 @@ impl Rest {
         since: &str,
     ) -> Result<Vec<wire::UserTrade>, RestError> {
         let params = [("symbol", symbol), ("startTime", since), ("limit", "1000")];
-        self.private("/fapi/v1/userTrades", &params, Priority::Resolve, 5).await
+        self.private(self.dialect.paths.user_trades, &params, Priority::Resolve, 5).await
     }
 
-    /// Places an order: one attempt, and whatever came of it.
+    /// Places an order: one attempt, and whatever came of it. `decided` is our time of the decision: the
+    /// validity that is signed counts from there. Gives the nonce that was used, where there is one.
     pub(crate) async fn order_post(
         &self,
         params: Params<'_>,
         priority: Priority,
-        window: Duration,
+        (decided, window): (Timestamp, Duration),
         timeout: Duration,
-    ) -> Submitted {
+    ) -> (Submitted, Option<i64>) {
         if let Err(wait) = self.orders.take(self.clock.now(), priority, 1) {
-            return Submitted::KeptBack(format!("the venue's order budget is spent for {wait:?}"));
+            let text = format!("the venue's order budget is spent for {wait:?}");
+            return (Submitted::KeptBack(text), None);
         }
         if let Err(wait) = self.weight.take(self.clock.now(), priority, 0) {
-            return Submitted::KeptBack(format!("the venue asked for silence for {wait:?}"));
+            return (Submitted::KeptBack(format!("the venue asked for silence for {wait:?}")), None);
         }
-        self.mutate(Method::Post, params, window, timeout).await
+        let Some(at) = self.offset.venue_time(decided, CLOCK_UNCERTAINTY_MS) else {
+            return (Submitted::KeptBack(RestError::Clock.to_string()), None);
+        };
+        let signed = match self.signed(params, Freshness { at, window }) {
+            Ok(signed) => signed,
+            Err(error) => return (Submitted::KeptBack(error.to_string()), None),
+        };
+        let request = self.request(Method::Post, self.dialect.paths.order, "", signed.query, timeout);
+        (self.send(request).await, signed.nonce)
     }
 
     /// Cancels an order.
@@ -279,25 +319,28 @@ impl Rest {
             return Submitted::KeptBack(format!("the venue asked for silence for {wait:?}"));
         }
         let params = [("symbol", symbol), ("origClientOrderId", client_id)];
-        self.mutate(Method::Delete, &params, self.receive_window, self.timeout).await
+        let signed = self.fresh(self.receive_window).and_then(|freshness| self.signed(&params, freshness));
+        match signed {
+            Ok(signed) => {
+                let path = self.dialect.paths.order;
+                self.send(self.request(Method::Delete, path, &signed.query, String::new(), self.timeout))
+                    .await
+            }
+            Err(error) => Submitted::KeptBack(error.to_string()),
+        }
     }
 
-    async fn mutate(
-        &self,
-        method: Method,
-        params: Params<'_>,
-        window: Duration,
-        timeout: Duration,
-    ) -> Submitted {
-        let signed = match self.signed(params, window) {
-            Ok(signed) => signed,
-            Err(error) => return Submitted::KeptBack(error.to_string()),
-        };
-        let request = if method == Method::Post {
-            self.request(method, "/fapi/v1/order", "", signed, timeout)
-        } else {
-            self.request(method, "/fapi/v1/order", &signed, String::new(), timeout)
-        };
+    /// Takes the nonce of a request that may not have arrived; none where there is no such thing.
+    pub(crate) async fn noop(&self, nonce: i64) -> Option<Submitted> {
+        let path = self.dialect.paths.noop?;
+        let query = self.signer.as_ref()?.sign_again(&[], nonce)?;
+        if let Err(wait) = self.weight.take(self.clock.now(), Priority::Resolve, 1) {
+            return Some(Submitted::KeptBack(format!("the venue asked for silence for {wait:?}")));
+        }
+        Some(self.send(self.request(Method::Post, path, "", query, self.timeout)).await)
+    }
+
+    async fn send(&self, request: HttpRequest) -> Submitted {
         match self.transport.send(request).await {
             Ok(response) => {
                 self.observe(&response);
@@ -307,14 +350,27 @@ impl Rest {
         }
     }
 
+    async fn listen_key_request(&self, method: Method) -> Result<HttpRequest, RestError> {
+        let signed = self.signer.as_ref().is_some_and(|signer| signer.signs_listen_keys());
+        let query = if signed {
+            if self.venue_now().is_err() {
+                self.time().await?;
+            }
+            self.signed(&[], self.fresh(Duration::from_secs(5))?)?.query
+        } else {
+            String::new()
+        };
+        Ok(self.request(method, self.dialect.paths.listen_key, &query, String::new(), self.timeout))
+    }
+
     pub(crate) async fn listen_key_post(&self) -> Result<wire::ListenKey, RestError> {
         self.take(Priority::Sync, 1)?;
-        self.read(self.request(Method::Post, "/fapi/v1/listenKey", "", String::new(), self.timeout)).await
+        self.read(self.listen_key_request(Method::Post).await?).await
     }
 
     pub(crate) async fn listen_key_put(&self) -> Result<(), RestError> {
         self.take(Priority::Sync, 1)?;
-        let request = self.request(Method::Put, "/fapi/v1/listenKey", "", String::new(), self.timeout);
+        let request = self.listen_key_request(Method::Put).await?;
         self.read::<serde::de::IgnoredAny>(request).await.map(|_| ())
     }
 }

@@ -1,29 +1,28 @@
-//! Credential and signature: pure functions of their arguments.
+//! HMAC keys: signatures are pure functions of their arguments.
 
 use std::fmt;
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// Unreserved characters stay, every other byte becomes `%XX`.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+use crate::dialect::{Freshness, Signed, Signer, encode};
 
 /// An API key and its secret. Nothing prints them.
 #[derive(Clone)]
-pub struct Credential {
+pub struct HmacKey {
     api_key: SecretString,
     keyed: Hmac<Sha256>,
 }
 
-impl fmt::Debug for Credential {
+impl fmt::Debug for HmacKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credential(***)")
+        f.write_str("HmacKey(***)")
     }
 }
 
-impl Credential {
+impl HmacKey {
     /// Takes a key and its secret.
     pub fn new(api_key: SecretString, secret: &SecretString) -> Self {
         let keyed = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes())
@@ -31,13 +30,8 @@ impl Credential {
         Self { api_key, keyed }
     }
 
-    /// The key, for the header that carries it.
-    pub(crate) fn api_key(&self) -> &str {
-        self.api_key.expose_secret()
-    }
-
     /// The signature of a payload: HMAC-SHA256 as lower-case hex.
-    pub fn sign(&self, payload: &str) -> String {
+    pub fn signature(&self, payload: &str) -> String {
         let mut mac = self.keyed.clone();
         mac.update(payload.as_bytes());
         hex::encode(mac.finalize().into_bytes())
@@ -46,25 +40,37 @@ impl Credential {
     /// Percent-encodes parameters in their order and appends their signature.
     pub fn signed_query(&self, params: &[(&str, &str)]) -> String {
         let mut query = encode(params);
-        let signature = self.sign(&query);
+        let signature = self.signature(&query);
         query.push_str("&signature=");
         query.push_str(&signature);
         query
     }
 }
 
-/// Percent-encodes parameters in their order.
-pub(crate) fn encode(params: &[(&str, &str)]) -> String {
-    let mut query = String::with_capacity(256);
-    for (name, value) in params {
-        if !query.is_empty() {
-            query.push('&');
-        }
-        query.push_str(name);
-        query.push('=');
-        query.extend(utf8_percent_encode(value, ENCODED));
+impl Signer for HmacKey {
+    fn headers(&self) -> Vec<(&'static str, String)> {
+        vec![("x-mbx-apikey", self.api_key.expose_secret().to_owned())]
     }
-    query
+
+    fn sign(&self, params: &[(&str, &str)], freshness: Freshness) -> Signed {
+        let (timestamp, window) = (freshness.at.to_string(), freshness.window.as_millis().to_string());
+        let mut all: Vec<(&str, &str)> = params.to_vec();
+        all.push(("recvWindow", &window));
+        all.push(("timestamp", &timestamp));
+        Signed { query: self.signed_query(&all), nonce: None }
+    }
+
+    fn sign_again(&self, _: &[(&str, &str)], _: i64) -> Option<String> {
+        None
+    }
+
+    fn signs_listen_keys(&self) -> bool {
+        false
+    }
+
+    fn fixed_validity(&self) -> Option<Duration> {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -76,8 +82,8 @@ mod tests {
 
     #[track_caller]
     fn check(secret: &str, payload: &str, expected: &str) {
-        let credential = Credential::new("key".into(), &secret.into());
-        assert_eq!(credential.sign(payload), expected);
+        let credential = HmacKey::new("key".into(), &secret.into());
+        assert_eq!(credential.signature(payload), expected);
     }
 
     /// The vectors that Binance's documentation prints.
@@ -102,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_signed_is_percent_encoded() {
-        let credential = Credential::new("key".into(), &SECRET_B.into());
+        let credential = HmacKey::new("key".into(), &SECRET_B.into());
         let query = credential.signed_query(&[
             ("symbol", "１２３４５６"),
             ("side", "BUY"),
@@ -123,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_encoded_and_signed_as_published() {
-        let credential = Credential::new("key".into(), &SECRET_A.into());
+        let credential = HmacKey::new("key".into(), &SECRET_A.into());
         let query = credential.signed_query(&[
             ("batchOrders", r#"[{"symbol":"BTCUSDT","side":"BUY","type":"LIMIT","timeInForce":"GTC","quantity":"0.001","price":"10001","newClientOrderId":"a:b/c_1.x-2"}]"#),
             ("recvWindow", "5000"),
@@ -137,7 +143,7 @@ mod tests {
 
     #[test]
     fn nothing_prints_a_credential() {
-        let credential = Credential::new("the-key".into(), &"the-secret".into());
-        assert_eq!(format!("{credential:?}"), "Credential(***)");
+        let credential = HmacKey::new("the-key".into(), &"the-secret".into());
+        assert_eq!(format!("{credential:?}"), "HmacKey(***)");
     }
 }

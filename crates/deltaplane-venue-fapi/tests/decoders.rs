@@ -1,7 +1,7 @@
 //! Every wire decoder reads or refuses what it gets; nothing panics.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-use deltaplane_venue_binance::{BookSync, fold_frame, wire};
+use deltaplane_venue_fapi::{BookSync, fold_frame, wire};
 use proptest::prelude::*;
 
 /// Answers of the venue's own documentation, to be damaged.

@@ -1,0 +1,195 @@
+//! What counts into delta beside the positions that the engine trades.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use deltaplane_ports::{Failure, QuoteExposure};
+use deltaplane_types::{
+    AccountSnapshot, ArithmeticError, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
+};
+
+use crate::report::failure;
+
+/// Assets that are worth their number of quote currency: they carry no delta.
+const MONEY: [&str; 6] = ["USD", "USDT", "USDC", "USDF", "USD1", "FDUSD"];
+
+/// A quantity held elsewhere, as somebody last wrote it down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExternalDelta {
+    /// Base units, signed.
+    pub delta: Delta,
+    /// When it was true.
+    pub as_of: Timestamp,
+    /// How long it may be believed.
+    pub max_age: Duration,
+}
+
+/// What counts into delta beside positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// Whether an account's wallet balance of a symbol's base asset counts.
+    pub count_collateral: bool,
+    /// Assets that stand for another one: `ASBNB` counts as `BNB`. Names in capitals.
+    pub aliases: BTreeMap<String, String>,
+    /// Holdings elsewhere, by symbol.
+    pub external: BTreeMap<Symbol, ExternalDelta>,
+    /// What a unit of a quote currency is worth in USD, where that is not one.
+    pub rates: BTreeMap<String, Decimal>,
+}
+
+impl Default for Holdings {
+    fn default() -> Self {
+        let aliases = [("ASBNB", "BNB"), ("SLISBNB", "BNB"), ("WBETH", "ETH")];
+        Self {
+            count_collateral: true,
+            aliases: aliases.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect(),
+            external: BTreeMap::new(),
+            rates: BTreeMap::new(),
+        }
+    }
+}
+
+impl Holdings {
+    /// The asset that a balance counts as.
+    fn counted_as(&self, asset: &str) -> String {
+        let name = asset.to_ascii_uppercase();
+        self.aliases.get(&name).cloned().unwrap_or(name)
+    }
+
+    /// What an account's wallet adds to the delta of a symbol, base units.
+    pub(crate) fn collateral(
+        &self,
+        account: &AccountSnapshot,
+        symbol: &Symbol,
+    ) -> Result<Delta, ArithmeticError> {
+        if !self.count_collateral || MONEY.contains(&symbol.base()) {
+            return Ok(Delta::ZERO);
+        }
+        let held = account.balances.iter().filter(|(asset, _)| self.counted_as(asset) == symbol.base());
+        held.map(|(_, balance)| Delta::new(*balance)).try_fold(Delta::ZERO, Delta::plus)
+    }
+
+    /// The delta of an account in a symbol: its position and what of the base asset is in its wallet.
+    pub(crate) fn delta(&self, account: &AccountSnapshot, symbol: &Symbol) -> Result<Delta, ArithmeticError> {
+        account.position(symbol).plus(self.collateral(account, symbol)?)
+    }
+
+    /// The symbols that an account's wallet gives a delta in.
+    pub(crate) fn collateral_symbols(&self, account: &AccountSnapshot) -> Vec<Symbol> {
+        if !self.count_collateral {
+            return Vec::new();
+        }
+        let held = account.balances.iter().filter(|(_, balance)| !balance.is_zero());
+        held.map(|(asset, _)| self.counted_as(asset))
+            .filter(|asset| !MONEY.contains(&asset.as_str()))
+            .filter_map(|asset| format!("{asset}-USD").parse().ok())
+            .collect()
+    }
+
+    /// What of each quote currency is in the wallets of these accounts, and what it is worth.
+    pub(crate) fn quote_exposures<'a>(
+        &self,
+        accounts: impl IntoIterator<Item = &'a AccountSnapshot>,
+    ) -> Vec<QuoteExposure> {
+        let mut amounts: BTreeMap<&str, Decimal> = BTreeMap::new();
+        for (asset, balance) in accounts.into_iter().flat_map(|account| &account.balances) {
+            if MONEY.contains(&asset.as_str()) && !balance.is_zero() {
+                let sum = amounts.entry(asset).or_default();
+                *sum = sum.saturating_add(*balance);
+            }
+        }
+        let exposure = |(currency, amount): (&str, Decimal)| {
+            let rate = self.rates.get(currency).copied().unwrap_or(Decimal::ONE);
+            let value = amount.checked_mul(rate).map(Notional::new);
+            QuoteExposure { currency: currency.to_owned(), amount, rate: Ratio::new(rate), value }
+        };
+        amounts.into_iter().map(exposure).collect()
+    }
+
+    /// What is held elsewhere in a symbol.
+    ///
+    /// # Errors
+    ///
+    /// A failure if it is older than its limit: a book that is hedged against an old number is not hedged.
+    pub(crate) fn external(&self, symbol: &Symbol, now: Timestamp) -> Result<Delta, Box<Failure>> {
+        let Some(held) = self.external.get(symbol) else { return Ok(Delta::ZERO) };
+        let age = now.since(held.as_of);
+        if age <= held.max_age {
+            return Ok(held.delta);
+        }
+        let text = format!(
+            "the external delta {} of {symbol} is {} s old, older than its limit of {} s",
+            held.delta,
+            age.as_secs(),
+            held.max_age.as_secs()
+        );
+        let remedy =
+            "write down what is held elsewhere now, with its time, in external_delta of the configuration";
+        Err(failure(Code::MarketDataUnavailable, text, remedy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deltaplane_testkit::account_snapshot;
+    use deltaplane_types::Decimal;
+
+    fn symbol(text: &str) -> Symbol {
+        text.parse().unwrap()
+    }
+
+    fn account(balances: &[(&str, &str)]) -> AccountSnapshot {
+        let mut account = account_snapshot("a");
+        account.balances =
+            balances.iter().map(|(asset, n)| ((*asset).to_owned(), n.parse::<Decimal>().unwrap())).collect();
+        account
+    }
+
+    #[test]
+    fn the_wallets_base_asset_counts_and_a_wrapped_one_counts_as_what_it_wraps() {
+        let holdings = Holdings::default();
+        let account = account(&[("USDT", "5000"), ("BNB", "1.5"), ("asBNB", "0.25"), ("BTC", "-0.1")]);
+        let delta = |name| holdings.delta(&account, &symbol(name)).unwrap().to_string();
+        assert_eq!(
+            (delta("BNB-USD"), delta("BTC-USD"), delta("ETH-USD")),
+            ("1.75".into(), "-0.1".into(), "0".into())
+        );
+        let names: Vec<String> =
+            holdings.collateral_symbols(&account).iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["BNB-USD", "BTC-USD", "BNB-USD"], "money is no delta");
+        let off = Holdings { count_collateral: false, ..Holdings::default() };
+        assert_eq!(off.delta(&account, &symbol("BNB-USD")).unwrap(), Delta::ZERO);
+    }
+
+    #[test]
+    fn quote_currencies_count_one_to_one_unless_a_rate_is_configured() {
+        let rates = BTreeMap::from([("USDC".to_owned(), "0.999".parse().unwrap())]);
+        let holdings = Holdings { rates, ..Holdings::default() };
+        let (a, b) =
+            (account(&[("USDT", "5000"), ("BTC", "1")]), account(&[("USDC", "2000"), ("USDT", "-1")]));
+        let found: Vec<String> = holdings
+            .quote_exposures([&a, &b])
+            .iter()
+            .map(|e| format!("{} {} at {} = {}", e.currency, e.amount, e.rate, e.value.unwrap()))
+            .collect();
+        assert_eq!(found, ["USDC 2000 at 0.999 = 1998", "USDT 4999 at 1 = 4999"]);
+    }
+
+    #[test]
+    fn holdings_elsewhere_count_until_they_are_too_old() {
+        let at = Timestamp::from_millis;
+        let held = ExternalDelta {
+            delta: Delta::new(Decimal::TWO),
+            as_of: at(1_000),
+            max_age: Duration::from_secs(60),
+        };
+        let holdings =
+            Holdings { external: BTreeMap::from([(symbol("BTC-USD"), held)]), ..Holdings::default() };
+        assert_eq!(holdings.external(&symbol("BTC-USD"), at(61_000)), Ok(Delta::new(Decimal::TWO)));
+        assert_eq!(holdings.external(&symbol("ETH-USD"), at(61_000)), Ok(Delta::ZERO));
+        let refused = holdings.external(&symbol("BTC-USD"), at(61_001)).unwrap_err();
+        assert_eq!(refused.code, Code::MarketDataUnavailable);
+        assert!(refused.error.contains("external delta 2 of BTC-USD is 60 s old"), "{}", refused.error);
+    }
+}

@@ -1,0 +1,282 @@
+//! Aster's V3 signature: EIP-712 over the exact parameter string that is sent. Pure functions of key, text
+//! and nonce, but for the counter that keeps nonces apart.
+//!
+//! Aster, "Pro API": domain `AsterSignTransaction`, version 1, chain 1666 (test network 714), struct
+//! `Message(string msg)`; `nonce` in microseconds within a minute of the venue's time, unique for a signer.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use deltaplane_venue_fapi::{Freshness, Signed, Signer, encode};
+use secp256k1::ecdsa::RecoverableSignature;
+use secp256k1::{Message, PublicKey, SecretKey};
+use secrecy::{ExposeSecret, SecretString};
+use sha3::{Digest, Keccak256};
+
+/// How long after its nonce the venue may take a request in.
+const VALIDITY: Duration = Duration::from_secs(60);
+
+/// An address that is not one, or a key that is not one. Texts never hold the key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The text is not a secret key.
+    #[error("the agent's private key is not 64 hexadecimal digits of a secp256k1 key (with or without 0x)")]
+    Secret,
+    /// The text is an address where a key is expected.
+    #[error("this is an address of 40 hexadecimal digits; the agent's private key has 64")]
+    AddressForSecret,
+    /// The text is not an address.
+    #[error("{0:?} is not an address: 0x and 40 hexadecimal digits")]
+    Address(String),
+}
+
+/// The network that signatures are good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The main one, chain id 1666.
+    Main,
+    /// The test one, chain id 714.
+    Test,
+}
+
+impl Network {
+    const fn chain_id(self) -> u64 {
+        match self {
+            Self::Main => 1_666,
+            Self::Test => 714,
+        }
+    }
+}
+
+/// An agent's key, with the wallet that it signs for. Nothing prints the key.
+pub struct AgentKey {
+    secret: SecretKey,
+    /// The agent's address.
+    signer: String,
+    /// The wallet's address.
+    user: String,
+    domain: [u8; 32],
+    message_kind: [u8; 32],
+    last_nonce: AtomicI64,
+}
+
+impl fmt::Debug for AgentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AgentKey({}, ***)", self.signer)
+    }
+}
+
+impl Drop for AgentKey {
+    fn drop(&mut self) {
+        self.secret.non_secure_erase();
+    }
+}
+
+fn keccak(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = Keccak256::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}
+
+fn digits(text: &str) -> &str {
+    text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text)
+}
+
+/// Checks an address and writes it with `0x`, otherwise as it came: its letters are part of what is signed.
+fn address(text: &str) -> Result<String, KeyError> {
+    let bare = digits(text.trim());
+    if bare.len() == 40 && bare.bytes().all(|b| b.is_ascii_hexdigit()) {
+        Ok(format!("0x{bare}"))
+    } else {
+        Err(KeyError::Address(text.chars().take(44).collect()))
+    }
+}
+
+impl AgentKey {
+    /// Takes an agent's private key and the address of the wallet that approved it.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] says what is wrong, without the key.
+    pub fn new(secret: &SecretString, user: &str, network: Network) -> Result<Self, KeyError> {
+        let text = digits(secret.expose_secret().trim());
+        if text.len() == 40 {
+            return Err(KeyError::AddressForSecret);
+        }
+        let bytes: [u8; 32] =
+            hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(KeyError::Secret)?;
+        let secret = SecretKey::from_secret_bytes(bytes).map_err(|_| KeyError::Secret)?;
+        let point = PublicKey::from_secret_key(&secret).serialize_uncompressed();
+        let signer = format!("0x{}", hex::encode(&keccak(&[&point[1..]])[12..]));
+        let mut chain = [0_u8; 32];
+        chain[24..].copy_from_slice(&network.chain_id().to_be_bytes());
+        let domain = keccak(&[
+            &keccak(&[b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"]),
+            &keccak(&[b"AsterSignTransaction"]),
+            &keccak(&[b"1"]),
+            &chain,
+            &[0_u8; 32],
+        ]);
+        Ok(Self {
+            secret,
+            signer,
+            user: address(user)?,
+            domain,
+            message_kind: keccak(&[b"Message(string msg)"]),
+            last_nonce: AtomicI64::new(0),
+        })
+    }
+
+    /// The agent's address, lower case.
+    pub fn address(&self) -> &str {
+        &self.signer
+    }
+
+    /// The signature of a parameter string: `r‖s‖v`, as `0x` and lower-case hex.
+    pub fn signature(&self, message: &str) -> String {
+        let body = keccak(&[&self.message_kind, &keccak(&[message.as_bytes()])]);
+        let digest = keccak(&[&[0x19, 0x01], &self.domain, &body]);
+        let signature =
+            RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest), &self.secret);
+        let (recovery, compact) = signature.serialize_compact();
+        format!("0x{}{:02x}", hex::encode(compact), recovery.to_u8() + 27)
+    }
+
+    /// A nonce at a time of the venue's that nobody in this process used before.
+    fn next_nonce(&self, freshness: Freshness) -> i64 {
+        let now = freshness.at.as_millis().saturating_mul(1_000);
+        let last = self.last_nonce.fetch_max(now, Ordering::SeqCst);
+        if last < now {
+            return now;
+        }
+        self.last_nonce.fetch_add(1, Ordering::SeqCst).saturating_add(1)
+    }
+
+    fn signed(&self, params: &[(&str, &str)], nonce: i64) -> String {
+        let nonce = nonce.to_string();
+        let mut all: Vec<(&str, &str)> = params.to_vec();
+        all.extend([("nonce", nonce.as_str()), ("user", &self.user), ("signer", &self.signer)]);
+        let mut query = encode(&all);
+        let signature = self.signature(&query);
+        query.push_str("&signature=");
+        query.push_str(&signature);
+        query
+    }
+}
+
+impl Signer for AgentKey {
+    fn headers(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn sign(&self, params: &[(&str, &str)], freshness: Freshness) -> Signed {
+        let nonce = self.next_nonce(freshness);
+        Signed { query: self.signed(params, nonce), nonce: Some(nonce) }
+    }
+
+    fn sign_again(&self, params: &[(&str, &str)], nonce: i64) -> Option<String> {
+        Some(self.signed(params, nonce))
+    }
+
+    fn signs_listen_keys(&self) -> bool {
+        true
+    }
+
+    fn fixed_validity(&self) -> Option<Duration> {
+        Some(VALIDITY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use deltaplane_types::Timestamp;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn key(vector: &Value) -> AgentKey {
+        let network = if vector["chain_id"] == 714 { Network::Test } else { Network::Main };
+        AgentKey::new(
+            &vector["private_key"].as_str().unwrap().into(),
+            "0x63DD5aCC6b1aa0f563956C0e534DD30B6dcF7C4e",
+            network,
+        )
+        .unwrap()
+    }
+
+    /// Every vector of the message form, made by other implementations.
+    #[test]
+    fn signatures_are_those_of_other_implementations() {
+        let data: Value = serde_json::from_str(include_str!("../tests/data/vectors.json")).unwrap();
+        let mut tried = 0;
+        for vector in data["vectors"].as_array().unwrap() {
+            let chain = vector["chain_id"].as_u64();
+            if vector["scheme"] != "v3-eip712-message" || !matches!(chain, Some(714 | 1_666)) {
+                continue;
+            }
+            let key = key(vector);
+            let expected = vector["expected_signature"].as_str().unwrap();
+            let message = vector["string_to_sign"].as_str().unwrap();
+            assert_eq!(key.signature(message), expected.to_lowercase(), "{}", vector["name"]);
+            assert_eq!(key.address(), vector["signer_address"].as_str().unwrap().to_lowercase());
+            tried += 1;
+        }
+        assert_eq!(tried, 20, "18 of the main network and 2 of the test network");
+    }
+
+    /// The order of the official sample: business parameters, nonce, user, signer.
+    #[test]
+    fn what_is_sent_is_what_was_signed() {
+        let data: Value = serde_json::from_str(include_str!("../tests/data/vectors.json")).unwrap();
+        let vector = &data["vectors"][7];
+        assert_eq!(vector["name"], "v3_batch_orders_double_quotes_encoded");
+        let orders = vector["params"][0][1].as_str().unwrap();
+        let sent = key(vector).sign_again(&[("batchOrders", orders)], 1_748_310_859_508_867).unwrap();
+        let (message, signature) = sent.rsplit_once("&signature=").unwrap();
+        // The vector's signer has letters of both cases; ours has small ones.
+        assert_eq!(message.to_lowercase(), vector["string_to_sign"].as_str().unwrap().to_lowercase());
+        assert_eq!(signature, key(vector).signature(message));
+    }
+
+    #[test]
+    fn nonces_are_microseconds_of_the_venue_and_never_repeat() {
+        let data: Value = serde_json::from_str(include_str!("../tests/data/vectors.json")).unwrap();
+        let key = key(&data["vectors"][0]);
+        let at = |ms| Freshness { at: Timestamp::from_millis(ms), window: Duration::ZERO };
+        let mut seen = BTreeSet::new();
+        assert_eq!(key.sign(&[], at(1_000)).nonce, Some(1_000_000));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..500).map(|_| key.next_nonce(at(1_000))).collect::<Vec<_>>()))
+                .collect();
+            for thread in threads {
+                seen.extend(thread.join().unwrap());
+            }
+        });
+        assert_eq!(seen.len(), 2_000, "two requests had one nonce");
+        assert_eq!(key.sign(&[], at(5_000)).nonce, Some(5_000_000), "time goes on");
+        assert_eq!(key.sign(&[], at(4_000)).nonce, Some(5_000_001), "and never back");
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_and_never_shown() {
+        let good = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318";
+        let user = "0x63DD5aCC6b1aa0f563956C0e534DD30B6dcF7C4e";
+        let refused =
+            |secret: &str, user: &str| AgentKey::new(&secret.into(), user, Network::Main).unwrap_err();
+        let zero = "0".repeat(64);
+        for secret in ["", "abc", &good[1..], &good.replace('4', "g"), zero.as_str()] {
+            assert_eq!(refused(secret, user), KeyError::Secret, "{secret}");
+        }
+        assert_eq!(refused(user, user), KeyError::AddressForSecret);
+        assert!(matches!(refused(good, "63DD"), KeyError::Address(_)));
+        assert!(matches!(refused(good, good), KeyError::Address(_)), "swapped");
+        let key = AgentKey::new(&format!("0x{good}").into(), user, Network::Main).unwrap();
+        assert_eq!(format!("{key:?}"), "AgentKey(0x2c7536e3605d9c16a7a3d7b1898e529396a65c23, ***)");
+    }
+}

@@ -1,0 +1,60 @@
+//! What an answer to a placement says about the order, by the dialect's table.
+
+use deltaplane_net::TransportError;
+use deltaplane_types::{Refusal, RefusalReason, SubmitOutcome, UnknownCause};
+
+use crate::dialect::Dialect;
+use crate::wire::ErrorBody;
+
+/// What a refusal with this status and body means for a placement.
+pub(crate) fn submit_outcome(dialect: &Dialect, status: u16, body: &[u8]) -> SubmitOutcome {
+    let Ok(error) = serde_json::from_slice::<ErrorBody<'_>>(body) else {
+        // A rate limiter or firewall answers without the venue's own body and before any order is read.
+        return match status {
+            429 | 418 => refused(RefusalReason::RateLimited, None, ""),
+            _ => SubmitOutcome::Unknown(UnknownCause::Unreadable),
+        };
+    };
+    match definite(dialect, status, &error) {
+        Some(reason) => refused(reason, Some(error.code), &error.msg),
+        None => SubmitOutcome::Unknown(UnknownCause::VenueUncertain(shorten(&format!(
+            "{}: {}",
+            error.code, error.msg
+        )))),
+    }
+}
+
+/// What a refusal means for a question, where nothing is at stake.
+pub(crate) fn read_refusal(dialect: &Dialect, status: u16, body: &[u8]) -> Option<Refusal> {
+    let error: ErrorBody<'_> = serde_json::from_slice(body).ok()?;
+    let reason = definite(dialect, status, &error).unwrap_or(RefusalReason::Rejected);
+    Some(Refusal { reason, code: Some(error.code), text: shorten(&error.msg) })
+}
+
+fn refused(reason: RefusalReason, code: Option<i64>, text: &str) -> SubmitOutcome {
+    SubmitOutcome::NotAccepted(Refusal { reason, code, text: shorten(text) })
+}
+
+/// Behind a gateway error stands no verdict, whatever the body says.
+fn definite(dialect: &Dialect, status: u16, error: &ErrorBody<'_>) -> Option<RefusalReason> {
+    if matches!(status, 408 | 500 | 502 | 504) {
+        return None;
+    }
+    (dialect.definite)(status, error.code, &error.msg)
+}
+
+/// What a failed exchange means for a placement.
+pub(crate) fn transport_outcome(error: &TransportError) -> SubmitOutcome {
+    match error {
+        TransportError::NotSent(text) => refused(RefusalReason::NotSent, None, text),
+        TransportError::Proxy(text) => refused(RefusalReason::ProxyFailed, None, text),
+        TransportError::Timeout => SubmitOutcome::Unknown(UnknownCause::Timeout),
+        TransportError::Disconnected(_) => SubmitOutcome::Unknown(UnknownCause::Disconnected),
+        TransportError::TooLarge(_) => SubmitOutcome::Unknown(UnknownCause::Unreadable),
+    }
+}
+
+/// A venue's text may be long or hostile; the first part of it is enough.
+fn shorten(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}

@@ -1,0 +1,694 @@
+//! The ports: build, call, map.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_net::{ClockOffset, HttpTransport, Priority, WeightBudget};
+use deltaplane_ports::{
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
+    OrderSighting, ReadError, VenueRules,
+};
+use deltaplane_types::{
+    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
+    OrderIntent, Position, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    UnknownCause,
+};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+
+use crate::config::FapiConfig;
+use crate::dialect::{Dialect, Signer};
+use crate::errors;
+use crate::map::{self, InstrumentParts, MapError};
+use crate::rest::{Rest, RestError, Submitted};
+use crate::user_stream::UserStream;
+use crate::wire::{AccountPosition, OrderAnswer, PositionRisk, SymbolInfo};
+
+/// Orders of an account in ten seconds.
+const ORDERS_PER_TEN_SECONDS: u64 = 300;
+/// How often the venue's clock is read.
+const CLOCK_EVERY: Duration = Duration::from_secs(30);
+/// A day, over which funding is averaged.
+const DAY_MS: i64 = 24 * 3_600 * 1_000;
+/// How long instruments are believed.
+const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
+/// Orders whose nonce is kept.
+const REMEMBERED_NONCES: usize = 1_000;
+/// How often an account is read when nothing happens.
+const READ_EVERY: Duration = Duration::from_millis(1_500);
+/// Our clock may differ this much from the venue's before somebody should look.
+const NOTABLE_SKEW_MS: i64 = 1_000;
+/// How long entry and liquidation prices of an unchanged position are believed.
+const DETAIL_AGE: Duration = Duration::from_secs(10);
+
+/// Why an account could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The venue's clock could not be read.
+    #[error("the venue's time cannot be read")]
+    Time(#[source] RestError),
+    /// The account's position mode could not be read.
+    #[error("the account's position mode cannot be read")]
+    PositionMode(#[source] RestError),
+}
+
+/// One account on one exchange. Dropping it ends its stream.
+pub struct FapiVenue {
+    config: FapiConfig,
+    rest: Arc<Rest>,
+    events: broadcast::Sender<AccountEvent>,
+    live: Arc<AtomicBool>,
+    hedge_mode: AtomicBool,
+    infos: RwLock<BTreeMap<String, SymbolInfo>>,
+    instruments: RwLock<BTreeMap<Symbol, (Timestamp, Instrument)>>,
+    details: RwLock<(Timestamp, Vec<PositionRisk>)>,
+    /// The nonces of the newest orders, oldest first.
+    nonces: Mutex<Vec<(ClientOrderId, i64)>>,
+    _tasks: JoinSet<()>,
+}
+
+pub(crate) fn rest_of(
+    config: &FapiConfig,
+    dialect: &'static Dialect,
+    signer: Option<Arc<dyn Signer>>,
+    transport: Arc<dyn HttpTransport>,
+    clock: Arc<dyn Clock>,
+) -> Rest {
+    Rest {
+        transport,
+        base: config.rest_url.trim_end_matches('/').to_owned(),
+        dialect,
+        signer,
+        clock,
+        offset: ClockOffset::default(),
+        weight: config.weight.clone(),
+        orders: WeightBudget::new(ORDERS_PER_TEN_SECONDS, Duration::from_secs(10)),
+        timeout: config.request_timeout,
+        receive_window: config.receive_window,
+    }
+}
+
+impl FapiVenue {
+    /// Sets an account up and starts its stream and its clock. A venue that is down is tried again in the
+    /// background: until it answers, reads fail and nothing is signed.
+    pub fn start(
+        config: FapiConfig,
+        dialect: &'static Dialect,
+        signer: Arc<dyn Signer>,
+        transport: Arc<dyn HttpTransport>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        let rest = Arc::new(rest_of(&config, dialect, Some(signer), transport, clock));
+        let events = broadcast::channel(4_096).0;
+        let live = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        let clock_rest = rest.clone();
+        tasks.spawn(async move {
+            loop {
+                let known = clock_rest.time().await.is_ok();
+                tokio::time::sleep(if known { CLOCK_EVERY } else { Duration::from_secs(1) }).await;
+            }
+        });
+        let stream = UserStream {
+            rest: rest.clone(),
+            url: config.stream_url.trim_end_matches('/').to_owned(),
+            account: config.account.clone(),
+            symbols: config.symbols.clone(),
+            events: events.clone(),
+            live: live.clone(),
+        };
+        tasks.spawn(stream.run());
+        Arc::new(Self {
+            config,
+            rest,
+            events,
+            live,
+            hedge_mode: AtomicBool::new(false),
+            infos: RwLock::default(),
+            instruments: RwLock::default(),
+            details: RwLock::default(),
+            nonces: Mutex::default(),
+            _tasks: tasks,
+        })
+    }
+
+    /// Waits until the venue's time and the account's position mode are known.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] names the question that was not answered.
+    pub async fn handshake(&self) -> Result<(), ConnectError> {
+        self.rest.time().await.map_err(ConnectError::Time)?;
+        let mode = self.rest.position_mode().await.map_err(ConnectError::PositionMode)?;
+        self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn position_side(&self, intent: &OrderIntent) -> Option<&'static str> {
+        // Hedge mode: a closing sale works on the long position, an opening one on the short.
+        self.hedge_mode.load(Ordering::SeqCst).then_some(match (intent.side, intent.reduce_only) {
+            (Side::Buy, false) | (Side::Sell, true) => "LONG",
+            (Side::Sell, false) | (Side::Buy, true) => "SHORT",
+        })
+    }
+
+    /// Entry and liquidation prices: asked for when a position changed, else now and then.
+    async fn position_details(&self, positions: &[AccountPosition]) -> Result<Vec<PositionRisk>, ReadError> {
+        let now = self.rest.clock.now();
+        let known = {
+            let details = self.details.read().unwrap_or_else(PoisonError::into_inner);
+            let fits = |row: &AccountPosition| {
+                let same = |d: &&PositionRisk| d.symbol == row.symbol && d.position_side == row.position_side;
+                details.1.iter().find(same).map_or(Decimal::ZERO, |d| d.position_amt.0) == row.position_amt.0
+            };
+            let young = now.since(details.0) < DETAIL_AGE;
+            (young && positions.iter().all(fits)).then(|| details.1.clone())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let rows = self.rest.position_risk().await?;
+        *self.details.write().unwrap_or_else(PoisonError::into_inner) = (now, rows.clone());
+        Ok(rows)
+    }
+
+    async fn symbol_info(&self, symbol: &Symbol) -> Result<Contract, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        let info = self.rest.exchange_info().await?;
+        let mut infos = self.infos.write().unwrap_or_else(PoisonError::into_inner);
+        *infos = info.symbols.into_iter().map(|info| (info.symbol.clone(), info)).collect();
+        let known = infos.contains_key(&contract.name);
+        if known { Ok(contract) } else { Err(ReadError::UnknownSymbol(symbol.clone())) }
+    }
+
+    /// How long after its decision the venue may still take an order in.
+    fn validity(&self) -> Duration {
+        let fixed = self.rest.signer.as_ref().and_then(|signer| signer.fixed_validity());
+        fixed.unwrap_or(self.config.receive_window)
+    }
+
+    fn remember_nonce(&self, id: &ClientOrderId, nonce: i64) {
+        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        if nonces.len() == REMEMBERED_NONCES {
+            nonces.remove(0);
+        }
+        nonces.push((id.clone(), nonce));
+    }
+
+    /// Leverage and whether margin is isolated, from wherever the exchange tells them.
+    async fn symbol_settings(&self, name: &str) -> Result<(Decimal, bool), ReadError> {
+        if let Some(configs) = self.rest.symbol_config(name).await? {
+            let config = configs.iter().find(|config| config.symbol == name);
+            let isolated = config.and_then(|c| c.margin_type.as_deref()) == Some("ISOLATED");
+            return Ok((config.map_or(Decimal::ONE, |config| config.leverage.0), isolated));
+        }
+        let rows = self.rest.position_risk().await?;
+        let row = rows.iter().find(|row| row.symbol == name);
+        let isolated = row.and_then(|row| row.margin_type.as_deref()) == Some("isolated");
+        Ok((row.and_then(|row| row.leverage).map_or(Decimal::ONE, |leverage| leverage.0), isolated))
+    }
+
+    fn cached(&self, symbol: &Symbol) -> Option<Instrument> {
+        let now = self.rest.clock.now();
+        let known = self.instruments.read().unwrap_or_else(PoisonError::into_inner);
+        known
+            .get(symbol)
+            .filter(|(at, _)| now.since(*at) < INSTRUMENT_AGE)
+            .map(|(_, instrument)| instrument.clone())
+    }
+}
+
+impl From<MapError> for ReadError {
+    fn from(error: MapError) -> Self {
+        Self::Unreadable(error.to_string())
+    }
+}
+
+impl From<MapError> for RestError {
+    fn from(error: MapError) -> Self {
+        Self::Unreadable(error.to_string())
+    }
+}
+
+#[async_trait]
+impl AccountReader for FapiVenue {
+    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+        let as_of = self.rest.clock.now();
+        let account = self.rest.account().await?;
+        let details = self.position_details(&account.positions).await?;
+        let mut positions: BTreeMap<Symbol, Position> = BTreeMap::new();
+        for row in &account.positions {
+            if row.position_amt.0.is_zero() {
+                continue;
+            }
+            // Symbols without a canonical name are not ours to manage.
+            let Some((symbol, contract)) = self.config.symbols.canonical(&row.symbol) else { continue };
+            let detail =
+                details.iter().find(|d| d.symbol == row.symbol && d.position_side == row.position_side);
+            let delta = map::delta(row.position_amt, &contract)?;
+            let unrealized = Notional::new(row.unrealized_profit.0);
+            let initial = Notional::new(row.initial_margin.0);
+            let maintenance = Notional::new(row.maint_margin.0);
+            if let Some(other) = positions.get_mut(&symbol) {
+                // The other side of hedge mode: what counts is the net.
+                let sum = |a: Notional, b: Notional| a.plus(b).map_err(MapError::from);
+                other.delta = other.delta.plus(delta).map_err(MapError::from)?;
+                other.unrealized = sum(other.unrealized, unrealized)?;
+                other.initial_margin = sum(other.initial_margin, initial)?;
+                other.maintenance_margin = sum(other.maintenance_margin, maintenance)?;
+                continue;
+            }
+            let told = row.leverage.map(|leverage| leverage.0);
+            let leverage = told.or_else(|| self.cached(&symbol).map(|instrument| instrument.leverage));
+            let price = |number| map::price_or_none(number, &contract);
+            positions.insert(
+                symbol.clone(),
+                Position {
+                    symbol,
+                    delta,
+                    entry_price: detail.and_then(|detail| price(detail.entry_price)),
+                    mark_price: map::mark_price(row.notional, row.position_amt, &contract),
+                    unrealized,
+                    initial_margin: initial,
+                    maintenance_margin: maintenance,
+                    leverage,
+                    liquidation_price: detail.and_then(|detail| price(detail.liquidation_price)),
+                    isolated: row.isolated.unwrap_or_else(|| {
+                        row.isolated_margin.is_some_and(|margin| margin.0 > Decimal::ZERO)
+                    }),
+                    updated_at: Timestamp::from_millis(row.update_time),
+                },
+            );
+        }
+        positions.retain(|_, position| position.delta != Delta::ZERO);
+        Ok(AccountSnapshot {
+            account: self.config.account.clone(),
+            venue: self.config.venue.clone(),
+            as_of,
+            wallet_balance: Notional::new(account.total_wallet_balance.0),
+            unrealized: Notional::new(account.total_unrealized_profit.0),
+            available: Notional::new(account.available_balance.0),
+            initial_margin: Notional::new(account.total_initial_margin.0),
+            maintenance_margin: Notional::new(account.total_maint_margin.0),
+            balances: account.assets.into_iter().map(|row| (row.asset, row.wallet_balance.0)).collect(),
+            positions,
+            hedge_mode: self.hedge_mode.load(Ordering::SeqCst),
+        })
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+        if let Some(instrument) = self.cached(symbol) {
+            return Ok(instrument);
+        }
+        let contract = self.symbol_info(symbol).await?;
+        let name = &contract.name;
+        let yesterday = Timestamp::from_millis(self.rest.clock.now().as_millis().saturating_sub(DAY_MS));
+        let (rates, brackets, funding, settled, mode) = tokio::try_join!(
+            self.rest.commission_rate(name),
+            self.rest.leverage_bracket(name),
+            self.rest.funding_info(),
+            self.rest.funding_rate(name, yesterday),
+            self.rest.position_mode(),
+        )?;
+        self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
+        let (leverage, _) = self.symbol_settings(name).await?;
+        // A symbol that is not listed has the usual interval.
+        let told = funding.iter().find(|row| row.symbol == *name).and_then(|row| row.funding_interval_hours);
+        let hours = told.and_then(|hours| u32::try_from(hours.0).ok()).unwrap_or(8);
+        let instrument = {
+            let infos = self.infos.read().unwrap_or_else(PoisonError::into_inner);
+            let info = infos.get(name).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))?;
+            map::instrument(&InstrumentParts {
+                symbol,
+                contract: &contract,
+                info,
+                rates: &rates,
+                brackets: &brackets,
+                leverage,
+                funding_interval_hours: hours,
+                settled: &settled,
+            })?
+        };
+        let now = self.rest.clock.now();
+        let mut known = self.instruments.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(symbol.clone(), (now, instrument.clone()));
+        Ok(instrument)
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
+        self.events.subscribe()
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    fn read_every(&self) -> Duration {
+        READ_EVERY
+    }
+
+    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
+        let mut found = vec![self.check_clock().await];
+        match self.rest.account().await {
+            Err(error) => {
+                found.push(self.unreachable_account(error));
+                return found;
+            }
+            Ok(account) => found.push(check_collateral(&account)),
+        }
+        found.push(match self.rest.account_rights().await {
+            Ok(rights) => check_rights(&rights),
+            Err(error) => cannot_ask(Check::Permissions, error),
+        });
+        match self.rest.agents().await {
+            Ok(Some(agents)) => found.extend(self.check_agents(&agents)),
+            Ok(None) => {}
+            Err(error) => found.push(cannot_ask(Check::Agent, error)),
+        }
+        found.push(match self.rest.position_mode().await {
+            Ok(mode) => {
+                self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
+                let name = if mode.dual_side_position { "hedge" } else { "one-way" };
+                Finding::fine(Check::PositionMode, format!("positions are held in {name} mode"))
+            }
+            Err(error) => cannot_ask(Check::PositionMode, error),
+        });
+        let name = self.config.symbols.contract(symbol).name;
+        found.push(match self.symbol_settings(&name).await {
+            Ok((leverage, true)) => Finding::blocking(
+                Check::Margin,
+                format!(
+                    "{name} has isolated margin at leverage {leverage}: plans count on margin that is shared"
+                ),
+                format!("set {name} to cross margin while it is flat"),
+            ),
+            Ok((leverage, false)) => {
+                Finding::fine(Check::Margin, format!("{name} has cross margin at leverage {leverage}"))
+            }
+            Err(error) => Finding::blocking(Check::Margin, error.to_string(), "see the venue's answer"),
+        });
+        found
+    }
+}
+
+fn cannot_ask(check: Check, error: RestError) -> Finding {
+    Finding::blocking(check, format!("cannot be asked: {error}"), "see the venue's answer, then check again")
+}
+
+fn check_collateral(account: &crate::wire::Account) -> Finding {
+    let equity = account.total_wallet_balance.0.saturating_add(account.total_unrealized_profit.0);
+    if equity > Decimal::ZERO {
+        Finding::fine(Check::Collateral, format!("equity is {}", equity.normalize()))
+    } else {
+        Finding::warning(
+            Check::Collateral,
+            format!("equity is {}: nothing can be opened", equity.normalize()),
+            "deposit collateral",
+        )
+    }
+}
+
+fn check_rights(rights: &crate::wire::AccountRights) -> Finding {
+    if rights.can_trade == Some(false) {
+        return Finding::blocking(
+            Check::Permissions,
+            "the key may not trade",
+            "give the key the right to trade futures, or use another",
+        );
+    }
+    if rights.can_withdraw == Some(true) {
+        return Finding::warning(
+            Check::Permissions,
+            "the account's answer says that the key may take money out",
+            "use a key without the right to withdraw, bound to this machine's address",
+        );
+    }
+    Finding::fine(Check::Permissions, "the key may trade")
+}
+
+impl FapiVenue {
+    async fn check_clock(&self) -> Finding {
+        if let Err(error) = self.rest.time().await {
+            return cannot_ask(Check::Clock, error);
+        }
+        let now = self.rest.clock.now();
+        let venue = self.rest.offset.venue_time(now, i64::MAX).unwrap_or(now);
+        let skew = venue.as_millis().saturating_sub(now.as_millis());
+        let text = format!("the venue's clock is {skew} ms ahead of ours");
+        if skew.abs() <= NOTABLE_SKEW_MS {
+            Finding::fine(Check::Clock, text)
+        } else {
+            Finding::warning(
+                Check::Clock,
+                text,
+                "synchronize this machine's clock; requests are signed with the venue's time",
+            )
+        }
+    }
+
+    /// What keeps the account's answer back decides what to do.
+    fn unreachable_account(&self, error: RestError) -> Finding {
+        if let RestError::Refused(refusal) = &error
+            && let Some((text, remedy)) = refusal.code.and_then(self.rest.dialect.gate)
+        {
+            let check = if text.contains("deposit") { Check::Deposit } else { Check::Agent };
+            return Finding::blocking(check, format!("{text} ({refusal})"), remedy);
+        }
+        cannot_ask(Check::Permissions, error)
+    }
+
+    fn check_agents(&self, agents: &[crate::wire::Agent]) -> Vec<Finding> {
+        let now = self.rest.clock.now();
+        let mut found = Vec::new();
+        for agent in agents {
+            let address = &agent.agent_address;
+            let ends = Timestamp::from_millis(agent.expired);
+            if agent.can_withdraw {
+                found.push(Finding::warning(
+                    Check::Agent,
+                    format!("agent {address} may take money out"),
+                    "approve it anew without the right to withdraw",
+                ));
+            }
+            if ends.since(now) < Duration::from_secs(7 * 24 * 3_600) {
+                found.push(Finding::warning(
+                    Check::Agent,
+                    format!("the right of agent {address} ends at {ends} (milliseconds)"),
+                    "approve it anew before that",
+                ));
+            } else {
+                found.push(Finding::fine(Check::Agent, format!("agent {address} is approved")));
+            }
+        }
+        found
+    }
+}
+
+fn kept_back(text: String) -> Refusal {
+    Refusal { reason: RefusalReason::KeptBack, code: None, text }
+}
+
+#[async_trait]
+impl OrderGateway for FapiVenue {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+        let left = intent.deadline.since(self.rest.clock.now());
+        if left.is_zero() {
+            return SubmitOutcome::NotAccepted(kept_back("its deadline has passed".to_owned()));
+        }
+        let contract = self.config.symbols.contract(&intent.symbol);
+        let numbers = contract.contracts(intent.quantity).and_then(|quantity| {
+            Ok((quantity.to_string(), contract.contract_price(intent.limit_price)?.to_string()))
+        });
+        let (quantity, price) = match numbers {
+            Ok(numbers) => numbers,
+            Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
+        };
+        let validity = self.validity();
+        // The validity counts from the decision. Where the signature carries no window, an order that waited
+        // here for long would be good for longer than its deadline says.
+        let decided = Timestamp::from_millis(
+            intent
+                .deadline
+                .as_millis()
+                .saturating_sub(i64::try_from(validity.as_millis()).unwrap_or(i64::MAX)),
+        );
+        if validity > self.config.receive_window
+            && self.rest.clock.now().since(decided) > self.config.proof_slack
+        {
+            return SubmitOutcome::NotAccepted(kept_back(
+                "it waited too long before it could be sent".to_owned(),
+            ));
+        }
+        let mut params: Vec<(&str, &str)> = vec![
+            ("symbol", &contract.name),
+            ("side", if intent.side == Side::Buy { "BUY" } else { "SELL" }),
+            ("type", "LIMIT"),
+            (
+                "timeInForce",
+                match intent.time_in_force {
+                    TimeInForce::ImmediateOrCancel => "IOC",
+                    TimeInForce::GoodTilCanceled => "GTC",
+                    TimeInForce::PostOnly => "GTX",
+                },
+            ),
+            ("quantity", &quantity),
+            ("price", &price),
+            ("newClientOrderId", id.as_str()),
+            ("newOrderRespType", "RESULT"),
+        ];
+        match self.position_side(intent) {
+            Some(side) => params.push(("positionSide", side)),
+            None if intent.reduce_only => params.push(("reduceOnly", "true")),
+            None => {}
+        }
+        let priority = if intent.reduce_only { Priority::Protect } else { Priority::Hedge };
+        // An answer that comes after the window would tell of an order that is already being looked for.
+        let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
+        // The venue may take it in no later than its deadline, however long the journal took.
+        let (at, window) = if validity > self.config.receive_window {
+            (decided, validity)
+        } else {
+            (self.rest.clock.now(), self.config.receive_window.min(left))
+        };
+        let (submitted, nonce) = self.rest.order_post(&params, priority, (at, window), timeout).await;
+        if let Some(nonce) = nonce {
+            self.remember_nonce(id, nonce);
+        }
+        let dialect = self.rest.dialect;
+        match submitted {
+            Submitted::KeptBack(text) => SubmitOutcome::NotAccepted(kept_back(text)),
+            Submitted::Lost(error) => errors::transport_outcome(&error),
+            Submitted::Answer(response) if response.status == 200 => {
+                acknowledged(dialect, id, &contract, &response.body)
+            }
+            Submitted::Answer(response) => {
+                let outcome = errors::submit_outcome(dialect, response.status, &response.body);
+                if matches!(&outcome, SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Clock)
+                {
+                    self.rest.offset.invalidate();
+                }
+                outcome
+            }
+        }
+    }
+
+    async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
+        let contract = self.config.symbols.contract(symbol);
+        let dialect = self.rest.dialect;
+        match self.rest.order_delete(&contract.name, id.as_str()).await {
+            Submitted::KeptBack(text) => CancelOutcome::Refused(kept_back(text)),
+            Submitted::Lost(error) => match errors::transport_outcome(&error) {
+                SubmitOutcome::NotAccepted(refusal) => CancelOutcome::Refused(refusal),
+                SubmitOutcome::Unknown(cause) => CancelOutcome::Unknown(cause),
+                SubmitOutcome::Acknowledged(_) => CancelOutcome::Unknown(UnknownCause::Unreadable),
+            },
+            Submitted::Answer(response) if response.status == 200 => {
+                let report = serde_json::from_slice::<OrderAnswer>(&response.body)
+                    .ok()
+                    .and_then(|o| map::report(&o, &contract).ok());
+                report.map_or(CancelOutcome::Unknown(UnknownCause::Unreadable), CancelOutcome::Canceled)
+            }
+            Submitted::Answer(response) => {
+                match errors::read_refusal(dialect, response.status, &response.body) {
+                    Some(refusal)
+                        if refusal.code.is_some_and(|code| dialect.orders.not_found.contains(&code)) =>
+                    {
+                        CancelOutcome::NotOpen
+                    }
+                    Some(refusal) if response.status < 500 && response.status != 408 => {
+                        CancelOutcome::Refused(refusal)
+                    }
+                    _ => CancelOutcome::Unknown(UnknownCause::Unreadable),
+                }
+            }
+        }
+    }
+
+    async fn fence(&self, id: &ClientOrderId, _symbol: &Symbol) -> FenceOutcome {
+        let nonce = {
+            let nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+            nonces.iter().find(|(known, _)| known == id).map(|(_, nonce)| *nonce)
+        };
+        let Some(nonce) = nonce else { return FenceOutcome::Unavailable };
+        let orders = &self.rest.dialect.orders;
+        match self.rest.noop(nonce).await {
+            None | Some(Submitted::KeptBack(_)) => FenceOutcome::Unavailable,
+            Some(Submitted::Lost(error)) => match errors::transport_outcome(&error) {
+                SubmitOutcome::Unknown(cause) => FenceOutcome::Unknown(cause),
+                _ => FenceOutcome::Unavailable,
+            },
+            Some(Submitted::Answer(response)) => {
+                let code = serde_json::from_slice::<crate::wire::ErrorBody<'_>>(&response.body)
+                    .map(|body| body.code);
+                match code {
+                    Ok(200) if response.status == 200 => FenceOutcome::Burned,
+                    Ok(code) if orders.nonce_over.contains(&code) => FenceOutcome::Burned,
+                    Ok(code) if orders.nonce_used.contains(&code) => FenceOutcome::Arrived,
+                    _ => FenceOutcome::Unknown(UnknownCause::Unreadable),
+                }
+            }
+        }
+    }
+
+    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        let absent = |code: i64| self.rest.dialect.orders.not_found.contains(&code);
+        match self.rest.order_get(&contract.name, id.as_str()).await {
+            Ok(order) => Ok(OrderSighting::Found(map::report(&order, &contract)?)),
+            Err(RestError::Refused(refusal)) if refusal.code.is_some_and(absent) => {
+                Ok(OrderSighting::NotFound)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        // The venue's clock is its own: what it calls this time may be another moment.
+        let since = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
+        let trades = self.rest.user_trades(&contract.name, &since.to_string()).await?;
+        let fills: Result<Vec<Fill>, MapError> = trades
+            .iter()
+            .map(|trade| map::trade_fill(trade, &self.config.account, (symbol, &contract)))
+            .collect();
+        Ok(fills?)
+    }
+
+    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        let orders = self.rest.open_orders(&contract.name).await?;
+        let reports: Result<Vec<ExecutionReport>, MapError> =
+            orders.iter().map(|order| map::report(order, &contract)).collect();
+        Ok(reports?)
+    }
+
+    fn rules(&self) -> VenueRules {
+        VenueRules {
+            validity_window: self.validity(),
+            proof_slack: self.config.proof_slack,
+            fences: self.rest.dialect.paths.noop.is_some()
+                && self.rest.signer.as_ref().is_some_and(|signer| signer.fixed_validity().is_some()),
+        }
+    }
+}
+
+/// An answer that is not about our order is no answer.
+fn acknowledged(dialect: &Dialect, id: &ClientOrderId, contract: &Contract, body: &[u8]) -> SubmitOutcome {
+    let order = serde_json::from_slice::<OrderAnswer>(body).ok();
+    let report = order.and_then(|order| map::report(&order, contract).ok());
+    match report {
+        Some(report) if report.client_order_id == *id => SubmitOutcome::Acknowledged(OrderAck {
+            venue_order_id: report.venue_order_id,
+            status: report.status,
+            filled: report.filled,
+        }),
+        _ => match errors::submit_outcome(dialect, 200, body) {
+            // -1006 and -1007 may come with status 200; nothing with status 200 is a definite refusal.
+            SubmitOutcome::Unknown(cause) => SubmitOutcome::Unknown(cause),
+            _ => SubmitOutcome::Unknown(UnknownCause::Unreadable),
+        },
+    }
+}

@@ -1,0 +1,291 @@
+//! One function per endpoint, named like the endpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_net::{
+    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Priority, TransportError, WeightBudget,
+};
+use deltaplane_ports::{Clock, ReadError};
+use deltaplane_types::{Refusal, RefusalReason, Timestamp, UnknownCause};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::auth::AccountKey;
+use crate::errors::{self, Verdict};
+use crate::wire::{self, Answer};
+
+/// Our clock may be this far off before nothing is signed: a quarter of the shortest window, and more than the
+/// second that the `Date` header leaves open.
+const CLOCK_UNCERTAINTY_MS: i64 = 1_250;
+/// The `Date` header counts whole seconds.
+const DATE_RESOLUTION: Duration = Duration::from_secs(1);
+/// Costs in tenths of a credit.
+pub(crate) const ORDINARY: u64 = 10;
+pub(crate) const CANCEL: u64 = 5;
+const HEAVY: u64 = 120;
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RestError {
+    /// The request or its answer was lost.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The venue refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The answer cannot be read.
+    #[error("the answer cannot be read: {0}")]
+    Unreadable(String),
+    /// Our own budget kept it back.
+    #[error("kept back for {0:?}: the venue's credits are nearly spent")]
+    Budget(Duration),
+    /// The venue's time is not known well enough to sign.
+    #[error("the venue's clock is not known")]
+    Clock,
+}
+
+impl From<RestError> for ReadError {
+    fn from(error: RestError) -> Self {
+        let refused = |reason, text: String| Self::Refused(Refusal { reason, code: None, text });
+        match error {
+            RestError::Transport(TransportError::Proxy(text)) => Self::Proxy(text),
+            RestError::Transport(error) => Self::Unreachable(error.to_string()),
+            RestError::Refused(refusal) => Self::Refused(refusal),
+            RestError::Unreadable(text) => Self::Unreadable(text),
+            RestError::Budget(_) => refused(RefusalReason::RateLimited, error.to_string()),
+            RestError::Clock => refused(RefusalReason::Clock, error.to_string()),
+        }
+    }
+}
+
+/// A signed operation, ready to be sent once.
+pub(crate) struct SignedOperation {
+    pub(crate) operation: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) body: String,
+}
+
+/// What a signed operation came to.
+pub(crate) enum Submitted {
+    /// The venue's `data`.
+    Done(Value),
+    Refused(Refusal),
+    Unknown(UnknownCause),
+}
+
+pub(crate) struct Rest {
+    pub(crate) transport: Arc<dyn HttpTransport>,
+    pub(crate) base: String,
+    pub(crate) key: Option<Arc<AccountKey>>,
+    pub(crate) api_config_key: Option<SecretString>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) offset: ClockOffset,
+    pub(crate) credits: Arc<WeightBudget>,
+    pub(crate) timeout: Duration,
+}
+
+type Query<'a> = &'a [(&'a str, &'a str)];
+
+impl Rest {
+    fn request(&self, method: Method, path: &str, query: Query<'_>, body: String) -> HttpRequest {
+        let mut url = format!("{}/api/v1{path}", self.base);
+        for (index, (name, value)) in query.iter().enumerate() {
+            url.push(if index == 0 { '?' } else { '&' });
+            url.push_str(name);
+            url.push('=');
+            url.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
+        }
+        let mut headers = Vec::new();
+        if let Some(key) = &self.api_config_key {
+            headers.push(("pf-api-key", key.expose_secret().to_owned()));
+        }
+        if !body.is_empty() {
+            headers.push(("content-type", "application/json".to_owned()));
+        }
+        HttpRequest { method, url, headers, body, timeout: self.timeout }
+    }
+
+    /// Takes the venue's count of credits and its time from an answer.
+    fn observe(&self, sent: Timestamp, response: &HttpResponse) {
+        let now = self.clock.now();
+        let number = |header: &str, name: &str| -> Option<u64> {
+            let text = response.header(header)?;
+            let digits =
+                text.split(';').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))?;
+            digits.parse().ok()
+        };
+        if let (Some(left), Some(quota)) = (number("ratelimit", "r"), number("ratelimit-policy", "q")) {
+            self.credits.observe_share(now, quota.saturating_sub(left), quota);
+        }
+        if response.status == 429 {
+            let wait = number("ratelimit", "t").unwrap_or(10).clamp(1, 60);
+            self.credits.stop_until(now.after(Duration::from_secs(wait)));
+        }
+        let date = response.header("date").and_then(|text| httpdate::parse_http_date(text).ok());
+        let since = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
+        if let Some(millis) = since.and_then(|since| i64::try_from(since.as_millis()).ok()) {
+            self.offset.observe_coarse(sent, Timestamp::from_millis(millis), now, DATE_RESOLUTION);
+        }
+    }
+
+    /// The venue's time now, if it is known well enough to sign.
+    pub(crate) fn venue_now(&self) -> Result<Timestamp, RestError> {
+        self.offset.venue_time(self.clock.now(), CLOCK_UNCERTAINTY_MS).ok_or(RestError::Clock)
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: Query<'_>,
+        (priority, cost): (Priority, u64),
+    ) -> Result<Answer<T>, RestError> {
+        let sent = self.clock.now();
+        self.credits.take(sent, priority, cost).map_err(RestError::Budget)?;
+        let response = self.transport.send(self.request(Method::Get, path, query, String::new())).await?;
+        self.observe(sent, &response);
+        if response.status != 200 {
+            return Err(match errors::of_answer(response.status, &response.body) {
+                Verdict::Refused(refusal) => RestError::Refused(refusal),
+                // A question can be asked again; what it says is enough.
+                Verdict::Unknown(UnknownCause::VenueUncertain(text)) => RestError::Refused(Refusal {
+                    reason: RefusalReason::Rejected,
+                    code: Some(response.status.into()),
+                    text,
+                }),
+                Verdict::Unknown(_) => RestError::Unreadable(format!("status {}", response.status)),
+            });
+        }
+        wire::answer(&response.body).map_err(RestError::Unreadable)
+    }
+
+    pub(crate) async fn info(&self) -> Result<Vec<wire::Market>, RestError> {
+        Ok(self.get("/info", &[], (Priority::Data, ORDINARY)).await?.data)
+    }
+
+    pub(crate) async fn prices(&self) -> Result<Vec<wire::PriceRow>, RestError> {
+        Ok(self.get("/info/prices", &[], (Priority::Data, ORDINARY)).await?.data)
+    }
+
+    /// The newest day of hourly settlements.
+    pub(crate) async fn funding_rate_history(
+        &self,
+        market: &str,
+    ) -> Result<Vec<wire::PastFunding>, RestError> {
+        let query = [("symbol", market), ("limit", "24")];
+        Ok(self.get("/funding_rate/history", &query, (Priority::Data, ORDINARY)).await?.data)
+    }
+
+    /// The account; old answers wrap it in an array.
+    pub(crate) async fn account(&self, account: &str) -> Result<wire::Account, RestError> {
+        let query = [("account", account)];
+        let answer: Value = self.get("/account", &query, (Priority::Sync, ORDINARY)).await?.data;
+        let one = match answer {
+            Value::Array(mut rows) if rows.len() == 1 => rows.remove(0),
+            other => other,
+        };
+        // Numbers are texts on this wire: nothing passes through a float.
+        serde_json::from_str(&one.to_string()).map_err(|error| RestError::Unreadable(error.to_string()))
+    }
+
+    /// Markets whose settings differ from the defaults; of old the array itself.
+    pub(crate) async fn settings(&self, account: &str) -> Result<Vec<wire::MarginSetting>, RestError> {
+        let query = [("account", account)];
+        let answer: Value = self.get("/account/settings", &query, (Priority::Sync, ORDINARY)).await?.data;
+        let text = answer.to_string();
+        let unreadable = |error: serde_json::Error| RestError::Unreadable(error.to_string());
+        if answer.is_array() {
+            return serde_json::from_str(&text).map_err(unreadable);
+        }
+        serde_json::from_str::<wire::Settings>(&text)
+            .map(|settings| settings.margin_settings)
+            .map_err(unreadable)
+    }
+
+    pub(crate) async fn positions(&self, account: &str) -> Result<Vec<wire::PositionRow>, RestError> {
+        Ok(self.get("/positions", &[("account", account)], (Priority::Sync, ORDINARY)).await?.data)
+    }
+
+    pub(crate) async fn open_orders(&self, account: &str) -> Result<Vec<wire::OpenOrder>, RestError> {
+        Ok(self.get("/orders", &[("account", account)], (Priority::Resolve, ORDINARY)).await?.data)
+    }
+
+    /// The newest hundred past orders, in no promised order.
+    pub(crate) async fn order_history(&self, account: &str) -> Result<Vec<wire::PastOrder>, RestError> {
+        let query = [("account", account), ("limit", "100")];
+        Ok(self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?.data)
+    }
+
+    /// All trades of a market since a time, newest first on the wire, over as many pages as there are.
+    pub(crate) async fn trade_history(
+        &self,
+        account: &str,
+        market: &str,
+        since: Timestamp,
+    ) -> Result<Vec<wire::PastTrade>, RestError> {
+        let since = since.to_string();
+        let mut all = Vec::new();
+        let mut cursor: Option<String> = None;
+        // Ten pages hold more trades than any operation makes.
+        for _ in 0..10 {
+            let mut query =
+                vec![("account", account), ("symbol", market), ("start_time", &since), ("limit", "200")];
+            if let Some(cursor) = &cursor {
+                query.push(("cursor", cursor));
+            }
+            let page: Answer<Vec<wire::PastTrade>> =
+                self.get("/trades/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
+            all.extend(page.data);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
+        Err(RestError::Unreadable("the history of trades has more pages than are read".to_owned()))
+    }
+
+    /// Signs an operation for now; it is good for `window`.
+    pub(crate) fn sign(
+        &self,
+        (operation, path): (&'static str, &'static str),
+        payload: Map<String, Value>,
+        window: Duration,
+    ) -> Result<SignedOperation, RestError> {
+        let key = self.key.as_ref().ok_or(RestError::Clock)?;
+        let now = self.venue_now()?.as_millis();
+        let window = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        Ok(SignedOperation { operation, path, body: key.signed_body(operation, payload, now, window) })
+    }
+
+    /// Sends a signed operation: one attempt, and whatever came of it.
+    pub(crate) async fn post(&self, signed: &SignedOperation, timeout: Duration) -> Submitted {
+        let sent = self.clock.now();
+        let mut request = self.request(Method::Post, signed.path, &[], signed.body.clone());
+        request.timeout = timeout;
+        match self.transport.send(request).await {
+            Err(error) => errors::of_transport(&error).into(),
+            Ok(response) => {
+                self.observe(sent, &response);
+                if response.status != 200 {
+                    return errors::of_answer(response.status, &response.body).into();
+                }
+                match wire::answer::<Value>(&response.body) {
+                    Ok(answer) => Submitted::Done(answer.data),
+                    // Neither a success nor a refusal by the table.
+                    Err(_) => errors::of_answer(200, &response.body).into(),
+                }
+            }
+        }
+    }
+}
+
+impl From<Verdict> for Submitted {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Refused(refusal) => Self::Refused(refusal),
+            Verdict::Unknown(cause) => Self::Unknown(cause),
+        }
+    }
+}

@@ -1,0 +1,577 @@
+//! The ports: build, call, map.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_net::{ClockOffset, HttpTransport, Priority};
+use deltaplane_ports::{
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
+    OrderSighting, ReadError, VenueRules,
+};
+use deltaplane_types::{
+    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
+    OrderIntent, OrderStatus, Position, Price, Quantity, Refusal, RefusalReason, SubmitOutcome, Symbol,
+    TimeInForce, Timestamp, UnknownCause,
+};
+use serde_json::{Map, Value, json};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+
+use crate::auth::AccountKey;
+use crate::config::PacificaConfig;
+use crate::errors;
+use crate::map::{self, InstrumentParts, MapError};
+use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
+use crate::session::{Orders, Reply, Session, Told};
+use crate::wire::{MarginSetting, Market, Placed, PlacedReply, PositionRow};
+
+/// How often an account is read when nothing happens: each time costs two credits of a hundred in a minute.
+const READ_EVERY: Duration = Duration::from_secs(5);
+/// How long instruments and settings are believed.
+const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
+/// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
+const NOTABLE_SKEW_MS: i64 = 3_000;
+
+const CREATE: (&str, &str) = ("create_order", "/orders/create");
+const CANCEL: (&str, &str) = ("cancel_order", "/orders/cancel");
+
+#[derive(Default)]
+struct Known {
+    markets: (Timestamp, BTreeMap<String, Market>),
+    settings: (Timestamp, Vec<MarginSetting>),
+    instruments: BTreeMap<Symbol, (Timestamp, Instrument)>,
+}
+
+/// One account on Pacifica. Dropping it ends its stream.
+pub struct PacificaVenue {
+    config: PacificaConfig,
+    key: Arc<AccountKey>,
+    rest: Rest,
+    orders: Orders,
+    told: Arc<Told>,
+    events: broadcast::Sender<AccountEvent>,
+    live: Arc<AtomicBool>,
+    known: RwLock<Known>,
+    _tasks: JoinSet<()>,
+}
+
+impl PacificaVenue {
+    /// Sets an account up and starts its stream. A venue that is down is tried again in the background: until it
+    /// answers, reads fail and nothing is signed.
+    pub fn start(
+        config: PacificaConfig,
+        key: AccountKey,
+        transport: Arc<dyn HttpTransport>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        let key = Arc::new(key);
+        let events = broadcast::channel(4_096).0;
+        let live = Arc::new(AtomicBool::new(false));
+        let told = Arc::new(Told::default());
+        let session = Session {
+            url: format!("{}/ws", config.stream_url.trim_end_matches('/')),
+            address: key.account().to_owned(),
+            account: config.account.clone(),
+            symbols: config.symbols.clone(),
+            events: events.clone(),
+            live: live.clone(),
+            told: told.clone(),
+        };
+        let (running, orders) = session.with_orders();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(running);
+        let rest = Rest {
+            transport,
+            base: config.rest_url.trim_end_matches('/').to_owned(),
+            key: Some(key.clone()),
+            api_config_key: config.api_config_key.clone(),
+            clock,
+            offset: ClockOffset::default(),
+            credits: config.credits.clone(),
+            timeout: config.request_timeout,
+        };
+        Arc::new(Self {
+            config,
+            key,
+            rest,
+            orders,
+            told,
+            events,
+            live,
+            known: RwLock::default(),
+            _tasks: tasks,
+        })
+    }
+
+    fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+        read(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn learn(&self, write: impl FnOnce(&mut Known)) {
+        write(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn is_young(&self, at: Timestamp) -> bool {
+        self.rest.clock.now().since(at) < INSTRUMENT_AGE
+    }
+
+    async fn market(&self, name: &str) -> Result<Option<Market>, ReadError> {
+        let (at, found) = self.known(|known| (known.markets.0, known.markets.1.get(name).cloned()));
+        if self.is_young(at) {
+            return Ok(found);
+        }
+        let rows = self.rest.info().await?;
+        let now = self.rest.clock.now();
+        let markets: BTreeMap<String, Market> = rows
+            .into_iter()
+            .filter(Market::is_perpetual)
+            .map(|market| (market.symbol.clone(), market))
+            .collect();
+        let found = markets.get(name).cloned();
+        self.learn(|known| known.markets = (now, markets));
+        Ok(found)
+    }
+
+    /// The settings of a market; none where it has the defaults.
+    async fn setting(&self, name: &str) -> Result<Option<MarginSetting>, ReadError> {
+        let (at, rows) = self.known(|known| known.settings.clone());
+        let rows = if self.is_young(at) {
+            rows
+        } else {
+            let rows = self.rest.settings(self.key.account()).await?;
+            let now = self.rest.clock.now();
+            self.learn(|known| known.settings = (now, rows.clone()));
+            rows
+        };
+        Ok(rows.into_iter().find(|row| row.symbol == name))
+    }
+
+    async fn position(&self, row: &PositionRow) -> Result<Option<Position>, ReadError> {
+        // Markets without a canonical name are not ours to manage.
+        let Some((symbol, contract)) = map::of_market(&self.config.symbols, &row.symbol) else {
+            return Ok(None);
+        };
+        let delta = map::delta(row.side, row.amount.0, &contract)?;
+        let entry = contract.base_price(row.entry_price.0).ok();
+        let mark = self.told.mark(&symbol);
+        let market = self.market(&row.symbol).await?;
+        let setting = self.setting(&row.symbol).await?;
+        let max_leverage = market.map_or(1, |market| market.max_leverage.max(1));
+        let leverage = setting.map_or(max_leverage, |setting| setting.leverage.max(1));
+        let value = |price: Option<Price>| {
+            price.and_then(|price| delta.abs().notional_at(price).ok()).unwrap_or(Notional::ZERO).value()
+        };
+        let part = |amount: Decimal, by: u32| amount.checked_div(Decimal::from(by)).unwrap_or(amount);
+        let unrealized = entry
+            .zip(mark)
+            .and_then(|(entry, mark)| delta.value().checked_mul(mark.value().checked_sub(entry.value())?));
+        Ok(Some(Position {
+            symbol,
+            delta,
+            entry_price: entry,
+            mark_price: mark,
+            unrealized: Notional::new(unrealized.unwrap_or_default()),
+            // Initial margin counts from the entry price, maintenance from the mark.
+            initial_margin: Notional::new(part(value(entry), leverage)),
+            maintenance_margin: Notional::new(part(value(mark.or(entry)), max_leverage.saturating_mul(2))),
+            leverage: Some(Decimal::from(leverage)),
+            liquidation_price: row.liquidation_price.and_then(|price| contract.base_price(price.0).ok()),
+            isolated: row.isolated,
+            updated_at: Timestamp::from_millis(row.updated_at),
+        }))
+    }
+
+    /// Sends a signed operation once: over the socket while it is up, else over REST.
+    async fn send(&self, signed: SignedOperation, timeout: Duration) -> Submitted {
+        match self.orders.send(signed, timeout).await {
+            Reply::Came(submitted) => submitted,
+            Reply::NotWritten(signed) => self.rest.post(&signed, timeout).await,
+        }
+    }
+
+    /// An order among the open and the past ones, by our name.
+    async fn search(
+        &self,
+        id: &ClientOrderId,
+        contract: &Contract,
+    ) -> Result<Option<ExecutionReport>, ReadError> {
+        let mine = |name: Option<&String>| name.is_some_and(|name| name == id.as_str());
+        let open = self.rest.open_orders(self.key.account()).await?;
+        if let Some(row) = open.iter().find(|row| mine(row.client_order_id.as_ref())) {
+            return Ok(map::open_report(row, contract)?);
+        }
+        let past = self.rest.order_history(self.key.account()).await?;
+        // A changed order keeps our name and gets a new id: the newest one counts.
+        let row = past.iter().filter(|row| mine(row.client_order_id.as_ref())).max_by_key(|row| row.order_id);
+        Ok(row.map(|row| map::past_report(row, contract)).transpose()?.flatten())
+    }
+}
+
+impl From<MapError> for ReadError {
+    fn from(error: MapError) -> Self {
+        Self::Unreadable(error.to_string())
+    }
+}
+
+fn kept_back(text: impl Into<String>) -> Refusal {
+    Refusal { reason: RefusalReason::KeptBack, code: None, text: text.into() }
+}
+
+#[async_trait]
+impl AccountReader for PacificaVenue {
+    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+        let as_of = self.rest.clock.now();
+        let account = self.rest.account(self.key.account()).await?;
+        let rows = self.rest.positions(self.key.account()).await?;
+        let mut positions = BTreeMap::new();
+        for row in &rows {
+            if let Some(position) = self.position(row).await? {
+                positions.insert(position.symbol.clone(), position);
+            }
+        }
+        positions.retain(|_, position: &mut Position| position.delta != Delta::ZERO);
+        let equity = account.cross_account_equity.unwrap_or(account.account_equity).0;
+        Ok(AccountSnapshot {
+            account: self.config.account.clone(),
+            venue: self.config.venue.clone(),
+            as_of,
+            wallet_balance: Notional::new(account.balance.0),
+            unrealized: Notional::new(equity.saturating_sub(account.balance.0)),
+            available: Notional::new(account.available_to_spend.0),
+            initial_margin: Notional::new(account.total_margin_used.0),
+            maintenance_margin: Notional::new(account.cross_mmr.map_or(Decimal::ZERO, |margin| margin.0)),
+            balances: map::balances(&account),
+            positions,
+            hedge_mode: false,
+        })
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+        let known = self.known(|known| known.instruments.get(symbol).cloned());
+        if let Some((_, instrument)) = known.filter(|(at, _)| self.is_young(*at)) {
+            return Ok(instrument);
+        }
+        let contract = self.config.symbols.contract(symbol);
+        let unknown = || ReadError::UnknownSymbol(symbol.clone());
+        let market = self.market(&contract.name).await?.ok_or_else(unknown)?;
+        let setting = self.setting(&contract.name).await?;
+        let account = self.rest.account(self.key.account()).await?;
+        let settled = self.rest.funding_rate_history(&contract.name).await?;
+        let mark = match self.told.mark(symbol) {
+            Some(mark) => Some(mark),
+            None => {
+                let rows = self.rest.prices().await?;
+                let row = rows.iter().find(|row| row.symbol == contract.name);
+                row.and_then(|row| contract.base_price(row.mark.0).ok())
+            }
+        };
+        let instrument = map::instrument(&InstrumentParts {
+            symbol,
+            contract: &contract,
+            market: &market,
+            account: &account,
+            leverage: setting.map(|setting| setting.leverage),
+            mark,
+            settled: &settled,
+        })?;
+        let now = self.rest.clock.now();
+        self.learn(|known| {
+            known.instruments.insert(symbol.clone(), (now, instrument.clone()));
+        });
+        Ok(instrument)
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
+        self.events.subscribe()
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    fn read_every(&self) -> Duration {
+        READ_EVERY
+    }
+
+    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
+        let mut found = Vec::new();
+        match self.rest.account(self.key.account()).await {
+            Ok(account) => {
+                let equity = account.account_equity.0.normalize();
+                found.push(if equity > Decimal::ZERO {
+                    Finding::fine(Check::Collateral, format!("equity is {equity}"))
+                } else {
+                    let text = format!("equity is {equity}: nothing can be opened");
+                    Finding::warning(Check::Collateral, text, "deposit collateral")
+                });
+            }
+            Err(RestError::Refused(refusal)) => {
+                let text = format!("the account {} cannot be read: {refusal}", self.key.account());
+                found.push(Finding::blocking(
+                    Check::Deposit,
+                    text,
+                    "check the account's public key and the network, and make a first deposit",
+                ));
+                return found;
+            }
+            Err(error) => {
+                found.push(Finding::blocking(
+                    Check::Permissions,
+                    format!("cannot be asked: {error}"),
+                    "see the venue's answer, then check again",
+                ));
+                return found;
+            }
+        }
+        found.push(self.check_clock());
+        found.push(self.check_binding(symbol).await);
+        found.push(Finding::fine(Check::PositionMode, "positions are held in one-way mode"));
+        found.push(match self.key.agent() {
+            Some(_) => Finding::fine(Check::Permissions, "an agent signs"),
+            None => Finding::warning(
+                Check::Permissions,
+                "the account's own key signs: it may take money out and bind agents",
+                "bind an agent and use its key",
+            ),
+        });
+        let name = self.config.symbols.contract(symbol).name;
+        found.push(match self.setting(&name).await {
+            Ok(Some(setting)) if setting.isolated => Finding::blocking(
+                Check::Margin,
+                format!("{name} has isolated margin: plans count on margin that is shared"),
+                format!("set {name} to cross margin while it is flat"),
+            ),
+            Ok(Some(setting)) => Finding::fine(
+                Check::Margin,
+                format!("{name} has cross margin at leverage {}", setting.leverage),
+            ),
+            Ok(None) => Finding::fine(
+                Check::Margin,
+                format!("{name} has the default: cross margin at the highest leverage"),
+            ),
+            Err(error) => Finding::blocking(Check::Margin, error.to_string(), "see the venue's answer"),
+        });
+        found
+    }
+}
+
+impl PacificaVenue {
+    fn check_clock(&self) -> Finding {
+        let now = self.rest.clock.now();
+        let Some(venue) = self.rest.offset.venue_time(now, i64::MAX - 1) else {
+            return Finding::blocking(Check::Clock, "the venue's time is not known", "check the connection");
+        };
+        let skew = venue.as_millis().saturating_sub(now.as_millis());
+        let text = format!("the venue's clock is about {skew} ms ahead of ours");
+        if skew.abs() <= NOTABLE_SKEW_MS {
+            Finding::fine(Check::Clock, text)
+        } else {
+            let remedy = "synchronize this machine's clock; requests are signed with the venue's time";
+            Finding::warning(Check::Clock, text, remedy)
+        }
+    }
+
+    /// Cancels an order that cannot exist: whatever the engine says of it, the signature and the binding passed.
+    async fn check_binding(&self, symbol: &Symbol) -> Finding {
+        let name = self.config.symbols.contract(symbol).name;
+        let nobody = uuid::Uuid::new_v4().to_string();
+        let signed = match self.rest.sign(CANCEL, cancel_payload(&name, &nobody), self.config.expiry_window) {
+            Ok(signed) => signed,
+            Err(error) => {
+                return Finding::blocking(Check::Agent, error.to_string(), "wait for the venue's clock");
+            }
+        };
+        let who = self.key.agent().map_or("the account's key".to_owned(), |agent| format!("agent {agent}"));
+        match self.rest.post(&signed, self.config.request_timeout).await {
+            Submitted::Refused(refusal) if refusal.reason == RefusalReason::NotPermitted => {
+                Finding::blocking(
+                    Check::Agent,
+                    format!("{who} may not sign for {}: {refusal}", self.key.account()),
+                    "bind the agent to this very account, and check that key and network belong together",
+                )
+            }
+            Submitted::Refused(refusal) if refusal.reason == RefusalReason::Clock => Finding::blocking(
+                Check::Clock,
+                format!("the venue finds our requests too old: {refusal}"),
+                "synchronize this machine's clock",
+            ),
+            Submitted::Unknown(
+                cause @ (UnknownCause::Timeout | UnknownCause::Disconnected | UnknownCause::Unreadable),
+            ) => Finding::blocking(Check::Agent, format!("cannot be asked: {cause}"), "check the connection"),
+            Submitted::Done(_) | Submitted::Refused(_) | Submitted::Unknown(_) => {
+                Finding::fine(Check::Agent, format!("{who} may sign"))
+            }
+        }
+    }
+}
+
+fn cancel_payload(market: &str, client_id: &str) -> Map<String, Value> {
+    let mut payload = Map::new();
+    payload.insert("symbol".to_owned(), market.into());
+    payload.insert("client_order_id".to_owned(), client_id.into());
+    payload
+}
+
+#[async_trait]
+impl OrderGateway for PacificaVenue {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+        let left = intent.deadline.since(self.rest.clock.now());
+        if left.is_zero() {
+            return SubmitOutcome::NotAccepted(kept_back("its deadline has passed"));
+        }
+        let contract = self.config.symbols.contract(&intent.symbol);
+        let numbers = contract.contracts(intent.quantity).and_then(|amount| {
+            Ok((amount.to_string(), contract.contract_price(intent.limit_price)?.to_string()))
+        });
+        let (amount, price) = match numbers {
+            Ok(numbers) => numbers,
+            Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
+        };
+        let payload = json!({
+            "symbol": contract.name,
+            "price": price,
+            "amount": amount,
+            "side": map::side(intent.side),
+            "tif": match intent.time_in_force {
+                TimeInForce::ImmediateOrCancel => "IOC",
+                TimeInForce::GoodTilCanceled => "GTC",
+                TimeInForce::PostOnly => "ALO",
+            },
+            "reduce_only": intent.reduce_only,
+            "client_order_id": id.as_str(),
+        });
+        let Value::Object(payload) = payload else {
+            return SubmitOutcome::NotAccepted(kept_back("the order cannot be written"));
+        };
+        let priority = if intent.reduce_only { Priority::Protect } else { Priority::Hedge };
+        if let Err(wait) = self.config.credits.take(self.rest.clock.now(), priority, rest::ORDINARY) {
+            return SubmitOutcome::NotAccepted(kept_back(format!(
+                "the venue's credits are spent for {wait:?}"
+            )));
+        }
+        // The venue may take it in no later than its deadline, however long the journal took.
+        let signed = match self.rest.sign(CREATE, payload, self.config.expiry_window.min(left)) {
+            Ok(signed) => signed,
+            Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
+        };
+        let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
+        match self.send(signed, timeout).await {
+            Submitted::Done(data) => acknowledged(&data),
+            Submitted::Refused(refusal) => {
+                if refusal.reason == RefusalReason::Clock {
+                    self.rest.offset.invalidate();
+                }
+                SubmitOutcome::NotAccepted(refusal)
+            }
+            Submitted::Unknown(cause) => SubmitOutcome::Unknown(cause),
+        }
+    }
+
+    async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
+        let contract = self.config.symbols.contract(symbol);
+        if let Err(wait) = self.config.credits.take(self.rest.clock.now(), Priority::Protect, rest::CANCEL) {
+            return CancelOutcome::Refused(kept_back(format!("the venue's credits are spent for {wait:?}")));
+        }
+        let payload = cancel_payload(&contract.name, id.as_str());
+        let signed = match self.rest.sign(CANCEL, payload, self.config.expiry_window) {
+            Ok(signed) => signed,
+            Err(error) => return CancelOutcome::Refused(kept_back(error.to_string())),
+        };
+        match self.send(signed, self.config.request_timeout).await {
+            // The answer does not say what had traded by then.
+            Submitted::Done(_) => match self.fetch_order(id, symbol).await {
+                Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
+                _ => CancelOutcome::Unknown(UnknownCause::Unreadable),
+            },
+            Submitted::Refused(refusal) if errors::is_gone(&refusal.text, refusal.code) => {
+                CancelOutcome::NotOpen
+            }
+            Submitted::Refused(refusal) => CancelOutcome::Refused(refusal),
+            Submitted::Unknown(UnknownCause::VenueUncertain(text)) if errors::is_gone(&text, None) => {
+                CancelOutcome::NotOpen
+            }
+            Submitted::Unknown(cause) => CancelOutcome::Unknown(cause),
+        }
+    }
+
+    async fn fence(&self, _: &ClientOrderId, _: &Symbol) -> FenceOutcome {
+        FenceOutcome::Unavailable
+    }
+
+    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
+        // What the stream told of an order's end does not change any more.
+        if let Some(report) = self.told.report(id).filter(|report| report.status.is_terminal()) {
+            return Ok(OrderSighting::Found(report));
+        }
+        let contract = self.config.symbols.contract(symbol);
+        if let Some(report) = self.search(id, &contract).await? {
+            return Ok(OrderSighting::Found(report));
+        }
+        // A trade under our name is a sighting too, though it does not tell the end.
+        let since = self.rest.clock.now().as_millis().saturating_sub(10 * 60_000);
+        let fills = self.fetch_fills(symbol, Timestamp::from_millis(since)).await?;
+        let mine: Vec<&Fill> =
+            fills.iter().filter(|fill| fill.client_order_id.as_ref() == Some(id)).collect();
+        let Some(last) = mine.last() else { return Ok(OrderSighting::NotFound) };
+        let sum = mine.iter().fold(Decimal::ZERO, |sum, fill| sum.saturating_add(fill.quantity.value()));
+        Ok(OrderSighting::Found(ExecutionReport {
+            client_order_id: id.clone(),
+            venue_order_id: last.venue_order_id.clone(),
+            status: OrderStatus::PartiallyFilled,
+            filled: Quantity::try_new(sum).unwrap_or_default(),
+            average_price: None,
+            venue_time: last.venue_time,
+        }))
+    }
+
+    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        // The venue's clock is its own: what it calls this time may be another moment.
+        let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
+        let mut trades = self.rest.trade_history(self.key.account(), &contract.name, since).await?;
+        trades.sort_by_key(|trade| trade.history_id);
+        trades.dedup_by_key(|trade| trade.history_id);
+        let fills: Result<Vec<Fill>, MapError> = trades
+            .iter()
+            .map(|trade| map::past_fill(trade, &self.config.account, (symbol, &contract)))
+            .collect();
+        Ok(fills?)
+    }
+
+    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        let rows = self.rest.open_orders(self.key.account()).await?;
+        let mine = rows.iter().filter(|row| row.symbol == contract.name);
+        let reports: Result<Vec<Option<ExecutionReport>>, MapError> =
+            mine.map(|row| map::open_report(row, &contract)).collect();
+        Ok(reports?.into_iter().flatten().collect())
+    }
+
+    fn rules(&self) -> VenueRules {
+        VenueRules {
+            validity_window: self.config.expiry_window,
+            proof_slack: self.config.proof_slack,
+            fences: false,
+        }
+    }
+}
+
+/// The venue has the order; whether it rests, trades or ended is told apart.
+fn acknowledged(data: &Value) -> SubmitOutcome {
+    let text = data.to_string();
+    let id = serde_json::from_str::<Placed>(&text)
+        .map(|placed| placed.order_id)
+        .ok()
+        .or_else(|| serde_json::from_str::<PlacedReply>(&text).ok()?.i);
+    match id.and_then(|id| id.to_string().parse().ok()) {
+        Some(venue_order_id) => SubmitOutcome::Acknowledged(OrderAck {
+            venue_order_id,
+            status: OrderStatus::Open,
+            filled: Quantity::ZERO,
+        }),
+        None => SubmitOutcome::Unknown(UnknownCause::Unreadable),
+    }
+}

@@ -1,0 +1,67 @@
+//! The table of what each venue can do stands in `crates/README.md` as the connectors state it.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use deltaplane_ports::{Capabilities, OrderEntry};
+
+const VENUES: [Capabilities; 3] = [
+    deltaplane_venue_binance::CAPABILITIES,
+    deltaplane_venue_aster::CAPABILITIES,
+    deltaplane_venue_pacifica::CAPABILITIES,
+];
+const BEGIN: &str = "<!-- capabilities: written by tests/capabilities.rs -->\n";
+const END: &str = "<!-- end of capabilities -->\n";
+
+fn yes(holds: bool) -> String {
+    if holds { "yes" } else { "no" }.to_owned()
+}
+
+fn table() -> String {
+    type Row = (&'static str, fn(&Capabilities) -> String);
+    let rows: [Row; 10] = [
+        ("signature", |venue| venue.signing.to_owned()),
+        ("orders go over", |venue| match venue.order_entry {
+            OrderEntry::Rest => "REST".to_owned(),
+            OrderEntry::WebSocketThenRest => "WebSocket, else REST".to_owned(),
+        }),
+        ("a signed order is good for", |venue| venue.validity.to_owned()),
+        ("an order can be asked for by our id", |venue| yes(venue.finds_by_client_id)),
+        ("our id must be unique among", |venue| venue.client_id_scope.to_owned()),
+        ("an order in doubt can be fenced off", |venue| yes(venue.fences)),
+        ("longs and shorts held apart (hedge mode)", |venue| yes(venue.hedge_mode)),
+        ("reduce-only is free of the smallest notional", |venue| yes(venue.reduce_only_exempt)),
+        ("order book", |venue| venue.book.to_owned()),
+        ("hours between fundings", |venue| venue.funding.to_owned()),
+    ];
+    let budget: Row = ("requests of an address in a minute", |venue| venue.budget.to_owned());
+    let mut text = "| |".to_owned();
+    for venue in &VENUES {
+        write!(text, " {} |", venue.venue).unwrap();
+    }
+    text.push_str("\n|---|---|---|---|\n");
+    for (name, value) in rows.iter().chain([&budget]) {
+        write!(text, "| {name} |").unwrap();
+        for venue in &VENUES {
+            write!(text, " {} |", value(venue)).unwrap();
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// `DELTAPLANE_WRITE_DOCS=1` writes the table instead of comparing it.
+#[test]
+fn the_documented_table_is_what_the_connectors_state() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/README.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).expect("the table's beginning");
+    let (documented, after) = rest.split_once(END).expect("the table's end");
+    let stated = format!("\n{}\n", table());
+    if std::env::var_os("DELTAPLANE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{stated}{END}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(documented, stated, "run the test with DELTAPLANE_WRITE_DOCS=1 and commit what it writes");
+}

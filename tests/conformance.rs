@@ -1,0 +1,563 @@
+//! What every connector must do on its exchange: one suite, run for each of them over real sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use deltaplane_ports::{
+    AccountEvent, CancelOutcome, Check, Clock as _, FenceOutcome, OrderSighting, ReadError, Severity,
+};
+use deltaplane_testkit::{delta, quantity};
+use deltaplane_tests::venues::{AGENT_ADDRESS, Bench, KINDS, Kind, Setup, connect, start_exchange};
+use deltaplane_tests::{WallClock, btc};
+use deltaplane_types::{
+    Decimal, FillCause, OrderStatus, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
+    TimeInForce, UnknownCause,
+};
+use deltaplane_venue_sim::config::AgentConfig;
+use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide};
+use deltaplane_venue_sim::{FaultKind, Switches};
+
+fn dec(text: &str) -> Decimal {
+    text.parse().unwrap()
+}
+
+fn refusal(outcome: SubmitOutcome) -> Refusal {
+    match outcome {
+        SubmitOutcome::NotAccepted(refusal) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_fills_and_every_source_tells_the_same() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        let order = bench.order(Side::Buy, "0.05", "0.004").await;
+        let (id, outcome) = bench.place(&order).await;
+        assert!(matches!(outcome, SubmitOutcome::Acknowledged(_)), "{kind:?}: {outcome:?}");
+        let told = bench.fills_of(&id, order.quantity).await;
+        let report = bench.end_of(&id).await;
+        assert_eq!((report.status, report.filled), (OrderStatus::Filled, order.quantity), "{kind:?}");
+        let read = bench.gateway.fetch_fills(&btc(), Bench::lately()).await.unwrap();
+        let key = |fill: &deltaplane_types::Fill| {
+            (fill.trade_id.clone(), fill.side, fill.quantity, fill.price, fill.fee, fill.cause)
+        };
+        let (mut told_keys, mut read_keys): (Vec<_>, Vec<_>) =
+            (told.iter().map(key).collect(), read.iter().map(key).collect());
+        told_keys.sort_by(|a, b| a.0.cmp(&b.0));
+        read_keys.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(told_keys, read_keys, "{kind:?}: stream and history");
+        // The exchange's own books, and its own fee rate.
+        let (traded, fees, rate) = bench.running.sim().with(|exchange| {
+            let sum = |value: fn(&deltaplane_venue_sim::core::Trade) -> Decimal| {
+                exchange.trades.iter().map(value).sum::<Decimal>()
+            };
+            (sum(|t| t.quantity * t.price), sum(|t| t.fee), exchange.rules.taker_rate)
+        });
+        let sum: Decimal = read.iter().map(|fill| fill.quantity.value() * fill.price.value()).sum();
+        let paid: Decimal = read.iter().map(|fill| fill.fee.value()).sum();
+        assert_eq!(sum, traded, "{kind:?}");
+        assert!(
+            (paid - fees).abs() < dec("0.00001") && (fees - traded * rate).is_zero(),
+            "{kind:?}: {paid} {fees}"
+        );
+        assert!(read.iter().all(|fill| fill.price <= order.limit_price && fill.cause == FillCause::Order));
+        let account = bench.account().await;
+        assert_eq!(account.position(&btc()), delta("0.05"), "{kind:?}");
+        let position = &account.positions[&btc()];
+        assert!(position.entry_price.is_some() && position.mark_price.is_some(), "{kind:?}: {position:?}");
+        let wallet = bench.running.sim().with(|exchange| exchange.accounts["one"].wallet);
+        assert!((account.wallet_balance.value() - wallet).abs() < dec("0.00001"), "{kind:?}");
+        assert!(account.initial_margin.value() > Decimal::ZERO, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_immediate_order_does_not_get_is_dropped() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup { frozen_price: true, ..Setup::new(kind) }).await;
+        let mut order = bench.order(Side::Buy, "40", "0").await;
+        order.limit_price = bench.view().asks[0].price;
+        let report = bench.place_to_end(&order).await;
+        assert!(report.filled > Quantity::ZERO && report.filled < order.quantity, "{kind:?}: {report:?}");
+        assert!(
+            matches!(report.status, OrderStatus::Expired | OrderStatus::Canceled),
+            "{kind:?}: {report:?}"
+        );
+        let read = bench.gateway.fetch_fills(&btc(), Bench::lately()).await.unwrap();
+        let sum: Decimal = read.iter().map(|fill| fill.quantity.value()).sum();
+        assert_eq!(sum, report.filled.value(), "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resting_order_is_listed_canceled_and_canceled_once() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        let mut order = bench.order(Side::Buy, "0.01", "-0.02").await;
+        for time_in_force in [TimeInForce::GoodTilCanceled, TimeInForce::PostOnly] {
+            order.time_in_force = time_in_force;
+            let (id, outcome) = bench.place(&order).await;
+            assert!(matches!(outcome, SubmitOutcome::Acknowledged(_)), "{kind:?}: {outcome:?}");
+            let open = bench.gateway.fetch_open_orders(&btc()).await.unwrap();
+            assert_eq!(open.iter().map(|open| &open.client_order_id).collect::<Vec<_>>(), [&id], "{kind:?}");
+            match bench.gateway.cancel(&id, &btc()).await {
+                CancelOutcome::Canceled(report) => assert!(report.filled.is_zero(), "{kind:?}"),
+                other => panic!("{kind:?}: {other:?}"),
+            }
+            assert_eq!(bench.end_of(&id).await.status, OrderStatus::Canceled, "{kind:?}");
+            assert_eq!(bench.gateway.cancel(&id, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: twice");
+            assert!(bench.gateway.fetch_open_orders(&btc()).await.unwrap().is_empty(), "{kind:?}");
+        }
+        let taken = bench.order(Side::Buy, "0.01", "0.004").await;
+        let (filled, _) = bench.place(&taken).await;
+        bench.end_of(&filled).await;
+        assert_eq!(bench.gateway.cancel(&filled, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: filled");
+        let nobody = bench.next_id();
+        assert_eq!(bench.gateway.cancel(&nobody, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: unknown");
+        let sighting = bench.gateway.fetch_order(&nobody, &btc()).await.unwrap();
+        assert_eq!(sighting, OrderSighting::NotFound, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_only_order_never_takes() {
+    for kind in KINDS {
+        for refused in [false, true] {
+            let switches = Switches { post_only_refused: refused, ..Switches::default() };
+            let mut bench = Bench::start(kind, Setup { switches, ..Setup::new(kind) }).await;
+            let mut order = bench.order(Side::Buy, "0.01", "0.004").await;
+            order.time_in_force = TimeInForce::PostOnly;
+            let (id, outcome) = bench.place(&order).await;
+            match outcome {
+                SubmitOutcome::NotAccepted(refusal) => assert_eq!(refusal.reason, RefusalReason::Rejected),
+                SubmitOutcome::Acknowledged(_) => {
+                    let end = bench.end_of(&id).await;
+                    assert!(end.filled.is_zero(), "{kind:?}: {end:?}");
+                }
+                SubmitOutcome::Unknown(cause) => panic!("{kind:?}: {cause}"),
+            }
+            assert!(bench.account().await.position(&btc()).is_zero(), "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_are_definite_and_of_the_right_kind() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        let good = bench.order(Side::Buy, "0.05", "0.004").await;
+        let instrument = bench.reader.fetch_instrument(&btc()).await.unwrap();
+        let reason = async |bench: &mut Bench, order| refusal(bench.place(&order).await.1).reason;
+        let mut order = good.clone();
+        order.reduce_only = true;
+        assert_eq!(reason(&mut bench, order).await, RefusalReason::ReduceOnly, "{kind:?}: no position");
+        let mut order = good.clone();
+        order.quantity = instrument.lot_size;
+        if order.quantity.value() * order.limit_price.value() < instrument.min_notional.value() {
+            assert_eq!(reason(&mut bench, order).await, RefusalReason::Rejected, "{kind:?}: min notional");
+        }
+        let mut order = good.clone();
+        order.quantity =
+            Quantity::try_new(order.quantity.value() + instrument.lot_size.value() / dec("10")).unwrap();
+        assert_eq!(reason(&mut bench, order).await, RefusalReason::Rejected, "{kind:?}: lot");
+        let mut order = good.clone();
+        let off = order.limit_price.value() + instrument.tick_size.value() / dec("10");
+        order.limit_price = deltaplane_types::Price::try_new(off).unwrap();
+        assert_eq!(reason(&mut bench, order).await, RefusalReason::Rejected, "{kind:?}: tick");
+        let wallet = Command::SetWallet { account: "one".to_owned(), wallet: dec("20") };
+        bench.running.sim().apply(wallet).unwrap();
+        assert_eq!(reason(&mut bench, good.clone()).await, RefusalReason::Rejected, "{kind:?}: margin");
+        let mut order = good.clone();
+        order.deadline = WallClock.now();
+        assert_eq!(reason(&mut bench, order).await, RefusalReason::KeptBack, "{kind:?}: too late");
+        assert_eq!(bench.running.sim().with(|exchange| exchange.trades.len()), 0, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_whose_answer_is_lost_is_unknown_and_is_found() {
+    let garbage = [
+        FaultKind::AcceptThenSilence,
+        FaultKind::AcceptThenError {
+            status: 503,
+            body: "{\"code\":-1000,\"msg\":\"Unknown error\"}".to_owned(),
+        },
+        FaultKind::AcceptThenError { status: 500, body: "<html>Bad Gateway</html>".to_owned() },
+        FaultKind::AcceptThenError { status: 504, body: String::new() },
+        FaultKind::AcceptThenError { status: 200, body: "\"a bare string\"".to_owned() },
+    ];
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        for fault in &garbage {
+            let order = bench.order(Side::Buy, "0.01", "0.004").await;
+            bench.running.sim().inject(kind.on_orders(fault.clone()));
+            let (id, outcome) = bench.place(&order).await;
+            assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?} {fault:?}: {outcome:?}");
+            assert_eq!(bench.end_of(&id).await.status, OrderStatus::Filled, "{kind:?} {fault:?}");
+        }
+        let count = bench.running.sim().with(|exchange| exchange.orders.len());
+        assert_eq!(count, garbage.len(), "{kind:?}: each was sent once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_was_not_taken_in_is_unknown_until_it_is_not_found() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let body = "{\"code\":-1007,\"msg\":\"Timeout waiting for response\"}".to_owned();
+        bench.running.sim().inject(kind.on_orders(FaultKind::Refuse { status: 503, body }));
+        let (id, outcome) = bench.place(&order).await;
+        assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?}: {outcome:?}");
+        let sighting = bench.gateway.fetch_order(&id, &btc()).await.unwrap();
+        assert_eq!(sighting, OrderSighting::NotFound, "{kind:?}");
+        let fence = bench.gateway.fence(&id, &btc()).await;
+        let rules = bench.gateway.rules();
+        assert_eq!(rules.fences, kind == Kind::AsterAgent);
+        if rules.fences {
+            assert_eq!(fence, FenceOutcome::Burned, "{kind:?}");
+            assert_eq!(bench.gateway.fence(&id, &btc()).await, FenceOutcome::Burned, "again");
+        } else {
+            assert_eq!(fence, FenceOutcome::Unavailable, "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_tells_an_order_that_arrived_from_one_that_never_will() {
+    let kind = Kind::AsterAgent;
+    let mut bench = Bench::start(kind, Setup::new(kind)).await;
+    let order = bench.order(Side::Buy, "0.01", "0.004").await;
+    bench.running.sim().inject(kind.on_orders(FaultKind::AcceptThenSilence));
+    let (id, outcome) = bench.place(&order).await;
+    assert_eq!(outcome, SubmitOutcome::Unknown(UnknownCause::Timeout));
+    assert_eq!(bench.gateway.fence(&id, &btc()).await, FenceOutcome::Arrived);
+    let nobody = bench.next_id();
+    assert_eq!(
+        bench.gateway.fence(&nobody, &btc()).await,
+        FenceOutcome::Unavailable,
+        "its nonce is not known"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_break_come_back_and_say_so() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        let errors = bench.feed.status().error_count;
+        bench.running.sim().inject(deltaplane_venue_sim::Fault {
+            fault: FaultKind::CloseStreams,
+            method: None,
+            path: None,
+            times: 1,
+        });
+        bench.event("the stream broke", |event| matches!(event, AccountEvent::Disconnected)).await;
+        bench.until("the feed noticed", || bench.feed.status().error_count > errors).await;
+        bench.event("the stream is back", |event| matches!(event, AccountEvent::Connected)).await;
+        bench.until("prices are back", || bench.feed.view(&btc()).is_some()).await;
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let (id, _) = bench.place(&order).await;
+        bench.fills_of(&id, order.quantity).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_stream_is_down_orders_still_go_out_once() {
+    let kind = Kind::Pacifica;
+    let mut bench = Bench::start(kind, Setup::new(kind)).await;
+    let order = bench.order(Side::Buy, "0.01", "0.004").await;
+    bench.running.sim().inject(deltaplane_venue_sim::Fault {
+        fault: FaultKind::CloseStreams,
+        method: None,
+        path: None,
+        times: 1,
+    });
+    bench.until("the stream is down", || !bench.reader.is_streaming()).await;
+    let (id, outcome) = bench.place(&order).await;
+    assert!(matches!(outcome, SubmitOutcome::Acknowledged(_)), "over REST: {outcome:?}");
+    assert_eq!(bench.end_of(&id).await.status, OrderStatus::Filled);
+    assert_eq!(bench.running.sim().with(|exchange| exchange.orders.len()), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_trade_on_the_account_shows() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind).holding(kind, "0.5")).await;
+        assert_eq!(bench.account().await.position(&btc()), delta("0.5"), "{kind:?}");
+        let order = NewOrder {
+            symbol: kind.contract(&btc()),
+            side: Side::Sell,
+            position_side: PositionSide::Both,
+            kind: OrderKind::Market,
+            time_in_force: deltaplane_venue_sim::core::TimeInForce::Gtc,
+            price: Decimal::ZERO,
+            quantity: dec("0.2"),
+            reduce_only: false,
+            client_id: None,
+            good_till: 0,
+        };
+        bench.running.sim().apply(Command::Place { account: "one".to_owned(), order }).unwrap();
+        let left = delta("0.3");
+        let told =
+            |event: &AccountEvent| matches!(event, AccountEvent::Position { delta, .. } if *delta == left);
+        bench.event("the new position", told).await;
+        assert_eq!(bench.account().await.position(&btc()), left, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forced_closes_are_seen_as_such() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind).holding(kind, "-0.5")).await;
+        let command = Command::Deleverage {
+            account: "one".to_owned(),
+            symbol: kind.contract(&btc()),
+            quantity: dec("0.1"),
+        };
+        bench.running.sim().apply(command).unwrap();
+        let fill = |event: &AccountEvent| matches!(event, AccountEvent::Fill(_));
+        let AccountEvent::Fill(told) = bench.event("a deleveraging", fill).await else { unreachable!() };
+        assert_eq!(
+            (told.cause, told.side, told.quantity),
+            (FillCause::Deleveraging, Side::Buy, quantity("0.1"))
+        );
+        let wallet = Command::SetWallet { account: "one".to_owned(), wallet: dec("1") };
+        bench.running.sim().apply(wallet).unwrap();
+        let AccountEvent::Fill(told) = bench.event("a liquidation", fill).await else { unreachable!() };
+        assert_eq!(
+            (told.cause, told.side, told.quantity),
+            (FillCause::Liquidation, Side::Buy, quantity("0.4"))
+        );
+        assert!(bench.account().await.position(&btc()).is_zero(), "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn funding_arrives_in_the_wallet() {
+    for kind in KINDS {
+        let setup = Setup { frozen_price: true, ..Setup::new(kind).holding(kind, "-0.5") };
+        let mut bench = Bench::start(kind, setup).await;
+        let before = bench.account().await.wallet_balance.value();
+        bench.running.sim().settle_funding();
+        bench.event("money moved", |event| matches!(event, AccountEvent::BalanceChanged { .. })).await;
+        let rate = if kind == Kind::Pacifica { dec("0.0000125") } else { dec("0.0001") };
+        // The short receives half a bitcoin times the mark times the rate.
+        let expected = dec("0.5") * dec("66000") * rate;
+        let gained = bench.account().await.wallet_balance.value() - before;
+        assert!((gained - expected).abs() < dec("0.001"), "{kind:?}: {gained} for {expected}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_venue_whose_clock_is_off_takes_our_orders() {
+    for kind in KINDS {
+        for skew in [-61_000, -2_000, 2_000, 61_000] {
+            let mut bench = Bench::start(kind, Setup { skew, ..Setup::new(kind) }).await;
+            let order = bench.order(Side::Buy, "0.01", "0.004").await;
+            let report = bench.place_to_end(&order).await;
+            assert_eq!(report.status, OrderStatus::Filled, "{kind:?} {skew}");
+            let fills = bench.gateway.fetch_fills(&btc(), Bench::lately()).await.unwrap();
+            assert!(!fills.is_empty(), "{kind:?} {skew}: the trades of the last minute");
+            let findings = bench.reader.preflight(&btc()).await;
+            let clock = findings.iter().find(|finding| finding.check == Check::Clock).unwrap();
+            // Pacifica tells its time in whole seconds.
+            let notable = skew.abs() > 2_000 || kind != Kind::Pacifica;
+            assert_eq!(clock.severity == Severity::Warning, notable, "{kind:?} {skew}: {clock:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spent_budget_keeps_orders_back_but_not_those_that_reduce() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind).holding(kind, "0.5")).await;
+        let grow = bench.order(Side::Buy, "0.01", "0.004").await;
+        let mut shrink = bench.order(Side::Sell, "0.01", "0.004").await;
+        shrink.reduce_only = true;
+        let now = WallClock.now();
+        if kind == Kind::Pacifica {
+            // Ninety percent of what the connector thinks it has.
+            bench.budget.observe(now, 900_000);
+            let kept = refusal(bench.place(&grow).await.1);
+            assert_eq!(kept.reason, RefusalReason::KeptBack, "{kind:?}: {kept}");
+            let report = bench.place_to_end(&shrink).await;
+            assert_eq!(report.status, OrderStatus::Filled, "{kind:?}");
+        }
+        let body = match kind {
+            Kind::Pacifica => {
+                // The reply of the socket: it is read whatever request it answers.
+                bench.running.sim().inject(deltaplane_venue_sim::Fault {
+                    fault: FaultKind::Refuse { status: 429, body: "Too many requests".to_owned() },
+                    method: Some("GET".to_owned()),
+                    path: Some("/api/v1/account".to_owned()),
+                    times: 1,
+                });
+                let error = bench.reader.fetch_account().await.unwrap_err();
+                let limited = matches!(&error, ReadError::Refused(refusal) if refusal.reason == RefusalReason::RateLimited);
+                assert!(limited, "{kind:?}: {error}");
+                continue;
+            }
+            _ => "{\"code\":-1003,\"msg\":\"Too many requests\"}".to_owned(),
+        };
+        bench.running.sim().inject(kind.on_orders(FaultKind::Refuse { status: 429, body }));
+        let limited = refusal(bench.place(&grow).await.1);
+        assert_eq!(limited.reason, RefusalReason::RateLimited, "{kind:?}");
+        let kept = refusal(bench.place(&grow).await.1);
+        assert_eq!(kept.reason, RefusalReason::KeptBack, "{kind:?}: the venue asked for silence");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn coins_listed_by_the_thousand_are_told_in_their_own_units() {
+    let bonk: Symbol = "BONK-USD".parse().unwrap();
+    for kind in KINDS {
+        let mut bench = Bench::start_with(kind, Setup::new(kind), &[btc(), bonk.clone()]).await;
+        let instrument = bench.reader.fetch_instrument(&bonk).await.unwrap();
+        assert_eq!(instrument.lot_size, quantity("1000"), "{kind:?}: one contract is a thousand coins");
+        let view = bench.feed.view(&bonk).unwrap();
+        let ask = view.asks[0].price.value();
+        assert!(ask > dec("0.00002") && ask < dec("0.00003"), "{kind:?}: {ask}");
+        let mut order = bench.order(Side::Buy, "4000000", "0.004").await;
+        order.symbol = bonk.clone();
+        order.limit_price = view.asks.last().unwrap().price;
+        let (id, outcome) = bench.place(&order).await;
+        assert!(matches!(outcome, SubmitOutcome::Acknowledged(_)), "{kind:?}: {outcome:?}");
+        bench.event("the position", |event| matches!(event, AccountEvent::Position { .. })).await;
+        let fills = bench.gateway.fetch_fills(&bonk, Bench::lately()).await.unwrap();
+        let sum: Decimal = fills.iter().map(|fill| fill.quantity.value()).sum();
+        let held = bench.account().await.position(&bonk);
+        assert_eq!((held.value(), sum % dec("1000")), (sum, Decimal::ZERO), "{kind:?}");
+        assert!(fills.iter().all(|fill| fill.price <= order.limit_price), "{kind:?}: {fills:?}");
+        assert!(matches!(bench.gateway.fetch_order(&id, &bonk).await.unwrap(), OrderSighting::Found(_)));
+        let nobody: Symbol = "NOBODY-USD".parse().unwrap();
+        let unknown = bench.reader.fetch_instrument(&nobody).await.unwrap_err();
+        assert_eq!(unknown, ReadError::UnknownSymbol(nobody), "{kind:?}");
+    }
+}
+
+/// Every position of every switch: what no published source settles may be either way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_confirmed_may_be_either_way() {
+    let set: [fn(&mut Switches); 11] = [
+        |s| s.brackets_as_object = true,
+        |s| s.numbers_as_strings = true,
+        |s| s.post_only_refused = true,
+        |s| s.accepts_decoded_signatures = true,
+        |s| s.accepts_legacy_signatures = true,
+        |s| s.bare_string_errors = true,
+        |s| s.bare_answers = true,
+        |s| s.settings_as_array = true,
+        |s| s.short_error_codes = true,
+        |s| s.refuses_replays = true,
+        |s| s.silent_trades = true,
+    ];
+    for kind in [Kind::AsterAgent, Kind::AsterHmac, Kind::Pacifica] {
+        for (index, switch) in set.iter().enumerate() {
+            let mut switches = Switches::default();
+            switch(&mut switches);
+            let mut bench = Bench::start(kind, Setup { switches, ..Setup::new(kind) }).await;
+            let order = bench.order(Side::Buy, "0.01", "0.004").await;
+            let report = bench.place_to_end(&order).await;
+            assert_eq!(report.status, OrderStatus::Filled, "{kind:?} switch {index}");
+            let fills = bench.gateway.fetch_fills(&btc(), Bench::lately()).await.unwrap();
+            assert!(!fills.is_empty(), "{kind:?} switch {index}");
+            let mut wrong = order.clone();
+            (wrong.reduce_only, wrong.side) = (true, Side::Buy);
+            let refused = refusal(bench.place(&wrong).await.1);
+            assert_eq!(refused.reason, RefusalReason::ReduceOnly, "{kind:?} switch {index}: {refused}");
+            let mut resting = bench.order(Side::Buy, "0.01", "-0.02").await;
+            resting.time_in_force = TimeInForce::GoodTilCanceled;
+            let (id, _) = bench.place(&resting).await;
+            let canceled = bench.gateway.cancel(&id, &btc()).await;
+            assert!(matches!(canceled, CancelOutcome::Canceled(_)), "{kind:?} switch {index}: {canceled:?}");
+            assert_eq!(
+                bench.gateway.cancel(&id, &btc()).await,
+                CancelOutcome::NotOpen,
+                "{kind:?} switch {index}"
+            );
+            assert_eq!(bench.account().await.position(&btc()), delta("0.01"), "{kind:?} switch {index}");
+            let blocking: Vec<_> = bench
+                .reader
+                .preflight(&btc())
+                .await
+                .into_iter()
+                .filter(|finding| finding.severity == Severity::Blocking)
+                .collect();
+            assert!(blocking.is_empty(), "{kind:?} switch {index}: {blocking:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn preflight_says_what_is_wrong_and_what_to_do() {
+    let blocking = async |kind: Kind, setup: Setup| -> Vec<(Check, String)> {
+        let running = start_exchange(kind, &setup).await;
+        let connected = connect(kind, "one", &running, setup.agent_secret, &[btc()]);
+        let findings = connected.reader.preflight(&btc()).await;
+        assert!(!findings.is_empty());
+        assert!(
+            findings.iter().all(|f| f.severity == Severity::Fine || !f.remedy.is_empty()),
+            "{findings:?}"
+        );
+        let bad = findings.into_iter().filter(|finding| finding.severity == Severity::Blocking);
+        bad.map(|finding| (finding.check, finding.text)).collect()
+    };
+    for kind in KINDS {
+        assert_eq!(blocking(kind, Setup::new(kind)).await, [], "{kind:?}");
+        let mut isolated = Setup::new(kind);
+        isolated.account.isolated = vec![kind.contract(&btc())];
+        let found = blocking(kind, isolated).await;
+        assert!(
+            matches!(&found[..], [(Check::Margin, text)] if text.contains("isolated")),
+            "{kind:?}: {found:?}"
+        );
+    }
+    let mut unbound = Setup::new(Kind::AsterAgent);
+    unbound.account.agents = vec![];
+    let found = blocking(Kind::AsterAgent, unbound).await;
+    assert!(matches!(&found[..], [(Check::Agent, text)] if text.contains("No agent found")), "{found:?}");
+    let mut expired = Setup::new(Kind::AsterAgent);
+    expired.account.agents = vec![AgentConfig { expires: 1, ..AgentConfig::new(AGENT_ADDRESS) }];
+    let found = blocking(Kind::AsterAgent, expired).await;
+    assert!(matches!(&found[..], [(Check::Agent, text)] if text.contains("expired")), "{found:?}");
+    let mut poor = Setup::new(Kind::AsterAgent);
+    poor.account.deposited = false;
+    let found = blocking(Kind::AsterAgent, poor).await;
+    assert!(matches!(&found[..], [(Check::Deposit, text)] if text.contains("deposit")), "{found:?}");
+    let mut stranger = Setup::new(Kind::Pacifica);
+    stranger.account.agents = vec![];
+    let found = blocking(Kind::Pacifica, stranger).await;
+    assert!(matches!(&found[..], [(Check::Agent, text)] if text.contains("may not sign")), "{found:?}");
+    let mut unknown = Setup::new(Kind::Pacifica);
+    unknown.account.address = "3WTypo2uYrwMHJ5yFFwUPX6T25n39PwNwke7pz22P4Ut".to_owned();
+    let found = blocking(Kind::Pacifica, unknown).await;
+    assert!(
+        matches!(&found[..], [(Check::Deposit, text)] if text.contains("Account not found")),
+        "{found:?}"
+    );
+    let mut reader = Setup::new(Kind::Binance);
+    reader.account.can_trade = false;
+    let found = blocking(Kind::Binance, reader).await;
+    assert!(matches!(&found[..], [(Check::Permissions, _)]), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_stays_open_and_silent_is_noticed() {
+    let mut waiting = tokio::task::JoinSet::new();
+    for kind in KINDS {
+        waiting.spawn(async move {
+            let bench = Bench::start(kind, Setup::new(kind)).await;
+            let mute = FaultKind::MuteStreams;
+            bench.running.sim().inject(deltaplane_venue_sim::Fault {
+                fault: mute,
+                method: None,
+                path: None,
+                times: 1,
+            });
+            bench.until("the feed is given up", || bench.feed.view(&btc()).is_none()).await;
+            assert!(!bench.feed.status().connected, "{kind:?}");
+        });
+    }
+    while let Some(result) = waiting.join_next().await {
+        result.unwrap();
+    }
+}
