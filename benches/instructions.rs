@@ -37,12 +37,21 @@ fn plan_over_accounts(input: PlanInput) -> usize {
     black_box(plan(&input)).legs.len()
 }
 
+type Sign = fn(&Credentials) -> String;
+
+/// Keys that have signed before, so that only the signature of the one order is counted.
+fn warmed(sign: Sign) -> (Sign, Credentials) {
+    let credentials = credentials();
+    sign(&credentials);
+    (sign, credentials)
+}
+
 #[library_benchmark]
-#[bench::hmac(sign_hmac)]
-#[bench::secp256k1_eip712(sign_agent)]
-#[bench::ed25519(sign_account)]
-fn sign_one_order(sign: fn(&Credentials) -> String) -> String {
-    black_box(sign(black_box(&credentials())))
+#[bench::hmac(args = (sign_hmac), setup = warmed)]
+#[bench::secp256k1_eip712(args = (sign_agent), setup = warmed)]
+#[bench::ed25519(args = (sign_account), setup = warmed)]
+fn sign_one_order((sign, credentials): (Sign, Credentials)) -> (String, Credentials) {
+    (black_box(sign(black_box(&credentials))), credentials)
 }
 
 #[library_benchmark]

@@ -6,16 +6,16 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_ports::{AccountReader, Clock, Finding, ReadError, Severity};
+use deltaplane_ports::{AccountEvent, AccountReader, Clock, Finding, ReadError, Severity};
 use deltaplane_types::{AccountId, AccountSnapshot, Symbol, Timestamp, VenueId};
-use tokio::sync::Notify;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 
 /// How often an account that may trade is checked.
 const CHECK_EVERY: Duration = Duration::from_secs(15 * 60);
 /// How often one is checked that is kept out.
 const CHECK_BLOCKED: Duration = Duration::from_secs(15);
-/// Events come in bursts; one reading serves them all.
-const SETTLE: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct State {
@@ -139,9 +139,18 @@ impl AccountKeeper {
 
     /// Something happened on the account: what was read before does not count any more.
     pub(crate) fn mark_changed(&self) {
+        self.note_change();
+        self.wake.notify_one();
+    }
+
+    fn note_change(&self) {
         let now = self.clock.now();
         self.write(|state| state.changed_at = state.changed_at.max(now));
-        self.wake.notify_one();
+    }
+
+    /// Whether something happened after the newest reading began.
+    fn has_changed(&self) -> bool {
+        self.read(|state| state.snapshot.as_ref().is_none_or(|known| known.as_of <= state.changed_at))
     }
 
     /// A snapshot that is younger than `max_age` and newer than every change that we know of.
@@ -195,20 +204,115 @@ impl AccountKeeper {
                 }
                 Err(_) => {}
             }
+            self.wait_until_due(&mut events).await;
+        }
+    }
+
+    /// Waits until the account should be read again: a while after something happened, else when what is known
+    /// is old. What an operation read in the meantime counts.
+    async fn wait_until_due(&self, events: &mut broadcast::Receiver<AccountEvent>) {
+        let mut due = Instant::now() + self.reader.pace().idle;
+        loop {
+            let pace = self.reader.pace();
             tokio::select! {
                 biased;
                 event = events.recv() => {
                     // A lagging receiver lost events: something did change. A closed one ends with the venue.
-                    if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
-                        tokio::time::sleep(self.reader.read_every()).await;
+                    if matches!(event, Err(RecvError::Closed)) {
+                        tokio::time::sleep(pace.idle).await;
+                        return;
                     }
-                    self.mark_changed();
-                    tokio::time::sleep(SETTLE).await;
-                    while events.try_recv().is_ok() {}
+                    self.note_change();
+                    due = due.min(Instant::now() + pace.after_event);
                 }
-                () = self.wake.notified() => {}
-                () = tokio::time::sleep(self.reader.read_every()) => {}
+                () = self.wake.notified() => due = due.min(Instant::now() + pace.after_event),
+                () = tokio::time::sleep_until(due) => {
+                    let rest = pace.idle.saturating_sub(self.age());
+                    if self.has_changed() || rest.is_zero() {
+                        return;
+                    }
+                    due = Instant::now() + rest;
+                }
             }
         }
+    }
+
+    /// The age of the newest snapshot.
+    fn age(&self) -> Duration {
+        self.newest().map_or(Duration::MAX, |snapshot| self.clock.now().since(snapshot.as_of))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use deltaplane_ports::{MockAccountReader, Pace};
+    use deltaplane_testkit::{TestClock, account_snapshot};
+
+    use super::*;
+
+    /// A keeper at work, the count of its readings, and the account's stream.
+    fn kept(pace: Pace) -> (Arc<AccountKeeper>, Arc<AtomicUsize>, broadcast::Sender<AccountEvent>) {
+        let clock = Arc::new(TestClock::default());
+        let readings = Arc::new(AtomicUsize::new(0));
+        let (events, _) = broadcast::channel(64);
+        let mut reader = MockAccountReader::new();
+        let (count, at, stream) = (readings.clone(), clock.clone(), events.clone());
+        reader.expect_fetch_account().returning(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            let mut snapshot = account_snapshot("main");
+            snapshot.as_of = at.now();
+            Ok(snapshot)
+        });
+        reader.expect_subscribe().returning(move || stream.subscribe());
+        reader.expect_is_streaming().return_const(true);
+        reader.expect_pace().return_const(pace);
+        let keeper = Arc::new(AccountKeeper::new(
+            "main".parse().unwrap(),
+            "main".parse().unwrap(),
+            "binance".to_owned(),
+            Arc::new(reader),
+            clock,
+        ));
+        tokio::spawn(keeper.clone().keep());
+        (keeper, readings, events)
+    }
+
+    async fn pass(ms: u64) {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+
+    const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_secs(1) };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_events_is_served_by_one_reading() {
+        let (_keeper, readings, events) = kept(PACE);
+        pass(500).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 1, "at the start");
+        for _ in 0..5 {
+            events.send(AccountEvent::BalanceChanged { amount: None, funding: false }).unwrap();
+            pass(100).await;
+        }
+        pass(600).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 2, "a second after the first event");
+        pass(4_000).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 2, "nothing happened since");
+        pass(1_000).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 3, "five seconds later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_decision_read_is_not_read_again() {
+        let (keeper, readings, _events) = kept(PACE);
+        pass(500).await;
+        keeper.mark_changed();
+        pass(100).await;
+        keeper.fresh(Duration::from_secs(2)).await.unwrap();
+        assert_eq!(readings.load(Ordering::SeqCst), 2, "at once: it changed");
+        pass(4_900).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 2, "until that one is five seconds old");
+        pass(200).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 3);
     }
 }

@@ -81,6 +81,11 @@ impl WeightBudget {
         Ok(())
     }
 
+    /// How much of the window's budget is used, in percent.
+    pub fn used_percent(&self, now: Timestamp) -> u64 {
+        self.state(now).used.saturating_mul(100).checked_div(self.limit).unwrap_or(100)
+    }
+
     /// Takes the venue's own count, where it is higher than ours.
     pub fn observe(&self, now: Timestamp, used: u64) {
         let mut state = self.state(now);

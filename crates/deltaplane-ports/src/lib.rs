@@ -25,7 +25,7 @@ pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
 pub use time::{Clock, IdSource};
 pub use venue::{
     AccountEvent, AccountReader, CancelOutcome, Capabilities, FeedStatus, FenceOutcome, OrderEntry,
-    OrderGateway, OrderSighting, PriceFeed, ReadError, VenueRules,
+    OrderGateway, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
 };
 
 #[cfg(feature = "mock")]

@@ -146,6 +146,15 @@ pub struct VenueRules {
     pub fences: bool,
 }
 
+/// How often an account is read in the background. A decision that needs its state reads it at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// When nothing happens.
+    pub idle: Duration,
+    /// After something happened; what happens in between is served by the same reading.
+    pub after_event: Duration,
+}
+
 /// Reads one account.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
@@ -166,8 +175,8 @@ pub trait AccountReader: Send + Sync {
     /// Whether the account's stream is live.
     fn is_streaming(&self) -> bool;
 
-    /// How often the account may be read without spending the venue's budget.
-    fn read_every(&self) -> Duration;
+    /// How often the account may be read in the background without spending the venue's budget.
+    fn pace(&self) -> Pace;
 
     /// Looks at everything that decides whether the account may trade a symbol. What cannot be asked is a
     /// blocking finding.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Priority, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
-    OrderSighting, ReadError, VenueRules,
+    OrderSighting, Pace, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -37,8 +37,8 @@ const DAY_MS: i64 = 24 * 3_600 * 1_000;
 const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
 /// Orders whose nonce is kept.
 const REMEMBERED_NONCES: usize = 1_000;
-/// How often an account is read when nothing happens.
-const READ_EVERY: Duration = Duration::from_millis(1_500);
+/// How often an account is read: each time costs little of the budget.
+const PACE: Pace = Pace { idle: Duration::from_millis(1_500), after_event: Duration::from_millis(100) };
 /// Our clock may differ this much from the venue's before somebody should look.
 const NOTABLE_SKEW_MS: i64 = 1_000;
 /// How long entry and liquidation prices of an unchanged position are believed.
@@ -346,8 +346,8 @@ impl AccountReader for FapiVenue {
         self.live.load(Ordering::SeqCst)
     }
 
-    fn read_every(&self) -> Duration {
-        READ_EVERY
+    fn pace(&self) -> Pace {
+        PACE
     }
 
     async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {

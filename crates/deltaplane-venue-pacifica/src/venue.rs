@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Priority};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
-    OrderSighting, ReadError, VenueRules,
+    OrderSighting, Pace, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -28,8 +28,11 @@ use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
 use crate::session::{Orders, Reply, Session, Told};
 use crate::wire::{MarginSetting, Market, Placed, PlacedReply, PositionRow};
 
-/// How often an account is read when nothing happens: each time costs two credits of a hundred in a minute.
-const READ_EVERY: Duration = Duration::from_secs(5);
+/// How often an account is read: each time costs two credits of a hundred in a minute.
+const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_millis(100) };
+/// How often it is read when a third of the credits is used: the rest is for decisions and orders.
+const SPARING: Pace = Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(10) };
+const SPARE_FROM_PERCENT: u64 = 33;
 /// How long instruments and settings are believed.
 const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
 /// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
@@ -292,8 +295,9 @@ impl AccountReader for PacificaVenue {
         self.live.load(Ordering::SeqCst)
     }
 
-    fn read_every(&self) -> Duration {
-        READ_EVERY
+    fn pace(&self) -> Pace {
+        let used = self.config.credits.used_percent(self.rest.clock.now());
+        if used < SPARE_FROM_PERCENT { PACE } else { SPARING }
     }
 
     async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome, Finding,
-    OrderGateway, OrderSighting, PriceFeed, ReadError, VenueRules,
+    OrderGateway, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -247,8 +247,8 @@ impl AccountReader for InProcessVenue {
         true
     }
 
-    fn read_every(&self) -> Duration {
-        Duration::from_millis(1_500)
+    fn pace(&self) -> Pace {
+        Pace { idle: Duration::from_millis(1_500), after_event: Duration::from_millis(100) }
     }
 
     async fn preflight(&self, _: &Symbol) -> Vec<Finding> {
