@@ -150,6 +150,14 @@ impl Kind {
         }
     }
 
+    /// What the connector puts behind the URLs, as the venue's documentation already shows it.
+    const fn added_paths(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Binance | Self::Aster => ("", ""),
+            Self::Pacifica => ("/api/v1", "/ws"),
+        }
+    }
+
     /// A contract as the file says it, with the venue's rule for what it leaves out.
     fn contract(self, written: &FileContract) -> Result<Contract> {
         let (name, multiplier, quote) = match written {
@@ -366,15 +374,16 @@ impl Places<'_> {
         Ok(holdings)
     }
 
-    /// A URL with TLS; without it only to this machine.
-    fn url(&self, key: &str, value: &Spanned<String>, scheme: &str) -> Result<String> {
-        let text = value.get_ref();
+    /// A URL with TLS; without it only to this machine. The path that the connector adds may be there already.
+    fn url(&self, key: &str, value: &Spanned<String>, scheme: &str, added: &str) -> Result<String> {
+        let text = value.get_ref().trim_end_matches('/');
+        let text = text.strip_suffix(added).unwrap_or(text);
         let local = ["127.0.0.1", "localhost", "[::1]"].iter().any(|host| {
             text.strip_prefix(&format!("{scheme}://{host}"))
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(':') || rest.starts_with('/'))
         });
         if text.starts_with(&format!("{scheme}s://")) || local {
-            return Ok(text.clone());
+            return Ok(text.to_owned());
         }
         bail!(
             "{}: {key} {text:?} must begin with {scheme}s:// ({scheme}:// only to this machine)",
@@ -560,6 +569,7 @@ impl Config {
                 let name: Symbol = symbol.parse().with_context(place)?;
                 symbols.insert(name, exchange.kind.contract(contract).with_context(place)?);
             }
+            let (rest_path, stream_path) = exchange.kind.added_paths();
             exchanges.push(Exchange {
                 id,
                 kind: exchange.kind,
@@ -574,8 +584,8 @@ impl Config {
                         Some(places.secret("api_config_key", env.as_ref(), path.as_ref(), &owner)?)
                     }
                 },
-                rest_url: places.url("exchange.rest_url", &exchange.rest_url, "http")?,
-                stream_url: places.url("exchange.stream_url", &exchange.stream_url, "ws")?,
+                rest_url: places.url("exchange.rest_url", &exchange.rest_url, "http", rest_path)?,
+                stream_url: places.url("exchange.stream_url", &exchange.stream_url, "ws", stream_path)?,
                 symbols,
                 receive_window: places.millis(
                     "receive_window_ms",
@@ -670,6 +680,36 @@ secret_env = "PATH"
         );
         let path = std::env::var("PATH").unwrap();
         assert!(!format!("{config:?}").contains(&path));
+    }
+
+    #[test]
+    fn urls_may_be_as_the_venues_documentation_shows_them() {
+        let urls = |text: &str| {
+            let config = Config::parse(text, "deltaplane.toml").unwrap();
+            (config.exchanges[0].rest_url.clone(), config.exchanges[0].stream_url.clone())
+        };
+        let of = |rest: &str, stream: &str| (rest.to_owned(), stream.to_owned());
+        let slash = LIVE.replace(".com\"", ".com/\"");
+        assert_eq!(urls(&slash), of("https://fapi.binance.com", "wss://fstream.binance.com"));
+        let pacifica = r#"
+mode = "observe"
+[[exchange]]
+id = "pacifica"
+kind = "pacifica"
+rest_url = "https://api.pacifica.fi/api/v1"
+stream_url = "wss://ws.pacifica.fi/ws/"
+[[exchange]]
+id = "binance"
+kind = "binance"
+rest_url = "https://fapi.binance.com"
+stream_url = "wss://fstream.binance.com"
+[[account]]
+id = "main"
+exchange = "binance"
+api_key_env = "PATH"
+secret_env = "PATH"
+"#;
+        assert_eq!(urls(pacifica), of("https://api.pacifica.fi", "wss://ws.pacifica.fi"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The deltaplane server. Without configuration it starts paper mode on `127.0.0.1:3000`.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,7 +33,11 @@ struct Arguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("DELTAPLANE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
     let Arguments { config, listen, data_dir, market_recording, live } = Arguments::parse();
     let options = Options { config, listen, data_dir, market_recording, live };
     match deltaplane_server::run(options).await {

@@ -6,7 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_ports::{AccountEvent, AccountReader, Clock, Finding, ReadError, Severity};
+use deltaplane_ports::{AccountEvent, AccountReader, Check, Clock, Finding, ReadError, Severity};
 use deltaplane_types::{AccountId, AccountSnapshot, Symbol, Timestamp, VenueId};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
@@ -40,6 +40,23 @@ pub(crate) struct AccountKeeper {
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
     wake: Notify,
+}
+
+/// What counts after another look: a venue that is away for a moment takes back nothing of what it said.
+fn merged(before: Vec<Finding>, now: Vec<Finding>) -> Vec<Finding> {
+    let is_known = |findings: &[Finding], check: Check| {
+        findings.iter().any(|finding| finding.check == check && finding.severity != Severity::Unknown)
+    };
+    if now.iter().all(|finding| finding.severity != Severity::Unknown) {
+        return now;
+    }
+    let fresh: Vec<Finding> = now
+        .into_iter()
+        .filter(|finding| finding.severity != Severity::Unknown || !is_known(&before, finding.check))
+        .collect();
+    let kept = before.into_iter().filter(|old| !fresh.iter().any(|new| new.check == old.check));
+    let kept: Vec<Finding> = kept.collect();
+    fresh.into_iter().chain(kept).collect()
 }
 
 /// How an account's keeping goes.
@@ -85,7 +102,7 @@ impl AccountKeeper {
             let found = || match &state.findings {
                 None => Some("it was not checked yet".to_owned()),
                 Some(findings) => {
-                    let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+                    let blocking = findings.iter().filter(|finding| finding.severity >= Severity::Unknown);
                     let texts: Vec<String> =
                         blocking.map(|f| format!("{}: {}; {}", f.check, f.text, f.remedy)).collect();
                     (!texts.is_empty()).then(|| texts.join("; "))
@@ -98,7 +115,10 @@ impl AccountKeeper {
     /// Looks at everything that decides whether the account may trade, and keeps what was found.
     pub(crate) async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
         let findings = self.reader.preflight(symbol).await;
-        self.write(|state| state.findings = Some(findings.clone()));
+        self.write(|state| {
+            let before = state.findings.take().unwrap_or_default();
+            state.findings = Some(merged(before, findings.clone()));
+        });
         findings
     }
 
@@ -247,8 +267,9 @@ impl AccountKeeper {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use deltaplane_ports::{MockAccountReader, Pace};
+    use deltaplane_ports::{MockAccountReader, Pace, ReadError};
     use deltaplane_testkit::{TestClock, account_snapshot};
+    use deltaplane_types::{Refusal, RefusalReason};
 
     use super::*;
 
@@ -300,6 +321,31 @@ mod tests {
         assert_eq!(readings.load(Ordering::SeqCst), 2, "nothing happened since");
         pass(1_000).await;
         assert_eq!(readings.load(Ordering::SeqCst), 3, "five seconds later");
+    }
+
+    #[test]
+    fn a_venue_that_is_away_takes_back_nothing_of_what_it_said() {
+        let away = |check| Finding::untold(check, &ReadError::Unreachable("away".to_owned()));
+        let fine = |check| Finding::fine(check, "");
+        let wrong = |check| Finding::blocking(check, "wrong", "mend it");
+        // At the start nothing is known.
+        assert_eq!(merged(Vec::new(), vec![away(Check::Clock)]), [away(Check::Clock)]);
+        // What was found stays, good and bad.
+        let before = vec![fine(Check::Permissions), wrong(Check::Margin)];
+        assert_eq!(merged(before.clone(), vec![away(Check::Permissions)]), before);
+        // What is found now counts beside it.
+        let now = vec![away(Check::Permissions), wrong(Check::Agent)];
+        let expected = [wrong(Check::Agent), fine(Check::Permissions), wrong(Check::Margin)];
+        assert_eq!(merged(before.clone(), now), expected);
+        // A key that was revoked is no venue that is away.
+        let text = "Invalid API-key, IP, or permissions for action.".to_owned();
+        let refusal = Refusal { reason: RefusalReason::NotPermitted, code: None, text };
+        let revoked = Finding::untold(Check::Permissions, &ReadError::Refused(refusal));
+        let known = [revoked.clone(), wrong(Check::Margin)];
+        assert_eq!(merged(before.clone(), vec![revoked.clone(), away(Check::Margin)]), known);
+        assert_eq!(revoked.severity, Severity::Blocking);
+        // A whole look replaces all.
+        assert_eq!(merged(before, vec![fine(Check::Margin)]), [fine(Check::Margin)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use deltaplane_types::RefusalReason;
+
+use crate::venue::ReadError;
+
 /// What was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Check {
@@ -42,6 +46,8 @@ pub enum Severity {
     Fine,
     /// It works, and somebody should look.
     Warning,
+    /// It could not be looked at: the account may not trade unless an earlier look found it well.
+    Unknown,
     /// The account may not trade.
     Blocking,
 }
@@ -51,6 +57,7 @@ impl fmt::Display for Severity {
         f.write_str(match self {
             Self::Fine => "fine",
             Self::Warning => "warning",
+            Self::Unknown => "unknown",
             Self::Blocking => "blocking",
         })
     }
@@ -78,6 +85,33 @@ impl Finding {
     /// A finding that somebody should look at.
     pub fn warning(check: Check, text: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { check, severity: Severity::Warning, text: text.into(), remedy: remedy.into() }
+    }
+
+    /// What the venue did not tell: unknown if that passes on its own, else it keeps the account out.
+    pub fn untold(check: Check, error: &ReadError) -> Self {
+        let (severity, remedy) = match error {
+            ReadError::Unreachable(_) => (
+                Severity::Unknown,
+                "check the network and the exchange's rest_url; it is asked again shortly",
+            ),
+            ReadError::Proxy(_) => {
+                (Severity::Unknown, "check the account's proxy; it is asked again shortly")
+            }
+            ReadError::Refused(refusal)
+                if matches!(
+                    refusal.reason,
+                    RefusalReason::RateLimited | RefusalReason::Overloaded | RefusalReason::Clock
+                ) =>
+            {
+                (Severity::Unknown, "wait: it is asked again shortly")
+            }
+            _ => (
+                Severity::Blocking,
+                "check the key, its rights and its address limits by what the venue said",
+            ),
+        };
+        let text = format!("cannot be asked: {error}");
+        Self { check, severity, text, remedy: remedy.to_owned() }
     }
 
     /// A finding that keeps the account out of trading.

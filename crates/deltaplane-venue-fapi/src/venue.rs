@@ -388,14 +388,14 @@ impl AccountReader for FapiVenue {
             Ok((leverage, false)) => {
                 Finding::fine(Check::Margin, format!("{name} has cross margin at leverage {leverage}"))
             }
-            Err(error) => Finding::blocking(Check::Margin, error.to_string(), "see the venue's answer"),
+            Err(error) => Finding::untold(Check::Margin, &error),
         });
         found
     }
 }
 
 fn cannot_ask(check: Check, error: RestError) -> Finding {
-    Finding::blocking(check, format!("cannot be asked: {error}"), "see the venue's answer, then check again")
+    Finding::untold(check, &error.into())
 }
 
 fn check_collateral(account: &crate::wire::Account) -> Finding {

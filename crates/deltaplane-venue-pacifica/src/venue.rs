@@ -322,11 +322,7 @@ impl AccountReader for PacificaVenue {
                 return found;
             }
             Err(error) => {
-                found.push(Finding::blocking(
-                    Check::Permissions,
-                    format!("cannot be asked: {error}"),
-                    "see the venue's answer, then check again",
-                ));
+                found.push(Finding::untold(Check::Permissions, &error.into()));
                 return found;
             }
         }
@@ -356,7 +352,7 @@ impl AccountReader for PacificaVenue {
                 Check::Margin,
                 format!("{name} has the default: cross margin at the highest leverage"),
             ),
-            Err(error) => Finding::blocking(Check::Margin, error.to_string(), "see the venue's answer"),
+            Err(error) => Finding::untold(Check::Margin, &error),
         });
         found
     }

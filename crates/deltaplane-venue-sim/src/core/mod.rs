@@ -7,7 +7,8 @@
 //!
 //! # Known lies
 //! Isolated margin is a setting without effect: margin is always shared over the account. Market orders take no
-//! price protection beyond the percent-price band. Liquidation closes everything at the mark price.
+//! price protection beyond the percent-price band. Liquidation closes everything at the mark price. There are no
+//! stop, take-profit, trailing or TWAP orders.
 
 mod account;
 mod book;
