@@ -1,6 +1,8 @@
 //! What every connector must do on its exchange: one suite, run for each of them over real sockets.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+use std::time::Duration;
+
 use deltaplane_ports::{
     AccountEvent, CancelOutcome, Check, Clock as _, FenceOutcome, OrderSighting, ReadError, Severity,
 };
@@ -13,7 +15,7 @@ use deltaplane_types::{
 };
 use deltaplane_venue_sim::config::AgentConfig;
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide};
-use deltaplane_venue_sim::{FaultKind, Switches};
+use deltaplane_venue_sim::{FaultKind, StreamRules, Switches};
 
 fn dec(text: &str) -> Decimal {
     text.parse().unwrap()
@@ -538,6 +540,36 @@ async fn preflight_says_what_is_wrong_and_what_to_do() {
     reader.account.can_trade = false;
     let found = blocking(Kind::Binance, reader).await;
     assert!(matches!(&found[..], [(Check::Permissions, _)]), "{found:?}");
+}
+
+/// A day of three seconds with a ping every 200 ms: who does not answer would be cut off after 900.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_outlive_pings_and_come_back_after_their_day() {
+    let mut waiting = tokio::task::JoinSet::new();
+    for kind in KINDS {
+        waiting.spawn(async move {
+            let rules = StreamRules {
+                ping_every: Duration::from_millis(200),
+                pong_within: Duration::from_millis(900),
+                lifetime: Duration::from_secs(3),
+                ..kind.dialect().stream_rules()
+            };
+            let mut bench = Bench::start(kind, Setup { streams: Some(rules), ..Setup::new(kind) }).await;
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            let mut lost = 0;
+            while let Ok(event) = bench.events.try_recv() {
+                lost += usize::from(event == AccountEvent::Disconnected);
+            }
+            assert!((1..=3).contains(&lost), "{kind:?}: cut off {lost} times");
+            bench.until("it is back", || bench.reader.is_streaming() && bench.feed.status().connected).await;
+            let order = bench.order(Side::Buy, "0.01", "0.01").await;
+            let report = bench.place_to_end(&order).await;
+            assert_eq!(report.filled, quantity("0.01"), "{kind:?}");
+        });
+    }
+    while let Some(result) = waiting.join_next().await {
+        result.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

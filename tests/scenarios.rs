@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use deltaplane_engine::{ExternalDelta, Holdings};
 use deltaplane_ports::{
-    Clock as _, ControlPlane as _, HedgeExecution, OperationState, Record, RequestMeta, SyncRequest,
+    Check, Clock as _, ControlPlane as _, DeltaControl, HedgeExecution, OperationState, Record, RequestMeta,
+    Severity, SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
@@ -326,6 +327,25 @@ async fn a_web_page_for_an_answer_is_no_refusal_and_a_dropped_stream_comes_back(
     // The page said nothing of the order, so its absence had to be proven.
     assert_eq!(report.orders[0].evidence.as_deref(), Some("expiryProof"), "{report:?}");
     assert_eq!(orders(&world) + 1, report.orders.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_may_not_trade_is_kept_out_and_the_others_go_on() {
+    let mut places = places();
+    places[2].can_trade = false;
+    let world = World::start(places, Arc::new(MemoryJournal::default())).await;
+    let failure = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(failure.code, Code::NotPermitted, "{failure:?}");
+    assert!(failure.error.contains("account spare is out of trading: permissions"), "{failure:?}");
+    let found = world.engine.preflight(&world.accounts[2]).await.unwrap();
+    let blocking = found.findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+    assert!(!found.tradable);
+    assert_eq!(blocking.map(|finding| finding.check).collect::<Vec<_>>(), [Check::Permissions]);
+    assert!(world.engine.preflight(&world.accounts[0]).await.unwrap().tradable);
+    assert_eq!(orders(&world), 0);
+    let others = DeltaControl { accounts: world.accounts[..2].to_vec(), ..world.to_flat() };
+    let report = world.control(others).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

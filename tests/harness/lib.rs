@@ -54,6 +54,8 @@ pub struct Place {
     pub balances: &'static [(&'static str, &'static str)],
     /// Whether longs and shorts are held apart.
     pub hedge_mode: bool,
+    /// Whether its key may trade.
+    pub can_trade: bool,
     /// Delay of its exchange on each way.
     pub latency: Duration,
 }
@@ -61,7 +63,15 @@ pub struct Place {
 impl Place {
     /// An account with 100,000 USDT on a prompt exchange.
     pub const fn new(name: &'static str, position: &'static str) -> Self {
-        Self { name, position, wallet: "100000", balances: &[], hedge_mode: false, latency: Duration::ZERO }
+        Self {
+            name,
+            position,
+            wallet: "100000",
+            balances: &[],
+            hedge_mode: false,
+            can_trade: true,
+            latency: Duration::ZERO,
+        }
     }
 }
 
@@ -91,6 +101,7 @@ pub async fn exchange(place: &Place, market: Market) -> Running {
         wallet: exact(place.wallet),
         balances: place.balances.iter().map(|(asset, n)| ((*asset).to_owned(), exact(n))).collect(),
         hedge_mode: place.hedge_mode,
+        can_trade: place.can_trade,
         positions: BTreeMap::from([("BTCUSDT".to_owned(), exact(place.position))]),
         ..AccountConfig::new(place.name, &key, &format!("{}secret", place.name))
     };

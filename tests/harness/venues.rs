@@ -17,7 +17,9 @@ use deltaplane_venue_aster::{AgentKey, AsterConfig, Credential, Network};
 use deltaplane_venue_binance::{BinanceConfig, HmacKey};
 use deltaplane_venue_pacifica::{AccountKey, PacificaConfig, PacificaFeed, PacificaVenue};
 use deltaplane_venue_sim::config::{AccountConfig, AgentConfig, ExchangeConfig};
-use deltaplane_venue_sim::{Dialect, Fault, FaultKind, Market, Running, SimClock, SimOptions, Switches};
+use deltaplane_venue_sim::{
+    Dialect, Fault, FaultKind, Market, Running, SimClock, SimOptions, StreamRules, Switches,
+};
 use tokio::sync::broadcast;
 
 use crate::{WallClock, exact};
@@ -97,6 +99,8 @@ pub struct Setup {
     pub skew: i64,
     /// Delay on each way.
     pub latency: Duration,
+    /// Times of its streams, where they are not the documented ones.
+    pub streams: Option<StreamRules>,
     /// Whether the price stands still.
     pub frozen_price: bool,
     /// The agent's key on Aster.
@@ -123,6 +127,7 @@ impl Setup {
             switches: Switches::default(),
             skew: 0,
             latency: Duration::ZERO,
+            streams: None,
             frozen_price: false,
             agent_secret: AGENT_SECRET,
         }
@@ -251,6 +256,7 @@ pub async fn start_exchange(kind: Kind, setup: &Setup) -> Running {
         switches: setup.switches,
         speed_bump: Duration::from_millis(20),
         credit_factor: 1_000,
+        streams: setup.streams.unwrap_or_else(|| kind.dialect().stream_rules()),
         ..SimOptions::new(kind.dialect(), config, clock, market)
     };
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");

@@ -152,6 +152,16 @@ impl PacificaVenue {
         Ok(rows.into_iter().find(|row| row.symbol == name))
     }
 
+    /// The mark that the stream told last, else the one that REST tells.
+    async fn mark(&self, symbol: &Symbol, contract: &Contract) -> Result<Option<Price>, ReadError> {
+        if let Some(mark) = self.told.mark(symbol) {
+            return Ok(Some(mark));
+        }
+        let rows = self.rest.prices().await?;
+        let row = rows.iter().find(|row| row.symbol == contract.name);
+        Ok(row.and_then(|row| contract.base_price(row.mark.0).ok()))
+    }
+
     async fn position(&self, row: &PositionRow) -> Result<Option<Position>, ReadError> {
         // Markets without a canonical name are not ours to manage.
         let Some((symbol, contract)) = map::of_market(&self.config.symbols, &row.symbol) else {
@@ -159,7 +169,7 @@ impl PacificaVenue {
         };
         let delta = map::delta(row.side, row.amount.0, &contract)?;
         let entry = contract.base_price(row.entry_price.0).ok();
-        let mark = self.told.mark(&symbol);
+        let mark = self.mark(&symbol, &contract).await?;
         let market = self.market(&row.symbol).await?;
         let setting = self.setting(&row.symbol).await?;
         let max_leverage = market.map_or(1, |market| market.max_leverage.max(1));
@@ -263,14 +273,7 @@ impl AccountReader for PacificaVenue {
         let setting = self.setting(&contract.name).await?;
         let account = self.rest.account(self.key.account()).await?;
         let settled = self.rest.funding_rate_history(&contract.name).await?;
-        let mark = match self.told.mark(symbol) {
-            Some(mark) => Some(mark),
-            None => {
-                let rows = self.rest.prices().await?;
-                let row = rows.iter().find(|row| row.symbol == contract.name);
-                row.and_then(|row| contract.base_price(row.mark.0).ok())
-            }
-        };
+        let mark = self.mark(symbol, &contract).await?;
         let instrument = map::instrument(&InstrumentParts {
             symbol,
             contract: &contract,
