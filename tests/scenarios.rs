@@ -108,6 +108,52 @@ async fn an_order_that_never_existed_is_proven_so_only_after_its_window() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trades_of_the_operation_before_keep_no_order_in_doubt() {
+    let (world, _journal) = world().await;
+    let first = world.control(world.to_flat()).await;
+    assert_eq!((first.failure, first.orders[0].side), (None, Side::Sell));
+    let (status, body) = unknown_503();
+    everywhere(&world, &on_orders(FaultKind::Refuse { status, body }, 1));
+    // Sells again on the same account, moments later.
+    let accounts = vec![first.orders[0].account.clone()];
+    let request = DeltaControl { target: delta("0.15"), accounts, subset: true, ..world.to_flat() };
+    let second = world.control(request).await;
+    assert_eq!(second.failure, None, "{second:?}");
+    assert_eq!((second.orders[0].side, second.orders[0].state.as_str()), (Side::Sell, "notAccepted"));
+    assert_eq!((second.final_delta, world.true_net()), (delta("0.15"), delta("-0.1").value()));
+}
+
+/// A book may not be unhedged by naming half of it, least of all when nobody knows the other half.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
+    let places = places();
+    let exchanges = exchanges(&places).await;
+    let (status, body) = unknown_503();
+    exchanges[2].sim().inject(Fault {
+        fault: FaultKind::Refuse { status, body },
+        method: Some("GET".to_owned()),
+        path: Some("/fapi/v3/account".to_owned()),
+        times: 1_000_000,
+    });
+    let engine = engine(&places, &exchanges, Arc::new(MemoryJournal::default())).await;
+    let accounts = names(&places);
+    let world = World { exchanges, engine, accounts };
+    for account in &world.accounts[..2] {
+        while !world.engine.preflight(account).await.unwrap().tradable {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let two = DeltaControl { accounts: world.accounts[..2].to_vec(), ..world.to_flat() };
+    let report = world.control(two.clone()).await;
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code, Code::DeltaBeyondLimit);
+    assert!(failure.error.contains("is not known: spare"), "{failure:?}");
+    assert_eq!(orders(&world), 0);
+    let report = world.control(DeltaControl { subset: true, ..two }).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fills_that_the_stream_loses_are_read_and_repeated_ones_count_once() {
     for fault in [FaultKind::DropUserEvents { event: None }, FaultKind::RepeatUserEvents { event: None }] {
         let (world, _journal) = world().await;

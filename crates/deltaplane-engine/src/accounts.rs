@@ -3,11 +3,12 @@
 //! Only whole snapshots are kept: an event on the account's stream says that something changed, not how the
 //! rest stands, so it only makes the next reading due at once.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deltaplane_ports::{AccountEvent, AccountReader, Check, Clock, Finding, ReadError, Severity};
-use deltaplane_types::{AccountId, AccountSnapshot, Symbol, Timestamp, VenueId};
+use deltaplane_types::{AccountId, AccountSnapshot, Fill, Symbol, Timestamp, TradeId, VenueId};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
@@ -16,6 +17,8 @@ use tokio::time::Instant;
 const CHECK_EVERY: Duration = Duration::from_secs(15 * 60);
 /// How often one is checked that is kept out.
 const CHECK_BLOCKED: Duration = Duration::from_secs(15);
+/// Trades of ended operations that are kept: more than the few seconds hold in which another one may meet them.
+const KEPT_TRADES: usize = 2_000;
 
 #[derive(Default)]
 struct State {
@@ -27,6 +30,8 @@ struct State {
     last_beat: Timestamp,
     /// Why orders may not be sent for it, by somebody's decision.
     blocked: Option<String>,
+    /// Trades of operations that ended: they explain themselves to those that come after. Oldest first.
+    explained: VecDeque<TradeId>,
     /// What the newest look before trading found; none before the first one ended.
     findings: Option<Vec<Finding>>,
 }
@@ -125,8 +130,13 @@ impl AccountKeeper {
     /// Looks again and again: soon while something keeps the account out, else now and then.
     pub(crate) async fn keep_checking(self: Arc<Self>, symbol: Symbol) {
         let mut told = None;
+        let mut checked = None;
         loop {
-            self.preflight(&symbol).await;
+            let is_due = checked.is_none_or(|at: Instant| at.elapsed() >= CHECK_EVERY);
+            if is_due || self.blocked().is_some() {
+                self.preflight(&symbol).await;
+                checked = Some(Instant::now());
+            }
             let blocked = self.blocked();
             if blocked != told {
                 match &blocked {
@@ -136,7 +146,8 @@ impl AccountKeeper {
                 }
                 told.clone_from(&blocked);
             }
-            tokio::time::sleep(if blocked.is_some() { CHECK_BLOCKED } else { CHECK_EVERY }).await;
+            // Somebody's look in between may have found what keeps it out.
+            tokio::time::sleep(CHECK_BLOCKED).await;
         }
     }
 
@@ -171,6 +182,22 @@ impl AccountKeeper {
     /// Whether something happened after the newest reading began.
     fn has_changed(&self) -> bool {
         self.read(|state| state.snapshot.as_ref().is_none_or(|known| known.as_of <= state.changed_at))
+    }
+
+    /// Keeps the names of trades that an operation made.
+    pub(crate) fn explain(&self, trades: impl IntoIterator<Item = TradeId>) {
+        self.write(|state| {
+            state.explained.extend(trades);
+            let surplus = state.explained.len().saturating_sub(KEPT_TRADES);
+            state.explained.drain(..surplus);
+        });
+    }
+
+    /// Leaves out what operations that ended made.
+    pub(crate) fn without_explained(&self, fills: Vec<Fill>) -> Vec<Fill> {
+        self.read(|state| {
+            fills.into_iter().filter(|fill| !state.explained.contains(&fill.trade_id)).collect()
+        })
     }
 
     /// A snapshot that is younger than `max_age` and newer than every change that we know of.

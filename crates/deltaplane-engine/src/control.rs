@@ -140,6 +140,22 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
     let exposure = named_exposure(spec, snapshot).map_err(internal)?;
     let arrival_mids =
         snapshot.accounts.iter().filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?))).collect();
+    if let Goal::Delta { subset: false, .. } = &spec.goal {
+        let unknown: Vec<&str> = snapshot
+            .all_deltas
+            .iter()
+            .filter(|(id, delta)| delta.is_none() && !spec.accounts.contains(id))
+            .map(|(id, _)| id.as_str())
+            .collect();
+        if !unknown.is_empty() {
+            let accounts = unknown.join(", ");
+            return Err(failure(
+                Code::DeltaBeyondLimit,
+                format!("not named, and what they hold of {} is not known: {accounts}", spec.symbol),
+                "wait until they can be read, name them, or set subset to true to leave them out on purpose",
+            ));
+        }
+    }
     let unnamed: Vec<(&AccountId, Delta)> = snapshot
         .all_deltas
         .iter()

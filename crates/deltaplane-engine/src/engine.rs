@@ -426,9 +426,15 @@ impl Engine {
 
 /// Reads the instrument ahead, so that the first operation does not wait for it, and keeps it read.
 async fn warm(keeper: Arc<AccountKeeper>, symbol: Symbol) {
+    let mut wait = Duration::from_secs(1);
     loop {
-        let known = keeper.reader.fetch_instrument(&symbol).await.is_ok();
-        tokio::time::sleep(Duration::from_secs(if known { 50 } else { 1 })).await;
+        if keeper.reader.fetch_instrument(&symbol).await.is_ok() {
+            wait = Duration::from_secs(1);
+            tokio::time::sleep(Duration::from_secs(50)).await;
+        } else {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(60));
+        }
     }
 }
 

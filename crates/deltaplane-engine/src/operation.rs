@@ -15,7 +15,7 @@ use deltaplane_ports::{
 use deltaplane_risk::{Approved, PricedFill, execution_quality};
 use deltaplane_types::{
     AccountId, ClientOrderId, Code, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan,
-    Price, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, UnknownCause,
+    Price, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause,
 };
 
 use crate::config::EngineConfig;
@@ -296,6 +296,11 @@ impl Operation {
         let checks = open.filter_map(|order| order.next_check);
         let end = (!self.answered && self.phase != Phase::Finished).then_some(self.ends_at);
         checks.chain(end).min()
+    }
+
+    /// The trades of each order, by the order's account.
+    pub(crate) fn trades(&self) -> impl Iterator<Item = (&AccountId, Vec<TradeId>)> {
+        self.orders.values().map(|order| (&order.intent.order.account, order.trade_ids()))
     }
 
     /// The order with this name.

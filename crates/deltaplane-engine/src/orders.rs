@@ -59,11 +59,14 @@ pub(crate) struct TrackedOrder {
     fenced: Fence,
 }
 
+/// A venue may queue what it took in and show it late: for this long after a fence "not found" proves nothing.
+const FENCE_SLACK: Duration = Duration::from_secs(5);
+
 /// Whether an order's place at the venue was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fence {
     NotTried,
-    Burned,
+    Burned(Timestamp),
     /// It could not be, or the venue had taken the order in.
     Failed,
 }
@@ -95,6 +98,11 @@ impl TrackedOrder {
         self.priced().max(self.reported)
     }
 
+    /// The names of its trades.
+    pub(crate) fn trade_ids(&self) -> Vec<TradeId> {
+        self.fills.keys().cloned().collect()
+    }
+
     /// What traded with known prices.
     fn priced(&self) -> Quantity {
         // A quantity beyond what can be held is not one: it then counts as not known.
@@ -124,7 +132,7 @@ impl TrackedOrder {
 
     /// Whether its place at the venue was taken.
     pub(crate) fn is_burned(&self) -> bool {
-        self.fenced == Fence::Burned
+        matches!(self.fenced, Fence::Burned(_))
     }
 
     pub(crate) fn is_filled_whole(&self) -> bool {
@@ -256,7 +264,7 @@ impl TrackedOrder {
     /// Takes what came of that.
     pub(crate) fn on_fenced(&mut self, outcome: &FenceOutcome, now: Timestamp) {
         self.fenced = match outcome {
-            FenceOutcome::Burned => Fence::Burned,
+            FenceOutcome::Burned => Fence::Burned(now),
             FenceOutcome::Arrived | FenceOutcome::Unavailable | FenceOutcome::Unknown(_) => Fence::Failed,
         };
         self.next_check = Some(now);
@@ -302,9 +310,13 @@ impl TrackedOrder {
         }
     }
 
-    /// When its absence may be proven: at once where its place is taken, else when its window has passed.
+    /// When its absence may be proven: soon after its place was taken, else when its window has passed.
     pub(crate) fn provable_at(&self, slack: Duration) -> Timestamp {
-        if self.is_burned() { Timestamp::default() } else { self.intent.order.deadline.after(slack) }
+        let expired = self.intent.order.deadline.after(slack);
+        match self.fenced {
+            Fence::Burned(at) => at.after(slack.max(FENCE_SLACK)).min(expired),
+            Fence::NotTried | Fence::Failed => expired,
+        }
     }
 
     pub(crate) fn not_accepted(&mut self, evidence: Evidence, reason: String) -> OutcomeRecord {

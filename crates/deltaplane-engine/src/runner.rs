@@ -143,8 +143,9 @@ pub(crate) async fn run(
         "operation ended"
     );
     shared.reports.publish(report.clone());
-    for order in &report.orders {
-        if let Some(keeper) = shared.eyes.accounts.get(&order.account) {
+    for (account, trades) in operation.trades() {
+        if let Some(keeper) = shared.eyes.accounts.get(account) {
+            keeper.explain(trades);
             keeper.mark_changed();
         }
     }
@@ -316,7 +317,7 @@ impl Shell {
         self.work.push(Box::pin(async move {
             let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
                 let sighting = gateway.fetch_order(&id, &symbol).await?;
-                let fills = gateway.fetch_fills(&symbol, since).await?;
+                let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since).await?);
                 let position = keeper.refresh().await?.position(&symbol);
                 Ok((sighting, fills, position))
             }

@@ -56,7 +56,7 @@ pub(crate) struct Eyes {
 }
 
 /// A state of an account that is not named counts as known for this long.
-const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(30);
 
 type Failed = Box<deltaplane_ports::Failure>;
 
@@ -92,12 +92,17 @@ impl Eyes {
     ) -> Result<Snapshot, Failed> {
         let as_of = self.clock.now();
         let external = self.config.holdings.external(symbol, as_of)?;
-        let readings = named.iter().map(|id| async move {
+        // Instruments may take long when they are not known yet: states are read after all of them.
+        let instruments = named.iter().map(|id| async move {
             let keeper = self.accounts.get(id)?;
-            let state = async {
-                if anew { keeper.refresh().await } else { keeper.fresh(self.config.max_account_age).await }
-            };
-            Some((id.clone(), tokio::join!(state, keeper.reader.fetch_instrument(symbol))))
+            Some((id, keeper, keeper.reader.fetch_instrument(symbol).await))
+        });
+        let instruments = futures_util::future::join_all(instruments).await;
+        let readings = instruments.into_iter().map(|found| async move {
+            let (id, keeper, instrument) = found?;
+            let state =
+                if anew { keeper.refresh().await } else { keeper.fresh(self.config.max_account_age).await };
+            Some((id.clone(), (state, instrument)))
         });
         let readings = futures_util::future::join_all(readings).await;
         // A symbol that a venue does not list is the caller's mistake, not a missing price.

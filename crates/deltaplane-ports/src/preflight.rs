@@ -97,18 +97,14 @@ impl Finding {
             ReadError::Proxy(_) => {
                 (Severity::Unknown, "check the account's proxy; it is asked again shortly")
             }
-            ReadError::Refused(refusal)
-                if matches!(
-                    refusal.reason,
-                    RefusalReason::RateLimited | RefusalReason::Overloaded | RefusalReason::Clock
-                ) =>
-            {
-                (Severity::Unknown, "wait: it is asked again shortly")
-            }
-            _ => (
+            ReadError::Refused(refusal) if refusal.reason == RefusalReason::NotPermitted => (
                 Severity::Blocking,
                 "check the key, its rights and its address limits by what the venue said",
             ),
+            ReadError::UnknownSymbol(_) => (Severity::Warning, "do not trade the symbol on this account"),
+            ReadError::Refused(_) | ReadError::Unreadable(_) => {
+                (Severity::Unknown, "see what the venue said; it is asked again shortly")
+            }
         };
         let text = format!("cannot be asked: {error}");
         Self { check, severity, text, remedy: remedy.to_owned() }

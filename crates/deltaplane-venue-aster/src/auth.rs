@@ -26,9 +26,12 @@ pub enum KeyError {
     /// The text is an address where a key is expected.
     #[error("this is an address of 40 hexadecimal digits; the agent's private key has 64")]
     AddressForSecret,
-    /// The text is not an address.
-    #[error("{0:?} is not an address: 0x and 40 hexadecimal digits")]
-    Address(String),
+    /// The text is not an address. It may be a key in the wrong place, so it is not repeated.
+    #[error("this is not an address of 0x and 40 hexadecimal digits; it has {0} characters")]
+    Address(usize),
+    /// The text is as long as a key.
+    #[error("the address has the 64 digits of a private key; an address is 0x and 40 hexadecimal digits")]
+    SecretForAddress,
 }
 
 /// The network that signatures are good for.
@@ -91,7 +94,7 @@ fn address(text: &str) -> Result<String, KeyError> {
     if bare.len() == 40 && bare.bytes().all(|b| b.is_ascii_hexdigit()) {
         Ok(format!("0x{bare}"))
     } else {
-        Err(KeyError::Address(text.chars().take(44).collect()))
+        Err(if bare.len() == 64 { KeyError::SecretForAddress } else { KeyError::Address(text.len()) })
     }
 }
 
@@ -170,6 +173,10 @@ impl AgentKey {
 impl Signer for AgentKey {
     fn headers(&self) -> Vec<(&'static str, String)> {
         Vec::new()
+    }
+
+    fn agent(&self) -> Option<&str> {
+        (!self.signer.eq_ignore_ascii_case(&self.user)).then_some(&self.signer)
     }
 
     fn sign(&self, params: &[(&str, &str)], freshness: Freshness) -> Signed {
@@ -274,8 +281,9 @@ mod tests {
             assert_eq!(refused(secret, user), KeyError::Secret, "{secret}");
         }
         assert_eq!(refused(user, user), KeyError::AddressForSecret);
-        assert!(matches!(refused(good, "63DD"), KeyError::Address(_)));
-        assert!(matches!(refused(good, good), KeyError::Address(_)), "swapped");
+        assert_eq!(refused(good, "63DD"), KeyError::Address(4));
+        assert_eq!(refused(good, good), KeyError::SecretForAddress, "swapped");
+        assert!(!refused(good, &good[1..]).to_string().contains(&good[1..5]), "a part of a key");
         let key = AgentKey::new(&format!("0x{good}").into(), user, Network::Main).unwrap();
         assert_eq!(format!("{key:?}"), "AgentKey(0x2c7536e3605d9c16a7a3d7b1898e529396a65c23, ***)");
     }

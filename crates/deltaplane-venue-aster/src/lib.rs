@@ -52,8 +52,7 @@ const STREAMS: Streams = Streams {
     user_silence: Duration::from_secs(320),
 };
 
-const ORDERS: OrderStyle =
-    OrderStyle { not_found: &[-2011, -2013], nonce_used: &[-4226], nonce_over: &[-4225] };
+const ORDERS: OrderStyle = OrderStyle { not_found: &[-2011, -2013], nonce_used: &[-4226] };
 
 /// V3, the generation that new keys get.
 pub static DIALECT: Dialect = Dialect {

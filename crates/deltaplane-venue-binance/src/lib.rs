@@ -71,7 +71,7 @@ pub static DIALECT: Dialect = Dialect {
         // It pings every three minutes.
         user_silence: Duration::from_secs(200),
     },
-    orders: OrderStyle { not_found: &[-2011, -2013], nonce_used: &[], nonce_over: &[] },
+    orders: OrderStyle { not_found: &[-2011, -2013], nonce_used: &[] },
     definite: errors::definite,
     gate: errors::gate,
 };

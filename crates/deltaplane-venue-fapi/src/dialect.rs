@@ -46,6 +46,11 @@ pub trait Signer: Send + Sync + fmt::Debug {
     /// Headers that name the key.
     fn headers(&self) -> Vec<(&'static str, String)>;
 
+    /// The address of the agent that signs, where it is one.
+    fn agent(&self) -> Option<&str> {
+        None
+    }
+
     /// Encodes parameters in their order and appends what proves them.
     fn sign(&self, params: &[(&str, &str)], freshness: Freshness) -> Signed;
 
@@ -120,8 +125,6 @@ pub struct OrderStyle {
     pub not_found: &'static [i64],
     /// Refusals of a `noop` that say that the nonce's request had arrived.
     pub nonce_used: &'static [i64],
-    /// Refusals of a `noop` that say that the nonce cannot be used any more.
-    pub nonce_over: &'static [i64],
 }
 
 /// An exchange of this family.

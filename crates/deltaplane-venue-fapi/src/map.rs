@@ -158,6 +158,8 @@ pub(crate) struct InstrumentParts<'a> {
     pub(crate) rates: &'a CommissionRate,
     pub(crate) brackets: &'a LeverageBracket,
     pub(crate) leverage: Decimal,
+    /// Whether positions of the symbol have margin of their own.
+    pub(crate) isolated: bool,
     pub(crate) funding_interval_hours: u32,
     /// The settlements of the last 24 hours.
     pub(crate) settled: &'a [FundingRate],
@@ -177,6 +179,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         rates,
         brackets,
         leverage,
+        isolated,
         funding_interval_hours,
         settled,
     } = parts;
@@ -238,7 +241,8 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
             .collect(),
         funding_interval_hours: *funding_interval_hours,
         mean_funding_rate: mean_rate(settled),
-        tradable: info.status == "TRADING" && info.contract_type == "PERPETUAL",
+        // Plans count on margin that is shared over the account.
+        tradable: info.status == "TRADING" && info.contract_type == "PERPETUAL" && !isolated,
     })
 }
 

@@ -190,6 +190,10 @@ impl FapiVenue {
         fixed.unwrap_or(self.config.receive_window)
     }
 
+    fn has_fixed_validity(&self) -> bool {
+        self.rest.signer.as_ref().is_some_and(|signer| signer.fixed_validity().is_some())
+    }
+
     fn remember_nonce(&self, id: &ClientOrderId, nonce: i64) {
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
         if nonces.len() == REMEMBERED_NONCES {
@@ -314,7 +318,7 @@ impl AccountReader for FapiVenue {
             self.rest.position_mode(),
         )?;
         self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
-        let (leverage, _) = self.symbol_settings(name).await?;
+        let (leverage, isolated) = self.symbol_settings(name).await?;
         // A symbol that is not listed has the usual interval.
         let told = funding.iter().find(|row| row.symbol == *name).and_then(|row| row.funding_interval_hours);
         let hours = told.and_then(|hours| u32::try_from(hours.0).ok()).unwrap_or(8);
@@ -328,6 +332,7 @@ impl AccountReader for FapiVenue {
                 rates: &rates,
                 brackets: &brackets,
                 leverage,
+                isolated,
                 funding_interval_hours: hours,
                 settled: &settled,
             })?
@@ -462,7 +467,15 @@ impl FapiVenue {
 
     fn check_agents(&self, agents: &[crate::wire::Agent]) -> Vec<Finding> {
         let now = self.rest.clock.now();
+        let ours = self.rest.signer.as_ref().and_then(|signer| signer.agent()).unwrap_or_default();
         let mut found = Vec::new();
+        if !ours.is_empty() && !agents.iter().any(|agent| agent.agent_address.eq_ignore_ascii_case(ours)) {
+            found.push(Finding::warning(
+                Check::Agent,
+                format!("our agent {ours} is not among the agents that the venue lists"),
+                "see that the wallet approved this agent",
+            ));
+        }
         for agent in agents {
             let address = &agent.agent_address;
             let ends = Timestamp::from_millis(agent.expired);
@@ -473,7 +486,21 @@ impl FapiVenue {
                     "approve it anew without the right to withdraw",
                 ));
             }
-            if ends.since(now) < Duration::from_secs(7 * 24 * 3_600) {
+            let is_ours = address.eq_ignore_ascii_case(ours);
+            if is_ours && !agent.can_perp_trade {
+                found.push(Finding::blocking(
+                    Check::Permissions,
+                    format!("our agent {address} may not trade perpetuals"),
+                    "approve it anew with the right to trade perpetuals",
+                ));
+            }
+            if is_ours && ends <= now {
+                found.push(Finding::blocking(
+                    Check::Agent,
+                    format!("the right of our agent {address} expired at {ends} (milliseconds)"),
+                    "approve it anew",
+                ));
+            } else if ends.since(now) < Duration::from_secs(7 * 24 * 3_600) {
                 found.push(Finding::warning(
                     Check::Agent,
                     format!("the right of agent {address} ends at {ends} (milliseconds)"),
@@ -507,6 +534,7 @@ impl OrderGateway for FapiVenue {
             Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
         };
         let validity = self.validity();
+        let fixed = self.has_fixed_validity();
         // The validity counts from the decision. Where the signature carries no window, an order that waited
         // here for long would be good for longer than its deadline says.
         let decided = Timestamp::from_millis(
@@ -515,9 +543,7 @@ impl OrderGateway for FapiVenue {
                 .as_millis()
                 .saturating_sub(i64::try_from(validity.as_millis()).unwrap_or(i64::MAX)),
         );
-        if validity > self.config.receive_window
-            && self.rest.clock.now().since(decided) > self.config.proof_slack
-        {
+        if fixed && self.rest.clock.now().since(decided) > self.config.proof_slack {
             return SubmitOutcome::NotAccepted(kept_back(
                 "it waited too long before it could be sent".to_owned(),
             ));
@@ -548,7 +574,7 @@ impl OrderGateway for FapiVenue {
         // An answer that comes after the window would tell of an order that is already being looked for.
         let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
         // The venue may take it in no later than its deadline, however long the journal took.
-        let (at, window) = if validity > self.config.receive_window {
+        let (at, window) = if fixed {
             (decided, validity)
         } else {
             (self.rest.clock.now(), self.config.receive_window.min(left))
@@ -625,7 +651,6 @@ impl OrderGateway for FapiVenue {
                     .map(|body| body.code);
                 match code {
                     Ok(200) if response.status == 200 => FenceOutcome::Burned,
-                    Ok(code) if orders.nonce_over.contains(&code) => FenceOutcome::Burned,
                     Ok(code) if orders.nonce_used.contains(&code) => FenceOutcome::Arrived,
                     _ => FenceOutcome::Unknown(UnknownCause::Unreadable),
                 }
@@ -669,8 +694,7 @@ impl OrderGateway for FapiVenue {
         VenueRules {
             validity_window: self.validity(),
             proof_slack: self.config.proof_slack,
-            fences: self.rest.dialect.paths.noop.is_some()
-                && self.rest.signer.as_ref().is_some_and(|signer| signer.fixed_validity().is_some()),
+            fences: self.rest.dialect.paths.noop.is_some() && self.has_fixed_validity(),
         }
     }
 }
