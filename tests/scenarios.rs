@@ -123,6 +123,41 @@ async fn trades_of_the_operation_before_keep_no_order_in_doubt() {
     assert_eq!((second.final_delta, world.true_net()), (delta("0.15"), delta("-0.1").value()));
 }
 
+/// Some venues show a position seconds after its trade: who plans on the old one hedges twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
+    const OLD: &str = r#"{"totalInitialMargin":"3300","totalMaintMargin":"132","totalWalletBalance":"100000",
+        "totalUnrealizedProfit":"0","availableBalance":"96700","assets":[],"positions":[{"symbol":"BTCUSDT",
+        "positionSide":"BOTH","positionAmt":"0.500","unrealizedProfit":"0","notional":"33000",
+        "initialMargin":"3300","maintMargin":"132","isolatedMargin":"0","updateTime":1}]}"#;
+    let (world, _journal) = world().await;
+    let first = world.control(world.to_flat()).await;
+    assert_eq!((first.failure, first.orders[0].account.as_str()), (None, "long"));
+    let late = |times| Fault {
+        fault: FaultKind::Refuse { status: 200, body: OLD.to_owned() },
+        method: Some("GET".to_owned()),
+        path: Some("/fapi/v3/account".to_owned()),
+        times,
+    };
+    world.exchanges[0].sim().inject(late(3));
+    let second = world.control(world.to_flat()).await;
+    assert_eq!((second.failure, second.orders.len()), (None, 0));
+    // And one that stays so is no reason to trade.
+    let more = || {
+        let accounts = world.accounts[..1].to_vec();
+        DeltaControl { target: delta("0.35"), accounts, subset: true, ..world.to_flat() }
+    };
+    let third = world.control(more()).await;
+    assert_eq!((third.failure, world.true_net()), (None, delta("0.1").value()));
+    let sent = orders(&world);
+    let old = OLD.replace("0.500", "0.250").replace("33000", "16500");
+    let fault = FaultKind::Refuse { status: 200, body: old };
+    world.exchanges[0].sim().inject(Fault { fault, ..late(1_000_000) });
+    let failure = world.control(more()).await.failure.unwrap();
+    assert!(failure.error.contains("long shows 0.25 without the 0.1 traded"), "{failure:?}");
+    assert_eq!((orders(&world), world.true_net()), (sent, delta("0.1").value()));
+}
+
 /// A book may not be unhedged by naming half of it, least of all when nobody knows the other half.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {

@@ -3,12 +3,12 @@
 //! Only whole snapshots are kept: an event on the account's stream says that something changed, not how the
 //! rest stands, so it only makes the next reading due at once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deltaplane_ports::{AccountEvent, AccountReader, Check, Clock, Finding, ReadError, Severity};
-use deltaplane_types::{AccountId, AccountSnapshot, Fill, Symbol, Timestamp, TradeId, VenueId};
+use deltaplane_types::{AccountId, AccountSnapshot, Delta, Fill, Symbol, Timestamp, TradeId, VenueId};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(15 * 60);
 const CHECK_BLOCKED: Duration = Duration::from_secs(15);
 /// Trades of ended operations that are kept: more than the few seconds hold in which another one may meet them.
 const KEPT_TRADES: usize = 2_000;
+/// A venue shows a trade in the position no later than this.
+const SHOWN_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
 struct State {
@@ -32,6 +34,8 @@ struct State {
     blocked: Option<String>,
     /// Trades of operations that ended: they explain themselves to those that come after. Oldest first.
     explained: VecDeque<TradeId>,
+    /// Positions as they were before the newest trades of ours, with those trades, and when they ended.
+    expected: BTreeMap<Symbol, (Timestamp, (Delta, Delta))>,
     /// What the newest look before trading found; none before the first one ended.
     findings: Option<Vec<Finding>>,
 }
@@ -182,6 +186,19 @@ impl AccountKeeper {
     /// Whether something happened after the newest reading began.
     fn has_changed(&self) -> bool {
         self.read(|state| state.snapshot.as_ref().is_none_or(|known| known.as_of <= state.changed_at))
+    }
+
+    /// Keeps what a position was before our newest trades, and those trades.
+    pub(crate) fn expect(&self, symbol: &Symbol, traded: (Delta, Delta)) {
+        let now = self.clock.now();
+        self.write(|state| state.expected.insert(symbol.clone(), (now, traded)));
+    }
+
+    /// What [`Self::expect`] was told, while the venue may still show the position without those trades.
+    pub(crate) fn expected(&self, symbol: &Symbol) -> Option<(Delta, Delta)> {
+        let now = self.clock.now();
+        let known = self.read(|state| state.expected.get(symbol).copied());
+        known.filter(|(at, _)| now.since(*at) <= SHOWN_WITHIN).map(|(_, traded)| traded)
     }
 
     /// Keeps the names of trades that an operation made.

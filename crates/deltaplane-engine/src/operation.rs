@@ -145,6 +145,8 @@ pub struct Operation {
     excluded: BTreeSet<AccountId>,
     /// Positions at the newest snapshot and what our orders had traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
+    /// The same of operations that ended a moment ago, until the first reading has shown it.
+    traded_before: BTreeMap<AccountId, (Delta, Delta)>,
     /// Net delta of the newest snapshot and what our orders had traded by then.
     base: (Delta, Delta),
     rereads: u32,
@@ -258,6 +260,7 @@ impl Operation {
             order_ids: Vec::new(),
             excluded: BTreeSet::new(),
             positions: BTreeMap::new(),
+            traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
             rereads: 0,
             net: Delta::ZERO,
@@ -359,16 +362,23 @@ impl Operation {
         if self.orders.values().any(|order| order.fate == Fate::Frozen) {
             return self.halt(now, effects);
         }
-        if let Some(text) = self.unexplained(&snapshot) {
+        let (unexplained, unseen) = (self.unexplained(&snapshot), self.unseen(&snapshot));
+        if unexplained.is_some() || unseen.is_some() {
             // A venue may show a position later than the trade: planning on it would hedge twice.
             if self.rereads < MAX_REREADS && now < self.ends_at {
                 self.rereads += 1;
                 effects.push(Effect::Read { anew: true, after: REREAD_PAUSE });
                 return;
             }
-            self.note(now, text);
+            if let Some(failed) = unseen {
+                return self.fail(failed, now, effects);
+            }
+            if let Some(text) = unexplained {
+                self.note(now, text);
+            }
         }
         self.rereads = 0;
+        self.traded_before.clear();
         if self.anchor.is_none() {
             match control::anchor(&self.spec, &snapshot, &self.config) {
                 Ok(anchor) => {
@@ -426,6 +436,38 @@ impl Operation {
             }
         }
         (!found.is_empty()).then(|| format!("external activity: {}", found.join("; ")))
+    }
+
+    /// A position that lacks exactly what we traded: the venue shows it late, and a plan would trade it again.
+    fn unseen(&self, snapshot: &Snapshot) -> Option<Box<Failure>> {
+        let late: Vec<String> = self
+            .traded_since_read()
+            .into_iter()
+            .chain(self.traded_before.clone())
+            .filter(|(id, (position, _))| {
+                let facts = snapshot.accounts.get(id);
+                facts.is_some_and(|facts| facts.account.position(&self.spec.symbol) == *position)
+            })
+            .map(|(id, (position, traded))| format!("{id} shows {position} without the {traded} traded"))
+            .collect();
+        let text = format!("the venue does not show our trades yet: {}", late.join("; "));
+        (!late.is_empty()).then(|| {
+            failure(Code::HedgeFailed, text, "repeat the request; if this comes again, look at the venue")
+        })
+    }
+
+    /// Says what a position was before an operation that ended a moment ago, and what that one traded.
+    pub(crate) fn expect(&mut self, account: AccountId, traded: (Delta, Delta)) {
+        self.traded_before.insert(account, traded);
+    }
+
+    /// Positions as they were read last, with what was traded since.
+    pub(crate) fn traded_since_read(&self) -> Vec<(AccountId, (Delta, Delta))> {
+        let read = self.positions.iter().filter_map(|(id, (position, traded_then))| {
+            let traded = self.traded_by(id).minus(*traded_then).ok()?;
+            (!traded.is_zero()).then(|| (id.clone(), (*position, traded)))
+        });
+        read.collect()
     }
 
     fn begin(&mut self, approved: &Approved, traded: Delta, now: Timestamp, effects: &mut Vec<Effect>) {

@@ -116,6 +116,12 @@ pub(crate) async fn run(
         }
     }
     drop(sender);
+    for account in operation.spec().accounts.clone() {
+        let keeper = shared.eyes.accounts.get(&account);
+        if let Some(traded) = keeper.and_then(|keeper| keeper.expected(&operation.spec().symbol)) {
+            operation.expect(account, traded);
+        }
+    }
     let mut shell =
         Shell { shared: shared.clone(), work: FuturesUnordered::new(), tokens: BTreeMap::new(), answer };
     shell.perform(&mut operation, first).await;
@@ -143,6 +149,12 @@ pub(crate) async fn run(
         "operation ended"
     );
     shared.reports.publish(report.clone());
+    let symbol = &operation.spec().symbol;
+    for (account, traded) in operation.traded_since_read() {
+        if let Some(keeper) = shared.eyes.accounts.get(&account) {
+            keeper.expect(symbol, traded);
+        }
+    }
     for (account, trades) in operation.trades() {
         if let Some(keeper) = shared.eyes.accounts.get(account) {
             keeper.explain(trades);
