@@ -766,7 +766,7 @@ secret_env = "PATH"
             )
         };
         refused(&keyed("binance", "x"), "Binance needs api_key and secret");
-        refused(&keyed("pacifica", "x"), "line 12: account main: the account \"x\" is not base58");
+        refused(&keyed("pacifica", "x"), "line 12: account main: the account of 1 characters is not base58");
         refused(&keyed("aster", "x"), "line 12: account main: the agent's private key is not 64 hexadecimal");
         refused(&keyed("aster", "x").replace("address = \"x\"", ""), "account main has no address");
         refused("[rates]\nUSDC = \"0\"", "line 2: rates.USDC 0 must be above 0");

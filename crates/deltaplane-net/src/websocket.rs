@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
@@ -34,6 +35,7 @@ pub enum WebSocketError {
 pub struct WebSocket {
     inner: WebSocketStream<MaybeTlsStream<TcpStream>>,
     silence: Duration,
+    heard: Instant,
 }
 
 impl WebSocket {
@@ -43,7 +45,7 @@ impl WebSocket {
             WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_FRAME));
         let connecting = connect_async_with_config(url, Some(config), true);
         match tokio::time::timeout(timeout, connecting).await {
-            Ok(Ok((inner, _))) => Ok(Self { inner, silence }),
+            Ok(Ok((inner, _))) => Ok(Self { inner, silence, heard: Instant::now() }),
             Ok(Err(error)) => Err(WebSocketError::Connect(error.to_string())),
             Err(_) => Err(WebSocketError::Connect("no answer in time".to_owned())),
         }
@@ -56,9 +58,12 @@ impl WebSocket {
     /// Cancel safe: a message is either returned or still to come.
     pub async fn next_text(&mut self) -> Result<Utf8Bytes, WebSocketError> {
         loop {
-            let Ok(message) = tokio::time::timeout(self.silence, self.inner.next()).await else {
+            // Counted from the last message, however often the caller begins to wait anew.
+            let until = self.heard + self.silence;
+            let Ok(message) = tokio::time::timeout_at(until, self.inner.next()).await else {
                 return Err(WebSocketError::Silent(self.silence));
             };
+            self.heard = Instant::now();
             match message {
                 Some(Ok(Message::Text(text))) => return Ok(text),
                 Some(Ok(Message::Close(_))) | None => return Err(WebSocketError::Closed),
@@ -70,9 +75,10 @@ impl WebSocket {
 
     /// Sends a text message.
     pub async fn send_text(&mut self, text: String) -> Result<(), WebSocketError> {
-        self.inner
-            .send(Message::Text(text.into()))
-            .await
-            .map_err(|error| WebSocketError::Broken(error.to_string()))
+        // A peer that reads nothing any more is as silent as one that says nothing.
+        match tokio::time::timeout(self.silence, self.inner.send(Message::Text(text.into()))).await {
+            Ok(sent) => sent.map_err(|error| WebSocketError::Broken(error.to_string())),
+            Err(_) => Err(WebSocketError::Silent(self.silence)),
+        }
     }
 }

@@ -16,9 +16,9 @@ pub enum KeyError {
     /// The second half of a pair does not belong to the first.
     #[error("the private key's halves do not belong together; secret and public half may be swapped")]
     Halves,
-    /// The account is no public key.
-    #[error("the account {0:?} is not base58 of a 32-byte public key")]
-    Account(String),
+    /// The account is no public key. It may be a key in the wrong place, so it is not repeated.
+    #[error("the account of {0} characters is not base58 of a 32-byte public key")]
+    Account(usize),
     /// The private key was given where the account's public key belongs.
     #[error("the account must be a public key of 32 bytes; this one has 64 and may be a private key")]
     SecretForAccount,
@@ -62,8 +62,8 @@ impl AccountKey {
         let mut public = [0_u8; 32];
         if five8::decode_32(account, &mut public).is_err() {
             let is_pair = five8::decode_64(account, &mut [0_u8; 64]).is_ok();
-            let shown = account.chars().take(44).collect();
-            return Err(if is_pair { KeyError::SecretForAccount } else { KeyError::Account(shown) });
+            let length = account.chars().count();
+            return Err(if is_pair { KeyError::SecretForAccount } else { KeyError::Account(length) });
         }
         let text = secret.expose_secret().trim();
         let (mut whole, mut seed) = ([0_u8; 64], [0_u8; 32]);
@@ -206,7 +206,9 @@ mod tests {
         assert_eq!(refused("0OIl", &account), KeyError::Secret, "not of the alphabet");
         assert_eq!(refused("", &account), KeyError::Secret);
         assert_eq!(refused(&pair, &pair), KeyError::SecretForAccount);
-        assert!(matches!(refused(&pair, "nobody"), KeyError::Account(_)));
+        assert_eq!(refused(&pair, "nobody"), KeyError::Account(6));
+        let cut = &pair[..pair.len() - 1];
+        assert!(!refused(&pair, cut).to_string().contains(&cut[..8]), "most of a secret");
         let mut whole = [0_u8; 64];
         five8::decode_64(&pair, &mut whole).unwrap();
         whole.rotate_left(32);

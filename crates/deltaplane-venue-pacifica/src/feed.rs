@@ -9,13 +9,14 @@ use deltaplane_net::{Backoff, WebSocket, WebSocketError};
 use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
 use deltaplane_types::{FeedId, MarketView, Ratio, Symbol, Timestamp};
 use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::book::TopOfBook;
 use crate::config::PacificaConfig;
-use crate::wire::{BestPrices, Book, Frame, OfMarket, PriceRow, Subscribed};
+use crate::wire::{BestPrices, Book, Frame, OfMarket, OfRow, PriceRow, Subscribed};
 
 const CONNECT: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -188,9 +189,10 @@ impl Follower {
             }
             "prices" => {
                 // Markets that nobody asked for, spot among them, are passed over.
-                for row in serde_json::from_str::<Vec<PriceRow>>(data.get())? {
-                    if let Some(market) = known.get_mut(&row.symbol) {
-                        market.price = Some(row);
+                for row in serde_json::from_str::<Vec<&RawValue>>(data.get())? {
+                    let Ok(of) = serde_json::from_str::<OfRow>(row.get()) else { continue };
+                    if let Some(market) = known.get_mut(&of.symbol) {
+                        market.price = Some(serde_json::from_str(row.get())?);
                     }
                 }
             }

@@ -179,6 +179,8 @@ pub(crate) struct InstrumentParts<'a> {
     pub(crate) account: &'a Account,
     /// None where it was never set: the market's highest.
     pub(crate) leverage: Option<u32>,
+    /// Whether positions of the market have margin of their own.
+    pub(crate) isolated: bool,
     pub(crate) mark: Option<Price>,
     pub(crate) settled: &'a [PastFunding],
 }
@@ -188,7 +190,7 @@ const TAKER: (i64, u32) = (4, 4);
 const MAKER: (i64, u32) = (15, 5);
 
 pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapError> {
-    let InstrumentParts { symbol, contract, market, account, leverage, mark, settled } = parts;
+    let InstrumentParts { symbol, contract, market, account, leverage, isolated, mark, settled } = parts;
     let lot = contract.base_quantity(market.lot_size.0)?;
     // The largest order is told in money.
     let largest = mark.and_then(|mark| market.max_order_size.0.checked_div(mark.value())).map(|most| {
@@ -229,7 +231,8 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         }],
         funding_interval_hours: 1,
         mean_funding_rate: mean.and_then(|sum| sum.checked_div(Decimal::from(settled.len()))).map(Ratio::new),
-        tradable: market.is_perpetual(),
+        // Plans count on margin that is shared over the account.
+        tradable: market.is_perpetual() && !market.isolated_only && !isolated,
     })
 }
 

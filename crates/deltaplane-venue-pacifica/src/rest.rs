@@ -19,7 +19,7 @@ use crate::wire::{self, Answer};
 
 /// Our clock may be this far off before nothing is signed: a quarter of the shortest window, and more than the
 /// second that the `Date` header leaves open.
-const CLOCK_UNCERTAINTY_MS: i64 = 1_250;
+pub(crate) const CLOCK_UNCERTAINTY: Duration = Duration::from_millis(1_250);
 /// The `Date` header counts whole seconds.
 const DATE_RESOLUTION: Duration = Duration::from_secs(1);
 /// Costs in tenths of a credit.
@@ -133,7 +133,11 @@ impl Rest {
 
     /// The venue's time now, if it is known well enough to sign.
     pub(crate) fn venue_now(&self) -> Result<Timestamp, RestError> {
-        self.offset.venue_time(self.clock.now(), CLOCK_UNCERTAINTY_MS).ok_or(RestError::Clock)
+        {
+            let allowed = i64::try_from(CLOCK_UNCERTAINTY.as_millis()).unwrap_or(0);
+            self.offset.venue_time(self.clock.now(), allowed)
+        }
+        .ok_or(RestError::Clock)
     }
 
     async fn get<T: DeserializeOwned>(
@@ -150,6 +154,13 @@ impl Rest {
             return Err(match errors::of_answer(response.status, &response.body) {
                 Verdict::Refused(refusal) => RestError::Refused(refusal),
                 // A question can be asked again; what it says is enough.
+                Verdict::Unknown(_) if response.status >= 500 || response.status == 408 => {
+                    RestError::Refused(Refusal {
+                        reason: RefusalReason::Overloaded,
+                        code: Some(response.status.into()),
+                        text: format!("status {}", response.status),
+                    })
+                }
                 Verdict::Unknown(UnknownCause::VenueUncertain(text)) => RestError::Refused(Refusal {
                     reason: RefusalReason::Rejected,
                     code: Some(response.status.into()),

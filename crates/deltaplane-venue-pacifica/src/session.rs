@@ -11,6 +11,7 @@ use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, ExecutionReport, Notional, Price, Symbol, Timestamp,
     UnknownCause,
 };
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
@@ -231,7 +232,7 @@ impl Session {
 
     fn take(&self, text: &str, connection: &mut Connection) -> Result<(), String> {
         let frame: Frame<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let data = frame.data.map_or("null", serde_json::value::RawValue::get);
+        let data = frame.data.map_or("null", RawValue::get);
         if let Some(channel) = frame.channel.as_deref() {
             match channel {
                 "pong" => connection.last_pong = Instant::now(),
@@ -297,9 +298,11 @@ impl Session {
                 }
             }
             "prices" => {
-                let rows: Vec<PriceRow> = serde_json::from_str(data).map_err(unreadable)?;
+                // Rows of markets that nobody trades may be odd: each is read on its own.
+                let rows: Vec<&RawValue> = serde_json::from_str(data).map_err(unreadable)?;
                 let mut marks = self.told.marks.lock().unwrap_or_else(PoisonError::into_inner);
                 for row in rows {
+                    let Ok(row) = serde_json::from_str::<PriceRow>(row.get()) else { continue };
                     let Some((symbol, contract)) = map::of_market(&self.symbols, &row.symbol) else {
                         continue;
                     };

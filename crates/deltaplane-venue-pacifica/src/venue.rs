@@ -33,6 +33,8 @@ const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::f
 /// How often it is read when a third of the credits is used: the rest is for decisions and orders.
 const SPARING: Pace = Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(10) };
 const SPARE_FROM_PERCENT: u64 = 33;
+/// How long the venue holds back an order that takes.
+const SPEED_BUMP: Duration = Duration::from_millis(250);
 /// How long instruments and settings are believed.
 const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
 /// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
@@ -279,6 +281,7 @@ impl AccountReader for PacificaVenue {
             contract: &contract,
             market: &market,
             account: &account,
+            isolated: setting.as_ref().is_some_and(|setting| setting.isolated),
             leverage: setting.map(|setting| setting.leverage),
             mark,
             settled: &settled,
@@ -308,6 +311,7 @@ impl AccountReader for PacificaVenue {
         match self.rest.account(self.key.account()).await {
             Ok(account) => {
                 let equity = account.account_equity.0.normalize();
+                found.push(Finding::fine(Check::Deposit, "the venue knows the account"));
                 found.push(if equity > Decimal::ZERO {
                     Finding::fine(Check::Collateral, format!("equity is {equity}"))
                 } else {
@@ -315,7 +319,9 @@ impl AccountReader for PacificaVenue {
                     Finding::warning(Check::Collateral, text, "deposit collateral")
                 });
             }
-            Err(RestError::Refused(refusal)) => {
+            Err(RestError::Refused(refusal))
+                if !matches!(refusal.reason, RefusalReason::RateLimited | RefusalReason::Overloaded) =>
+            {
                 let text = format!("the account {} cannot be read: {refusal}", self.key.account());
                 found.push(Finding::blocking(
                     Check::Deposit,
@@ -341,7 +347,14 @@ impl AccountReader for PacificaVenue {
             ),
         });
         let name = self.config.symbols.contract(symbol).name;
+        let isolated_only =
+            self.market(&name).await.ok().flatten().is_some_and(|market| market.isolated_only);
         found.push(match self.setting(&name).await {
+            Ok(_) if isolated_only => Finding::blocking(
+                Check::Margin,
+                format!("{name} has isolated margin only: plans count on margin that is shared"),
+                "use another symbol on this account",
+            ),
             Ok(Some(setting)) if setting.isolated => Finding::blocking(
                 Check::Margin,
                 format!("{name} has isolated margin: plans count on margin that is shared"),
@@ -401,9 +414,22 @@ impl PacificaVenue {
                 format!("the venue finds our requests too old: {refusal}"),
                 "synchronize this machine's clock",
             ),
-            Submitted::Unknown(
-                cause @ (UnknownCause::Timeout | UnknownCause::Disconnected | UnknownCause::Unreadable),
-            ) => Finding::blocking(Check::Agent, format!("cannot be asked: {cause}"), "check the connection"),
+            Submitted::Refused(refusal)
+                if matches!(
+                    refusal.reason,
+                    RefusalReason::RateLimited
+                        | RefusalReason::Overloaded
+                        | RefusalReason::NotSent
+                        | RefusalReason::ProxyFailed
+                        | RefusalReason::KeptBack
+                ) =>
+            {
+                Finding::untold(Check::Agent, &ReadError::Refused(refusal))
+            }
+            // Only a word of the engine's says that the signature passed.
+            Submitted::Unknown(cause) if !matches!(&cause, UnknownCause::VenueUncertain(text) if errors::is_gone(text, None)) => {
+                Finding::untold(Check::Agent, &ReadError::Unreadable(cause.to_string()))
+            }
             Submitted::Done(_) | Submitted::Refused(_) | Submitted::Unknown(_) => {
                 Finding::fine(Check::Agent, format!("{who} may sign"))
             }
@@ -556,7 +582,8 @@ impl OrderGateway for PacificaVenue {
     fn rules(&self) -> VenueRules {
         VenueRules {
             validity_window: self.config.expiry_window,
-            proof_slack: self.config.proof_slack,
+            // The venue's time may be wrong by what signing allows, and the venue holds orders back.
+            proof_slack: self.config.proof_slack + rest::CLOCK_UNCERTAINTY + SPEED_BUMP,
             fences: false,
         }
     }

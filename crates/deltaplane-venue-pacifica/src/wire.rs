@@ -112,6 +112,9 @@ pub struct Market {
     pub min_order_size: Number,
     /// Largest order, USD.
     pub max_order_size: Number,
+    /// Whether positions of the market always have margin of their own.
+    #[serde(default)]
+    pub isolated_only: bool,
     /// `perpetual` or `spot`; rows of old have none and are perpetual.
     pub instrument_type: Option<String>,
 }
@@ -136,6 +139,13 @@ pub struct PriceRow {
     pub oracle: Number,
     /// When, milliseconds.
     pub timestamp: i64,
+}
+
+/// Which market a row of prices is about.
+#[derive(Debug, Deserialize)]
+pub struct OfRow {
+    /// The market.
+    pub symbol: String,
 }
 
 /// One level of a book.
