@@ -410,6 +410,30 @@ async fn a_spent_budget_keeps_orders_back_but_not_those_that_reduce() {
     }
 }
 
+/// Pacifica counts what goes over the socket too: 100 orders a minute, three times that with an API config key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_config_key_raises_the_credits_of_the_socket_too() {
+    let accepted = async |config_key| {
+        let setup = Setup { credit_factor: 1, config_key, ..Setup::new(Kind::Pacifica) };
+        let mut bench = Bench::start(Kind::Pacifica, setup).await;
+        for count in 0..110 {
+            let order = bench.order(Side::Buy, "0.001", "0.004").await;
+            let (_, outcome) = bench.place(&order).await;
+            if !matches!(outcome, SubmitOutcome::Acknowledged(_)) {
+                assert_eq!(refusal(outcome).reason, RefusalReason::RateLimited);
+                // The venue said so: nothing more is sent before its time.
+                let (_, next) = bench.place(&order).await;
+                assert_eq!(refusal(next).reason, RefusalReason::KeptBack);
+                return count;
+            }
+        }
+        110
+    };
+    let without = accepted(None).await;
+    assert!((70..100).contains(&without), "{without}");
+    assert_eq!(accepted(Some("AbCdEfGh_config")).await, 110);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn coins_listed_by_the_thousand_are_told_in_their_own_units() {
     let bonk: Symbol = "BONK-USD".parse().unwrap();
@@ -495,7 +519,7 @@ async fn what_is_not_confirmed_may_be_either_way() {
 async fn preflight_says_what_is_wrong_and_what_to_do() {
     let blocking = async |kind: Kind, setup: Setup| -> Vec<(Check, String)> {
         let running = start_exchange(kind, &setup).await;
-        let connected = connect(kind, "one", &running, setup.agent_secret, &[btc()]);
+        let connected = connect(kind, "one", &running, &setup, &[btc()]);
         let findings = connected.reader.preflight(&btc()).await;
         assert!(!findings.is_empty());
         assert!(

@@ -103,6 +103,10 @@ pub struct Setup {
     pub streams: Option<StreamRules>,
     /// Whether the price stands still.
     pub frozen_price: bool,
+    /// Multiplies the exchange's credits.
+    pub credit_factor: u64,
+    /// An API config key of Pacifica.
+    pub config_key: Option<&'static str>,
     /// The agent's key on Aster.
     pub agent_secret: &'static str,
 }
@@ -128,6 +132,8 @@ impl Setup {
             skew: 0,
             latency: Duration::ZERO,
             streams: None,
+            credit_factor: 1_000,
+            config_key: None,
             frozen_price: false,
             agent_secret: AGENT_SECRET,
         }
@@ -182,13 +188,7 @@ pub struct Connected {
 }
 
 /// Connects to an exchange that runs.
-pub fn connect(
-    kind: Kind,
-    name: &str,
-    running: &Running,
-    agent_secret: &str,
-    symbols: &[Symbol],
-) -> Connected {
+pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols: &[Symbol]) -> Connected {
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let id = || name.to_owned();
     if kind == Kind::Pacifica {
@@ -199,7 +199,7 @@ pub fn connect(
             rest_url: running.rest(),
             stream_url: running.ws(),
             credits: Arc::new(WeightBudget::new(1_000_000, Duration::from_secs(60))),
-            api_config_key: None,
+            api_config_key: setup.config_key.map(Into::into),
             symbols: SymbolMap::new(kind.names()),
             expiry_window: WINDOW,
             proof_slack: Duration::from_millis(700),
@@ -239,7 +239,8 @@ pub fn connect(
         }
         Kind::AsterAgent | Kind::Pacifica => {
             let feed = aster(&config);
-            let key = AgentKey::new(&agent_secret.into(), WALLET, Network::Main).expect("a throwaway key");
+            let key =
+                AgentKey::new(&setup.agent_secret.into(), WALLET, Network::Main).expect("a throwaway key");
             (deltaplane_venue_aster::start_account(config, Credential::Agent(key), client(), clock), feed)
         }
     };
@@ -255,7 +256,7 @@ pub async fn start_exchange(kind: Kind, setup: &Setup) -> Running {
         latency: setup.latency,
         switches: setup.switches,
         speed_bump: Duration::from_millis(20),
-        credit_factor: 1_000,
+        credit_factor: setup.credit_factor,
         streams: setup.streams.unwrap_or_else(|| kind.dialect().stream_rules()),
         ..SimOptions::new(kind.dialect(), config, clock, market)
     };
@@ -272,7 +273,7 @@ impl Bench {
     /// The same, following these symbols.
     pub async fn start_with(kind: Kind, setup: Setup, symbols: &[Symbol]) -> Self {
         let running = start_exchange(kind, &setup).await;
-        let connected = connect(kind, "one", &running, setup.agent_secret, symbols);
+        let connected = connect(kind, "one", &running, &setup, symbols);
         let Connected { reader, gateway, feed, budget } = connected;
         let events = reader.subscribe();
         let bench = Self { kind, running, reader, gateway, feed, events, budget, orders: 0 };

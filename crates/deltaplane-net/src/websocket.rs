@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
@@ -41,9 +44,27 @@ pub struct WebSocket {
 impl WebSocket {
     /// Opens a connection; one that stays silent longer than `silence` is given up.
     pub async fn connect(url: &str, timeout: Duration, silence: Duration) -> Result<Self, WebSocketError> {
+        Self::connect_with(url, None, timeout, silence).await
+    }
+
+    /// The same with a secret in a header of the handshake.
+    pub async fn connect_with(
+        url: &str,
+        header: Option<(&'static str, &SecretString)>,
+        timeout: Duration,
+        silence: Duration,
+    ) -> Result<Self, WebSocketError> {
+        let mut request =
+            url.into_client_request().map_err(|error| WebSocketError::Connect(error.to_string()))?;
+        if let Some((name, secret)) = header {
+            let mut value = HeaderValue::from_str(secret.expose_secret())
+                .map_err(|_| WebSocketError::Connect(format!("{name} is no legal header")))?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(name, value);
+        }
         let config =
             WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_FRAME));
-        let connecting = connect_async_with_config(url, Some(config), true);
+        let connecting = connect_async_with_config(request, Some(config), true);
         match tokio::time::timeout(timeout, connecting).await {
             Ok(Ok((inner, _))) => Ok(Self { inner, silence, heard: Instant::now() }),
             Ok(Err(error)) => Err(WebSocketError::Connect(error.to_string())),

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, WebSocket, WebSocketError};
-use deltaplane_ports::{AccountEvent, SymbolMap};
+use deltaplane_net::{Backoff, WebSocket, WebSocketError, WeightBudget};
+use deltaplane_ports::{AccountEvent, Clock, SymbolMap};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, ExecutionReport, Notional, Price, Symbol, Timestamp,
     UnknownCause,
 };
+use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -114,6 +115,10 @@ pub(crate) struct Session {
     pub(crate) events: broadcast::Sender<AccountEvent>,
     pub(crate) live: Arc<AtomicBool>,
     pub(crate) told: Arc<Told>,
+    /// Raises the credits of what goes over the socket.
+    pub(crate) api_config_key: Option<SecretString>,
+    pub(crate) credits: Arc<WeightBudget>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +177,8 @@ impl Session {
     }
 
     async fn follow(&self, queue: &mut mpsc::Receiver<Outgoing>) -> Result<(), SessionError> {
-        let mut socket = WebSocket::connect(&self.url, CONNECT, SILENCE).await?;
+        let key = self.api_config_key.as_ref().map(|key| ("pf-api-key", key));
+        let mut socket = WebSocket::connect_with(&self.url, key, CONNECT, SILENCE).await?;
         for channel in CHANNELS {
             let params = match channel {
                 "prices" => json!({"source": channel}),
@@ -246,6 +252,7 @@ impl Session {
             }
             return Ok(());
         }
+        self.observe_credits(&frame);
         let Some(reply) = frame.id.as_ref().and_then(|id| connection.pending.remove(id)) else {
             // A frame that names no request decides nothing: whoever waits for it asks in the end.
             return Ok(());
@@ -258,6 +265,18 @@ impl Session {
         // Nobody waits any more where the answer came late; the stream tells the order itself.
         let _ = reply.send(Reply::Came(came));
         Ok(())
+    }
+
+    /// Takes the venue's count of credits from a reply.
+    fn observe_credits(&self, frame: &Frame<'_>) {
+        let now = self.clock.now();
+        if let Some(left) = frame.rl {
+            self.credits.observe_share(now, left.q.saturating_sub(left.r), left.q);
+        }
+        if frame.code == Some(429) {
+            let wait = frame.rl.map_or(10, |left| left.t).clamp(1, 60);
+            self.credits.stop_until(now.after(Duration::from_secs(wait)));
+        }
     }
 
     fn on_channel(

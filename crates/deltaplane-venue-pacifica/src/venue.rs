@@ -84,6 +84,9 @@ impl PacificaVenue {
             events: events.clone(),
             live: live.clone(),
             told: told.clone(),
+            api_config_key: config.api_config_key.clone(),
+            credits: config.credits.clone(),
+            clock: clock.clone(),
         };
         let (running, orders) = session.with_orders();
         let mut tasks = JoinSet::new();

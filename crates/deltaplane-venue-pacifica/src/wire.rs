@@ -422,6 +422,19 @@ pub struct Frame<'a> {
     pub err: Option<String>,
     /// The same, as REST spells it.
     pub error: Option<String>,
+    /// What is left of the credits; told only to who has an API config key.
+    pub rl: Option<RateLeft>,
+}
+
+/// What is left of the credits, in tenths.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct RateLeft {
+    /// Left.
+    pub r: u64,
+    /// In a window.
+    pub q: u64,
+    /// Seconds until they are renewed.
+    pub t: u64,
 }
 
 /// The parameters of a subscription, as an acknowledgement repeats them.

@@ -118,7 +118,8 @@ async fn upgrade(State(sim): State<Arc<Sim>>, upgrade: WebSocketUpgrade, request
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     if sim.dialect == Dialect::Pacifica {
-        return upgrade.on_upgrade(move |socket| crate::pacifica::stream::serve(sim, socket));
+        let with_key = request.headers().contains_key("pf-api-key");
+        return upgrade.on_upgrade(move |socket| crate::pacifica::stream::serve(sim, socket, with_key));
     }
     upgrade.on_upgrade(move |socket| stream::serve(sim, socket, path, query))
 }

@@ -33,6 +33,8 @@ const ACCOUNT_CHANNELS: [&str; 6] = [
 
 struct Session {
     sim: Arc<Sim>,
+    /// Whether the handshake named an API config key.
+    with_key: bool,
     /// Parameters by channel and symbol or account.
     subscriptions: BTreeMap<(String, String), Value>,
     /// The account of an account channel.
@@ -42,9 +44,10 @@ struct Session {
 }
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket) {
+pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, with_key: bool) {
     let mut session = Session {
         sim: sim.clone(),
+        with_key,
         subscriptions: BTreeMap::new(),
         accounts: BTreeMap::new(),
         best: BTreeMap::new(),
@@ -173,28 +176,32 @@ impl Session {
     fn trade(&self, id: String, params: &str, replies: &mpsc::Sender<String>) {
         let Ok(operations) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(params) else { return };
         let Some((operation, body)) = operations.into_iter().next() else { return };
-        let (sim, replies) = (self.sim.clone(), replies.clone());
+        let (sim, replies, with_key) = (self.sim.clone(), replies.clone(), self.with_key);
         tokio::spawn(async move {
             tokio::time::sleep(sim.latency).await;
             let fault = lock(&sim.faults).for_request("WS", &operation);
-            let failure = |refused: &Refused, sim: &Sim| {
-                json!({
-                    "id": id, "type": operation, "code": refused.socket_code(), "err": refused.text, "t": sim.now(),
-                })
-                .to_string()
-            };
             if let Some(FaultKind::Refuse { body, .. }) = &fault {
                 let _ = replies.send(body.clone()).await;
                 return;
             }
-            let result = perform(&sim, &operation, body.get()).await;
-            let reply = match &result {
+            let cost = if operation.starts_with("cancel") { 5 } else { 10 };
+            let standing = lock(&sim.credits).take(sim.now(), cost, with_key);
+            let result = if standing.exhausted {
+                Err(Refused::new(429, "Rate limit exceeded"))
+            } else {
+                perform(&sim, &operation, body.get()).await
+            };
+            let mut reply = match &result {
                 Ok(done) => json!({
                     "code": 200, "data": done.socket(), "id": id, "t": sim.now(), "type": operation,
-                })
-                .to_string(),
-                Err(refused) => failure(refused, &sim),
+                }),
+                Err(refused) => json!({
+                    "id": id, "type": operation, "code": refused.socket_code(), "err": refused.text, "t": sim.now(),
+                }),
             };
+            if with_key {
+                reply["rl"] = json!({"r": standing.remaining, "q": standing.quota, "t": standing.refresh});
+            }
             match fault {
                 Some(FaultKind::AcceptThenSilence) => return,
                 Some(FaultKind::Delay { millis }) => tokio::time::sleep(Duration::from_millis(millis)).await,
@@ -206,7 +213,7 @@ impl Session {
             }
             tokio::time::sleep(sim.latency).await;
             // The connection may have ended meanwhile.
-            let _ = replies.send(reply).await;
+            let _ = replies.send(reply.to_string()).await;
         });
     }
 
@@ -279,13 +286,6 @@ impl Session {
 }
 
 async fn perform(sim: &Sim, operation: &str, body: &str) -> Result<operations::Done, Refused> {
-    let standing = {
-        let cost = if operation.starts_with("cancel") { 5 } else { 10 };
-        lock(&sim.credits).take(sim.now(), cost, false)
-    };
-    if standing.exhausted {
-        return Err(Refused::new(429, "Rate limit exceeded"));
-    }
     let allowed = [
         "create_order",
         "create_market_order",
