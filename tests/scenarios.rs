@@ -178,6 +178,9 @@ async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+    while world.engine.system().await.market.iter().any(|feed| feed.mid.is_none()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let two = DeltaControl { accounts: world.accounts[..2].to_vec(), ..world.to_flat() };
     let report = world.control(two.clone()).await;
     let failure = report.failure.unwrap();
