@@ -30,7 +30,7 @@ use crate::operation::Operation;
 use crate::recovery::Recovered;
 use crate::report::failure;
 use crate::runner::{self, Hands, Reports, Shared};
-use crate::snapshot::Eyes;
+use crate::snapshot::{Eyes, KNOWN_FOR};
 
 /// One account with the ports that reach it.
 pub struct AccountParts {
@@ -605,9 +605,7 @@ impl ControlPlane for Engine {
         let mut active = 0;
         for (id, keeper) in &eyes.accounts {
             let health = keeper.health();
-            let fresh =
-                keeper.newest().is_some_and(|snapshot| now.since(snapshot.as_of) <= Duration::from_secs(10));
-            active += usize::from(fresh && !health.failing);
+            active += usize::from(keeper.known(KNOWN_FOR).is_some() && !health.failing);
             services.push(ServiceView {
                 name: format!("account:{id}"),
                 state: if health.failing { ServiceState::Error } else { ServiceState::Running },

@@ -55,8 +55,9 @@ pub(crate) struct Eyes {
     pub(crate) feed_of: BTreeMap<AccountId, FeedId>,
 }
 
-/// A state of an account that is not named counts as known for this long.
-const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(30);
+/// The state of an account that nobody reads for a decision counts as known for this long: longer than the
+/// slowest pace of reading in the background.
+pub(crate) const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(30);
 
 type Failed = Box<deltaplane_ports::Failure>;
 
