@@ -12,7 +12,8 @@ use deltaplane_venue_fapi::{Freshness, Signed, Signer, encode};
 use secp256k1::ecdsa::RecoverableSignature;
 use secp256k1::{Message, PublicKey, SecretKey};
 use secrecy::{ExposeSecret, SecretString};
-use sha3::{Digest, Keccak256};
+
+use crate::digest::{self, keccak};
 
 /// How long after its nonce the venue may take a request in.
 const VALIDITY: Duration = Duration::from_secs(60);
@@ -60,7 +61,6 @@ pub struct AgentKey {
     /// The wallet's address.
     user: String,
     domain: [u8; 32],
-    message_kind: [u8; 32],
     last_nonce: AtomicI64,
 }
 
@@ -76,14 +76,6 @@ impl Drop for AgentKey {
     }
 }
 
-fn keccak(parts: &[&[u8]]) -> [u8; 32] {
-    let mut hasher = Keccak256::new();
-    for part in parts {
-        hasher.update(part);
-    }
-    hasher.finalize().into()
-}
-
 fn digits(text: &str) -> &str {
     text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text)
 }
@@ -96,19 +88,6 @@ fn address(text: &str) -> Result<String, KeyError> {
     } else {
         Err(if bare.len() == 64 { KeyError::SecretForAddress } else { KeyError::Address(text.len()) })
     }
-}
-
-/// The hash of the domain that messages are signed for.
-fn domain(chain_id: u64) -> [u8; 32] {
-    let mut chain = [0_u8; 32];
-    chain[24..].copy_from_slice(&chain_id.to_be_bytes());
-    keccak(&[
-        &keccak(&[b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"]),
-        &keccak(&[b"AsterSignTransaction"]),
-        &keccak(&[b"1"]),
-        &chain,
-        &[0_u8; 32],
-    ])
 }
 
 impl AgentKey {
@@ -127,15 +106,8 @@ impl AgentKey {
         let secret = SecretKey::from_secret_bytes(bytes).map_err(|_| KeyError::Secret)?;
         let point = PublicKey::from_secret_key(&secret).serialize_uncompressed();
         let signer = format!("0x{}", hex::encode(&keccak(&[&point[1..]])[12..]));
-        let domain = domain(network.chain_id());
-        Ok(Self {
-            secret,
-            signer,
-            user: address(user)?,
-            domain,
-            message_kind: keccak(&[b"Message(string msg)"]),
-            last_nonce: AtomicI64::new(0),
-        })
+        let domain = digest::domain(network.chain_id());
+        Ok(Self { secret, signer, user: address(user)?, domain, last_nonce: AtomicI64::new(0) })
     }
 
     /// The agent's address, lower case.
@@ -145,8 +117,11 @@ impl AgentKey {
 
     /// The signature of a parameter string: `r‖s‖v`, as `0x` and lower-case hex.
     pub fn signature(&self, message: &str) -> String {
-        let body = keccak(&[&self.message_kind, &keccak(&[message.as_bytes()])]);
-        let digest = keccak(&[&[0x19, 0x01], &self.domain, &body]);
+        self.signature_of(digest::message(&self.domain, message))
+    }
+
+    /// The signature of a digest, as [`signature`](Self::signature) writes it.
+    pub fn signature_of(&self, digest: [u8; 32]) -> String {
         let signature =
             RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest), &self.secret);
         let (recovery, compact) = signature.serialize_compact();
@@ -210,6 +185,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::digest::Field;
 
     fn key(vector: &Value) -> AgentKey {
         let network = if vector["chain_id"] == 714 { Network::Test } else { Network::Main };
@@ -232,7 +208,7 @@ mod tests {
             }
             let mut key = key(vector);
             // One is for the chain that agents are registered on, where we send nothing.
-            key.domain = domain(vector["chain_id"].as_u64().unwrap());
+            key.domain = digest::domain(vector["chain_id"].as_u64().unwrap());
             let expected = vector["expected_signature"].as_str().unwrap();
             let message = vector["string_to_sign"].as_str().unwrap();
             assert_eq!(key.signature(message), expected.to_lowercase(), "{}", vector["name"]);
@@ -240,6 +216,57 @@ mod tests {
             tried += 1;
         }
         assert_eq!(tried, 21, "18 of the main network, 2 of the test network, 1 of registration");
+    }
+
+    fn vectors(scheme: &str) -> Vec<Value> {
+        let data: Value = serde_json::from_str(include_str!("../tests/data/vectors.json")).unwrap();
+        data["vectors"].as_array().unwrap().iter().filter(|v| v["scheme"] == scheme).cloned().collect()
+    }
+
+    /// Approvals of an agent and of a builder, whose structs the vectors spell out.
+    #[test]
+    fn typed_actions_are_signed_as_other_implementations_sign_them() {
+        let vectors = vectors("v3-eip712-typed-action");
+        assert_eq!(vectors.len(), 2);
+        for vector in &vectors {
+            let typed = &vector["typed_data"];
+            let primary = typed["primaryType"].as_str().unwrap();
+            let fields = typed["types"][primary].as_array().unwrap();
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let spelled: Vec<String> =
+                fields.iter().map(|f| format!("{} {}", text(&f["type"]), text(&f["name"]))).collect();
+            let values: Vec<Field<'_>> = fields
+                .iter()
+                .map(|field| match &typed["message"][field["name"].as_str().unwrap()] {
+                    Value::String(text) => Field::Text(text),
+                    Value::Bool(flag) => Field::Flag(*flag),
+                    number => Field::Number(number.as_u64().unwrap().into()),
+                })
+                .collect();
+            let domain = digest::domain(vector["chain_id"].as_u64().unwrap());
+            let digest = digest::typed_action(&domain, &format!("{primary}({})", spelled.join(",")), &values);
+            assert_eq!(format!("0x{}", hex::encode(digest)), vector["digest"], "{}", vector["name"]);
+            let expected = vector["expected_signature"].as_str().unwrap().to_lowercase();
+            assert_eq!(key(vector).signature_of(digest), expected, "{}", vector["name"]);
+        }
+    }
+
+    /// One of the two is printed in Aster's documents of 2025.
+    #[test]
+    fn requests_of_2025_are_signed_as_other_implementations_sign_them() {
+        let vectors = vectors("v3-legacy-abi");
+        assert_eq!(vectors.len(), 2);
+        let bytes = |value: &Value| -> [u8; 20] {
+            hex::decode(digits(value.as_str().unwrap())).unwrap().try_into().unwrap()
+        };
+        for vector in &vectors {
+            let nonce = vector["nonce"].as_str().unwrap().parse().unwrap();
+            let json = vector["string_to_sign"].as_str().unwrap();
+            let digest = digest::legacy(json, &bytes(&vector["user"]), &bytes(&vector["signer"]), nonce);
+            assert_eq!(format!("0x{}", hex::encode(digest)), vector["eip191_digest"], "{}", vector["name"]);
+            let expected = vector["expected_signature"].as_str().unwrap().to_lowercase();
+            assert_eq!(key(vector).signature_of(digest), expected, "{}", vector["name"]);
+        }
     }
 
     /// The order of the official sample: business parameters, nonce, user, signer.

@@ -12,6 +12,7 @@
 //! - Funding intervals differ by symbol, most are one hour.
 
 mod auth;
+pub mod digest;
 mod errors;
 
 use std::sync::Arc;
