@@ -298,6 +298,7 @@ async fn what_others_trade_on_the_account_shows() {
             reduce_only: false,
             client_id: None,
             good_till: 0,
+            trigger: None,
         };
         bench.running.sim().apply(Command::Place { account: "one".to_owned(), order }).unwrap();
         let left = delta("0.3");

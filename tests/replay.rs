@@ -181,6 +181,7 @@ fn trade(world: &World, index: usize, side: Side, quantity: Decimal) -> bool {
         reduce_only: false,
         client_id: None,
         good_till: 0,
+        trigger: None,
     };
     let account = world.accounts[index].to_string();
     world.exchanges[index].sim().apply(Command::Place { account, order }).is_ok()

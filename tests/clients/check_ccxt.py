@@ -8,6 +8,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import ccxt
 import ccxt.pro
@@ -53,6 +54,11 @@ class Binance:
     secret = "2b5eb11e18796d12d88f13dc27dbbd02c2cc51ff7059765ed9821957d82bb4d9"
     post_only = ccxt.OrderNotFillable
     gone = ccxt.OrderNotFound
+    count_down = "fapiPrivatePostCountdownCancelAll"
+
+    def stops(self, exchange):
+        rows = exchange.fapiPrivateGetOpenAlgoOrders({"symbol": "BTCUSDT"})
+        return [(str(row["algoId"]), float(row["triggerPrice"])) for row in rows]
 
     def client(self, ready, who="golden"):
         keys = {"golden": (self.key, self.secret), "poor": ("poorkey", "poorsecret"), "wrong": (self.key, "not-it")}
@@ -84,6 +90,11 @@ class Aster:
     }
     post_only = None
     gone = ccxt.OrderNotFound
+    count_down = "fapiPrivatePostV3CountdownCancelAll"
+
+    def stops(self, exchange):
+        found = exchange.fetch_open_orders(self.symbol)
+        return [(order["id"], order["triggerPrice"]) for order in found if order["triggerPrice"]]
 
     def client(self, ready, who="golden", kind=ccxt.aster):
         exchange = kind({"privateKey": self.keys[who], "options": {"builderFee": False, "defaultType": "swap"}})
@@ -119,6 +130,11 @@ class Pacifica:
     }
     post_only = None
     gone = (ccxt.OrderNotFound, ccxt.InvalidOrder, ccxt.ExchangeError)
+    count_down = None
+
+    def stops(self, exchange):
+        rows = exchange.publicGetOrders({"account": self.account})["data"]
+        return [(str(row["order_id"]), float(row["stop_price"])) for row in rows if row["stop_price"]]
 
     def client(self, ready, who="golden", kind=ccxt.pacifica):
         account, secret = self.keys[who]
@@ -219,6 +235,26 @@ def run(venue, ready):
     check("reduce-only closes", closed["status"] == "closed")
     again = lambda: exchange.create_order(symbol, "market", "sell", 0.01, price, reduce_only)
     raises("reduce-only without a position", (ccxt.InvalidOrder, ccxt.OrderNotFillable, ccxt.ExchangeError), again)
+
+    below = int(price * 0.9 * step) / step
+    at_trigger = {"stopLossPrice": below} if venue.name == "aster" else {"triggerPrice": below}
+    # This ccxt sends a market order to Pacifica without the condition: it would trade at once.
+    kind, limit = ("limit", below) if venue.name == "pacifica" else ("market", None)
+    stop = exchange.create_order(symbol, kind, "sell", 0.01, limit, at_trigger)
+    waits = venue.stops(exchange)
+    check(f"a stop waits apart from what trades {waits}", waits == [(stop["id"], below)])
+    if venue.count_down:
+        countdown = getattr(exchange, venue.count_down)
+        countdown({"symbol": "BTCUSDT", "countdownTime": 3000})
+        resting = order(symbol, "limit", "buy", 0.01, low)
+        time.sleep(3.2)
+        ended = exchange.fetch_order(resting["id"], symbol)["status"]
+        check(f"a countdown that is not renewed cancels {ended}", ended == "canceled")
+        left = len(venue.stops(exchange))
+        check("it takes stops along where they are orders", left == (1 if venue.name == "binance" else 0))
+    if venue.stops(exchange):
+        exchange.cancel_order(stop["id"], symbol, {"trigger": True})
+    check("no stop is left", venue.stops(exchange) == [])
 
     small = lambda: exchange.create_order(symbol, "limit", "buy", 0.001 if venue.step > 0.0001 else 0.0001, 1000)
     if venue.name == "binance":

@@ -160,6 +160,7 @@ async fn foreign_order(
         reduce_only: request.reduce_only && !hedge,
         client_id: None,
         good_till: 0,
+        trigger: None,
     };
     apply(&sim, Command::Place { account: request.account, order })
 }

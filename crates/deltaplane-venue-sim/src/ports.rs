@@ -138,7 +138,7 @@ fn report(order: &core::Order) -> Result<ExecutionReport, ReadError> {
         client_order_id: order.client_id.parse().map_err(unreadable)?,
         venue_order_id: order.id.to_string().parse().map_err(unreadable)?,
         status: match order.status {
-            Status::New => OrderStatus::Open,
+            Status::Waiting | Status::New => OrderStatus::Open,
             Status::PartiallyFilled => OrderStatus::PartiallyFilled,
             Status::Filled => OrderStatus::Filled,
             Status::Canceled => OrderStatus::Canceled,
@@ -274,6 +274,7 @@ impl OrderGateway for InProcessVenue {
             reduce_only: intent.reduce_only,
             client_id: Some(id.to_string()),
             good_till: 0,
+            trigger: None,
         };
         let account = self.account.to_string();
         match self.sim.apply(Command::Place { account, order }) {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State, WebSocketUpgrade};
@@ -79,6 +80,7 @@ pub async fn start(
     let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
     let mut tasks = JoinSet::new();
     tasks.spawn(crate::market::run(sim.clone(), options.market));
+    tasks.spawn(watch_countdowns(sim.clone()));
     let streams = any(upgrade);
     let router = Router::new()
         .route("/public/{*rest}", streams.clone())
@@ -111,6 +113,19 @@ async fn serve(listener: TcpListener, router: Router) {
     });
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the simulated exchange stopped listening");
+    }
+}
+
+/// Ends countdowns that ran out, as promptly as the exchanges say they do.
+async fn watch_countdowns(sim: Arc<Sim>) {
+    let mut every = tokio::time::interval(Duration::from_millis(10));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        if sim.with(|exchange| !exchange.countdowns.is_empty()) {
+            // A tick cannot be refused.
+            let _ = sim.apply(crate::core::Command::Tick);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use deltaplane_venue_sim::Dialect;
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
 use deltaplane_venue_sim::core::{
     Command, Event, Exchange, ExecutionType, ExpiryReason, NewOrder, OrderKind, PositionSide, Rules, Status,
-    TimeInForce,
+    TimeInForce, Trigger, TriggerSource,
 };
 
 const SYMBOL: &str = "BTCUSDT";
@@ -54,6 +54,7 @@ fn order(side: Side, quantity: &str, limit: Option<&str>, time_in_force: TimeInF
         reduce_only: false,
         client_id: None,
         good_till: 0,
+        trigger: None,
     }
 }
 
@@ -184,4 +185,92 @@ fn an_account_that_falls_to_its_maintenance_margin_is_liquidated() {
         matches!(event, Event::Order { order, execution: ExecutionType::Calculated(_) } if order.client_id.starts_with("autoclose-"))
     });
     assert!(closed && position(&exchange, "a").is_zero());
+}
+
+fn stop(side: Side, quantity: &str, at: &str, takes_profit: bool) -> NewOrder {
+    let trigger = Trigger {
+        price: dec(at),
+        source: TriggerSource::Mark,
+        takes_profit,
+        closes_position: false,
+        parent: None,
+        fired: false,
+    };
+    NewOrder { trigger: Some(trigger), ..order(side, quantity, None, TimeInForce::Gtc) }
+}
+
+fn last_of(exchange: &Exchange, account: &str) -> (Status, Decimal) {
+    let order = exchange.orders.values().rfind(|order| order.account == account).unwrap();
+    (order.status, order.average_price())
+}
+
+#[test]
+fn a_stop_waits_for_its_price_and_then_trades() {
+    let mut exchange = exchange();
+    place(&mut exchange, "a", order(Side::Buy, "1", None, TimeInForce::Gtc)).unwrap();
+    let waits = place(&mut exchange, "a", stop(Side::Sell, "1", "49000", false)).unwrap();
+    assert_eq!(waits, (Status::Waiting, Decimal::ZERO, Decimal::ZERO));
+    price(&mut exchange, "49000.1");
+    assert_eq!(last_of(&exchange, "a").0, Status::Waiting, "a tick above");
+    price(&mut exchange, "49000");
+    // The best bid is 0.1 below the mark.
+    assert_eq!(last_of(&exchange, "a"), (Status::Filled, dec("48999.9")));
+    assert_eq!(position(&exchange, "a"), Decimal::ZERO);
+}
+
+#[test]
+fn a_profit_taker_waits_on_the_other_side() {
+    let mut exchange = exchange();
+    place(&mut exchange, "a", order(Side::Buy, "1", None, TimeInForce::Gtc)).unwrap();
+    place(&mut exchange, "a", stop(Side::Sell, "1", "51000", true)).unwrap();
+    price(&mut exchange, "50999.9");
+    assert_eq!(last_of(&exchange, "a").0, Status::Waiting);
+    price(&mut exchange, "51000");
+    assert_eq!(last_of(&exchange, "a"), (Status::Filled, dec("50999.9")));
+    let early = place(&mut exchange, "a", stop(Side::Buy, "1", "50999", false));
+    assert_eq!(early, Err(-2021), "a stop that its price would set off at once");
+}
+
+#[test]
+fn a_stop_that_closes_the_position_takes_its_size_when_it_is_set_off() {
+    let mut exchange = exchange();
+    place(&mut exchange, "a", order(Side::Buy, "0.4", None, TimeInForce::Gtc)).unwrap();
+    let mut protects = stop(Side::Sell, "0", "49000", false);
+    protects.trigger.as_mut().unwrap().closes_position = true;
+    protects.reduce_only = true;
+    place(&mut exchange, "a", protects.clone()).unwrap();
+    place(&mut exchange, "a", order(Side::Buy, "0.2", None, TimeInForce::Gtc)).unwrap();
+    price(&mut exchange, "48900");
+    assert_eq!(position(&exchange, "a"), Decimal::ZERO, "0.4 and 0.2 were closed");
+    price(&mut exchange, "50000");
+    place(&mut exchange, "a", protects).unwrap();
+    price(&mut exchange, "48900");
+    assert_eq!(last_of(&exchange, "a").0, Status::Expired, "there was nothing to close");
+}
+
+#[test]
+fn a_countdown_cancels_what_rests_unless_it_is_renewed() {
+    let mut exchange = exchange();
+    let limit = |price| order(Side::Buy, "0.01", Some(price), TimeInForce::Gtc);
+    place(&mut exchange, "a", limit("49000")).unwrap();
+    place(&mut exchange, "b", limit("49000")).unwrap();
+    place(&mut exchange, "a", stop(Side::Buy, "1", "51000", false)).unwrap();
+    let count_down = |until| Command::CountDown { account: "a".to_owned(), symbol: SYMBOL.to_owned(), until };
+    let open = |exchange: &Exchange, account: &str| {
+        exchange.orders.values().filter(|o| o.account == account && o.status.is_open()).count()
+    };
+    exchange.handle(10_000, count_down(Some(20_000))).unwrap();
+    exchange.handle(19_000, count_down(Some(29_000))).unwrap();
+    exchange.handle(28_999, Command::Tick).unwrap();
+    assert_eq!(open(&exchange, "a"), 1, "it was renewed");
+    exchange.handle(29_000, Command::Tick).unwrap();
+    assert_eq!((open(&exchange, "a"), open(&exchange, "b")), (0, 1), "only its own account's");
+    assert_eq!(exchange.waiting().count(), 1, "Binance keeps conditional orders apart");
+    place(&mut exchange, "a", limit("49000")).unwrap();
+    exchange.handle(99_000, Command::Tick).unwrap();
+    assert_eq!(open(&exchange, "a"), 1, "it counts down once");
+    exchange.rules.conditionals_apart = false;
+    exchange.handle(99_000, count_down(Some(99_100))).unwrap();
+    exchange.handle(99_100, Command::Tick).unwrap();
+    assert_eq!((open(&exchange, "a"), exchange.waiting().count()), (0, 0), "Aster's takes stops along");
 }

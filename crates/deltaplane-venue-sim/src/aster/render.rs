@@ -3,6 +3,7 @@
 use deltaplane_types::Decimal;
 use serde_json::{Value, json};
 
+use crate::binance::algo;
 use crate::binance::render::{self as fapi, margins, text};
 use crate::config::SymbolConfig;
 use crate::core::{Account, Exchange, Order, PositionSide};
@@ -14,10 +15,12 @@ pub(super) fn order(order: &Order, query: bool) -> Value {
         "clientOrderId": order.client_id, "price": order.price.to_string(),
         "avgPrice": order.average_price().round_dp(8).to_string(), "origQty": order.quantity.to_string(),
         "executedQty": order.executed.to_string(), "cumQuote": order.quote.to_string(),
-        "timeInForce": fapi::time_in_force(order.time_in_force), "type": fapi::kind(order.kind),
-        "reduceOnly": order.reduce_only, "closePosition": false, "side": fapi::side(order.side),
-        "positionSide": fapi::position_side(order.position_side), "stopPrice": "0",
-        "workingType": "CONTRACT_PRICE", "priceProtect": false, "origType": fapi::kind(order.kind),
+        "timeInForce": fapi::time_in_force(order.time_in_force), "type": algo::type_name(order),
+        "reduceOnly": order.reduce_only,
+        "closePosition": order.trigger.as_ref().is_some_and(|trigger| trigger.closes_position), "side": fapi::side(order.side),
+        "positionSide": fapi::position_side(order.position_side), "stopPrice": algo::stop_price(order).to_string(),
+        "workingType": order.trigger.as_ref().map_or("CONTRACT_PRICE", algo::working_type),
+        "priceProtect": false, "origType": algo::type_name(order),
         "updateTime": order.updated, "pegPriceType": "", "stpMode": "",
     });
     if query {
@@ -97,7 +100,7 @@ pub(super) fn symbol(config: &SymbolConfig) -> Value {
             {"multiplierDown": "0.9500", "multiplierUp": "1.0500", "ltMultiplierDown": "0", "multiplierDecimal": "4",
              "filterType": "PERCENT_PRICE", "ltMultiplierUp": "0"},
         ],
-        "orderTypes": ["LIMIT", "MARKET"],
+        "orderTypes": ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET"],
         "timeInForce": ["GTC", "IOC", "GTX", "HIDDEN"],
     })
 }

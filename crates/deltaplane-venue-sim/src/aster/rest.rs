@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::auth::{Caller, wallet_action};
 use super::render;
 use super::typed::Field;
+use crate::binance::algo;
 use crate::binance::params::Params;
 use crate::binance::rest::{self as fapi, Security};
 use crate::config::AgentConfig;
@@ -49,6 +50,9 @@ const ENDPOINTS: &[Row] = &[
     ("DELETE", "batchOrders", V1, Security::Signed, 1, 0, cancel_batch),
     ("DELETE", "allOpenOrders", V1, Security::Signed, 1, 0, |sim, c| {
         fapi::cancel_all(sim, &c.account, &c.params)
+    }),
+    ("POST", "countdownCancelAll", V1, Security::Signed, 10, 0, |sim, c| {
+        algo::count_down(sim, &c.account, &c.params)
     }),
     ("POST", "noop", None, Security::Signed, 1, 0, noop),
     ("GET", "openOrder", V1, Security::Signed, 1, 0, open_order),
@@ -143,6 +147,11 @@ fn funding_info(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {
 /// An order as the parameters say it; parameters that do not belong to its type are refused.
 fn new_order(params: &Params) -> Result<NewOrder, Reject> {
     let unwanted = |name: &str| Reject::new(-1106, format!("Parameter '{name}' sent when not required."));
+    if let Some(kind) = params.get("type")?
+        && algo::condition(kind).is_some()
+    {
+        return algo::conditional(params, "stopPrice");
+    }
     for name in ["stopPrice", "activationPrice", "callbackRate", "goodTillDate", "recvWindow"] {
         if params.get(name)?.is_some() && !(name == "recvWindow" && params.get("timestamp")?.is_some()) {
             return Err(unwanted(name));
@@ -228,7 +237,7 @@ fn query_order(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {
 
 fn open_order(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {
     let order = find_order(sim, caller, no_such_order())?;
-    if order.status.is_open() { Ok(render::order(&order, true)) } else { Err(no_such_order()) }
+    if order.status.is_live() { Ok(render::order(&order, true)) } else { Err(no_such_order()) }
 }
 
 fn cancel(sim: &Sim, account: &str, order_id: u64) -> Result<Value, Reject> {
@@ -273,7 +282,7 @@ fn open_orders(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {
     let symbol = caller.params.get("symbol")?;
     Ok(sim.with(|exchange| {
         let open = exchange.orders.values().filter(|order| {
-            order.status.is_open()
+            order.status.is_live()
                 && order.account == caller.account
                 && symbol.is_none_or(|symbol| order.symbol == symbol)
         });

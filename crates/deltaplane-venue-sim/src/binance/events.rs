@@ -3,7 +3,7 @@
 use deltaplane_types::Decimal;
 use serde_json::{Value, json};
 
-use super::render;
+use super::{algo, render};
 use crate::core::{Event, Exchange, ExecutionType};
 
 /// The events that one change tells: account, type, JSON.
@@ -15,9 +15,20 @@ pub(crate) fn render(exchange: &Exchange, event: &Event, now: i64) -> Vec<(Strin
 /// The same before it is written.
 pub(crate) fn values(exchange: &Exchange, event: &Event, now: i64) -> Vec<(String, &'static str, Value)> {
     match event {
+        Event::Order { order, execution: ExecutionType::Triggered } if !exchange.rules.conditionals_apart => {
+            // The stop ends, and a plain order of the same id begins.
+            let ended = Event::Order { order: order.clone(), execution: ExecutionType::Expired };
+            values(exchange, &ended, now)
+        }
+        Event::Order { order, execution }
+            if exchange.is_apart(order) || matches!(execution, ExecutionType::Triggered) =>
+        {
+            let told = order.trigger.as_ref().map(|trigger| algo::event(order, trigger, now));
+            told.into_iter().map(|json| (order.account.clone(), "ALGO_UPDATE", json)).collect()
+        }
         Event::Order { order, execution } => {
             let (kind, trade) = match execution {
-                ExecutionType::New => ("NEW", None),
+                ExecutionType::New | ExecutionType::Triggered => ("NEW", None),
                 ExecutionType::Trade(trade) => ("TRADE", Some(trade)),
                 ExecutionType::Canceled => ("CANCELED", None),
                 ExecutionType::Expired => ("EXPIRED", None),

@@ -1,8 +1,9 @@
 //! Binance USDⓈ-M Futures as its documentation describes it, from the exchange's side.
 //!
 //! Covered: REST market data, orders, account, settings and history; listen keys; the `/public`, `/market` and
-//! `/private` streams. Not covered: conditional orders, multi-assets margin and the WebSocket API.
+//! `/private` streams; conditional orders. Not covered: trailing stops, multi-assets margin and the WebSocket API.
 
+pub(crate) mod algo;
 pub(crate) mod auth;
 pub(crate) mod events;
 pub(crate) mod limits;

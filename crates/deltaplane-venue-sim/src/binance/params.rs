@@ -40,6 +40,13 @@ impl Params {
         Self(params)
     }
 
+    /// The same with one parameter left out.
+    pub(crate) fn without(&self, name: &str) -> Self {
+        let mut params = self.0.clone();
+        params.remove(name);
+        Self(params)
+    }
+
     /// A parameter as it came; empty where it is missing.
     pub(crate) fn raw(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)

@@ -43,7 +43,7 @@ pub(crate) const fn time_in_force(tif: TimeInForce) -> &'static str {
 
 pub(crate) const fn status(status: Status) -> &'static str {
     match status {
-        Status::New => "NEW",
+        Status::Waiting | Status::New => "NEW",
         Status::PartiallyFilled => "PARTIALLY_FILLED",
         Status::Filled => "FILLED",
         Status::Canceled => "CANCELED",

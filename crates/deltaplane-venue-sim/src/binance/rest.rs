@@ -10,6 +10,7 @@ use bytes::Bytes;
 use deltaplane_types::{Decimal, Side};
 use serde_json::{Value, json};
 
+use super::algo;
 use super::auth::{self, Raw};
 use super::limits;
 use super::params::Params;
@@ -57,6 +58,13 @@ const ROUTES: &[Route] = &[
     ("GET", "/fapi/v1/openOrders", Security::Signed, 1, 0, open_orders),
     ("GET", "/fapi/v1/allOrders", Security::Signed, 5, 0, all_orders),
     ("DELETE", "/fapi/v1/allOpenOrders", Security::Signed, 1, 0, cancel_all),
+    ("POST", "/fapi/v1/countdownCancelAll", Security::Signed, 10, 0, algo::count_down),
+    ("POST", "/fapi/v1/algoOrder", Security::Signed, 0, 1, algo::place),
+    ("DELETE", "/fapi/v1/algoOrder", Security::Signed, 1, 0, algo::cancel),
+    ("GET", "/fapi/v1/algoOrder", Security::Signed, 1, 0, algo::query),
+    ("DELETE", "/fapi/v1/algoOpenOrders", Security::Signed, 1, 0, algo::cancel_all),
+    ("GET", "/fapi/v1/openAlgoOrders", Security::Signed, 1, 0, algo::open),
+    ("GET", "/fapi/v1/allAlgoOrders", Security::Signed, 5, 0, algo::all),
     ("GET", "/fapi/v3/positionRisk", Security::Signed, 5, 0, position_risk_v3),
     ("GET", "/fapi/v2/positionRisk", Security::Signed, 5, 0, position_risk_v2),
     ("GET", "/fapi/v3/balance", Security::Signed, 5, 0, balance),
@@ -267,7 +275,7 @@ fn exchange_info(sim: &Sim, _: &str, _: &Params) -> Result<Value, Reject> {
 }
 
 /// The symbol of a request, which must exist.
-fn symbol<'a>(exchange: &Exchange, params: &'a Params) -> Result<&'a str, Reject> {
+pub(super) fn symbol<'a>(exchange: &Exchange, params: &'a Params) -> Result<&'a str, Reject> {
     let symbol = params.need("symbol")?;
     if exchange.markets.contains_key(symbol) {
         Ok(symbol)
@@ -390,7 +398,7 @@ pub(crate) fn new_order(params: &Params) -> Result<NewOrder, Reject> {
     let kind = match params.need("type")? {
         "LIMIT" => OrderKind::Limit,
         "MARKET" => OrderKind::Market,
-        "STOP" | "STOP_MARKET" | "TAKE_PROFIT" | "TAKE_PROFIT_MARKET" | "TRAILING_STOP_MARKET" => {
+        kind if kind == "TRAILING_STOP_MARKET" || algo::condition(kind).is_some() => {
             let text = "Order type not supported for this endpoint. Please use the Algo Order API endpoints instead.";
             return Err(Reject::new(-4120, text));
         }
@@ -456,6 +464,7 @@ pub(crate) fn new_order(params: &Params) -> Result<NewOrder, Reject> {
         reduce_only: params.flag("reduceOnly")?.unwrap_or(false),
         client_id: client_id.map(str::to_owned),
         good_till,
+        trigger: None,
     })
 }
 
@@ -529,6 +538,7 @@ pub(crate) fn find<'a>(
     Ok(exchange.orders.values().rev().find(|order| {
         order.account == account
             && order.symbol == symbol
+            && !exchange.is_apart(order)
             && match id {
                 Some(id) => i64::try_from(order.id) == Ok(id),
                 None => Some(order.client_id.as_str()) == client_id,
@@ -591,7 +601,9 @@ pub(crate) fn cancel_batch(sim: &Sim, account: &str, params: &Params) -> Result<
 pub(crate) fn cancel_all(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
     let open: Vec<u64> = sim.with(|exchange| {
         let symbol = symbol(exchange, params)?;
-        let mine = |o: &&Order| o.status.is_open() && o.account == account && o.symbol == symbol;
+        let mine = |o: &&Order| {
+            o.status.is_live() && !exchange.is_apart(o) && o.account == account && o.symbol == symbol
+        };
         Ok(exchange.orders.values().filter(mine).map(|order| order.id).collect())
     })?;
     for order_id in open {
@@ -639,6 +651,7 @@ pub(crate) fn all_orders(sim: &Sim, account: &str, params: &Params) -> Result<Va
             .orders
             .values()
             .filter(|o| o.account == account && symbol.is_none_or(|symbol| o.symbol == symbol))
+            .filter(|o| !exchange.is_apart(o))
             .filter(|o| from.is_none_or(|from| i64::try_from(o.id).is_ok_and(|id| id >= from)))
             .filter(|o| start.is_none_or(|start| o.created >= start))
             .map(render::order_query)

@@ -1,13 +1,13 @@
 //! The state machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use deltaplane_types::{Decimal, Side};
 
 use super::account::{Account, HeldPosition};
 use super::book::MarketBook;
 use super::order::{
-    ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
+    ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade, Trigger,
 };
 use super::rules::{Bracket, MarginTable, Rules, acceptable, check_quantity};
 use crate::config::{ExchangeConfig, SymbolConfig};
@@ -56,6 +56,8 @@ pub struct NewOrder {
     pub client_id: Option<String>,
     /// Date of a good-till-date order, else 0.
     pub good_till: i64,
+    /// The price that it waits for, if any.
+    pub trigger: Option<Trigger>,
 }
 
 /// What can be asked of the exchange.
@@ -105,6 +107,15 @@ pub enum Command {
         symbol: String,
         /// At most this much, base units.
         quantity: Decimal,
+    },
+    /// Cancel an account's orders on a symbol at a time, unless that is asked again before.
+    CountDown {
+        /// Whose.
+        account: String,
+        /// The symbol.
+        symbol: String,
+        /// When, milliseconds since the epoch; none stops it.
+        until: Option<i64>,
     },
     /// Set a symbol's leverage.
     SetLeverage {
@@ -212,6 +223,9 @@ pub struct Exchange {
     pub rules: Rules,
     /// Funding payments: account, symbol, amount, time.
     pub funding: Vec<(String, String, Decimal, i64)>,
+    /// When an account's orders on a symbol are canceled.
+    pub countdowns: BTreeMap<(String, String), i64>,
+    pub(super) waiting: BTreeSet<u64>,
     pub(super) next_order: u64,
     pub(super) next_trade: u64,
 }
@@ -272,6 +286,8 @@ impl Exchange {
             orders: BTreeMap::new(),
             trades: Vec::new(),
             funding: Vec::new(),
+            countdowns: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             next_order: rules.first_order_id,
             rules,
             next_trade: 500_000,
@@ -303,6 +319,7 @@ impl Exchange {
             Command::Market { symbol, bids, asks, update_id, reset, mark } => {
                 self.market(now, &symbol, (&bids, &asks, update_id, reset), mark, &mut events);
             }
+            Command::CountDown { account, symbol, until } => self.count_down(account, symbol, until)?,
             Command::Tick => self.charge_funding(now, &mut events),
             Command::SetPosition { account, symbol, amount, entry } => {
                 self.set_position(now, &account, &symbol, amount, entry, &mut events)?;
@@ -315,6 +332,8 @@ impl Exchange {
                 events.push(Event::Account { account, reason, wallet, balance_change: change, positions });
             }
         }
+        self.end_countdowns(now, &mut events);
+        self.set_off(now, &mut events);
         Ok(events)
     }
 
@@ -360,12 +379,18 @@ impl Exchange {
             quote: Decimal::ZERO,
             reduce_only: new.reduce_only,
             good_till: new.good_till,
-            status: Status::New,
+            status: if new.trigger.is_some() { Status::Waiting } else { Status::New },
+            trigger: new.trigger,
             expiry: ExpiryReason::None,
             created: now,
             updated: now,
         };
         events.push(Event::Order { order: order.clone(), execution: ExecutionType::New });
+        if order.status == Status::Waiting {
+            self.orders.insert(id, order);
+            self.waiting.insert(id);
+            return;
+        }
         let crosses = order.time_in_force == TimeInForce::Gtx && self.would_take(&order);
         self.orders.insert(id, order);
         if crosses {
@@ -378,10 +403,11 @@ impl Exchange {
 
     fn cancel(&mut self, now: i64, account: &str, id: u64, events: &mut Vec<Event>) -> Result<(), Reject> {
         let open =
-            self.orders.get(&id).is_some_and(|order| order.account == account && order.status.is_open());
+            self.orders.get(&id).is_some_and(|order| order.account == account && order.status.is_live());
         if !open {
             return Err(Reject::new(-2011, "Unknown order sent."));
         }
+        self.waiting.remove(&id);
         self.finish(now, id, Status::Canceled, ExpiryReason::None, events);
         Ok(())
     }
@@ -409,6 +435,7 @@ impl Exchange {
             reduce_only: old.reduce_only,
             client_id: None,
             good_till: 0,
+            trigger: None,
         };
         self.check(account, &new)?;
         self.finish(now, id, Status::Canceled, ExpiryReason::None, events);
@@ -445,6 +472,7 @@ impl Exchange {
             reduce_only: order.reduce_only,
             client_id: None,
             good_till: order.good_till,
+            trigger: None,
         };
         check_quantity(&market.config, &probe)?;
         self.check_price(&market.config, market.mark, &probe)?;

@@ -127,10 +127,11 @@ impl Exchange {
             let open: Vec<u64> = self
                 .orders
                 .values()
-                .filter(|o| o.status.is_open() && o.account == account)
+                .filter(|o| o.status.is_live() && o.account == account)
                 .map(|o| o.id)
                 .collect();
             for id in open {
+                self.waiting.remove(&id);
                 self.finish(now, id, Status::Expired, ExpiryReason::Liquidated, events);
             }
             let held: Vec<((String, PositionSide), HeldPosition)> = self
@@ -180,6 +181,7 @@ impl Exchange {
             quote: Decimal::ZERO,
             reduce_only: false,
             good_till: 0,
+            trigger: None,
             status: Status::New,
             expiry: ExpiryReason::None,
             created: now,

@@ -7,11 +7,12 @@
 //!
 //! # Known lies
 //! Isolated margin is a setting without effect: margin is always shared over the account. Market orders take no
-//! price protection beyond the percent-price band. Liquidation closes everything at the mark price. There are no
-//! stop, take-profit, trailing or TWAP orders.
+//! price protection beyond the percent-price band. Liquidation closes everything at the mark price. Stops
+//! and profit takers are set off by the price that they watch; there are no trailing and no TWAP orders.
 
 mod account;
 mod book;
+mod conditional;
 mod exchange;
 mod margin;
 mod matching;
@@ -23,5 +24,6 @@ pub use book::MarketBook;
 pub use exchange::{Command, Event, Exchange, MarketState, NewOrder};
 pub use order::{
     Cause, ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
+    Trigger, TriggerSource,
 };
 pub use rules::{Bracket, ClientIds, MarginTable, Rules};

@@ -37,9 +37,39 @@ pub enum TimeInForce {
     Gtd,
 }
 
+/// Which price a condition looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TriggerSource {
+    /// The mark price.
+    Mark,
+    /// The last trade's.
+    Last,
+    /// The middle of the book.
+    Mid,
+}
+
+/// What a conditional order waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// The price that sets it off.
+    pub price: Decimal,
+    /// Which price is looked at.
+    pub source: TriggerSource,
+    /// Whether it takes a profit; else it stops a loss.
+    pub takes_profit: bool,
+    /// Whether it closes whatever is then held.
+    pub closes_position: bool,
+    /// The order whose fill it waits for first.
+    pub parent: Option<u64>,
+    /// Whether it was set off.
+    pub fired: bool,
+}
+
 /// Where an order stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
+    /// It waits for a price.
+    Waiting,
     /// Nothing traded.
     New,
     /// Some traded.
@@ -58,6 +88,11 @@ impl Status {
     /// Whether it may still trade.
     pub const fn is_open(self) -> bool {
         matches!(self, Self::New | Self::PartiallyFilled)
+    }
+
+    /// Whether it may still trade, now or when a price sets it off.
+    pub const fn is_live(self) -> bool {
+        self.is_open() || matches!(self, Self::Waiting)
     }
 }
 
@@ -111,6 +146,8 @@ pub struct Order {
     pub reduce_only: bool,
     /// Date of a good-till-date order, else 0.
     pub good_till: i64,
+    /// What it waits or waited for.
+    pub trigger: Option<Trigger>,
     /// Where it stands.
     pub status: Status,
     /// Why it expired.
@@ -180,6 +217,8 @@ pub struct Trade {
 pub enum ExecutionType {
     /// It was taken in.
     New,
+    /// A price set it off.
+    Triggered,
     /// It traded.
     Trade(Trade),
     /// Its owner ended it.

@@ -62,6 +62,10 @@ pub struct Rules {
     pub refuses_reduce_only_excess: bool,
     /// Whether a post-only order that would take is taken in and expires; else it is refused.
     pub post_only_expires: bool,
+    /// Whether a conditional order that its price would set off at once is refused.
+    pub refuses_immediate_triggers: bool,
+    /// Whether conditional orders are kept apart from orders until they are set off.
+    pub conditionals_apart: bool,
     /// The id of the first order.
     pub first_order_id: u64,
 }
@@ -79,6 +83,8 @@ impl Rules {
             client_ids: ClientIds::UniqueAmongOpen,
             refuses_reduce_only_excess: false,
             post_only_expires: false,
+            refuses_immediate_triggers: true,
+            conditionals_apart: true,
             first_order_id: 1_000,
         }
     }
@@ -89,6 +95,7 @@ impl Rules {
             taker_rate: rate("0.0004"),
             maker_rate: rate("0.0001"),
             post_only_expires: true,
+            conditionals_apart: false,
             first_order_id: 17_338_699_000,
             ..Self::binance()
         }
@@ -106,6 +113,8 @@ impl Rules {
             client_ids: ClientIds::UniqueForever,
             refuses_reduce_only_excess: true,
             post_only_expires: true,
+            refuses_immediate_triggers: false,
+            conditionals_apart: false,
             first_order_id: 28_416_222_000,
         }
     }
@@ -154,6 +163,9 @@ impl Exchange {
             return Err(Reject::new(-4116, "ClientOrderId is duplicated."));
         }
         let config = &market.config;
+        if let Some(trigger) = &new.trigger {
+            return self.check_condition(holder, market, new, trigger);
+        }
         check_quantity(config, new)?;
         let limit = if new.kind == OrderKind::Market { market.mark } else { new.price };
         if new.kind == OrderKind::Limit {
@@ -231,7 +243,7 @@ impl Exchange {
     /// The open order of an account with a client id.
     pub fn open_by_client_id(&self, account: &str, symbol: &str, client_id: &str) -> Option<&Order> {
         self.orders.values().rev().find(|order| {
-            order.status.is_open()
+            order.status.is_live()
                 && order.account == account
                 && order.symbol == symbol
                 && order.client_id == client_id

@@ -4,7 +4,7 @@ use deltaplane_types::Decimal;
 use serde_json::{Value, json};
 
 use super::render;
-use crate::core::{Event, Exchange, ExecutionType, ExpiryReason, OrderKind};
+use crate::core::{Event, Exchange, ExecutionType, ExpiryReason, OrderKind, Status};
 use crate::sim::{Sim, lock};
 use std::sync::atomic::Ordering;
 
@@ -35,6 +35,8 @@ pub(crate) fn render(
             };
             // An order that trades or ends at once is not told as resting first.
             let name = match (execution, order.expiry) {
+                (ExecutionType::New, _) if order.status == Status::Waiting => "stop_created",
+                (ExecutionType::Triggered, _) => "stop_triggered",
                 (ExecutionType::New, _) => "make",
                 (ExecutionType::Trade(_) | ExecutionType::Calculated(_), _)
                     if order.kind == OrderKind::Market =>

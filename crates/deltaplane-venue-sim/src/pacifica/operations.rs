@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::auth::{self, Fields, Signed};
 use super::errors::{Refused, of_engine};
+use super::stops;
 use crate::core::{
     Command, Event, Exchange, MarketState, NewOrder, Order, OrderKind, PositionSide, Reject, TimeInForce,
 };
@@ -106,7 +107,9 @@ fn carry_out(sim: &Sim, operation: &str, signed: &Signed) -> Result<Done, Refuse
     match operation {
         "create_order" => create(sim, signed).map(Done::Order),
         "create_market_order" => create_market(sim, signed).map(Done::Order),
-        "cancel_order" => cancel(sim, signed),
+        "create_stop_order" => stops::create(sim, signed).map(Done::Order),
+        "set_position_tpsl" => stops::protect_position(sim, signed).map(Done::Data),
+        "cancel_order" | "cancel_stop_order" => cancel(sim, signed),
         "cancel_all_orders" => cancel_all(sim, signed).map(Done::Data),
         "edit_order" => edit(sim, signed).map(Done::Order),
         "update_leverage" => set_leverage(sim, signed).map(Done::Data),
@@ -152,12 +155,11 @@ fn administer(sim: &Sim, operation: &str, signed: &Signed) -> Result<Value, Refu
             return Err(Refused { slug: Some("unspecified"), ..Refused::business(33, text) });
         }
         "add_isolated_margin" => return Err(Refused::business(13, "PositionNotFound")),
-        "cancel_stop_order" => return Err(Refused::business(5, "Failed to cancel order")),
         _ => return Err(Refused::business(51, format!("Unsupported operation: {operation}"))),
     })
 }
 
-fn decimal(fields: &Fields, name: &str) -> Result<Decimal, Refused> {
+pub(super) fn decimal(fields: &Fields, name: &str) -> Result<Decimal, Refused> {
     let text = fields.text(name)?;
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'-');
     plain
@@ -166,7 +168,7 @@ fn decimal(fields: &Fields, name: &str) -> Result<Decimal, Refused> {
         .ok_or_else(|| Refused::new(400, format!("invalid decimal {text:?} in field `{name}`")))
 }
 
-fn side(fields: &Fields) -> Result<Side, Refused> {
+pub(super) fn side(fields: &Fields) -> Result<Side, Refused> {
     match fields.text("side")?.as_str() {
         "bid" => Ok(Side::Buy),
         "ask" => Ok(Side::Sell),
@@ -174,7 +176,7 @@ fn side(fields: &Fields) -> Result<Side, Refused> {
     }
 }
 
-fn client_id(fields: &Fields) -> Result<Option<String>, Refused> {
+pub(super) fn client_id(fields: &Fields) -> Result<Option<String>, Refused> {
     let Some(id) = fields.optional_text("client_order_id")? else { return Ok(None) };
     let hyphens = [8, 13, 18, 23];
     let is_uuid = id.len() == 36
@@ -185,7 +187,7 @@ fn client_id(fields: &Fields) -> Result<Option<String>, Refused> {
     if is_uuid { Ok(Some(id)) } else { Err(Refused::new(400, "invalid UUID in field `client_order_id`")) }
 }
 
-fn market<'a>(exchange: &'a Exchange, symbol: &str) -> Result<&'a MarketState, Refused> {
+pub(super) fn market<'a>(exchange: &'a Exchange, symbol: &str) -> Result<&'a MarketState, Refused> {
     exchange.markets.get(symbol).ok_or_else(|| Refused::business(3, format!("Book not found: {symbol}")))
 }
 
@@ -233,7 +235,7 @@ fn check_reduce_only(exchange: &Exchange, signed: &Signed, order: &NewOrder) -> 
     Ok(())
 }
 
-fn place(sim: &Sim, signed: &Signed, order: NewOrder) -> Result<Order, Refused> {
+pub(super) fn place(sim: &Sim, signed: &Signed, order: NewOrder) -> Result<Order, Refused> {
     sim.with(|exchange| check_reduce_only(exchange, signed, &order))?;
     let what = match &order.client_id {
         Some(id) => id.clone(),
@@ -273,6 +275,7 @@ fn create(sim: &Sim, signed: &Signed) -> Result<Order, Refused> {
         reduce_only: fields.flag("reduce_only")?,
         client_id: client_id(fields)?,
         good_till: 0,
+        trigger: None,
     };
     let tif = fields.text("tif")?;
     order.time_in_force = match tif.as_str() {
@@ -298,7 +301,7 @@ fn create(sim: &Sim, signed: &Signed) -> Result<Order, Refused> {
         }
         check_steps(market, &order, false)
     })?;
-    place(sim, signed, order)
+    stops::place_protected(sim, signed, order)
 }
 
 fn create_market(sim: &Sim, signed: &Signed) -> Result<Order, Refused> {
@@ -326,9 +329,10 @@ fn create_market(sim: &Sim, signed: &Signed) -> Result<Order, Refused> {
         reduce_only: fields.flag("reduce_only")?,
         client_id: client_id(fields)?,
         good_till: 0,
+        trigger: None,
     };
     sim.with(|exchange| check_steps(market(exchange, &order.symbol)?, &order, true))?;
-    place(sim, signed, order)
+    stops::place_protected(sim, signed, order)
 }
 
 fn find(sim: &Sim, signed: &Signed) -> Result<(Option<Order>, bool), Refused> {
@@ -371,7 +375,7 @@ fn cancel_all(sim: &Sim, signed: &Signed) -> Result<Value, Refused> {
     let symbol = if fields.flag("all_symbols")? { None } else { Some(fields.text("symbol")?) };
     let open: Vec<u64> = sim.with(|exchange| {
         let open = exchange.orders.values().filter(|order| {
-            order.status.is_open()
+            order.status.is_live()
                 && order.account == signed.account
                 && symbol.as_ref().is_none_or(|symbol| order.symbol == *symbol)
                 && !(keep_reduce_only && order.reduce_only)

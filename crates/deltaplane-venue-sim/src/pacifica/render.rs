@@ -25,7 +25,7 @@ pub(super) const fn side(side: Side) -> &'static str {
 
 pub(super) const fn status(status: Status) -> &'static str {
     match status {
-        Status::New => "open",
+        Status::Waiting | Status::New => "open",
         Status::PartiallyFilled => "partially_filled",
         Status::Filled => "filled",
         Status::Canceled | Status::Expired => "cancelled",
@@ -38,11 +38,31 @@ pub(super) fn order_status(order: &Order) -> &'static str {
     if order.expiry == ExpiryReason::PostOnly { "rejected" } else { status(order.status) }
 }
 
-const fn kind(kind: OrderKind) -> &'static str {
-    match kind {
-        OrderKind::Limit => "limit",
-        OrderKind::Market => "market",
+/// The name of an order's type; of those that belong to a position or an order it says what they are for.
+fn kind(order: &Order) -> &'static str {
+    let Some(trigger) = &order.trigger else {
+        return match order.kind {
+            OrderKind::Limit => "limit",
+            OrderKind::Market => "market",
+        };
+    };
+    let belongs = trigger.closes_position || trigger.parent.is_some();
+    match (belongs, trigger.takes_profit, order.kind) {
+        (false, _, OrderKind::Limit) => "stop_limit",
+        (false, _, OrderKind::Market) => "stop_market",
+        (true, true, OrderKind::Limit) => "take_profit_limit",
+        (true, true, OrderKind::Market) => "take_profit_market",
+        (true, false, OrderKind::Limit) => "stop_loss_limit",
+        (true, false, OrderKind::Market) => "stop_loss_market",
     }
+}
+
+fn stop_price(order: &Order) -> Value {
+    order.trigger.as_ref().map_or(Value::Null, |trigger| dec(trigger.price).into())
+}
+
+fn parent(order: &Order) -> Value {
+    order.trigger.as_ref().and_then(|trigger| trigger.parent).into()
 }
 
 const fn cause(cause: Cause) -> &'static str {
@@ -145,6 +165,7 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64) -> Value
     let (initial, orders, maintenance, unrealized) = exchange.margin(account);
     let held = account.positions.values().filter(|held| !held.amount.is_zero()).count();
     let open = exchange.orders.values().filter(|o| o.status.is_open() && o.account == account.id).count();
+    let stops = exchange.waiting().filter(|order| order.account == account.id).count();
     let available = exchange.available(account);
     let spot: Vec<Value> = account
         .assets
@@ -159,7 +180,7 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64) -> Value
         "cross_account_equity": money(account.wallet + unrealized), "spot_market_value": "0", "spot_collateral": "0",
         "available_to_spend": money(available), "available_to_withdraw": money(available.min(account.wallet)),
         "pending_balance": "0", "pending_interest": "0", "total_margin_used": money(initial + orders),
-        "cross_mmr": money(maintenance), "positions_count": held, "orders_count": open, "stop_orders_count": 0,
+        "cross_mmr": money(maintenance), "positions_count": held, "orders_count": open, "stop_orders_count": stops,
         "spot_balances": spot, "updated_at": now,
     })
 }
@@ -206,7 +227,7 @@ pub(super) fn open_order(order: &Order) -> Value {
     json!({
         "order_id": order.id, "client_order_id": client_id(order), "symbol": order.symbol, "side": side(order.side),
         "price": dec(order.price), "initial_amount": dec(order.quantity), "filled_amount": dec(order.executed),
-        "cancelled_amount": "0", "stop_price": null, "order_type": kind(order.kind), "stop_parent_order_id": null,
+        "cancelled_amount": "0", "stop_price": stop_price(order), "order_type": kind(order), "stop_parent_order_id": parent(order),
         "reduce_only": order.reduce_only, "created_at": order.created, "updated_at": order.updated,
     })
 }
@@ -216,7 +237,7 @@ pub(super) fn past_order(order: &Order) -> Value {
         "order_id": order.id, "client_order_id": client_id(order), "symbol": order.symbol, "side": side(order.side),
         "initial_price": dec(order.price), "average_filled_price": dec(order.average_price()),
         "amount": dec(order.quantity), "filled_amount": dec(order.executed), "order_status": order_status(order),
-        "order_type": kind(order.kind), "stop_price": null, "stop_parent_order_id": null,
+        "order_type": kind(order), "stop_price": stop_price(order), "stop_parent_order_id": parent(order),
         "reduce_only": order.reduce_only, "reason": reason(order), "created_at": order.created,
         "updated_at": order.updated,
     })
@@ -224,6 +245,7 @@ pub(super) fn past_order(order: &Order) -> Value {
 
 pub(super) fn order_event(order: &Order, id: u64) -> Value {
     let event = match order.status {
+        Status::Waiting => "stop_created",
         Status::New => "make",
         Status::Canceled => "cancel",
         Status::Expired | Status::ExpiredInMatch => "expired",
@@ -235,8 +257,8 @@ pub(super) fn order_event(order: &Order, id: u64) -> Value {
         "side": side(order.side), "price": dec(order.average_price()), "initial_amount": dec(order.quantity),
         "filled_amount": dec(order.executed),
         "cancelled_amount": dec(if order.status.is_open() { Decimal::ZERO } else { order.open_quantity() }),
-        "event_type": event, "order_type": kind(order.kind), "order_status": order_status(order),
-        "stop_price": null, "stop_parent_order_id": null, "reduce_only": order.reduce_only,
+        "event_type": event, "order_type": kind(order), "order_status": order_status(order),
+        "stop_price": stop_price(order), "stop_parent_order_id": parent(order), "reduce_only": order.reduce_only,
         "created_at": order.updated,
     })
 }
@@ -256,8 +278,8 @@ pub(super) fn order_update(order: &Order, last_price: Decimal, event: &str, addr
     json!({
         "i": order.id, "I": client_id(order), "u": address, "s": order.symbol, "d": side(order.side),
         "p": dec(order.average_price()), "ip": dec(order.price), "lp": dec(last_price), "a": dec(order.quantity),
-        "f": dec(order.executed), "oe": event, "os": order_status(order), "ot": kind(order.kind), "sp": null,
-        "si": null, "tp": null, "r": order.reduce_only, "ct": order.created, "ut": order.updated, "li": li,
+        "f": dec(order.executed), "oe": event, "os": order_status(order), "ot": kind(order), "sp": stop_price(order),
+        "si": parent(order), "tp": null, "r": order.reduce_only, "ct": order.created, "ut": order.updated, "li": li,
     })
 }
 
@@ -278,6 +300,6 @@ pub(super) fn account_info(exchange: &Exchange, holder: &Account, now: i64) -> V
     json!({
         "ae": full["account_equity"], "as": full["available_to_spend"], "aw": full["available_to_withdraw"],
         "b": full["balance"], "f": 0, "mu": full["total_margin_used"], "cm": full["cross_mmr"],
-        "oc": full["orders_count"], "pb": "0", "pc": full["positions_count"], "sc": 0, "t": now,
+        "oc": full["orders_count"], "pb": "0", "pc": full["positions_count"], "sc": full["stop_orders_count"], "t": now,
     })
 }

@@ -274,7 +274,7 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
         }
         "/orders" => {
             let rows: Vec<Value> = of_account(sim, query, |x, holder| {
-                let open = x.orders.values().filter(|o| o.status.is_open() && o.account == holder.id);
+                let open = x.orders.values().filter(|o| o.status.is_live() && o.account == holder.id);
                 open.map(render::open_order).collect()
             })?;
             Ok(with_last_id(sim, rows.into()))
