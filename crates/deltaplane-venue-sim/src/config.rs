@@ -28,6 +28,9 @@ pub struct ExchangeConfig {
     /// Its accounts.
     #[serde(default, rename = "account")]
     pub accounts: Vec<AccountConfig>,
+    /// What an asset is worth as margin, bid and ask, where all assets are margin; 1 where none is named.
+    #[serde(default)]
+    pub asset_rates: BTreeMap<String, [Exact; 2]>,
 }
 
 /// One instrument with the venue's filters.
@@ -98,6 +101,9 @@ pub struct AccountConfig {
     /// Whether longs and shorts are held apart.
     #[serde(default)]
     pub hedge_mode: bool,
+    /// Whether all its assets are margin.
+    #[serde(default)]
+    pub multi_assets: bool,
     /// Leverage of every symbol.
     #[serde(default = "default_leverage")]
     pub leverage: u32,
@@ -177,6 +183,7 @@ impl AccountConfig {
             wallet: default_wallet(),
             balances: BTreeMap::new(),
             hedge_mode: false,
+            multi_assets: false,
             leverage: default_leverage(),
             can_trade: true,
             isolated: Vec::new(),
@@ -201,6 +208,6 @@ impl ExchangeConfig {
 
     /// The dialect's own instruments with these accounts.
     pub fn with_accounts(dialect: Dialect, accounts: Vec<AccountConfig>) -> Self {
-        Self { symbols: dialect.default_symbols(), accounts }
+        Self { symbols: dialect.default_symbols(), accounts, asset_rates: BTreeMap::new() }
     }
 }

@@ -274,3 +274,18 @@ fn a_countdown_cancels_what_rests_unless_it_is_renewed() {
     exchange.handle(99_100, Command::Tick).unwrap();
     assert_eq!((open(&exchange, "a"), exchange.waiting().count()), (0, 0), "Aster's takes stops along");
 }
+
+/// Numbers of a real account: 35.01540483 of two stable coins at 0.99988 are 35.0112029814204.
+#[test]
+fn where_all_assets_are_margin_they_count_at_their_bid() {
+    let mut holder = account("m", "20", false);
+    holder.multi_assets = true;
+    holder.balances.insert("USDF".to_owned(), Exact(dec("15.01540483")));
+    let mut config = ExchangeConfig::with_accounts(Dialect::Aster, vec![holder]);
+    let rates = [Exact(dec("0.99988")), Exact(dec("1.00008"))];
+    config.asset_rates = ["USDT", "USDF"].map(|asset| (asset.to_owned(), rates)).into();
+    let mut exchange = Exchange::new(&config, Rules::aster(), 1_000);
+    assert_eq!(exchange.available(&exchange.accounts["m"]), dec("35.0112029814204"));
+    exchange.accounts.get_mut("m").unwrap().multi_assets = false;
+    assert_eq!(exchange.available(&exchange.accounts["m"]), dec("20"), "the money alone");
+}

@@ -75,7 +75,12 @@ const ENDPOINTS: &[Row] = &[
     ("POST", "positionSide/dual", V1, Security::Signed, 1, 0, |sim, c| {
         fapi::set_position_mode(sim, &c.account, &c.params)
     }),
-    ("GET", "multiAssetsMargin", V1, Security::Signed, 30, 0, |_, _| Ok(json!({"multiAssetsMargin": false}))),
+    ("GET", "multiAssetsMargin", V1, Security::Signed, 30, 0, |sim, c| {
+        fapi::multi_assets(sim, &c.account, &c.params)
+    }),
+    ("POST", "multiAssetsMargin", V1, Security::Signed, 1, 0, |sim, c| {
+        fapi::set_multi_assets(sim, &c.account, &c.params)
+    }),
     ("GET", "stpMode", None, Security::Signed, 30, 0, |_, _| Ok(json!({"stpMode": "EXPIRE_MAKER"}))),
     ("GET", "income", V1, Security::Signed, 30, 0, |sim, c| fapi::income(sim, &c.account, &c.params)),
     ("GET", "commissionRate", V1, Security::Signed, 20, 0, commission_rate),

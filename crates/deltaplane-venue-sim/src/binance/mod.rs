@@ -1,7 +1,7 @@
 //! Binance USDⓈ-M Futures as its documentation describes it, from the exchange's side.
 //!
 //! Covered: REST market data, orders, account, settings and history; listen keys; the `/public`, `/market` and
-//! `/private` streams; conditional orders. Not covered: trailing stops, multi-assets margin and the WebSocket API.
+//! `/private` streams; conditional orders. Not covered: trailing stops and the WebSocket API.
 
 pub(crate) mod algo;
 pub(crate) mod auth;

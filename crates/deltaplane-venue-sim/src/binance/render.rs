@@ -169,7 +169,8 @@ pub(crate) fn margins(
     let liquidation = if held.amount.is_zero() {
         Decimal::ZERO
     } else {
-        let others = account.wallet + (all_unrealized - unrealized) - (all_maintenance - maintenance);
+        let others =
+            exchange.collateral(account) + (all_unrealized - unrealized) - (all_maintenance - maintenance);
         let rate = maintenance / notional.abs();
         let bottom = held.amount.abs() * rate - held.amount;
         if bottom.is_zero() {
@@ -235,17 +236,24 @@ pub(crate) fn balance(exchange: &Exchange, account: &Account, now: i64) -> Value
     let available = exchange.available(account);
     let mut rows = vec![json!({
         "accountAlias": "SgsR", "asset": "USDT", "balance": text(account.wallet),
-        "crossWalletBalance": text(account.wallet), "crossUnPnl": text(unrealized), "availableBalance": text(available),
+        "crossWalletBalance": text(account.wallet), "crossUnPnl": text(unrealized),
+        "availableBalance": text(usable(exchange, account, available, "USDT", available)),
         "maxWithdrawAmount": text(available.min(account.wallet).max(Decimal::ZERO)), "marginAvailable": true, "updateTime": now,
     })];
     rows.extend(account.assets.iter().map(|(asset, held)| {
         json!({
             "accountAlias": "SgsR", "asset": asset, "balance": text(*held), "crossWalletBalance": text(*held),
-            "crossUnPnl": "0", "availableBalance": text(*held), "maxWithdrawAmount": text(*held), "marginAvailable": true,
+            "crossUnPnl": "0", "availableBalance": text(usable(exchange, account, available, asset, *held)),
+            "maxWithdrawAmount": text(*held), "marginAvailable": true,
             "updateTime": now,
         })
     }));
     rows.into()
+}
+
+/// What of an asset may be used: where all assets are margin, the margin left, bought at the ask.
+fn usable(exchange: &Exchange, account: &Account, available: Decimal, asset: &str, held: Decimal) -> Decimal {
+    if account.multi_assets { available / exchange.asset_rate(asset).1 } else { held }
 }
 
 /// `/fapi/v3/account`, and with `v2` the fields of `/fapi/v2/account`.
@@ -253,19 +261,22 @@ pub(crate) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
     let (initial, orders, maintenance, unrealized) = exchange.margin(account);
     let available = exchange.available(account);
     let withdraw = available.min(account.wallet).max(Decimal::ZERO);
+    let collateral = exchange.collateral(account);
     let mut assets = vec![json!({
         "asset": "USDT", "walletBalance": text(account.wallet), "unrealizedProfit": text(unrealized),
         "marginBalance": text(account.wallet + unrealized), "maintMargin": text(maintenance),
         "initialMargin": text(initial + orders), "positionInitialMargin": text(initial),
         "openOrderInitialMargin": text(orders), "crossWalletBalance": text(account.wallet),
-        "crossUnPnl": text(unrealized), "availableBalance": text(available), "maxWithdrawAmount": text(withdraw),
-        "marginAvailable": true, "updateTime": now,
+        "crossUnPnl": text(unrealized),
+        "availableBalance": text(usable(exchange, account, available, "USDT", available)),
+        "maxWithdrawAmount": text(withdraw), "marginAvailable": true, "updateTime": now,
     })];
     assets.extend(account.assets.iter().map(|(asset, held)| {
         json!({
             "asset": asset, "walletBalance": text(*held), "unrealizedProfit": "0", "marginBalance": text(*held),
             "maintMargin": "0", "initialMargin": "0", "positionInitialMargin": "0", "openOrderInitialMargin": "0",
-            "crossWalletBalance": text(*held), "crossUnPnl": "0", "availableBalance": text(*held),
+            "crossWalletBalance": text(*held), "crossUnPnl": "0",
+            "availableBalance": text(usable(exchange, account, available, asset, *held)),
             "maxWithdrawAmount": text(*held), "marginAvailable": true, "updateTime": now,
         })
     }));
@@ -306,9 +317,9 @@ pub(crate) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
     }
     let mut json = json!({
         "totalInitialMargin": text(initial + orders), "totalMaintMargin": text(maintenance),
-        "totalWalletBalance": text(account.wallet), "totalUnrealizedProfit": text(unrealized),
-        "totalMarginBalance": text(account.wallet + unrealized), "totalPositionInitialMargin": text(initial),
-        "totalOpenOrderInitialMargin": text(orders), "totalCrossWalletBalance": text(account.wallet),
+        "totalWalletBalance": text(collateral), "totalUnrealizedProfit": text(unrealized),
+        "totalMarginBalance": text(collateral + unrealized), "totalPositionInitialMargin": text(initial),
+        "totalOpenOrderInitialMargin": text(orders), "totalCrossWalletBalance": text(collateral),
         "totalCrossUnPnl": text(unrealized), "availableBalance": text(available), "maxWithdrawAmount": text(withdraw),
         "assets": assets, "positions": positions,
     });
@@ -319,7 +330,7 @@ pub(crate) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
         json["canDeposit"] = true.into();
         json["canWithdraw"] = false.into();
         json["updateTime"] = 0.into();
-        json["multiAssetsMargin"] = false.into();
+        json["multiAssetsMargin"] = account.multi_assets.into();
         json["tradeGroupId"] = (-1).into();
     }
     json

@@ -77,9 +77,8 @@ const ROUTES: &[Route] = &[
     ("POST", "/fapi/v1/marginType", Security::Signed, 1, 0, set_margin_type),
     ("GET", "/fapi/v1/positionSide/dual", Security::Signed, 30, 0, position_mode),
     ("POST", "/fapi/v1/positionSide/dual", Security::Signed, 1, 0, set_position_mode),
-    ("GET", "/fapi/v1/multiAssetsMargin", Security::Signed, 30, 0, |_, _, _| {
-        Ok(json!({"multiAssetsMargin": false}))
-    }),
+    ("GET", "/fapi/v1/multiAssetsMargin", Security::Signed, 30, 0, multi_assets),
+    ("POST", "/fapi/v1/multiAssetsMargin", Security::Signed, 1, 0, set_multi_assets),
     ("GET", "/fapi/v1/income", Security::Signed, 30, 0, income),
     ("GET", "/fapi/v1/userTrades", Security::Signed, 5, 0, user_trades),
     ("GET", "/fapi/v1/commissionRate", Security::Signed, 20, 0, commission_rate),
@@ -695,7 +694,7 @@ fn account_config(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject>
     holder(sim, account, |_, holder| {
         json!({
             "feeTier": 0, "canTrade": holder.can_trade, "canDeposit": true, "canWithdraw": false,
-            "dualSidePosition": holder.hedge_mode, "multiAssetsMargin": false, "tradeGroupId": -1, "updateTime": 0,
+            "dualSidePosition": holder.hedge_mode, "multiAssetsMargin": holder.multi_assets, "tradeGroupId": -1, "updateTime": 0,
         })
     })
 }
@@ -745,6 +744,10 @@ pub(crate) fn set_margin_type(sim: &Sim, account: &str, params: &Params) -> Resu
         let Some(holder) = exchange.accounts.get_mut(account) else {
             return Err(Reject::new(-2015, "Invalid API-key."));
         };
+        if isolated && holder.multi_assets {
+            let text = "Unable to adjust to isolated-margin mode under the Multi-Assets mode.";
+            return Err(Reject::new(-4168, text));
+        }
         if holder.isolated.get(&name).copied().unwrap_or(false) == isolated {
             return Err(Reject::new(-4046, "No need to change margin type."));
         }
@@ -777,6 +780,28 @@ pub(crate) fn set_position_mode(sim: &Sim, account: &str, params: &Params) -> Re
             return Err(Reject::new(-4068, "Position side cannot be changed if there exists position."));
         }
         holder.hedge_mode = wanted;
+        Ok(done())
+    })
+}
+
+pub(crate) fn multi_assets(sim: &Sim, account: &str, _: &Params) -> Result<Value, Reject> {
+    holder(sim, account, |_, holder| json!({"multiAssetsMargin": holder.multi_assets}))
+}
+
+pub(crate) fn set_multi_assets(sim: &Sim, account: &str, params: &Params) -> Result<Value, Reject> {
+    params.need("multiAssetsMargin")?;
+    let wanted = params.flag("multiAssetsMargin")?.unwrap_or(false);
+    sim.with_mut(|exchange| {
+        let Some(holder) = exchange.accounts.get_mut(account) else {
+            return Err(Reject::new(-2015, "Invalid API-key."));
+        };
+        if holder.multi_assets == wanted {
+            return Err(Reject::new(-4171, "No need to change multi-assets mode."));
+        }
+        if wanted && holder.isolated.values().any(|isolated| *isolated) {
+            return Err(Reject::new(-4167, "Unable to adjust to multi-assets mode with isolated symbols."));
+        }
+        holder.multi_assets = wanted;
         Ok(done())
     })
 }

@@ -57,10 +57,12 @@ pub struct Account {
     pub id: String,
     /// USDT in its wallet.
     pub wallet: Decimal,
-    /// Other assets in its wallet: held, and no margin.
+    /// Other assets in its wallet: margin only where all assets are.
     pub assets: BTreeMap<String, Decimal>,
     /// Whether longs and shorts are held apart.
     pub hedge_mode: bool,
+    /// Whether all its assets are margin, at their rates.
+    pub multi_assets: bool,
     /// Whether the key may trade.
     pub can_trade: bool,
     /// Leverage by symbol; absent means the default.

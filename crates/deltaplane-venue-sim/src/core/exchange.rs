@@ -223,6 +223,8 @@ pub struct Exchange {
     pub rules: Rules,
     /// Funding payments: account, symbol, amount, time.
     pub funding: Vec<(String, String, Decimal, i64)>,
+    /// What an asset is worth as margin: bid and ask.
+    pub asset_rates: BTreeMap<String, (Decimal, Decimal)>,
     /// When an account's orders on a symbol are canceled.
     pub countdowns: BTreeMap<(String, String), i64>,
     pub(super) waiting: BTreeSet<u64>,
@@ -272,6 +274,7 @@ impl Exchange {
                     wallet: account.wallet.0,
                     assets: account.balances.iter().map(|(asset, n)| (asset.clone(), n.0)).collect(),
                     hedge_mode: account.hedge_mode,
+                    multi_assets: account.multi_assets,
                     can_trade: account.can_trade,
                     leverage: BTreeMap::new(),
                     default_leverage: default_leverage(config, &rules, account.leverage),
@@ -286,6 +289,11 @@ impl Exchange {
             orders: BTreeMap::new(),
             trades: Vec::new(),
             funding: Vec::new(),
+            asset_rates: config
+                .asset_rates
+                .iter()
+                .map(|(asset, [bid, ask])| (asset.clone(), (bid.0, ask.0)))
+                .collect(),
             countdowns: BTreeMap::new(),
             waiting: BTreeSet::new(),
             next_order: rules.first_order_id,

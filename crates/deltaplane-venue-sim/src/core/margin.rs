@@ -41,10 +41,24 @@ impl Exchange {
         (initial, open, maintenance, unrealized)
     }
 
+    /// Bid and ask of an asset as margin.
+    pub fn asset_rate(&self, asset: &str) -> (Decimal, Decimal) {
+        self.asset_rates.get(asset).copied().unwrap_or((Decimal::ONE, Decimal::ONE))
+    }
+
+    /// What the wallet is worth as margin: the money alone, or every asset at its bid.
+    pub fn collateral(&self, account: &Account) -> Decimal {
+        if !account.multi_assets {
+            return account.wallet;
+        }
+        let assets = account.assets.iter().map(|(asset, held)| held * self.asset_rate(asset).0);
+        account.wallet * self.asset_rate(self.rules.money).0 + assets.sum::<Decimal>()
+    }
+
     /// What new positions may use.
     pub fn available(&self, account: &Account) -> Decimal {
         let (initial, open, _, unrealized) = self.margin(account);
-        (account.wallet + unrealized - initial - open).max(Decimal::ZERO)
+        (self.collateral(account) + unrealized - initial - open).max(Decimal::ZERO)
     }
 
     /// Initial margin of a symbol's positions, and what open orders (and `extra`, side and notional) add to it.
@@ -119,7 +133,7 @@ impl Exchange {
             .values()
             .filter(|account| {
                 let (_, _, maintenance, unrealized) = self.margin(account);
-                maintenance > Decimal::ZERO && account.wallet + unrealized <= maintenance
+                maintenance > Decimal::ZERO && self.collateral(account) + unrealized <= maintenance
             })
             .map(|account| account.id.clone())
             .collect();
