@@ -15,7 +15,9 @@ use deltaplane_types::{
 };
 use deltaplane_venue_sim::config::AgentConfig;
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide};
-use deltaplane_venue_sim::{FaultKind, StreamRules, Switches};
+use deltaplane_venue_sim::{Fault, FaultKind, StreamRules, Switches};
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 fn dec(text: &str) -> Decimal {
     text.parse().unwrap()
@@ -115,7 +117,7 @@ async fn a_resting_order_is_listed_canceled_and_canceled_once() {
         assert_eq!(bench.gateway.cancel(&filled, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: filled");
         let nobody = bench.next_id();
         assert_eq!(bench.gateway.cancel(&nobody, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: unknown");
-        let sighting = bench.gateway.fetch_order(&nobody, &btc()).await.unwrap();
+        let sighting = bench.gateway.fetch_order(&nobody, &btc(), Bench::lately()).await.unwrap();
         assert_eq!(sighting, OrderSighting::NotFound, "{kind:?}");
     }
 }
@@ -210,7 +212,7 @@ async fn an_order_that_was_not_taken_in_is_unknown_until_it_is_not_found() {
         bench.running.sim().inject(kind.on_orders(FaultKind::Refuse { status: 503, body }));
         let (id, outcome) = bench.place(&order).await;
         assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?}: {outcome:?}");
-        let sighting = bench.gateway.fetch_order(&id, &btc()).await.unwrap();
+        let sighting = bench.gateway.fetch_order(&id, &btc(), Bench::lately()).await.unwrap();
         assert_eq!(sighting, OrderSighting::NotFound, "{kind:?}");
         let fence = bench.gateway.fence(&id, &btc()).await;
         let rules = bench.gateway.rules();
@@ -456,7 +458,10 @@ async fn coins_listed_by_the_thousand_are_told_in_their_own_units() {
         let held = bench.account().await.position(&bonk);
         assert_eq!((held.value(), sum % dec("1000")), (sum, Decimal::ZERO), "{kind:?}");
         assert!(fills.iter().all(|fill| fill.price <= order.limit_price), "{kind:?}: {fills:?}");
-        assert!(matches!(bench.gateway.fetch_order(&id, &bonk).await.unwrap(), OrderSighting::Found(_)));
+        assert!(matches!(
+            bench.gateway.fetch_order(&id, &bonk, Bench::lately()).await.unwrap(),
+            OrderSighting::Found(_)
+        ));
         let nobody: Symbol = "NOBODY-USD".parse().unwrap();
         let unknown = bench.reader.fetch_instrument(&nobody).await.unwrap_err();
         assert_eq!(unknown, ReadError::UnknownSymbol(nobody), "{kind:?}");
@@ -466,7 +471,7 @@ async fn coins_listed_by_the_thousand_are_told_in_their_own_units() {
 /// Every position of every switch: what no published source settles may be either way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_confirmed_may_be_either_way() {
-    let set: [fn(&mut Switches); 11] = [
+    let set: [fn(&mut Switches); 12] = [
         |s| s.brackets_as_object = true,
         |s| s.numbers_as_strings = true,
         |s| s.post_only_refused = true,
@@ -477,6 +482,7 @@ async fn what_is_not_confirmed_may_be_either_way() {
         |s| s.settings_as_array = true,
         |s| s.short_error_codes = true,
         |s| s.refuses_replays = true,
+        |s| s.oldest_orders_first = true,
         |s| s.silent_trades = true,
     ];
     for kind in [Kind::AsterAgent, Kind::AsterHmac, Kind::Pacifica] {
@@ -513,6 +519,57 @@ async fn what_is_not_confirmed_may_be_either_way() {
                 .collect();
             assert!(blocking.is_empty(), "{kind:?} switch {index}: {blocking:?}");
         }
+    }
+}
+
+/// A venue that cannot be asked by our name is searched page by page: an order may be far down the history, and a
+/// history that was not read to its end shows no absence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_is_found_behind_many_others() {
+    for oldest_orders_first in [false, true] {
+        let kind = Kind::Pacifica;
+        let switches = Switches { oldest_orders_first, ..Switches::default() };
+        let mut bench = Bench::start(kind, Setup { switches, ..Setup::new(kind) }).await;
+        let sim = bench.running.sim().clone();
+        let others = |count: usize| {
+            for _ in 0..count {
+                let order = NewOrder {
+                    symbol: "BTC".to_owned(),
+                    side: Side::Buy,
+                    position_side: PositionSide::Both,
+                    kind: OrderKind::Limit,
+                    time_in_force: deltaplane_venue_sim::core::TimeInForce::Ioc,
+                    price: dec("60000"),
+                    quantity: dec("0.01"),
+                    reduce_only: false,
+                    client_id: None,
+                    good_till: 0,
+                    trigger: None,
+                };
+                let account = "one".to_owned();
+                sim.apply(Command::Place { account, order }).unwrap();
+            }
+        };
+        others(150);
+        bench.running.sim().inject(Fault::new(FaultKind::DropUserEvents { event: None }, 1_000_000));
+        let order = bench.order(Side::Buy, "0.01", "-0.02").await;
+        let id = "0196a9f0-0000-8000-8000-00000000aaaa".parse().unwrap();
+        bench.gateway.submit(&id, &order).await;
+        others(250);
+        match bench.gateway.fetch_order(&id, &btc(), Bench::lately()).await.unwrap() {
+            OrderSighting::Found(report) => assert!(report.filled.is_zero() && report.status.is_terminal()),
+            OrderSighting::NotFound => panic!("oldest first {oldest_orders_first}"),
+        }
+        let nobody = bench.next_id();
+        let sighting = bench.gateway.fetch_order(&nobody, &btc(), Bench::lately()).await.unwrap();
+        assert_eq!(sighting, OrderSighting::NotFound);
+        others(700);
+        let unread = bench.gateway.fetch_order(&nobody, &btc(), Bench::lately()).await.unwrap_err();
+        assert!(matches!(unread, ReadError::Unreadable(_)), "{unread:?}");
+        // Of an order that is younger than all of them, the first page of a history that begins with the newest
+        // tells enough.
+        let later = bench.gateway.fetch_order(&nobody, &btc(), WallClock.now().after(HOUR)).await;
+        assert_eq!(later.is_ok(), !oldest_orders_first, "{later:?}");
     }
 }
 

@@ -353,8 +353,11 @@ impl Bench {
     /// The final report of an order.
     pub async fn end_of(&self, id: &ClientOrderId) -> ExecutionReport {
         for _ in 0..100 {
-            let sighting =
-                self.gateway.fetch_order(id, &crate::btc()).await.expect("orders can be asked for");
+            let sighting = self
+                .gateway
+                .fetch_order(id, &crate::btc(), Self::lately())
+                .await
+                .expect("orders can be asked for");
             if let OrderSighting::Found(report) = sighting
                 && report.status.is_terminal()
             {

@@ -261,8 +261,9 @@ impl Shell {
                 Effect::Send(ids) => self.send(ids),
                 Effect::Sight(id) => {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
+                        let since = search_start(operation.sent_at(&id).unwrap_or(now));
                         self.work.push(Box::pin(async move {
-                            let sighting = gateway.fetch_order(&id, &symbol).await;
+                            let sighting = gateway.fetch_order(&id, &symbol, since).await;
                             Done::Event(Event::Sighted(id, sighting))
                         }));
                     }
@@ -328,7 +329,7 @@ impl Shell {
         let since = search_start(operation.sent_at(&id).unwrap_or_default());
         self.work.push(Box::pin(async move {
             let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
-                let sighting = gateway.fetch_order(&id, &symbol).await?;
+                let sighting = gateway.fetch_order(&id, &symbol, since).await?;
                 let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since).await?);
                 let position = keeper.refresh().await?.position(&symbol);
                 Ok((sighting, fills, position))

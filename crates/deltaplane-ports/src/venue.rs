@@ -200,8 +200,14 @@ pub trait OrderGateway: Send + Sync {
     /// Keeps an order that may never have arrived from being carried out, where the venue has means for it.
     async fn fence(&self, id: &ClientOrderId, symbol: &Symbol) -> FenceOutcome;
 
-    /// Asks for the order with our `id`.
-    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError>;
+    /// Asks for the order with our `id`, which was not placed before `since`: so far back a venue must be searched
+    /// that cannot be asked by our id. A search that had to end earlier is an error, not an absence.
+    async fn fetch_order(
+        &self,
+        id: &ClientOrderId,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<OrderSighting, ReadError>;
 
     /// Asks for all trades of the account in a symbol since a time, oldest first.
     async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError>;

@@ -658,7 +658,12 @@ impl OrderGateway for FapiVenue {
         }
     }
 
-    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
+    async fn fetch_order(
+        &self,
+        id: &ClientOrderId,
+        symbol: &Symbol,
+        _: Timestamp,
+    ) -> Result<OrderSighting, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         let absent = |code: i64| self.rest.dialect.orders.not_found.contains(&code);
         match self.rest.order_get(&contract.name, id.as_str()).await {

@@ -26,6 +26,8 @@ const DATE_RESOLUTION: Duration = Duration::from_secs(1);
 pub(crate) const ORDINARY: u64 = 10;
 pub(crate) const CANCEL: u64 = 5;
 const HEAVY: u64 = 120;
+/// Pages of a history that are read: more than any operation fills.
+const HISTORY_PAGES: usize = 10;
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -223,10 +225,35 @@ impl Rest {
         Ok(self.get("/orders", &[("account", account)], (Priority::Resolve, ORDINARY)).await?.data)
     }
 
-    /// The newest hundred past orders, in no promised order.
-    pub(crate) async fn order_history(&self, account: &str) -> Result<Vec<wire::PastOrder>, RestError> {
-        let query = [("account", account), ("limit", "100")];
-        Ok(self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?.data)
+    /// The past orders with a name that were not placed before `since`, from the pages of the history.
+    ///
+    /// Whether the newest or the oldest row comes first is not documented: a page says by its own order when the
+    /// rest is too old.
+    pub(crate) async fn order_history(
+        &self,
+        account: &str,
+        name: &str,
+        since: Timestamp,
+    ) -> Result<Vec<wire::PastOrder>, RestError> {
+        let mine = |row: &wire::PastOrder| row.client_order_id.as_deref() == Some(name);
+        let mut found = Vec::new();
+        let mut cursor: Option<String> = None;
+        for _ in 0..HISTORY_PAGES {
+            let mut query = vec![("account", account), ("limit", "100")];
+            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+            let page: Answer<Vec<wire::PastOrder>> =
+                self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
+            let ends = page.data.first().zip(page.data.last());
+            let rest_is_older = ends.is_some_and(|(first, last)| {
+                last.created_at < since.as_millis() && last.created_at < first.created_at
+            });
+            found.extend(page.data.into_iter().filter(mine));
+            cursor = page.next_cursor;
+            if cursor.is_none() || rest_is_older || !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Err(RestError::Unreadable("the history of orders has more pages than are read".to_owned()))
     }
 
     /// All trades of a market since a time, newest first on the wire, over as many pages as there are.
@@ -239,8 +266,7 @@ impl Rest {
         let since = since.to_string();
         let mut all = Vec::new();
         let mut cursor: Option<String> = None;
-        // Ten pages hold more trades than any operation makes.
-        for _ in 0..10 {
+        for _ in 0..HISTORY_PAGES {
             let mut query =
                 vec![("account", account), ("symbol", market), ("start_time", &since), ("limit", "200")];
             if let Some(cursor) = &cursor {

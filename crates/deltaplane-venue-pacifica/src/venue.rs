@@ -215,15 +215,16 @@ impl PacificaVenue {
         &self,
         id: &ClientOrderId,
         contract: &Contract,
+        since: Timestamp,
     ) -> Result<Option<ExecutionReport>, ReadError> {
         let mine = |name: Option<&String>| name.is_some_and(|name| name == id.as_str());
         let open = self.rest.open_orders(self.key.account()).await?;
         if let Some(row) = open.iter().find(|row| mine(row.client_order_id.as_ref())) {
             return Ok(map::open_report(row, contract)?);
         }
-        let past = self.rest.order_history(self.key.account()).await?;
+        let past = self.rest.order_history(self.key.account(), id.as_str(), since).await?;
         // A changed order keeps our name and gets a new id: the newest one counts.
-        let row = past.iter().filter(|row| mine(row.client_order_id.as_ref())).max_by_key(|row| row.order_id);
+        let row = past.iter().max_by_key(|row| row.order_id);
         Ok(row.map(|row| map::past_report(row, contract)).transpose()?.flatten())
     }
 }
@@ -514,7 +515,7 @@ impl OrderGateway for PacificaVenue {
         };
         match self.send(signed, self.config.request_timeout).await {
             // The answer does not say what had traded by then.
-            Submitted::Done(_) => match self.fetch_order(id, symbol).await {
+            Submitted::Done(_) => match self.fetch_order(id, symbol, Timestamp::default()).await {
                 Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
                 _ => CancelOutcome::Unknown(UnknownCause::Unreadable),
             },
@@ -533,18 +534,24 @@ impl OrderGateway for PacificaVenue {
         FenceOutcome::Unavailable
     }
 
-    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
+    async fn fetch_order(
+        &self,
+        id: &ClientOrderId,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<OrderSighting, ReadError> {
         // What the stream told of an order's end does not change any more.
         if let Some(report) = self.told.report(id).filter(|report| report.status.is_terminal()) {
             return Ok(OrderSighting::Found(report));
         }
         let contract = self.config.symbols.contract(symbol);
-        if let Some(report) = self.search(id, &contract).await? {
+        // The history bears the venue's own times.
+        let told = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
+        if let Some(report) = self.search(id, &contract, told).await? {
             return Ok(OrderSighting::Found(report));
         }
         // A trade under our name is a sighting too, though it does not tell the end.
-        let since = self.rest.clock.now().as_millis().saturating_sub(10 * 60_000);
-        let fills = self.fetch_fills(symbol, Timestamp::from_millis(since)).await?;
+        let fills = self.fetch_fills(symbol, since).await?;
         let mine: Vec<&Fill> =
             fills.iter().filter(|fill| fill.client_order_id.as_ref() == Some(id)).collect();
         let Some(last) = mine.last() else { return Ok(OrderSighting::NotFound) };

@@ -359,6 +359,8 @@ pub struct PastOrder {
     pub filled_amount: Number,
     /// Average price; zero where nothing traded, missing in some answers.
     pub average_filled_price: Option<Number>,
+    /// When it was placed.
+    pub created_at: i64,
     /// When it changed.
     pub updated_at: i64,
 }

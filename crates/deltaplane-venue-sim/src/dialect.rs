@@ -59,6 +59,8 @@ pub struct Switches {
     pub short_error_codes: bool,
     /// Pacifica: an identical signed body is refused the second time.
     pub refuses_replays: bool,
+    /// Pacifica: the history of orders begins with the oldest; else with the newest.
+    pub oldest_orders_first: bool,
     /// Pacifica: the account's trades are not told on the stream.
     pub silent_trades: bool,
 }

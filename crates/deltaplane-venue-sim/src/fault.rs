@@ -78,6 +78,13 @@ pub struct Fault {
     pub times: u64,
 }
 
+impl Fault {
+    /// A fault that strikes wherever it can, so many times.
+    pub const fn new(fault: FaultKind, times: u64) -> Self {
+        Self { fault, method: None, path: None, times }
+    }
+}
+
 const fn once() -> u64 {
     1
 }

@@ -290,7 +290,7 @@ impl OrderGateway for InProcessVenue {
             Ok(events) => {
                 self.tell(&events);
                 let symbol = intent.symbol.clone();
-                match self.fetch_order(id, &symbol).await {
+                match self.fetch_order(id, &symbol, Timestamp::default()).await {
                     Ok(OrderSighting::Found(report)) => SubmitOutcome::Acknowledged(OrderAck {
                         venue_order_id: report.venue_order_id,
                         status: report.status,
@@ -312,7 +312,7 @@ impl OrderGateway for InProcessVenue {
             Ok(events) => self.tell(&events),
             Err(_) => return CancelOutcome::NotOpen,
         }
-        match self.fetch_order(id, symbol).await {
+        match self.fetch_order(id, symbol, Timestamp::default()).await {
             Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
             _ => CancelOutcome::NotOpen,
         }
@@ -322,7 +322,12 @@ impl OrderGateway for InProcessVenue {
         FenceOutcome::Unavailable
     }
 
-    async fn fetch_order(&self, id: &ClientOrderId, symbol: &Symbol) -> Result<OrderSighting, ReadError> {
+    async fn fetch_order(
+        &self,
+        id: &ClientOrderId,
+        symbol: &Symbol,
+        _: Timestamp,
+    ) -> Result<OrderSighting, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
             let mine = |o: &&core::Order| {

@@ -280,9 +280,12 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
             Ok(with_last_id(sim, rows.into()))
         }
         "/orders/history" => {
-            let rows = of_account(sim, query, |x, holder| {
+            let mut rows: Vec<Value> = of_account(sim, query, |x, holder| {
                 x.orders.values().rev().filter(|o| o.account == holder.id).map(render::past_order).collect()
             })?;
+            if sim.switches.oldest_orders_first {
+                rows.reverse();
+            }
             page(rows, query)
         }
         "/orders/history_by_id" => {
