@@ -106,6 +106,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
             band_high: None,
             band_low: None,
             hedge_mode: false,
+            quote_rate: Decimal::ONE,
         }
     };
     let needed = Delta::new(-dec("0.1") * Decimal::from(u64::try_from(accounts).unwrap_or(0)));

@@ -462,6 +462,34 @@ async fn base_asset_in_a_wallet_and_holdings_elsewhere_count_into_delta() {
     assert_eq!((symbol.net, symbol.external), (delta("0"), delta("-0.1")));
 }
 
+/// The exchanges price in USDT, of which one is worth 0.9 USD here: costs, prices and limits are in USD.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_quote_currency_is_worth_reaches_plans_and_costs() {
+    let places = places();
+    let exchanges = exchanges(&places).await;
+    let rate = Decimal::from_i128_with_scale(9, 1);
+    let holdings = Holdings { rates: [("USDT".to_owned(), rate)].into(), ..Holdings::default() };
+    let engine = engine_with(&places, &exchanges, Arc::new(MemoryJournal::default()), holdings).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts: names(&places) };
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+    let traded: Decimal = world
+        .exchanges
+        .iter()
+        .flat_map(|running| running.sim().with(|exchange| exchange.trades.clone()))
+        .map(|trade| trade.price * trade.quantity)
+        .sum();
+    assert_eq!(report.total_cost.value(), traded * rate);
+    let plan = report.plan.unwrap();
+    let (reference, mid) = (plan.reference_price.value(), plan.legs[0].arrival_mid.value());
+    // The exchanges' mids differ by less than 10 bp.
+    assert!(
+        (reference / (mid * rate) - Decimal::ONE).abs() < Decimal::from_i128_with_scale(1, 3),
+        "{plan:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_number_of_holdings_elsewhere_is_refused() {
     let places = places();

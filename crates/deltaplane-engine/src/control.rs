@@ -71,6 +71,8 @@ pub struct Anchor {
     pub price: Price,
     /// Each account's own mid: price caps hang on it and never loosen.
     pub arrival_mids: BTreeMap<AccountId, Price>,
+    /// What a unit of each account's quote currency is worth in USD.
+    pub quote_rates: BTreeMap<AccountId, Decimal>,
     /// Net delta over all accounts, where accounts that hold the symbol are not named.
     pub net_all: Option<Delta>,
     /// What the caller should know.
@@ -140,6 +142,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
     let exposure = named_exposure(spec, snapshot).map_err(internal)?;
     let arrival_mids =
         snapshot.accounts.iter().filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?))).collect();
+    let quote_rates = snapshot.accounts.iter().map(|(id, facts)| (id.clone(), facts.quote_rate)).collect();
     if let Goal::Delta { subset: false, .. } = &spec.goal {
         let unknown: Vec<&str> = snapshot
             .all_deltas
@@ -188,6 +191,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         reference,
         price: snapshot.reference_price,
         arrival_mids,
+        quote_rates,
         net_all,
         warnings,
     };
@@ -506,6 +510,7 @@ fn plan_account(
         },
         tick_size: instrument.tick_size,
         max_quantity: instrument.max_quantity,
+        quote_rate: facts.quote_rate,
         margin: facts.margin(&round.spec.symbol)?,
         max_notional: round.config.limits.max_position_notional,
         taker_rate: instrument.taker_rate,

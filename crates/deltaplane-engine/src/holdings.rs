@@ -86,6 +86,11 @@ impl Holdings {
             .collect()
     }
 
+    /// What a unit of a quote currency is worth in USD.
+    pub(crate) fn rate(&self, currency: &str) -> Decimal {
+        self.rates.get(currency).copied().unwrap_or(Decimal::ONE)
+    }
+
     /// What of each quote currency is in the wallets of these accounts, and what it is worth.
     pub(crate) fn quote_exposures<'a>(
         &self,
@@ -99,7 +104,7 @@ impl Holdings {
             }
         }
         let exposure = |(currency, amount): (&str, Decimal)| {
-            let rate = self.rates.get(currency).copied().unwrap_or(Decimal::ONE);
+            let rate = self.rate(currency);
             let value = amount.checked_mul(rate).map(Notional::new);
             QuoteExposure { currency: currency.to_owned(), amount, rate: Ratio::new(rate), value }
         };

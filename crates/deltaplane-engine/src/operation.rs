@@ -14,8 +14,9 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::{Approved, PricedFill, execution_quality};
 use deltaplane_types::{
-    AccountId, ClientOrderId, Code, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan,
-    Price, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause,
+    AccountId, ClientOrderId, Code, Decimal, Delta, Evidence, ExecutionReport, Fill, OperationId,
+    OrderIntent, Plan, Price, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId,
+    UnknownCause,
 };
 
 use crate::config::EngineConfig;
@@ -1013,9 +1014,16 @@ impl Operation {
 
     /// All that is known now.
     pub fn report(&self, now: Timestamp) -> OperationReport {
-        let fills: Vec<PricedFill> = self.orders.values().flat_map(TrackedOrder::priced_fills).collect();
-        let quality = execution_quality(&fills).unwrap_or_default();
         let anchor = self.anchor.as_ref();
+        let rate = |account: &AccountId| {
+            anchor.and_then(|anchor| anchor.quote_rates.get(account)).copied().unwrap_or(Decimal::ONE)
+        };
+        let fills: Vec<PricedFill> = self
+            .orders
+            .values()
+            .flat_map(|order| order.priced_fills(rate(&order.intent.order.account)))
+            .collect();
+        let quality = execution_quality(&fills).unwrap_or_default();
         let initial = anchor.map_or(Delta::ZERO, |anchor| anchor.net);
         let target = match &self.spec.goal {
             Goal::Delta { target, .. } => *target,

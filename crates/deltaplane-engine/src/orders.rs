@@ -144,13 +144,17 @@ impl TrackedOrder {
         self.filled().signed(self.intent.order.side)
     }
 
-    pub(crate) fn priced_fills(&self) -> impl Iterator<Item = PricedFill> + '_ {
-        self.fills.values().map(|fill| PricedFill {
+    /// Its trades in USD; `rate` is what a unit of its account's quote currency is worth. A number that has no
+    /// value there is left as it is.
+    pub(crate) fn priced_fills(&self, rate: Decimal) -> impl Iterator<Item = PricedFill> + '_ {
+        let worth = move |amount: Decimal| amount.checked_mul(rate).unwrap_or(amount);
+        let price = move |price: Price| Price::try_new(worth(price.value())).unwrap_or(price);
+        self.fills.values().map(move |fill| PricedFill {
             side: fill.side,
-            price: fill.price,
+            price: price(fill.price),
             quantity: fill.quantity,
-            fee: fill.fee,
-            arrival_mid: self.arrival_mid.unwrap_or(fill.price),
+            fee: Notional::new(worth(fill.fee.value())),
+            arrival_mid: price(self.arrival_mid.unwrap_or(fill.price)),
         })
     }
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use deltaplane_market::{FeedHealth, consensus, health};
-use deltaplane_math::MarginUse;
+use deltaplane_market::{Consensus, FeedHealth, consensus, health};
+use deltaplane_math::{MarginUse, MathError};
 use deltaplane_ports::{Clock, PriceFeed};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarketView, Notional, Price, Ratio,
-    Symbol, Timestamp,
+    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarketView,
+    Notional, Price, Ratio, Symbol, Timestamp,
 };
 
 use crate::accounts::AccountKeeper;
@@ -26,6 +26,8 @@ pub struct AccountFacts {
     pub instrument: Instrument,
     /// Its own venue's market.
     pub market: Arc<MarketView>,
+    /// What a unit of its quote currency is worth in USD.
+    pub quote_rate: Decimal,
 }
 
 /// What was true at one time.
@@ -80,8 +82,12 @@ impl Eyes {
 
     /// The reference price of a symbol now, where there is one.
     pub(crate) fn reference_price(&self, symbol: &Symbol) -> Option<Price> {
-        let views = self.healthy_views(symbol);
-        consensus(views.values().map(AsRef::as_ref)).ok().flatten().map(|consensus| consensus.price)
+        self.agreed(&self.healthy_views(symbol)).ok().flatten().map(|consensus| consensus.price)
+    }
+
+    /// What the healthy feeds agree on, in USD.
+    fn agreed(&self, views: &BTreeMap<FeedId, Arc<MarketView>>) -> Result<Option<Consensus>, MathError> {
+        consensus(views.values().map(|view| (view.as_ref(), self.config.holdings.rate(&view.quote))))
     }
 
     /// Reads accounts and prices once. With `anew` every account is asked again.
@@ -113,7 +119,7 @@ impl Eyes {
             }
         }
         let views = self.healthy_views(symbol);
-        let agreed = consensus(views.values().map(AsRef::as_ref)).map_err(beyond_arithmetic)?;
+        let agreed = self.agreed(&views).map_err(beyond_arithmetic)?;
         let Some(agreed) = agreed else {
             let feeds: Vec<&str> = self.feeds.keys().map(FeedId::as_str).collect();
             return Err(failure(
@@ -138,7 +144,9 @@ impl Eyes {
                 ));
             };
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
-            accounts.insert(id, AccountFacts { account, delta, instrument, market: market.clone() });
+            let quote_rate = self.config.holdings.rate(&instrument.quote);
+            let facts = AccountFacts { account, delta, instrument, market: market.clone(), quote_rate };
+            accounts.insert(id, facts);
         }
         let all_deltas = self
             .accounts
@@ -182,20 +190,32 @@ fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Faile
 }
 
 impl AccountFacts {
-    /// What decides the account's margin in the symbol.
-    pub(crate) fn margin(&self, symbol: &Symbol) -> Result<MarginUse, deltaplane_math::MathError> {
+    /// What decides the account's margin in the symbol, in USD.
+    pub(crate) fn margin(&self, symbol: &Symbol) -> Result<MarginUse, MathError> {
         let held = self.account.positions.get(symbol);
         let own = |amount: fn(&deltaplane_types::Position) -> Notional| held.map_or(Notional::ZERO, amount);
         let other = self.account.initial_margin.minus(own(|p| p.initial_margin))?;
         let maintenance = self.account.maintenance_margin.minus(own(|p| p.maintenance_margin))?;
         let leverage = self.instrument.leverage.max(Decimal::ONE);
+        let worth = |amount: Notional| {
+            deltaplane_math::mul_rounded(amount.value(), self.quote_rate).map(Notional::new)
+        };
+        let bracket = |bracket: &MarginBracket| {
+            Ok(MarginBracket {
+                floor: worth(bracket.floor)?,
+                // A last step without end stays so.
+                cap: worth(bracket.cap).unwrap_or(bracket.cap),
+                deduction: worth(bracket.deduction)?,
+                ..*bracket
+            })
+        };
         Ok(MarginUse {
-            equity: self.account.equity()?,
+            equity: worth(self.account.equity()?)?,
             // Rounding on the venue's side may leave a hair below zero.
-            other_margin: other.max(Notional::ZERO),
-            other_maintenance: maintenance.max(Notional::ZERO),
+            other_margin: worth(other.max(Notional::ZERO))?,
+            other_maintenance: worth(maintenance.max(Notional::ZERO))?,
             initial_rate: Ratio::new(deltaplane_math::div(Decimal::ONE, leverage)?),
-            brackets: self.instrument.brackets.clone(),
+            brackets: self.instrument.brackets.iter().map(bracket).collect::<Result<_, MathError>>()?,
         })
     }
 }

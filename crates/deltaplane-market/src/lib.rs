@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deltaplane_math::{MathError, add, div};
+use deltaplane_math::{MathError, add, div, mul_rounded};
 use deltaplane_types::{Decimal, MarketView, Price, Timestamp};
 
 /// Whether a feed may be used.
@@ -53,7 +53,8 @@ pub struct Consensus {
     pub sources: usize,
 }
 
-/// The median of the mids of the healthy feeds, and how many sources stand behind it.
+/// The median of the mids of the healthy feeds, and how many sources stand behind it. Each view comes with what
+/// a unit of its quote currency is worth in the common one.
 ///
 /// A venue's index price counts as a second source when it lies within 5 % of the median.
 ///
@@ -61,14 +62,16 @@ pub struct Consensus {
 ///
 /// [`MathError`] if two mids cannot be averaged. No healthy feed is `Ok(None)`.
 pub fn consensus<'a>(
-    healthy: impl IntoIterator<Item = &'a MarketView>,
+    healthy: impl IntoIterator<Item = (&'a MarketView, Decimal)>,
 ) -> Result<Option<Consensus>, MathError> {
     let mut mids = Vec::new();
     let mut indices = Vec::new();
-    for view in healthy {
+    for (view, rate) in healthy {
         if let Some(mid) = view.mid() {
-            mids.push(mid.value());
-            indices.extend(view.index);
+            mids.push(mul_rounded(mid.value(), rate)?);
+            if let Some(index) = view.index {
+                indices.push(mul_rounded(index.value(), rate)?);
+            }
         }
     }
     mids.sort();
@@ -76,8 +79,8 @@ pub fn consensus<'a>(
     let room = div(price, Decimal::from(20))?;
     let mut sources = mids.len();
     if sources < 2 {
-        sources = sources
-            .saturating_add(indices.iter().filter(|index| (index.value() - price).abs() <= room).count());
+        sources =
+            sources.saturating_add(indices.iter().filter(|index| (**index - price).abs() <= room).count());
     }
     Ok(Some(Consensus { price: Price::try_new(price)?, sources }))
 }
@@ -103,6 +106,7 @@ mod tests {
         };
         MarketView {
             feed: "a".parse().unwrap(),
+            quote: "USDT".into(),
             bids: [level(bid)].into(),
             asks: [level(ask)].into(),
             mark: None,
@@ -117,21 +121,27 @@ mod tests {
     #[test]
     fn the_consensus_is_the_median() {
         let views = [view("99", "101", 0), view("102", "104", 0), view("490", "510", 0)];
-        let found = consensus(&views).unwrap().unwrap();
+        let at_par = |views: &'_ [MarketView]| {
+            consensus(views.iter().map(|view| (view, Decimal::ONE))).unwrap().unwrap()
+        };
+        let found = at_par(&views);
         assert_eq!((found.price.to_string().as_str(), found.sources), ("103", 3));
-        let found = consensus(&views[..2]).unwrap().unwrap();
+        let found = at_par(&views[..2]);
         assert_eq!((found.price.to_string().as_str(), found.sources), ("101.5", 2));
         assert_eq!(consensus([]).unwrap(), None);
+        // 100 at a rate of 1.02 and 103 at par.
+        let two = [(&views[0], parse_exact("1.02").unwrap()), (&views[1], Decimal::ONE)];
+        assert_eq!(consensus(two).unwrap().unwrap().price.to_string(), "102.5");
     }
 
     #[test]
     fn an_index_price_is_a_second_source_only_where_it_agrees() {
         let mut lone = view("99", "101", 0);
-        assert_eq!(consensus([&lone]).unwrap().unwrap().sources, 1);
+        assert_eq!(consensus([(&lone, Decimal::ONE)]).unwrap().unwrap().sources, 1);
         lone.index = Some(Price::try_new(parse_exact("104").unwrap()).unwrap());
-        assert_eq!(consensus([&lone]).unwrap().unwrap().sources, 2);
+        assert_eq!(consensus([(&lone, Decimal::ONE)]).unwrap().unwrap().sources, 2);
         lone.index = Some(Price::try_new(parse_exact("106").unwrap()).unwrap());
-        assert_eq!(consensus([&lone]).unwrap().unwrap().sources, 1);
+        assert_eq!(consensus([(&lone, Decimal::ONE)]).unwrap().unwrap().sources, 1);
     }
 
     #[test]

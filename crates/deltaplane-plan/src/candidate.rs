@@ -80,6 +80,11 @@ impl<'a> Candidate<'a> {
         Ok(self.account.position.plus(self.signed(quantity))?)
     }
 
+    /// An amount of the account's quote currency in the common one.
+    fn worth(&self, amount: Decimal) -> Result<Decimal, MathError> {
+        mul_rounded(amount, self.account.quote_rate)
+    }
+
     fn reduces(&self) -> bool {
         !self.account.position.is_zero() && self.account.position.side() != self.side
     }
@@ -160,7 +165,7 @@ impl<'a> Candidate<'a> {
         if after.abs().notional_at(self.reference)? > self.account.max_notional {
             return Ok(Some(Limit::Notional));
         }
-        let basis = sub(market.mid.value(), self.reference.value())?.abs();
+        let basis = sub(self.worth(market.mid.value())?, self.reference.value())?.abs();
         if basis > mul_rounded(self.costs.max_basis.value(), self.reference.value())? {
             return Ok(Some(Limit::Basis));
         }
@@ -212,9 +217,10 @@ impl<'a> Candidate<'a> {
             return Ok(CostParts::default());
         }
         let account = self.account;
-        let notional = market.notional(quantity)?;
+        let notional = self.worth(market.notional(quantity)?)?;
         let signed = self.signed(quantity).value();
-        let at_mid = mul_rounded(market.mid.value(), quantity)?;
+        let mid = self.worth(market.mid.value())?;
+        let at_mid = mul_rounded(mid, quantity)?;
         let spread = match self.side {
             Side::Buy => sub(notional, at_mid)?,
             Side::Sell => sub(at_mid, notional)?,
@@ -223,7 +229,7 @@ impl<'a> Candidate<'a> {
         let after = self.position_after(quantity)?;
         let exit_rate = add(account.taker_rate.value(), div(market.half_spread, market.mid.value())?)?;
         let grown = sub(after.abs().value(), account.position.abs().value())?;
-        let basis = mul_rounded(sub(market.mid.value(), price)?, signed)?;
+        let basis = mul_rounded(sub(mid, price)?, signed)?;
         Ok(CostParts {
             spread: Notional::new(spread),
             fee: Notional::new(mul_rounded(account.taker_rate.value(), notional)?),
@@ -269,6 +275,7 @@ impl<'a> Candidate<'a> {
             account: account.id.clone(),
             side: self.side,
             quantity: Quantity::try_new(quantity)?,
+            quote_rate: Ratio::new(account.quote_rate),
             price_cap: market.cap,
             reduce_only: reduces,
             expected_price,

@@ -55,9 +55,11 @@ pub struct PlanAccount {
     pub tick_size: Price,
     /// The largest quantity of one order, base units.
     pub max_quantity: Quantity,
-    /// What decides its margin.
+    /// What a unit of its quote currency is worth in the common one; its prices are in its own.
+    pub quote_rate: Decimal,
+    /// What decides its margin, in the common currency.
     pub margin: MarginUse,
-    /// Largest notional of its position, quote.
+    /// Largest notional of its position, common currency.
     pub max_notional: Notional,
     /// Fee rate of an order that takes.
     pub taker_rate: Ratio,

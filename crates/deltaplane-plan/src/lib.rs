@@ -125,12 +125,22 @@ fn plan_id(plan: &Plan) -> PlanId {
         p.cost
     );
     for Leg {
-        account, side, quantity, price_cap, reduce_only, expected_price, arrival_mid, cost, why, ..
+        account,
+        side,
+        quantity,
+        quote_rate,
+        price_cap,
+        reduce_only,
+        expected_price,
+        arrival_mid,
+        cost,
+        why,
+        ..
     } in &p.legs
     {
         let _ = writeln!(
             text,
-            "leg {account} {side} {quantity} {price_cap} {reduce_only} {expected_price} {arrival_mid} {} {} {} {} {} {} {why}",
+            "leg {account} {side} {quantity} {quote_rate} {price_cap} {reduce_only} {expected_price} {arrival_mid} {} {} {} {} {} {} {why}",
             cost.spread, cost.fee, cost.funding, cost.exit, cost.penalty, cost.basis
         );
     }

@@ -1,6 +1,6 @@
 //! Cuts legs into orders that go out together.
 
-use deltaplane_math::{MathError, ceil_to_step, div, floor_to_step, sub};
+use deltaplane_math::{MathError, ceil_to_step, div, floor_to_step, mul_rounded, sub};
 use deltaplane_types::{Decimal, Delta, Leg, Quantity, Slice, SliceOrder};
 
 use crate::input::{PlanAccount, PlanInput};
@@ -20,7 +20,8 @@ pub(crate) fn cut(
         let Some(account) = accounts.iter().find(|account| account.id == leg.account) else {
             return Err(MathError::NoReference);
         };
-        let price = input.reference_price.max(leg.price_cap).value();
+        let cap = mul_rounded(leg.price_cap.value(), account.quote_rate)?;
+        let price = input.reference_price.value().max(cap);
         let lot = account.rules.lot_size.value();
         let by_notional = div(input.limits.max_order_notional.value(), price)?;
         let largest = floor_to_step(by_notional.min(account.max_quantity.value()), lot)?.max(lot);

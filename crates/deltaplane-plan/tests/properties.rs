@@ -77,6 +77,7 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
                 band_high: None,
                 band_low: None,
                 hedge_mode: hedge,
+                quote_rate: Decimal::ONE,
             }
         },
     )
@@ -232,6 +233,28 @@ proptest! {
         reordered.accounts.reverse();
         let (a, b) = (plan_hedge(&input).unwrap(), plan_hedge(&reordered).unwrap());
         prop_assert_eq!(format!("{a:?}"), format!("{b:?}"));
+    }
+
+    /// The same markets, priced in something that is worth half as much: the same plan, at the same costs.
+    #[test]
+    fn a_quote_currency_is_only_a_unit(input in input(3)) {
+        let two = |price: Price| Price::try_new(price.value() * Decimal::TWO).unwrap();
+        let doubled = |levels: &[Level]| -> Arc<[Level]> {
+            levels.iter().map(|level| Level { price: two(level.price), ..*level }).collect()
+        };
+        let mut other = input.clone();
+        for account in &mut other.accounts {
+            account.quote_rate = dec(5, 1);
+            (account.bids, account.asks) = (doubled(&account.bids), doubled(&account.asks));
+            account.tick_size = two(account.tick_size);
+            account.rules.min_notional = Notional::new(account.rules.min_notional.value() * Decimal::TWO);
+        }
+        let (plan, other) = (plan_hedge(&input).unwrap(), plan_hedge(&other).unwrap());
+        prop_assert_eq!((plan.reached, plan.cost), (other.reached, other.cost));
+        for (one, two) in plan.legs.iter().zip(&other.legs) {
+            prop_assert_eq!((&one.account, one.quantity, one.cost), (&two.account, two.quantity, two.cost));
+            prop_assert_eq!(one.price_cap.value() * Decimal::TWO, two.price_cap.value());
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltaplane_math::{MathError, mul_rounded};
-use deltaplane_types::{AccountId, Delta, Notional, Plan, Price, Ratio, Side};
+use deltaplane_types::{AccountId, Delta, Leg, Notional, Plan, Price, Ratio, Side};
 
 /// Caps that hold in every mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,31 +190,25 @@ impl Gate {
                     limit: self.limits.max_position_notional,
                 });
             }
-            self.check_collar(&plan, leg.side, leg.price_cap, &leg.account)?;
+            self.check_collar(&plan, leg)?;
         }
         self.check_orders(&plan)?;
         self.check_net_delta(&plan)?;
         Ok(Approved { plan: Arc::new(plan) })
     }
 
-    fn check_collar(
-        &self,
-        plan: &Plan,
-        side: Side,
-        cap: Price,
-        account: &AccountId,
-    ) -> Result<(), GateRefusal> {
+    fn check_collar(&self, plan: &Plan, leg: &Leg) -> Result<(), GateRefusal> {
         let reference = plan.reference_price;
+        let cap = mul_rounded(leg.price_cap.value(), leg.quote_rate.value())?;
         let room = mul_rounded(reference.value(), self.limits.price_collar.value())?;
-        let beyond = match side {
-            Side::Buy => deltaplane_math::sub(cap.value(), reference.value())? > room,
-            Side::Sell => deltaplane_math::sub(reference.value(), cap.value())? > room,
+        let beyond = match leg.side {
+            Side::Buy => deltaplane_math::sub(cap, reference.value())? > room,
+            Side::Sell => deltaplane_math::sub(reference.value(), cap)? > room,
         };
         if beyond {
-            let account = account.clone();
             return Err(GateRefusal::OutsideCollar {
-                account,
-                cap,
+                account: leg.account.clone(),
+                cap: leg.price_cap,
                 reference,
                 collar: self.limits.price_collar,
             });

@@ -19,6 +19,8 @@ pub struct Level {
 pub struct MarketView {
     /// The stream it came from.
     pub feed: FeedId,
+    /// What its prices are in: `USDT`.
+    pub quote: Arc<str>,
     /// Bids, best (highest) first.
     pub bids: Arc<[Level]>,
     /// Asks, best (lowest) first.

@@ -35,6 +35,9 @@ pub struct Leg {
     pub side: Side,
     /// How much, base units, whole lots.
     pub quantity: Quantity,
+    /// What a unit of the account's quote currency is worth in the common one: prices here are in its own, costs
+    /// in the common one.
+    pub quote_rate: Ratio,
     /// No fill may be worse; rounded to the tick inside the cap.
     pub price_cap: Price,
     /// Whether the orders may only shrink the position.

@@ -231,6 +231,7 @@ impl Session {
         let mark = *self.mark.borrow();
         let view = MarketView {
             feed: self.shared.id.clone(),
+            quote: self.contract.quote.as_str().into(),
             bids: bids.into(),
             asks: asks.into(),
             mark: mark.and_then(|mark| price(mark.mark.0)),

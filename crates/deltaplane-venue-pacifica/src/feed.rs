@@ -219,6 +219,7 @@ impl Follower {
             price.map(|row| row.timestamp.div_euclid(HOUR_MS).saturating_add(1).saturating_mul(HOUR_MS));
         let view = MarketView {
             feed: self.shared.id.clone(),
+            quote: market.contract.quote.as_str().into(),
             bids: bids.into(),
             asks: asks.into(),
             mark: price.and_then(|row| of(row.mark)),

@@ -393,6 +393,7 @@ impl PriceFeed for InProcessVenue {
             };
             Some(Arc::new(MarketView {
                 feed: self.feed.clone(),
+                quote: "USDT".into(),
                 bids: levels(Side::Sell)?.into(),
                 asks: levels(Side::Buy)?.into(),
                 mark: Price::try_new(market.mark).ok(),

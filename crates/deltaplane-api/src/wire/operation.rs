@@ -236,6 +236,7 @@ fn leg(leg: &Leg) -> JsonObject {
     json.put("accountId", leg.account.as_str());
     json.put("side", &leg.side.to_string());
     json.number("amount", leg.quantity.value());
+    json.number("quoteRate", leg.quote_rate.value());
     json.number("priceCap", leg.price_cap.value());
     json.put("reduceOnly", &leg.reduce_only);
     json.number("expectedPrice", leg.expected_price.value().round_dp(12));
