@@ -256,6 +256,13 @@ def run(venue, ready):
         exchange.cancel_order(stop["id"], symbol, {"trigger": True})
     check("no stop is left", venue.stops(exchange) == [])
 
+    leg = lambda amount, extra: {"symbol": symbol, "type": "limit", "side": "buy", "amount": amount, "price": low, "params": extra}
+    # Nothing is held, so the second one has nothing to reduce.
+    exchange.create_orders([leg(0.01, {}), leg(0.015, reduce_only), leg(0.02, {})])
+    resting = sorted(order["amount"] for order in exchange.fetch_open_orders(symbol))
+    check(f"a failed leg of a batch fails alone {resting}", resting == [0.01, 0.02])
+    exchange.cancel_all_orders(symbol)
+
     small = lambda: exchange.create_order(symbol, "limit", "buy", 0.001 if venue.step > 0.0001 else 0.0001, 1000)
     if venue.name == "binance":
         small = lambda: exchange.create_order(symbol, "limit", "buy", 0.001, 40000)
