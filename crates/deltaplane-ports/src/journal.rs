@@ -1,9 +1,12 @@
 //! What must be durable, and when.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountId, ClientOrderId, Evidence, Fill, OperationId, OrderIntent, OrderStatus, PlanId, Quantity,
-    Timestamp,
+    AccountId, AlertKind, AlertSeverity, ClientOrderId, Delta, Evidence, Fill, OperationId, OrderIntent,
+    OrderStatus, PlanId, Quantity, Side, Symbol, Timestamp, TradeId, TradingState,
 };
 
 /// Why the journal did not take a record. After any of these nothing may be sent.
@@ -65,6 +68,110 @@ pub enum OutcomeRecord {
     },
 }
 
+/// One account's part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedLeg {
+    /// Who trades.
+    pub account: AccountId,
+    /// Which way.
+    pub side: Side,
+    /// How much at most, base units: the sum of its intents never passes it.
+    pub quantity: Quantity,
+}
+
+/// What moved a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExternalCause {
+    /// A person or another program traded on the account.
+    ForeignTrade,
+    /// The venue closed it because margin ran out.
+    Liquidation,
+    /// The venue closed it to cover somebody else's loss.
+    Deleveraging,
+    /// No trade explains it: the venue corrected the position, or moved it without a trade.
+    Correction,
+}
+
+impl ExternalCause {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::ForeignTrade, Self::Liquidation, Self::Deleveraging, Self::Correction];
+}
+
+impl fmt::Display for ExternalCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ForeignTrade => "foreignTrade",
+            Self::Liquidation => "liquidation",
+            Self::Deleveraging => "deleveraging",
+            Self::Correction => "correction",
+        })
+    }
+}
+
+/// A position that moved without an order of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalActivity {
+    /// The account.
+    pub account: AccountId,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// What did it.
+    pub cause: ExternalCause,
+    /// By how much, base units, signed.
+    pub change: Delta,
+    /// The position after it.
+    pub position: Delta,
+    /// The trades that show it; none for a correction.
+    pub trades: Vec<TradeId>,
+    /// When it was seen.
+    pub at: Timestamp,
+}
+
+/// What may be traded from a moment on, and who said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TradingOrder {
+    /// What may be traded beside the kill switch.
+    pub state: TradingState,
+    /// Whether the kill switch is engaged: then only what reduces risk.
+    pub kill: bool,
+    /// Why, in somebody's words.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// One condition that somebody should know of. However often it is seen, it is one alert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alert {
+    /// Its name: of the condition and the time at which it began.
+    pub id: String,
+    /// What it is about.
+    pub kind: AlertKind,
+    /// The condition: `frozen-order`, `foreign-trade`.
+    pub topic: String,
+    /// How much it matters.
+    pub severity: AlertSeverity,
+    /// The account; none where no single one is meant.
+    pub account: Option<AccountId>,
+    /// The symbol, where there is one.
+    pub symbol: Option<Symbol>,
+    /// What is the case and what to do.
+    pub message: String,
+    /// When it began.
+    pub raised_at: Timestamp,
+    /// When it was last seen.
+    pub seen_at: Timestamp,
+}
+
+/// What happened to an alert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AlertChange {
+    /// It began, or was seen again with another severity or text.
+    Raised,
+    /// The condition is over.
+    Resolved,
+}
+
 /// One entry of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -75,7 +182,7 @@ pub enum Record {
         /// What it is, in words.
         kind: String,
         /// The symbol.
-        symbol: deltaplane_types::Symbol,
+        symbol: Symbol,
         /// The accounts that it may trade.
         accounts: Vec<AccountId>,
         /// The request's idempotency key.
@@ -91,6 +198,16 @@ pub enum Record {
         plan: PlanId,
         /// The plan in words.
         text: String,
+        /// Where net delta shall go.
+        target: Delta,
+        /// Net delta when it was made.
+        net: Delta,
+        /// The bound of what its orders can do.
+        worst: Delta,
+        /// What it trades, by the index that intents name.
+        legs: Vec<PlannedLeg>,
+        /// Positions that it was made from: what a restart compares with.
+        positions: BTreeMap<AccountId, Delta>,
         /// When.
         at: Timestamp,
     },
@@ -122,6 +239,17 @@ pub enum Record {
         summary: String,
         /// When.
         at: Timestamp,
+    },
+    /// A position moved, and no order of ours did it.
+    External(ExternalActivity),
+    /// Somebody, or the engine itself, said what may be traded.
+    Trading(TradingOrder),
+    /// An alert changed.
+    Alert {
+        /// The alert as it is now.
+        alert: Alert,
+        /// What happened to it.
+        change: AlertChange,
     },
     /// A process run began.
     RunStarted {

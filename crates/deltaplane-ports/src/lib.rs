@@ -17,8 +17,8 @@ pub use control::{
     SystemView, TimelineEntry,
 };
 pub use journal::{
-    Answer, AnswerClaim, AnswerStore, IntentRecord, Journal, JournalError, OutcomeRecord, Record,
-    StoredRecord,
+    Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,
+    Journal, JournalError, OutcomeRecord, PlannedLeg, Record, StoredRecord, TradingOrder,
 };
 pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, NameRule, SymbolMap};

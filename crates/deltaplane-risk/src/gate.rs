@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltaplane_math::{MathError, mul_rounded};
-use deltaplane_types::{AccountId, Delta, Leg, Notional, Plan, Price, Ratio, Side};
+use deltaplane_types::{AccountId, Delta, Leg, Notional, Plan, Price, Ratio, Side, TradingState};
 
 /// Caps that hold in every mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,18 +17,6 @@ pub struct Limits {
     pub max_net_delta: Notional,
     /// How far a price cap may lie from the reference price.
     pub price_collar: Ratio,
-}
-
-/// What may be traded at all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TradingState {
-    /// Everything inside the limits.
-    #[default]
-    Running,
-    /// Only what reduces risk.
-    ReduceOnly,
-    /// Nothing.
-    Halted,
 }
 
 /// What the gate must know of one account, beside the plan.

@@ -9,4 +9,4 @@ mod gate;
 
 pub use drawdown::{Drawdown, EquityPoint};
 pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds};
-pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal, Limits, TradingState};
+pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal, Limits};

@@ -8,7 +8,9 @@
 
 mod chain;
 mod open;
+mod reading;
 mod row;
 mod writer;
 
-pub use open::{OpenError, SqliteStore};
+pub use open::{OpenError, Quarantined, SqliteStore};
+pub use reading::JournalReading;

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use deltaplane_ports::{Answer, AnswerClaim, AnswerStore, Journal, JournalError, Record, StoredRecord};
 use deltaplane_types::{OperationId, Timestamp};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::writer::Writer;
 use crate::{chain, row};
 
 /// Version of the tables. A file of a newer one is refused.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// The first `SQLite` release with the fix of the WAL reset race.
 const LEAST_SQLITE: i32 = 3_051_003;
 
@@ -48,7 +48,7 @@ pub enum OpenError {
     },
     /// The file is damaged.
     #[error(
-        "the journal {path} is damaged at row {position}: {reason}; keep the file, and restore a copy or ask for help before anything is traded"
+        "the journal {path} is damaged at row {position}: {reason}; restore a newer copy, or start once with --accept-quarantine: the damaged rows are set aside and only what reduces risk is traded"
     )]
     Damaged {
         /// The file.
@@ -69,20 +69,43 @@ pub enum OpenError {
     },
 }
 
+/// Damaged rows that were taken out of the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Their places.
+    pub rows: Vec<i64>,
+    /// What is wrong with the first of them.
+    pub reason: String,
+    /// A copy of the journal as it was found.
+    pub copy: PathBuf,
+}
+
 /// The journal and the kept answers. Dropping it ends its writer.
 pub struct SqliteStore {
     writer: Writer,
     path: PathBuf,
+    quarantined: Option<Quarantined>,
     _lock: File,
 }
 
 impl SqliteStore {
     /// Opens `journal.sqlite` in a folder, made where it is missing, and checks every row.
     ///
+    /// Damaged rows at the end, as a crash can leave them, are set aside: see [`Self::quarantined`].
+    ///
     /// # Errors
     ///
     /// [`OpenError`] says which file and what to do.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        Self::open_accepting(folder, false)
+    }
+
+    /// The same; with `accept_quarantine` damaged rows in the middle are set aside too.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says which file and what to do.
+    pub fn open_accepting(folder: &Path, accept_quarantine: bool) -> Result<Self, OpenError> {
         let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(folder_error)?;
         let path = folder.join("journal.sqlite");
@@ -96,8 +119,23 @@ impl SqliteStore {
         assert!(rusqlite::version_number() >= LEAST_SQLITE, "SQLite {} is too old", rusqlite::version());
         let connection = Connection::open(&path).map_err(failed)?;
         prepare(&connection, &path)?;
-        let (position, hash) = verify(&connection, &path)?;
-        Ok(Self { writer: Writer::start(connection, position, hash), path, _lock: lock })
+        let mut walk = verify(&connection, &path)?;
+        let mut quarantined = None;
+        if let Some((position, reason)) = walk.bad.first().cloned() {
+            if !walk.only_at_the_end() && !accept_quarantine {
+                return Err(OpenError::Damaged { path, position, reason });
+            }
+            quarantined = Some(set_aside(&connection, &path, &walk)?);
+            walk = verify(&connection, &path)?;
+        }
+        settle_answers(&connection).map_err(failed)?;
+        let writer = Writer::start(connection, walk.last, walk.hash);
+        Ok(Self { writer, path, quarantined, _lock: lock })
+    }
+
+    /// Damaged rows that opening took out.
+    pub const fn quarantined(&self) -> Option<&Quarantined> {
+        self.quarantined.as_ref()
     }
 
     /// The file.
@@ -132,39 +170,115 @@ fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
                  body BLOB,
                  at INTEGER NOT NULL
              ) STRICT;
-             PRAGMA user_version = 1;
+             PRAGMA user_version = 2;
              COMMIT;",
         )
         .map_err(failed)
 }
 
-/// Walks the chain; gives the last position and its hash.
-fn verify(connection: &Connection, path: &Path) -> Result<(i64, [u8; 32]), OpenError> {
-    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+/// What a walk over the chain found.
+pub(crate) struct Walk {
+    /// The last good row.
+    pub(crate) last: i64,
+    /// Its hash.
+    pub(crate) hash: [u8; 32],
+    /// Rows that do not verify, with what is wrong, ascending.
+    pub(crate) bad: Vec<(i64, String)>,
+}
+
+impl Walk {
+    /// Whether nothing good follows what is bad.
+    pub(crate) fn only_at_the_end(&self) -> bool {
+        self.bad.iter().all(|(position, _)| *position > self.last)
+    }
+}
+
+/// Walks the chain. After a bad row it goes on from the hash that the row claims.
+pub(crate) fn verify(connection: &Connection, path: &Path) -> Result<Walk, OpenError> {
+    let failed = |source: rusqlite::Error, position: i64| match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            OpenError::Damaged { path: path.to_owned(), position, reason: source.to_string() }
+        }
+        _ => OpenError::Sqlite { path: path.to_owned(), source },
+    };
     let mut statement = connection
         .prepare("SELECT position, payload, hash FROM journal ORDER BY position")
-        .map_err(failed)?;
-    let mut rows = statement.query([]).map_err(failed)?;
-    let (mut last, mut hash) = (0_i64, chain::GENESIS);
-    while let Some(found) = rows.next().map_err(failed)? {
-        let (position, payload): (i64, String) =
-            (found.get(0).map_err(failed)?, found.get(1).map_err(failed)?);
-        let stored: Vec<u8> = found.get(2).map_err(failed)?;
-        let damaged =
-            |reason: &str| OpenError::Damaged { path: path.to_owned(), position, reason: reason.to_owned() };
-        if position != last + 1 {
-            return Err(damaged("rows before it are missing"));
+        .map_err(|error| failed(error, 1))?;
+    let mut rows = statement.query([]).map_err(|error| failed(error, 1))?;
+    let mut walk = Walk { last: 0, hash: chain::GENESIS, bad: Vec::new() };
+    let (mut before, mut claimed) = (0_i64, chain::GENESIS);
+    while let Some(found) = rows.next().map_err(|error| failed(error, before + 1))? {
+        let read = (|| Ok((found.get(0)?, found.get(1)?, found.get(2)?)))();
+        let (position, payload, stored): (i64, String, Vec<u8>) =
+            read.map_err(|error: rusqlite::Error| failed(error, before + 1))?;
+        let hash = chain::next(&claimed, &payload);
+        let wrong = if position != before + 1 {
+            Some("rows before it are missing".to_owned())
+        } else if stored != hash {
+            Some("its hash does not match".to_owned())
+        } else {
+            row::decode(&payload).err().map(|error| format!("it cannot be read: {error}"))
+        };
+        match wrong {
+            Some(reason) => walk.bad.push((position, reason)),
+            None => (walk.last, walk.hash) = (position, hash),
         }
-        hash = chain::next(&hash, &payload);
-        if stored != hash {
-            return Err(damaged("its hash does not match"));
-        }
-        if let Err(error) = row::decode(&payload) {
-            return Err(damaged(&format!("it cannot be read: {error}")));
-        }
-        last = position;
+        claimed = stored.try_into().unwrap_or(hash);
+        before = position;
     }
-    Ok((last, hash))
+    Ok(walk)
+}
+
+/// Takes bad rows out, keeps a copy of all as it was, and chains what is left anew.
+fn set_aside(connection: &Connection, path: &Path, walk: &Walk) -> Result<Quarantined, OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let rows: Vec<i64> = walk.bad.iter().map(|(position, _)| *position).collect();
+    let first = rows.first().copied().unwrap_or_default();
+    let mut copy = path.with_file_name(format!("journal.quarantined-{first}.sqlite"));
+    for again in 2.. {
+        if !copy.exists() {
+            break;
+        }
+        copy = path.with_file_name(format!("journal.quarantined-{first}-{again}.sqlite"));
+    }
+    connection.execute("VACUUM INTO ?1", [copy.to_string_lossy()]).map_err(failed)?;
+    let good: Vec<String> = {
+        let mut statement =
+            connection.prepare("SELECT position, payload FROM journal ORDER BY position").map_err(failed)?;
+        let found = statement
+            .query_map([], |found| Ok((found.get::<_, i64>(0)?, found.get::<_, String>(1)?)))
+            .map_err(failed)?;
+        let all: Vec<(i64, String)> = found.collect::<Result<_, _>>().map_err(failed)?;
+        all.into_iter().filter(|(position, _)| !rows.contains(position)).map(|(_, payload)| payload).collect()
+    };
+    let change = || -> rusqlite::Result<()> {
+        connection.execute_batch("BEGIN IMMEDIATE; DELETE FROM journal;")?;
+        let mut insert =
+            connection.prepare("INSERT INTO journal (position, payload, hash) VALUES (?1, ?2, ?3)")?;
+        let mut hash = chain::GENESIS;
+        for (position, payload) in (1_i64..).zip(&good) {
+            hash = chain::next(&hash, payload);
+            insert.execute(rusqlite::params![position, payload, hash])?;
+        }
+        connection.execute_batch("COMMIT")
+    };
+    change().map_err(failed)?;
+    let reason = walk.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+    tracing::error!(rows = ?rows, %reason, copy = %copy.display(), "damaged rows of the journal were set aside");
+    Ok(Quarantined { rows, reason, copy })
+}
+
+/// Ties answers that a crash left without an operation to the one that the journal has, and gives back the keys
+/// of requests that never began.
+fn settle_answers(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "UPDATE answers SET operation = (
+             SELECT payload ->> '$.operation' FROM journal
+             WHERE payload ->> '$.type' = 'operationAccepted' AND payload ->> '$.key' = answers.key
+             ORDER BY position DESC LIMIT 1
+         ) WHERE status IS NULL AND operation IS NULL;
+         DELETE FROM answers WHERE status IS NULL AND operation IS NULL;",
+    )
 }
 
 #[async_trait]

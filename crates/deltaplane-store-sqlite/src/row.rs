@@ -1,8 +1,13 @@
 //! Records as they stand in the file. A domain value promises nothing to this JSON; these structs do.
 
-use deltaplane_ports::{IntentRecord, OutcomeRecord, Record};
+use std::collections::BTreeMap;
+
+use deltaplane_ports::{
+    Alert, AlertChange, ExternalActivity, ExternalCause, IntentRecord, OutcomeRecord, PlannedLeg, Record,
+    TradingOrder,
+};
 use deltaplane_types::{
-    Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce,
+    Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce,
     Timestamp, parse_exact,
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +36,17 @@ pub(crate) enum Row {
         operation: String,
         plan: String,
         text: String,
+        // Absent in rows of the first schema.
+        #[serde(default = "zero")]
+        target: String,
+        #[serde(default = "zero")]
+        net: String,
+        #[serde(default = "zero")]
+        worst: String,
+        #[serde(default)]
+        legs: Vec<LegRow>,
+        #[serde(default)]
+        positions: BTreeMap<String, String>,
         at: i64,
     },
     Intent {
@@ -71,10 +87,48 @@ pub(crate) enum Row {
         summary: String,
         at: i64,
     },
+    External {
+        account: String,
+        symbol: String,
+        cause: String,
+        change: String,
+        position: String,
+        trades: Vec<String>,
+        at: i64,
+    },
+    Trading {
+        state: String,
+        kill: bool,
+        reason: String,
+        at: i64,
+    },
+    Alert {
+        id: String,
+        kind: String,
+        topic: String,
+        severity: String,
+        account: Option<String>,
+        symbol: Option<String>,
+        message: String,
+        raised_at: i64,
+        seen_at: i64,
+        resolved: bool,
+    },
     RunStarted {
         epoch: u16,
         at: i64,
     },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LegRow {
+    account: String,
+    side: String,
+    quantity: String,
+}
+
+fn zero() -> String {
+    "0".to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -154,6 +208,10 @@ fn quantity(text: &str) -> Result<Quantity, RowError> {
     Quantity::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
 }
 
+fn delta(text: &str) -> Result<Delta, RowError> {
+    parse_exact(text).map(Delta::new).map_err(bad)
+}
+
 fn price(text: &str) -> Result<Price, RowError> {
     Price::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
 }
@@ -171,12 +229,24 @@ impl From<&Record> for Row {
                     at: at.as_millis(),
                 }
             }
-            Record::Planned { operation, plan, text, at } => Self::Planned {
-                operation: operation.to_string(),
-                plan: plan.to_string(),
-                text: text.clone(),
-                at: at.as_millis(),
-            },
+            Record::Planned { operation, plan, text, target, net, worst, legs, positions, at } => {
+                let leg = |leg: &PlannedLeg| LegRow {
+                    account: leg.account.to_string(),
+                    side: side(leg.side),
+                    quantity: leg.quantity.to_string(),
+                };
+                Self::Planned {
+                    operation: operation.to_string(),
+                    plan: plan.to_string(),
+                    text: text.clone(),
+                    target: target.to_string(),
+                    net: net.to_string(),
+                    worst: worst.to_string(),
+                    legs: legs.iter().map(leg).collect(),
+                    positions: positions.iter().map(|(id, held)| (id.to_string(), held.to_string())).collect(),
+                    at: at.as_millis(),
+                }
+            }
             Record::Intent(intent) => Self::Intent {
                 sequence: intent.sequence,
                 epoch: intent.epoch,
@@ -226,6 +296,33 @@ impl From<&Record> for Row {
                 summary: summary.clone(),
                 at: at.as_millis(),
             },
+            Record::External(external) => Self::External {
+                account: external.account.to_string(),
+                symbol: external.symbol.to_string(),
+                cause: external.cause.to_string(),
+                change: external.change.to_string(),
+                position: external.position.to_string(),
+                trades: external.trades.iter().map(ToString::to_string).collect(),
+                at: external.at.as_millis(),
+            },
+            Record::Trading(order) => Self::Trading {
+                state: order.state.to_string(),
+                kill: order.kill,
+                reason: order.reason.clone(),
+                at: order.at.as_millis(),
+            },
+            Record::Alert { alert, change } => Self::Alert {
+                id: alert.id.clone(),
+                kind: alert.kind.to_string(),
+                topic: alert.topic.clone(),
+                severity: alert.severity.to_string(),
+                account: alert.account.as_ref().map(ToString::to_string),
+                symbol: alert.symbol.as_ref().map(ToString::to_string),
+                message: alert.message.clone(),
+                raised_at: alert.raised_at.as_millis(),
+                seen_at: alert.seen_at.as_millis(),
+                resolved: *change == AlertChange::Resolved,
+            },
             Record::RunStarted { epoch, at } => Self::RunStarted { epoch: *epoch, at: at.as_millis() },
         }
     }
@@ -247,12 +344,29 @@ impl TryFrom<Row> for Record {
                     at: at(time),
                 }
             }
-            Row::Planned { operation, plan, text, at: time } => Self::Planned {
-                operation: operation.parse().map_err(bad)?,
-                plan: plan.parse().map_err(bad)?,
-                text,
-                at: at(time),
-            },
+            Row::Planned { operation, plan, text, target, net, worst, legs, positions, at: time } => {
+                let leg = |leg: LegRow| -> Result<PlannedLeg, RowError> {
+                    Ok(PlannedLeg {
+                        account: leg.account.parse().map_err(bad)?,
+                        side: read_side(&leg.side)?,
+                        quantity: quantity(&leg.quantity)?,
+                    })
+                };
+                let held = |(id, held): (String, String)| -> Result<_, RowError> {
+                    Ok((id.parse().map_err(bad)?, delta(&held)?))
+                };
+                Self::Planned {
+                    operation: operation.parse().map_err(bad)?,
+                    plan: plan.parse().map_err(bad)?,
+                    text,
+                    target: delta(&target)?,
+                    net: delta(&net)?,
+                    worst: delta(&worst)?,
+                    legs: legs.into_iter().map(leg).collect::<Result<_, _>>()?,
+                    positions: positions.into_iter().map(held).collect::<Result<_, _>>()?,
+                    at: at(time),
+                }
+            }
             Row::Intent {
                 sequence,
                 epoch,
@@ -339,6 +453,46 @@ impl TryFrom<Row> for Record {
                 state,
                 summary,
                 at: at(time),
+            },
+            Row::External { account, symbol, cause, change, position, trades, at: time } => {
+                let known = ExternalCause::ALL.into_iter().find(|known| known.to_string() == cause);
+                Self::External(ExternalActivity {
+                    account: account.parse().map_err(bad)?,
+                    symbol: symbol.parse().map_err(bad)?,
+                    cause: known.ok_or_else(|| bad(format!("cause {cause:?}")))?,
+                    change: delta(&change)?,
+                    position: delta(&position)?,
+                    trades: trades.iter().map(|id| id.parse().map_err(bad)).collect::<Result<_, _>>()?,
+                    at: at(time),
+                })
+            }
+            Row::Trading { state, kill, reason, at: time } => {
+                Self::Trading(TradingOrder { state: state.parse().map_err(bad)?, kill, reason, at: at(time) })
+            }
+            Row::Alert {
+                id,
+                kind,
+                topic,
+                severity,
+                account,
+                symbol,
+                message,
+                raised_at,
+                seen_at,
+                resolved,
+            } => Self::Alert {
+                alert: Alert {
+                    id,
+                    kind: kind.parse().map_err(bad)?,
+                    topic,
+                    severity: severity.parse().map_err(bad)?,
+                    account: account.map(|id| id.parse().map_err(bad)).transpose()?,
+                    symbol: symbol.map(|name| name.parse().map_err(bad)).transpose()?,
+                    message,
+                    raised_at: at(raised_at),
+                    seen_at: at(seen_at),
+                },
+                change: if resolved { AlertChange::Resolved } else { AlertChange::Raised },
             },
             Row::RunStarted { epoch, at: time } => Self::RunStarted { epoch, at: at(time) },
         })

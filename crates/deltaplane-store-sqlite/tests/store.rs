@@ -1,10 +1,18 @@
 //! The journal on a real file: what was appended is there after a restart, and damage is seen.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-use deltaplane_ports::{Answer, AnswerClaim, AnswerStore, IntentRecord, Journal, OutcomeRecord, Record};
-use deltaplane_store_sqlite::{OpenError, SqliteStore};
-use deltaplane_testkit::{notional, price, quantity};
-use deltaplane_types::{Evidence, Fill, OrderIntent, OrderStatus, Side, TimeInForce, Timestamp};
+use std::collections::BTreeMap;
+
+use deltaplane_ports::{
+    Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,
+    Journal, OutcomeRecord, PlannedLeg, Record, TradingOrder,
+};
+use deltaplane_store_sqlite::{JournalReading, OpenError, SqliteStore};
+use deltaplane_testkit::{delta, notional, price, quantity};
+use deltaplane_types::{
+    AlertKind, AlertSeverity, Evidence, Fill, OrderIntent, OrderStatus, Side, TimeInForce, Timestamp,
+    TradingState,
+};
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -51,6 +59,15 @@ fn every_record() -> Vec<Record> {
             operation: "hedge-20261123-1".parse().unwrap(),
             plan: "plan-1".parse().unwrap(),
             text: "sell \"much\"\n".to_owned(),
+            target: delta("0"),
+            net: delta("0.25"),
+            worst: delta("0.25"),
+            legs: vec![PlannedLeg {
+                account: order.account.clone(),
+                side: Side::Sell,
+                quantity: quantity("0.25"),
+            }],
+            positions: BTreeMap::from([(order.account.clone(), delta("-0.125"))]),
             at: at(3),
         },
         Record::Intent(IntentRecord {
@@ -75,6 +92,35 @@ fn every_record() -> Vec<Record> {
             at: at(9),
         },
     ];
+    for cause in ExternalCause::ALL {
+        records.push(Record::External(ExternalActivity {
+            account: "binance-main".parse().unwrap(),
+            symbol: "BTC-USD".parse().unwrap(),
+            cause,
+            change: delta("-0.5"),
+            position: delta("0.25"),
+            trades: vec!["18".parse().unwrap()],
+            at: at(10),
+        }));
+    }
+    for state in [TradingState::Running, TradingState::ReduceOnly, TradingState::Halted] {
+        let order = TradingOrder { state, kill: true, reason: "a fire".to_owned(), at: at(11) };
+        records.push(Record::Trading(order));
+    }
+    let alert = Alert {
+        id: "frozen-order-1".to_owned(),
+        kind: AlertKind::Execution,
+        topic: "frozen-order".to_owned(),
+        severity: AlertSeverity::Critical,
+        account: Some("binance-main".parse().unwrap()),
+        symbol: None,
+        message: "look".to_owned(),
+        raised_at: at(12),
+        seen_at: at(13),
+    };
+    let other = Alert { account: None, symbol: Some("BTC-USD".parse().unwrap()), ..alert.clone() };
+    records.push(Record::Alert { alert, change: AlertChange::Raised });
+    records.push(Record::Alert { alert: other, change: AlertChange::Resolved });
     for evidence in [
         Evidence::PlacementAnswer,
         Evidence::StreamEvent,
@@ -142,7 +188,7 @@ async fn damage_and_a_newer_schema_are_named() {
         ),
         ("DELETE FROM journal WHERE position = 2", "damaged at row 3"),
         ("UPDATE journal SET hash = x'00' WHERE position = 8", "damaged at row 8"),
-        ("PRAGMA user_version = 2", "has schema 2, this version knows 1"),
+        ("PRAGMA user_version = 3", "has schema 3, this version knows 2"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path()).unwrap();
@@ -152,6 +198,90 @@ async fn damage_and_a_newer_schema_are_named() {
         let Err(error) = SqliteStore::open(folder.path()) else { panic!("{sql} was not seen") };
         assert!(error.to_string().contains(expected), "{error}");
     }
+}
+
+/// A bad end is what a crash can leave: it is set aside, kept in a copy, and the journal goes on before it.
+#[tokio::test]
+async fn f55_damaged_rows_at_the_end_are_set_aside() {
+    let records = every_record();
+    let last = records.len();
+    for sql in [
+        format!("UPDATE journal SET hash = x'00' WHERE position = {last}"),
+        format!("UPDATE journal SET payload = '' WHERE position >= {last}"),
+        format!("UPDATE journal SET payload = replace(payload, 'r', 's') WHERE position >= {last}"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path()).unwrap();
+        store.append(records.clone()).await.unwrap();
+        drop(store);
+        change(folder.path(), &sql);
+        let store = SqliteStore::open(folder.path()).unwrap();
+        let set_aside = store.quarantined().unwrap().clone();
+        assert_eq!(set_aside.rows, [last as i64], "{sql}");
+        let found = JournalReading::open(folder.path()).unwrap();
+        assert_eq!((found.last, found.bad), (last as i64 - 1, vec![]), "{sql}");
+        store.append(vec![Record::RunStarted { epoch: 4, at: at(1) }]).await.unwrap();
+        drop(store);
+        let again = SqliteStore::open(folder.path()).unwrap();
+        assert_eq!((again.quarantined(), again.load().await.unwrap().len()), (None, last), "{sql}");
+        let copied: i64 = rusqlite::Connection::open(set_aside.copy)
+            .unwrap()
+            .query_row("SELECT count(*) FROM journal", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(copied, last as i64);
+    }
+}
+
+/// In the middle somebody must say so, and then only the damaged rows go.
+#[tokio::test]
+async fn f56_damage_in_the_middle_needs_a_persons_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let records = every_record();
+    let store = SqliteStore::open(folder.path()).unwrap();
+    store.append(records.clone()).await.unwrap();
+    drop(store);
+    change(folder.path(), "UPDATE journal SET payload = replace(payload, '0.25', '0.52') WHERE position = 4");
+    let Err(error) = SqliteStore::open(folder.path()) else { panic!("damage was not seen") };
+    assert!(error.to_string().contains("damaged at row 4") && error.to_string().contains("--accept-quarantine"));
+    let reading = JournalReading::open(folder.path()).unwrap();
+    assert_eq!(reading.bad, [(4, "its hash does not match".to_owned())]);
+    let store = SqliteStore::open_accepting(folder.path(), true).unwrap();
+    assert_eq!(store.quarantined().unwrap().rows, [4]);
+    let mut kept = records;
+    kept.remove(3);
+    let loaded: Vec<Record> = store.load().await.unwrap().into_iter().map(|stored| stored.record).collect();
+    assert_eq!(loaded, kept);
+}
+
+/// A journal of the first schema, as the version before wrote it.
+#[tokio::test]
+async fn f61_rows_of_the_schema_before_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(SqliteStore::open(folder.path()).unwrap());
+    let row = r#"{"type":"planned","operation":"hedge-1","plan":"plan-1","text":"sell","at":3}"#;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[0; 32]).update(row.as_bytes());
+    let hash = hasher.finalize().to_hex();
+    let sql = format!("INSERT INTO journal VALUES (1, '{row}', x'{hash}'); PRAGMA user_version = 1;");
+    change(folder.path(), &sql);
+    let store = SqliteStore::open(folder.path()).unwrap();
+    let Record::Planned { plan, legs, net, .. } = &store.load().await.unwrap()[0].record else { panic!() };
+    assert_eq!((plan.as_str(), legs.len(), *net), ("plan-1", 0, delta("0")));
+}
+
+/// A request that a crash cut off: its key leads to the operation that the journal has, or is free again.
+#[tokio::test]
+async fn keys_that_a_crash_cut_off_lead_to_their_operation_or_are_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path()).unwrap();
+    store.append(every_record()[1..2].to_vec()).await.unwrap();
+    assert_eq!(store.claim("a key", "body", at(0)).await.unwrap(), AnswerClaim::New);
+    assert_eq!(store.claim("never began", "body", at(0)).await.unwrap(), AnswerClaim::New);
+    drop(store);
+    let store = SqliteStore::open(folder.path()).unwrap();
+    let operation = Some("hedge-20261123-1".parse().unwrap());
+    assert_eq!(store.claim("a key", "body", at(0)).await.unwrap(), AnswerClaim::Pending { operation });
+    assert_eq!(store.claim("never began", "body", at(0)).await.unwrap(), AnswerClaim::New);
 }
 
 #[tokio::test]

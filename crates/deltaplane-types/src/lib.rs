@@ -15,6 +15,7 @@ mod order;
 mod plan;
 mod quantity;
 mod time;
+mod trading;
 
 pub use account::{AccountSnapshot, Instrument, MarginBracket, Position};
 pub use code::Code;
@@ -32,3 +33,4 @@ pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError
 /// The exact decimal number behind every quantity.
 pub use rust_decimal::Decimal;
 pub use time::Timestamp;
+pub use trading::{AlertKind, AlertSeverity, TradingState, UnknownName};
