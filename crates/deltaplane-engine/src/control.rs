@@ -9,8 +9,10 @@ use deltaplane_math::{
 };
 use deltaplane_plan::{PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge};
 use deltaplane_ports::{Failure, HedgeTo, OnShortfall};
-use deltaplane_risk::{AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, TradingState};
-use deltaplane_types::{AccountId, Code, Decimal, Delta, Plan, Price, Quantity, Ratio, Side, Symbol};
+use deltaplane_risk::{AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal};
+use deltaplane_types::{
+    AccountId, Code, Decimal, Delta, Plan, Price, Quantity, Ratio, Side, Symbol, TradingState,
+};
 
 use crate::config::EngineConfig;
 use crate::report::failure;

@@ -68,7 +68,7 @@ impl Recovered {
                     closed: None,
                 });
             }
-            Record::Planned { .. } => {}
+            Record::Planned { .. } | Record::External(_) | Record::Trading(_) | Record::Alert { .. } => {}
             Record::Intent(intent) => {
                 self.next_sequence = self.next_sequence.max(intent.sequence.saturating_add(1));
                 if let Some(index) = self.index.get(&intent.operation) {

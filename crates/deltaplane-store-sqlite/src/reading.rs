@@ -47,7 +47,7 @@ impl JournalReading {
                 records.push(StoredRecord { position, record });
             }
         }
-        let head = walk.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let head = blake3::Hash::from_bytes(walk.hash).to_hex().to_string();
         drop(statement);
         Ok(Self { path, records, last: walk.last, head, bad: walk.bad })
     }

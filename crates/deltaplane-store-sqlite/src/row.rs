@@ -243,7 +243,10 @@ impl From<&Record> for Row {
                     net: net.to_string(),
                     worst: worst.to_string(),
                     legs: legs.iter().map(leg).collect(),
-                    positions: positions.iter().map(|(id, held)| (id.to_string(), held.to_string())).collect(),
+                    positions: positions
+                        .iter()
+                        .map(|(id, held)| (id.to_string(), held.to_string()))
+                        .collect(),
                     at: at.as_millis(),
                 }
             }

@@ -204,7 +204,7 @@ async fn damage_and_a_newer_schema_are_named() {
 #[tokio::test]
 async fn f55_damaged_rows_at_the_end_are_set_aside() {
     let records = every_record();
-    let last = records.len();
+    let last = i64::try_from(records.len()).unwrap();
     for sql in [
         format!("UPDATE journal SET hash = x'00' WHERE position = {last}"),
         format!("UPDATE journal SET payload = '' WHERE position >= {last}"),
@@ -217,18 +217,18 @@ async fn f55_damaged_rows_at_the_end_are_set_aside() {
         change(folder.path(), &sql);
         let store = SqliteStore::open(folder.path()).unwrap();
         let set_aside = store.quarantined().unwrap().clone();
-        assert_eq!(set_aside.rows, [last as i64], "{sql}");
+        assert_eq!(set_aside.rows, [last], "{sql}");
         let found = JournalReading::open(folder.path()).unwrap();
-        assert_eq!((found.last, found.bad), (last as i64 - 1, vec![]), "{sql}");
+        assert_eq!((found.last, found.bad), (last - 1, vec![]), "{sql}");
         store.append(vec![Record::RunStarted { epoch: 4, at: at(1) }]).await.unwrap();
         drop(store);
         let again = SqliteStore::open(folder.path()).unwrap();
-        assert_eq!((again.quarantined(), again.load().await.unwrap().len()), (None, last), "{sql}");
+        assert_eq!((again.quarantined(), again.load().await.unwrap().len()), (None, records.len()), "{sql}");
         let copied: i64 = rusqlite::Connection::open(set_aside.copy)
             .unwrap()
             .query_row("SELECT count(*) FROM journal", [], |row| row.get(0))
             .unwrap();
-        assert_eq!(copied, last as i64);
+        assert_eq!(copied, last);
     }
 }
 
@@ -242,7 +242,9 @@ async fn f56_damage_in_the_middle_needs_a_persons_word() {
     drop(store);
     change(folder.path(), "UPDATE journal SET payload = replace(payload, '0.25', '0.52') WHERE position = 4");
     let Err(error) = SqliteStore::open(folder.path()) else { panic!("damage was not seen") };
-    assert!(error.to_string().contains("damaged at row 4") && error.to_string().contains("--accept-quarantine"));
+    assert!(
+        error.to_string().contains("damaged at row 4") && error.to_string().contains("--accept-quarantine")
+    );
     let reading = JournalReading::open(folder.path()).unwrap();
     assert_eq!(reading.bad, [(4, "its hash does not match".to_owned())]);
     let store = SqliteStore::open_accepting(folder.path(), true).unwrap();

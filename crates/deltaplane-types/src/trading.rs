@@ -113,6 +113,8 @@ mod tests {
         }
         let error = "PAUSE".parse::<TradingState>().unwrap_err();
         assert_eq!(error.to_string(), "\"PAUSE\" is not one of RUNNING, REDUCE_ONLY, HALTED");
-        assert!(TradingState::Halted > TradingState::ReduceOnly && AlertSeverity::Critical > AlertSeverity::Warn);
+        assert!(
+            TradingState::Halted > TradingState::ReduceOnly && AlertSeverity::Critical > AlertSeverity::Warn
+        );
     }
 }

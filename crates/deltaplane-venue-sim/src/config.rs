@@ -74,6 +74,7 @@ impl SymbolConfig {
 /// One account.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct AccountConfig {
     /// Its name on the control port.
     pub id: String,

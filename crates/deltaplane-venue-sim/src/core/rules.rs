@@ -43,6 +43,7 @@ pub enum ClientIds {
 
 /// What an exchange's engine does in its own way.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
 pub struct Rules {
     /// What wallets are in.
     pub money: &'static str,

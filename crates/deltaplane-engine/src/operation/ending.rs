@@ -1,0 +1,148 @@
+//! How an operation ends, and what it says of that.
+
+use deltaplane_ports::{Failure, OperationKind, OperationState, Record};
+use deltaplane_types::{Code, Timestamp};
+
+use super::{Effect, Operation, Phase};
+use crate::control::Goal;
+use crate::orders::Fate;
+use crate::report::failure;
+
+impl Operation {
+    pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let took = now.since(self.started_at).as_millis();
+        let doubtful: Vec<String> = self
+            .orders
+            .iter()
+            .filter(|(_, order)| !order.is_settled())
+            .map(|(id, _)| id.to_string())
+            .collect();
+        let text = if doubtful.is_empty() {
+            format!("the timeout passed after {took} ms")
+        } else {
+            format!("the timeout passed after {took} ms with {} orders in doubt", doubtful.len())
+        };
+        let remedy = format!("do not repeat the request; look up GET /api/v1/operations/{}", self.id);
+        let mut failed = failure(Code::Timeout, text, remedy);
+        if !doubtful.is_empty() {
+            failed.details.insert("inDoubt".to_owned(), doubtful.clone());
+        }
+        self.failure = Some(failed);
+        self.note(now, "the timeout passed");
+        if doubtful.is_empty() && self.phase != Phase::Reserving {
+            return self.finish(now, effects);
+        }
+        self.answered = true;
+        effects.push(Effect::Answer);
+    }
+
+    pub(super) fn halt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let frozen: Vec<String> = self
+            .orders
+            .iter()
+            .filter(|(_, order)| order.fate == Fate::Frozen)
+            .map(|(id, _)| id.to_string())
+            .collect();
+        let text = format!("the fate of {} orders cannot be proven: {}", frozen.len(), frozen.join(", "));
+        tracing::error!(operation = %self.id, "{text}");
+        let remedy =
+            "check the orders at the venue; their accounts stay closed for this symbol until it is settled";
+        self.failure = Some(failure(Code::Timeout, text, remedy));
+        self.state = OperationState::Frozen;
+        self.close(now, "frozen", effects);
+    }
+
+    pub(super) fn fail(&mut self, failed: Box<Failure>, now: Timestamp, effects: &mut Vec<Effect>) {
+        self.note(now, failed.error.clone());
+        self.failure = Some(failed);
+        self.finish(now, effects);
+    }
+
+    /// Judges what was done against what was asked, and ends.
+    pub(super) fn finish(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        if self.failure.is_none() {
+            self.failure = self.judge();
+        }
+        let traded = self.orders.values().any(|order| !order.filled().is_zero());
+        self.state = match (&self.failure, traded) {
+            _ if self.kind == OperationKind::Recovery => OperationState::Interrupted,
+            (None, _) => OperationState::Succeeded,
+            (Some(_), true) => OperationState::Partial,
+            (Some(_), false) => OperationState::Failed,
+        };
+        let state = match self.state {
+            OperationState::Succeeded => "succeeded",
+            OperationState::Partial => "partial",
+            OperationState::Interrupted => "interrupted",
+            _ => "failed",
+        };
+        self.close(now, state, effects);
+    }
+
+    pub(super) fn close(&mut self, now: Timestamp, state: &str, effects: &mut Vec<Effect>) {
+        self.phase = Phase::Finished;
+        self.ended_at = Some(now);
+        self.running = None;
+        let summary = match (&self.failure, &self.reason) {
+            (Some(failed), _) => format!("{}: {}", failed.code.number(), failed.error),
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => String::new(),
+        };
+        self.note(now, format!("{state}: {summary}"));
+        self.pending.push(Record::OperationClosed {
+            operation: self.id.clone(),
+            state: state.to_owned(),
+            summary,
+            at: now,
+        });
+        effects.push(Effect::Finish(std::mem::take(&mut self.pending)));
+    }
+
+    /// Whether the end is what was asked for: a refused leg comes before a deviation.
+    pub(super) fn judge(&self) -> Option<Box<Failure>> {
+        let anchor = self.anchor.as_ref()?;
+        let missed = match &self.spec.goal {
+            Goal::Settle => return None,
+            Goal::Delta { target, max_deviation, .. } => {
+                let ratio = deltaplane_math::deviation_ratio(self.net, *target, anchor.reference).ok()?;
+                let left = self.net.minus(*target).ok()?.abs();
+                let dust = left.notional_at(anchor.price).ok()? <= self.config.dust_limit;
+                let only_dust = dust && self.reason.as_ref().is_some_and(|reason| reason.starts_with("dust"));
+                if ratio <= *max_deviation || only_dust {
+                    return None;
+                }
+                let shown = ratio.value().round_dp(6).normalize();
+                format!(
+                    "net delta ended {left} from the target, a ratio of {shown}, beyond maxDeviation {max_deviation}"
+                )
+            }
+            Goal::Hedge { .. } => {
+                let wanted = anchor.target.minus(anchor.net).ok()?;
+                let left = wanted.minus(self.traded()).ok()?.abs();
+                if left.is_zero() || self.reason.as_ref().is_some_and(|reason| reason.starts_with("hedged")) {
+                    return None;
+                }
+                format!("{left} of {} was not hedged", wanted.abs())
+            }
+        };
+        let refused: Vec<String> = self
+            .orders
+            .values()
+            .filter_map(|order| Some(format!("{}: {}", order.intent.order.account, order.refusal.as_ref()?)))
+            .collect();
+        if refused.is_empty() {
+            let why = self.reason.clone().unwrap_or_default();
+            let text = if why.is_empty() { missed } else { format!("{missed} ({why})") };
+            return Some(failure(
+                Code::DeltaBeyondLimit,
+                text,
+                "raise maxSlippage, name more accounts, or try again later",
+            ));
+        }
+        let text = format!("{missed}; refused legs: {}", refused.join("; "));
+        let mut failed =
+            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused");
+        failed.details.insert("refusedLegs".to_owned(), refused);
+        Some(failed)
+    }
+}

@@ -1,0 +1,201 @@
+//! What the venue says of orders, and what it proves.
+
+use std::time::Duration;
+
+use deltaplane_ports::{FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record};
+use deltaplane_types::{
+    AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, SubmitOutcome, Timestamp,
+};
+
+use super::{CLOCK_MARGIN, Effect, MAX_FAILED_PROOFS, Operation};
+use crate::orders::Fate;
+
+impl Operation {
+    pub(super) fn record_outcome(&mut self, id: &ClientOrderId, outcome: OutcomeRecord, now: Timestamp) {
+        let text = match &outcome {
+            OutcomeRecord::Accepted { evidence } => {
+                format!("accepted ({})", evidence.kind())
+            }
+            OutcomeRecord::Ended { status, filled, evidence } => {
+                format!("ended {status:?} with {filled} traded ({})", evidence.kind()).to_lowercase()
+            }
+            OutcomeRecord::NotAccepted { evidence, reason } => {
+                format!("not accepted ({}): {reason}", evidence.kind())
+            }
+            OutcomeRecord::Unknown { cause } => format!("in doubt: {cause}"),
+        };
+        self.note(now, format!("order {id} {text}"));
+        self.pending.push(Record::Outcome { client_order_id: id.clone(), outcome, at: now });
+    }
+
+    pub(super) fn on_submitted(&mut self, id: &ClientOrderId, outcome: SubmitOutcome, now: Timestamp) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        if let Some(outcome) = order.on_submitted(outcome, now) {
+            self.record_outcome(id, outcome, now);
+        }
+    }
+
+    pub(super) fn on_report(&mut self, report: &ExecutionReport, evidence: Evidence, now: Timestamp) {
+        let id = &report.client_order_id;
+        let Some(order) = self.orders.get_mut(id) else { return };
+        if let Some(outcome) = order.on_report(report, evidence, now) {
+            self.record_outcome(id, outcome, now);
+        }
+    }
+
+    pub(super) fn on_fill(&mut self, fill: Fill, now: Timestamp) {
+        // The venue's order ids are unique in a symbol only; our own id decides where it is told.
+        let ours = self.orders.iter().find(|(id, order)| {
+            order.intent.order.account == fill.account
+                && order.intent.order.symbol == fill.symbol
+                && match &fill.client_order_id {
+                    Some(told) => told == *id,
+                    None => order.venue_order_id.as_ref() == Some(&fill.venue_order_id),
+                }
+        });
+        let Some(id) = ours.map(|(id, _)| id.clone()) else { return };
+        let text = format!("order {id} traded {} at {}", fill.quantity, fill.price);
+        let Some(order) = self.orders.get_mut(&id) else { return };
+        let (new, changed) = order.on_fill(fill.clone());
+        if new {
+            self.note(now, text);
+            self.pending.push(Record::Fill { client_order_id: id.clone(), fill });
+        }
+        if let Some(outcome) = changed {
+            self.record_outcome(&id, outcome, now);
+        }
+    }
+
+    /// The stream may have told what nobody heard: ask.
+    pub(super) fn ask_soon(&mut self, account: &AccountId, now: Timestamp) {
+        for order in self.orders.values_mut().filter(|order| order.intent.order.account == *account) {
+            if !order.is_settled() && matches!(order.fate, Fate::Accepted | Fate::Unknown | Fate::Ended(_)) {
+                order.next_check = Some(now);
+            }
+        }
+    }
+
+    pub(super) fn on_sighted(
+        &mut self,
+        id: &ClientOrderId,
+        result: Result<OrderSighting, ReadError>,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        order.check_in_flight = false;
+        let slack = self
+            .rules
+            .get(&order.intent.order.account)
+            .map_or(Duration::from_secs(10), |rules| rules.proof_slack);
+        match result {
+            Ok(OrderSighting::Found(report)) => self.on_report(&report, Evidence::OrderQuery, now),
+            Ok(OrderSighting::NotFound) if now >= order.provable_at(slack) => {
+                order.check_in_flight = true;
+                effects.push(Effect::Prove(id.clone()));
+            }
+            Ok(OrderSighting::NotFound) => {
+                let provable = order.provable_at(slack);
+                order.on_not_found(now);
+                // The next question is not later than the first moment at which it can decide.
+                order.next_check =
+                    order.next_check.map(|next| if now < provable { next.min(provable) } else { next });
+            }
+            Err(_) => order.on_not_found(now),
+        }
+    }
+
+    pub(super) fn on_fenced(&mut self, id: &ClientOrderId, outcome: &FenceOutcome, now: Timestamp) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        order.check_in_flight = false;
+        let text = match outcome {
+            FenceOutcome::Burned => "its place at the venue is taken: it cannot be carried out any more",
+            FenceOutcome::Arrived => "the venue had taken it in",
+            FenceOutcome::Unavailable => "its place at the venue cannot be taken",
+            FenceOutcome::Unknown(_) => "whether its place at the venue is taken is not known",
+        };
+        order.on_fenced(outcome, now);
+        self.note(now, format!("order {id}: {text}"));
+    }
+
+    pub(super) fn on_trades(
+        &mut self,
+        id: &ClientOrderId,
+        result: Result<Vec<Fill>, ReadError>,
+        now: Timestamp,
+    ) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        order.check_in_flight = false;
+        for fill in result.unwrap_or_default() {
+            self.on_fill(fill, now);
+        }
+        if let Some(order) = self.orders.get_mut(id) {
+            order.on_trades_read(now);
+        }
+    }
+
+    pub(super) fn on_proof(
+        &mut self,
+        id: &ClientOrderId,
+        result: Result<(OrderSighting, Vec<Fill>, Delta), ReadError>,
+        now: Timestamp,
+    ) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        order.check_in_flight = false;
+        if !matches!(order.fate, Fate::Unknown | Fate::InFlight | Fate::Accepted) {
+            return;
+        }
+        let Ok((sighting, fills, position)) = result else { return order.on_not_found(now) };
+        if let OrderSighting::Found(report) = sighting {
+            return self.on_report(&report, Evidence::OrderQuery, now);
+        }
+        let (account, side, since) =
+            (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
+        let stray: Vec<&Fill> = fills
+            .iter()
+            .filter(|fill| fill.side == side && fill.venue_time.after(CLOCK_MARGIN) >= since)
+            .filter(|fill| !self.orders.values().any(|order| order.has_trade(&fill.trade_id)))
+            .collect();
+        let expected = self.positions.get(&account).and_then(|(position, traded_then)| {
+            position.plus(self.traded_by(&account).minus(*traded_then).ok()?).ok()
+        });
+        let moved = expected.is_some_and(|expected| expected != position);
+        let stray = stray.len();
+        let Some(order) = self.orders.get_mut(id) else { return };
+        if stray == 0 && !moved {
+            let reason = "it cannot be taken in any more, the order is not found, no trade exists and the position is as expected";
+            let evidence = if order.is_burned() { Evidence::Fence } else { Evidence::ExpiryProof };
+            let outcome = order.not_accepted(evidence, reason.to_owned());
+            self.record_outcome(id, outcome, now);
+            return;
+        }
+        order.proofs_failed += 1;
+        order.on_not_found(now);
+        if order.proofs_failed >= MAX_FAILED_PROOFS {
+            let text = format!(
+                "the order is not found, but {stray} trades and a position of {position} are not explained"
+            );
+            if let Some(outcome) = order.freeze(text) {
+                self.record_outcome(id, outcome, now);
+            }
+        }
+    }
+
+    pub(super) fn check_due(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        for (id, order) in &mut self.orders {
+            if order.check_in_flight || order.next_check.is_none_or(|at| at > now) || order.is_settled() {
+                continue;
+            }
+            order.check_in_flight = true;
+            order.next_check = None;
+            let rules = self.rules.get(&order.intent.order.account);
+            effects.push(if matches!(order.fate, Fate::Ended(_)) {
+                Effect::ReadTrades(id.clone())
+            } else if order.wants_fence() && rules.is_some_and(|rules| rules.fences) {
+                Effect::Fence(id.clone())
+            } else {
+                Effect::Sight(id.clone())
+            });
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The state machine of an operation: `(state, event, now) → (state, effects)`.
+//!
+//! No clock, no network, no journal inside. The shell feeds it what happened and does what it says, so the
+//! same machine runs under the server, in tests and in simulation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_ports::{
+    Failure, FenceOutcome, IntentRecord, JournalError, OperationKind, OperationState, OrderSighting,
+    OutcomeRecord, ReadError, Record, TimelineEntry, VenueRules,
+};
+use deltaplane_types::{
+    AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan, Price,
+    SubmitOutcome, Timestamp, TradeId, UnknownCause,
+};
+
+use crate::config::EngineConfig;
+use crate::control::{Anchor, Spec};
+use crate::orders::{Fate, TrackedOrder};
+use crate::snapshot::Snapshot;
+
+mod ending;
+mod evidence;
+mod reporting;
+mod rounds;
+
+/// Rounds of planning in one operation.
+const MAX_ROUNDS: u32 = 20;
+/// Rounds in a row that trade nothing before an operation gives up.
+const MAX_IDLE_ROUNDS: u32 = 2;
+/// Failed proofs of absence before an order is frozen.
+const MAX_FAILED_PROOFS: u32 = 3;
+/// Readings of positions that our own trades do not explain, before they count as somebody else's doing.
+const MAX_REREADS: u32 = 8;
+/// How long each of them waits for a slow venue.
+const REREAD_PAUSE: Duration = Duration::from_millis(250);
+/// The venue's clock may differ from ours by this much.
+const CLOCK_MARGIN: Duration = Duration::from_secs(5);
+/// How long a fresh book is waited for between rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(120);
+
+/// An order of an earlier run with what the journal says became of it.
+pub type KnownOrder = (IntentRecord, Option<OutcomeRecord>);
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Accounts and prices were read.
+    Read(Result<Snapshot, Box<Failure>>),
+    /// Intents are durable, in the order of the drafts.
+    Reserved(Result<Vec<IntentRecord>, JournalError>),
+    /// A placement was answered, or not.
+    Submitted(ClientOrderId, SubmitOutcome),
+    /// The account's stream told of an order.
+    Report(ExecutionReport),
+    /// The account's stream told of a trade.
+    Fill(Fill),
+    /// The account's stream broke or came back: ask for what is open.
+    StreamChanged(AccountId),
+    /// A question for an order was answered.
+    Sighted(ClientOrderId, Result<OrderSighting, ReadError>),
+    /// Trades since an order were read.
+    TradesRead(ClientOrderId, Result<Vec<Fill>, ReadError>),
+    /// The attempt to take an order's place at the venue was answered.
+    Fenced(ClientOrderId, FenceOutcome),
+    /// The three questions of an absence proof were answered: order, trades since, position.
+    Proof(ClientOrderId, Result<(OrderSighting, Vec<Fill>, Delta), ReadError>),
+    /// Time passed.
+    Tick,
+}
+
+/// What the shell has to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Read accounts and prices, after a pause; with `anew` every account is asked again.
+    Read {
+        /// Whether known states do not count.
+        anew: bool,
+        /// How long to wait first.
+        after: Duration,
+    },
+    /// Make these orders durable, and with them these records, in one append.
+    Reserve(Vec<Draft>, Vec<Record>),
+    /// Send these durable orders at once.
+    Send(Vec<ClientOrderId>),
+    /// Ask for an order.
+    Sight(ClientOrderId),
+    /// Take an order's place at the venue, so that it cannot be carried out any more.
+    Fence(ClientOrderId),
+    /// Read the trades since an order was sent.
+    ReadTrades(ClientOrderId),
+    /// Ask the three questions of an absence proof.
+    Prove(ClientOrderId),
+    /// Append these records; nothing waits for it.
+    Record(Vec<Record>),
+    /// Answer the caller with what is known; the operation goes on.
+    Answer,
+    /// Append these records, answer, and end.
+    Finish(Vec<Record>),
+}
+
+/// An order before it has a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// Index of the leg.
+    pub leg: usize,
+    /// The order, without its deadline.
+    pub order: OrderIntent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Reading,
+    Reserving,
+    /// Orders of the current slice are out.
+    Watching,
+    Finished,
+}
+
+struct Running {
+    plan: Arc<Plan>,
+    /// Index of the slice that is out, or next.
+    slice: usize,
+    /// Orders of the slice that is out.
+    out: Vec<ClientOrderId>,
+    /// What the operation had traded when the plan was made.
+    traded_before: Delta,
+}
+
+/// One operation.
+pub struct Operation {
+    id: OperationId,
+    kind: OperationKind,
+    spec: Spec,
+    config: EngineConfig,
+    rules: BTreeMap<AccountId, VenueRules>,
+    started_at: Timestamp,
+    ends_at: Timestamp,
+    phase: Phase,
+    anchor: Option<Anchor>,
+    first_plan: Option<Arc<Plan>>,
+    running: Option<Running>,
+    orders: BTreeMap<ClientOrderId, TrackedOrder>,
+    order_ids: Vec<ClientOrderId>,
+    excluded: BTreeSet<AccountId>,
+    /// Positions at the newest snapshot and what our orders had traded by then.
+    positions: BTreeMap<AccountId, (Delta, Delta)>,
+    /// The same of operations that ended a moment ago, until the first reading has shown it.
+    traded_before: BTreeMap<AccountId, (Delta, Delta)>,
+    /// Net delta of the newest snapshot and what our orders had traded by then.
+    base: (Delta, Delta),
+    rereads: u32,
+    net: Delta,
+    rounds: u32,
+    idle_rounds: u32,
+    adjustment_needed: bool,
+    reason: Option<String>,
+    failure: Option<Box<Failure>>,
+    state: OperationState,
+    answered: bool,
+    ended_at: Option<Timestamp>,
+    max_transient: Delta,
+    pending: Vec<Record>,
+    timeline: Vec<TimelineEntry>,
+}
+
+impl Operation {
+    /// A new operation and what to do first.
+    pub fn start(
+        id: OperationId,
+        kind: OperationKind,
+        spec: Spec,
+        config: EngineConfig,
+        rules: BTreeMap<AccountId, VenueRules>,
+        (now, timeout): (Timestamp, Duration),
+        key: Option<String>,
+    ) -> (Self, Vec<Effect>) {
+        let accepted = Record::OperationAccepted {
+            operation: id.clone(),
+            kind: kind.prefix().to_owned(),
+            symbol: spec.symbol.clone(),
+            accounts: spec.accounts.clone(),
+            key,
+            at: now,
+        };
+        let mut operation = Self::empty(id, kind, spec, config, rules, now, now.after(timeout));
+        operation.pending.push(accepted);
+        operation.note(now, "requested");
+        (operation, vec![Effect::Read { anew: false, after: Duration::ZERO }])
+    }
+
+    /// An operation that settles orders whose fate the end of a process left open.
+    pub fn recover(
+        id: OperationId,
+        spec: Spec,
+        config: EngineConfig,
+        rules: BTreeMap<AccountId, VenueRules>,
+        now: Timestamp,
+        (intents, fills): (Vec<KnownOrder>, Vec<(ClientOrderId, Fill)>),
+    ) -> (Self, Vec<Effect>) {
+        let end = now.after(Duration::from_secs(365 * 24 * 3_600));
+        let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
+        operation.phase = Phase::Watching;
+        operation.answered = true;
+        operation.reason =
+            Some("interrupted by the end of the process; its orders were settled afterwards".to_owned());
+        for (intent, outcome) in intents {
+            let window = operation
+                .rules
+                .get(&intent.order.account)
+                .map_or(CLOCK_MARGIN, |rules| rules.validity_window);
+            // It was sent at some time before its deadline; trades are looked for from there.
+            let earliest = window.as_millis().try_into().unwrap_or(i64::MAX);
+            let sent = Timestamp::from_millis(intent.order.deadline.as_millis().saturating_sub(earliest));
+            let order = operation.track(intent, None, sent);
+            match outcome {
+                Some(outcome @ (OutcomeRecord::Ended { .. } | OutcomeRecord::NotAccepted { .. })) => {
+                    if let Some(order) = operation.orders.get_mut(&order) {
+                        order.restore(&outcome);
+                        order.next_check = Some(now);
+                    }
+                }
+                _ => {
+                    operation.note(now, format!("order {order} was perhaps sent before the process ended"));
+                    operation.on_submitted(&order, SubmitOutcome::Unknown(UnknownCause::Interrupted), now);
+                }
+            }
+        }
+        for (order, fill) in fills {
+            if let Some(order) = operation.orders.get_mut(&order) {
+                let _ = order.on_fill(fill);
+            }
+        }
+        let effects = operation.step(Event::Tick, now);
+        (operation, effects)
+    }
+
+    fn empty(
+        id: OperationId,
+        kind: OperationKind,
+        spec: Spec,
+        config: EngineConfig,
+        rules: BTreeMap<AccountId, VenueRules>,
+        started_at: Timestamp,
+        ends_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            spec,
+            config,
+            rules,
+            started_at,
+            ends_at,
+            phase: Phase::Reading,
+            anchor: None,
+            first_plan: None,
+            running: None,
+            orders: BTreeMap::new(),
+            order_ids: Vec::new(),
+            excluded: BTreeSet::new(),
+            positions: BTreeMap::new(),
+            traded_before: BTreeMap::new(),
+            base: (Delta::ZERO, Delta::ZERO),
+            rereads: 0,
+            net: Delta::ZERO,
+            rounds: 0,
+            idle_rounds: 0,
+            adjustment_needed: false,
+            reason: None,
+            failure: None,
+            state: OperationState::Running,
+            answered: false,
+            ended_at: None,
+            max_transient: Delta::ZERO,
+            pending: Vec::new(),
+            timeline: Vec::new(),
+        }
+    }
+
+    /// Its name.
+    pub const fn id(&self) -> &OperationId {
+        &self.id
+    }
+
+    /// What it is about.
+    pub const fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Whether it ended.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Finished
+    }
+
+    /// When time itself is the next event.
+    pub fn wake_at(&self) -> Option<Timestamp> {
+        let open = self.orders.values().filter(|order| !order.check_in_flight && !order.is_settled());
+        let checks = open.filter_map(|order| order.next_check);
+        let end = (!self.answered && self.phase != Phase::Finished).then_some(self.ends_at);
+        checks.chain(end).min()
+    }
+
+    /// The trades of each order, by the order's account.
+    pub(crate) fn trades(&self) -> impl Iterator<Item = (&AccountId, Vec<TradeId>)> {
+        self.orders.values().map(|order| (&order.intent.order.account, order.trade_ids()))
+    }
+
+    /// The order with this name.
+    pub fn order_intent(&self, id: &ClientOrderId) -> Option<&IntentRecord> {
+        self.orders.get(id).map(|order| &order.intent)
+    }
+
+    /// When an order was sent.
+    pub fn sent_at(&self, id: &ClientOrderId) -> Option<Timestamp> {
+        self.orders.get(id).map(|order| order.sent_at)
+    }
+
+    fn note(&mut self, at: Timestamp, text: impl Into<String>) {
+        self.timeline.push(TimelineEntry { at, text: text.into() });
+    }
+
+    fn track(&mut self, intent: IntentRecord, mid: Option<Price>, now: Timestamp) -> ClientOrderId {
+        let id = intent.client_order_id.clone();
+        self.order_ids.push(id.clone());
+        self.orders.insert(id.clone(), TrackedOrder::new(intent, mid, now));
+        id
+    }
+
+    /// Moves on.
+    pub fn step(&mut self, event: Event, now: Timestamp) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if self.phase == Phase::Finished {
+            return effects;
+        }
+        match event {
+            Event::Read(result) => self.on_read(result, now, &mut effects),
+            Event::Reserved(result) => self.on_reserved(result, now, &mut effects),
+            Event::Submitted(id, outcome) => self.on_submitted(&id, outcome, now),
+            Event::Report(report) => self.on_report(&report, Evidence::StreamEvent, now),
+            Event::Fill(fill) => self.on_fill(fill, now),
+            Event::StreamChanged(account) => self.ask_soon(&account, now),
+            Event::Sighted(id, result) => self.on_sighted(&id, result, now, &mut effects),
+            Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
+            Event::TradesRead(id, result) => self.on_trades(&id, result, now),
+            Event::Proof(id, result) => self.on_proof(&id, result, now),
+            Event::Tick => {}
+        }
+        self.observe_exposure();
+        self.advance(now, &mut effects);
+        effects
+    }
+
+    /// Does what the state asks for now.
+    fn advance(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Finished {
+            return;
+        }
+        self.check_due(now, effects);
+        if self.phase == Phase::Watching {
+            if self.orders.values().any(|order| order.fate == Fate::Frozen)
+                && self.orders.values().all(|order| order.is_settled() || order.fate == Fate::Frozen)
+            {
+                return self.halt(now, effects);
+            }
+            if !self.in_doubt() {
+                self.end_slice(now, effects);
+            }
+        }
+        if !self.answered && self.phase != Phase::Finished && now >= self.ends_at {
+            self.time_out(now, effects);
+        }
+        let urgent = self
+            .pending
+            .iter()
+            .any(|record| matches!(record, Record::Outcome { outcome: OutcomeRecord::Unknown { .. }, .. }));
+        if urgent && self.phase != Phase::Finished {
+            effects.push(Effect::Record(std::mem::take(&mut self.pending)));
+        }
+    }
+}

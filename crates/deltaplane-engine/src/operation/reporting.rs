@@ -1,0 +1,130 @@
+//! What an operation knows: exposure, and the report.
+
+use deltaplane_math::Interval;
+use deltaplane_ports::{Failure, OperationReport, OperationState};
+use deltaplane_risk::{PricedFill, execution_quality};
+use deltaplane_types::{AccountId, Decimal, Delta, Timestamp};
+
+use super::{Operation, Phase};
+use crate::control::Goal;
+use crate::orders::TrackedOrder;
+use crate::snapshot::Snapshot;
+
+impl Operation {
+    /// What all orders traded, signed.
+    pub(super) fn traded(&self) -> Delta {
+        self.orders
+            .values()
+            .map(TrackedOrder::traded)
+            .fold(Delta::ZERO, |sum, delta| sum.plus(delta).unwrap_or(sum))
+    }
+
+    pub(super) fn traded_by(&self, account: &AccountId) -> Delta {
+        self.orders
+            .values()
+            .filter(|order| order.intent.order.account == *account)
+            .map(TrackedOrder::traded)
+            .fold(Delta::ZERO, |sum, delta| sum.plus(delta).unwrap_or(sum))
+    }
+
+    /// Net delta of the newest snapshot with what our orders traded since.
+    pub(super) fn net_now(&self) -> Option<Delta> {
+        self.anchor.as_ref()?;
+        let (net, traded_then) = self.base;
+        net.plus(self.traded().minus(traded_then).ok()?).ok()
+    }
+
+    /// All that the net delta of the named accounts can be.
+    pub(super) fn interval(&self) -> Option<Interval> {
+        let confirmed = self.net_now()?;
+        let (mut buys, mut sells) = (Delta::ZERO, Delta::ZERO);
+        for order in self.orders.values() {
+            let doubtful = order.doubtful().signed(order.intent.order.side);
+            if doubtful.is_negative() {
+                sells = sells.plus(doubtful.abs()).ok()?;
+            } else {
+                buys = buys.plus(doubtful).ok()?;
+            }
+        }
+        Interval::around(confirmed, buys, sells).ok()
+    }
+
+    pub(super) fn observe_exposure(&mut self) {
+        if let (Some(interval), Some(anchor)) = (self.interval(), &self.anchor)
+            && let Ok(worst) = interval.worst(anchor.target)
+        {
+            self.max_transient = self.max_transient.max(worst);
+        }
+    }
+
+    pub(super) fn in_doubt(&self) -> bool {
+        self.orders.values().any(|order| !order.is_settled())
+    }
+
+    /// All that is known now.
+    pub fn report(&self, now: Timestamp) -> OperationReport {
+        let anchor = self.anchor.as_ref();
+        let rate = |account: &AccountId| {
+            anchor.and_then(|anchor| anchor.quote_rates.get(account)).copied().unwrap_or(Decimal::ONE)
+        };
+        let fills: Vec<PricedFill> = self
+            .orders
+            .values()
+            .flat_map(|order| order.priced_fills(rate(&order.intent.order.account)))
+            .collect();
+        let quality = execution_quality(&fills).unwrap_or_default();
+        let initial = anchor.map_or(Delta::ZERO, |anchor| anchor.net);
+        let target = match &self.spec.goal {
+            Goal::Delta { target, .. } => *target,
+            _ => anchor.map_or(Delta::ZERO, |anchor| anchor.target),
+        };
+        let net = if self.phase == Phase::Finished { self.net } else { self.net_now().unwrap_or(self.net) };
+        let ratio =
+            anchor.and_then(|anchor| deltaplane_math::deviation_ratio(net, target, anchor.reference).ok());
+        OperationReport {
+            id: self.id.clone(),
+            kind: self.kind,
+            state: self.state,
+            symbol: self.spec.symbol.clone(),
+            accounts: self.spec.accounts.clone(),
+            dry_run: false,
+            started_at: self.started_at,
+            execution_time: self.ended_at.unwrap_or(now).since(self.started_at),
+            target,
+            initial_delta: initial,
+            final_delta: net,
+            deviation: net.minus(target).map_or(net, Delta::abs),
+            deviation_ratio: ratio,
+            reference_exposure: anchor.map(|anchor| anchor.reference),
+            adjustment_needed: self.adjustment_needed,
+            reason: self.reason.clone(),
+            plan: self.first_plan.as_deref().cloned(),
+            orders: self.order_ids.iter().filter_map(|id| self.orders.get(id)?.report().ok()).collect(),
+            slippage: quality.slippage,
+            total_cost: quality.total_cost,
+            total_fees: quality.total_fees,
+            execution_cost: quality.execution_cost,
+            max_transient_delta: self.max_transient,
+            warnings: anchor.map(|anchor| anchor.warnings.clone()).unwrap_or_default(),
+            net_delta_all: anchor.and_then(|anchor| anchor.net_all),
+            failure: self.failure.as_deref().cloned(),
+            timeline: self.timeline.clone(),
+        }
+    }
+
+    /// What a dry run answers: the first round's decision, with nothing sent.
+    pub fn dry_report(mut self, result: Result<Snapshot, Box<Failure>>, now: Timestamp) -> OperationReport {
+        let mut effects = Vec::new();
+        self.on_read(result, now, &mut effects);
+        if self.phase == Phase::Reserving {
+            self.net = self.first_plan.as_ref().map_or(self.net, |plan| plan.planned_final);
+            self.reason = Some("dry run: nothing was sent".to_owned());
+            self.state = OperationState::Succeeded;
+            self.ended_at = Some(now);
+            self.phase = Phase::Finished;
+        }
+        let mut report = self.report(now);
+        report.dry_run = true;
+        report
+    }
+}
