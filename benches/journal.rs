@@ -10,7 +10,7 @@ use deltaplane_types::Timestamp;
 const APPENDS: u16 = 2_000;
 
 fn record(epoch: u16) -> Vec<Record> {
-    vec![Record::RunStarted { epoch, at: Timestamp::from_millis(1_795_482_893_111) }]
+    vec![Record::RunStarted { epoch, next_sequence: 1, at: Timestamp::from_millis(1_795_482_893_111) }]
 }
 
 fn per_second(began: tokio::time::Instant) -> u128 {

@@ -106,6 +106,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
             band_high: None,
             band_low: None,
             hedge_mode: false,
+            only_reduces: false,
             quote_rate: Decimal::ONE,
         }
     };

@@ -80,6 +80,7 @@ fn account(account: &Account) -> Result<PlanAccount> {
         band_high: None,
         band_low: None,
         hedge_mode: false,
+        only_reduces: false,
         quote_rate: Decimal::ONE,
     })
 }

@@ -173,6 +173,7 @@ fn plan_account(account: &Value) -> Result<PlanAccount> {
         band_high: None,
         band_low: None,
         hedge_mode: false,
+        only_reduces: false,
         quote_rate: Decimal::ONE,
     })
 }

@@ -142,6 +142,8 @@ pub async fn engine_with(
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let mut config = EngineConfig::new(btc(), IdKey::new(b"a key of the tests"));
     config.max_orders_per_minute = 100_000;
+    // Longer than a proof takes with the short windows here: what shrinks in doubt has tests of its own.
+    config.freeze_for = Duration::from_secs(4);
     config.holdings = holdings;
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let mut accounts = Vec::new();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use deltaplane_api::{ApiKey, ApiState, ControlPlane, ServerLimits, Traffic};
 use deltaplane_engine::{Engine, EngineConfig, EngineParts, IdKey};
-use deltaplane_ports::{Clock, PriceFeed};
+use deltaplane_ports::{Clock, JournalError, PriceFeed};
 use deltaplane_store_sqlite::SqliteStore;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -40,6 +40,8 @@ pub struct Options {
     pub market_recording: Option<PathBuf>,
     /// Live mode is meant.
     pub live: bool,
+    /// What is damaged or lost of the journal is accepted.
+    pub accept_quarantine: bool,
 }
 
 /// A runtime on a thread of its own, which ends when this is dropped.
@@ -91,7 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
     })?;
     let address = listener.local_addr()?;
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let store = Arc::new(SqliteStore::open(&data_dir)?);
+    let store = Arc::new(SqliteStore::open_accepting(&data_dir, options.accept_quarantine)?);
     let mut exchanges_thread = None;
     let mut config = config;
     let mut paper_exchanges = BTreeMap::new();
@@ -107,13 +109,14 @@ pub async fn run(options: Options) -> Result<()> {
     let mode = config.mode;
     let primary_symbol = config.primary_symbol.clone();
     let engine_thread = Thread::start("engine")?;
-    let (engine_clock, journal) = (clock.clone(), store.clone());
+    let (engine_clock, journal, accept) = (clock.clone(), store.clone(), options.accept_quarantine);
     let id_key = id_key(&data_dir)?;
     let engine = engine_thread
         .handle
-        .spawn(async move { start_engine(config, id_key, journal, engine_clock).await })
+        .spawn(async move { start_engine(config, id_key, (journal, accept), engine_clock).await })
         .await??;
     let engine = Arc::new(engine);
+    tokio::spawn(end_with_the_journal(engine.clone()));
     let vitals = ProcessVitals::default();
     tokio::spawn(vitals.clone().measure());
     let state = Arc::new(ApiState {
@@ -136,6 +139,15 @@ pub async fn run(options: Options) -> Result<()> {
     drop(paper_exchanges);
     drop(exchanges_thread);
     Ok(())
+}
+
+/// A journal that cannot be written ends the process: what is on disk is then not known, and the next start reads it.
+/// With a full disk nothing is sent any more, and reads go on.
+async fn end_with_the_journal(engine: Arc<Engine>) {
+    if let JournalError::Failed(error) = engine.journal_failure().await {
+        tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
+        std::process::exit(70);
+    }
 }
 
 fn check_mode(config: &Config, options: &Options) -> Result<()> {
@@ -210,7 +222,7 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 async fn start_engine(
     config: Config,
     id_key: IdKey,
-    journal: Arc<SqliteStore>,
+    (journal, accept_quarantine): (Arc<SqliteStore>, bool),
     clock: Arc<dyn Clock>,
 ) -> Result<Engine> {
     let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), id_key);
@@ -223,6 +235,21 @@ async fn start_engine(
         caps.max_orders_per_minute.unwrap_or(engine_config.max_orders_per_minute);
     engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);
     engine_config.max_price_age = caps.max_price_age.unwrap_or(engine_config.max_price_age);
+    let execution = config.execution;
+    engine_config.freeze_for = execution.freeze_for.unwrap_or(engine_config.freeze_for);
+    engine_config.shrink_in_doubt = execution.shrink_in_doubt.unwrap_or(engine_config.shrink_in_doubt);
+    engine_config.shrink_after_loss = execution.shrink_after_loss.unwrap_or(engine_config.shrink_after_loss);
+    engine_config.allow_unguarded_resting =
+        execution.allow_unguarded_resting.unwrap_or(engine_config.allow_unguarded_resting);
+    engine_config.accept_lost_tail = accept_quarantine;
+    engine_config.restricted_because = journal.quarantined().map(|quarantined| {
+        format!(
+            "{} damaged rows of the journal were set aside ({}); a copy is {}: check every position, then set RUNNING",
+            quarantined.rows.len(),
+            quarantined.reason,
+            quarantined.copy.display()
+        )
+    });
     engine_config.holdings = config.holdings;
     engine_config.may_send = config.mode != Mode::Observe;
     let symbols = [config.primary_symbol.clone()];

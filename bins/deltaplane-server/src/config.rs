@@ -40,6 +40,8 @@ struct FileConfig {
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
+    execution: FileExecution,
+    #[serde(default)]
     collateral: FileCollateral,
     /// What a unit of a quote currency is worth in USD.
     #[serde(default)]
@@ -61,6 +63,15 @@ struct FileLimits {
     max_orders_per_minute: Option<Spanned<usize>>,
     dust_limit: Option<Spanned<String>>,
     max_price_age_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileExecution {
+    freeze_ms: Option<Spanned<u64>>,
+    shrink_in_doubt: Option<bool>,
+    shrink_after_loss: Option<bool>,
+    allow_unguarded_resting: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -222,12 +233,27 @@ pub struct Config {
     pub primary_symbol: Symbol,
     /// Caps.
     pub limits: Caps,
+    /// How orders in doubt and losses on one side are met.
+    pub execution: Execution,
     /// What counts into delta beside positions.
     pub holdings: Holdings,
     /// Exchanges by name.
     pub exchanges: Vec<Exchange>,
     /// Accounts with their secrets.
     pub accounts: Vec<Account>,
+}
+
+/// How orders in doubt and losses on one side are met; none takes the default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Execution {
+    /// How long nothing goes out after an order came into doubt.
+    pub freeze_for: Option<Duration>,
+    /// Whether other accounts then make the worst case smaller.
+    pub shrink_in_doubt: Option<bool>,
+    /// Whether the other side is shrunk when a venue closes one side of a book.
+    pub shrink_after_loss: Option<bool>,
+    /// Whether orders may rest where the venue cannot cancel them when we fall silent.
+    pub allow_unguarded_resting: Option<bool>,
 }
 
 /// Caps; none takes the default.
@@ -505,6 +531,7 @@ impl Config {
             data_dir: None,
             primary_symbol: default_symbol(),
             limits: Caps::default(),
+            execution: Execution::default(),
             holdings: Holdings::default(),
             exchanges: Vec::new(),
             accounts: Vec::new(),
@@ -542,6 +569,15 @@ impl Config {
                 Some(value) => Some(places.millis("max_price_age_ms", Some(value), 0, (100, 60_000))?),
                 None => None,
             },
+        };
+        let execution = Execution {
+            freeze_for: match &raw.execution.freeze_ms {
+                Some(value) => Some(places.millis("freeze_ms", Some(value), 0, (100, 60_000))?),
+                None => None,
+            },
+            shrink_in_doubt: raw.execution.shrink_in_doubt,
+            shrink_after_loss: raw.execution.shrink_after_loss,
+            allow_unguarded_resting: raw.execution.allow_unguarded_resting,
         };
         let holdings = places.holdings(&raw)?;
         if raw.mode == Mode::Paper && !(raw.exchanges.is_empty() && raw.accounts.is_empty()) {
@@ -633,6 +669,7 @@ impl Config {
             data_dir: raw.data_dir,
             primary_symbol,
             limits,
+            execution,
             holdings,
             exchanges,
             accounts,

@@ -28,6 +28,10 @@ struct Arguments {
     /// Sends real orders; the configuration must say mode = "live" too.
     #[arg(long)]
     live: bool,
+    /// Accepts that rows of the journal are damaged or lost, this once: they are set aside, and only what reduces
+    /// risk is traded until you say RUNNING.
+    #[arg(long)]
+    accept_quarantine: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -38,8 +42,9 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
         .init();
-    let Arguments { config, listen, data_dir, market_recording, live } = Arguments::parse();
-    let options = Options { config, listen, data_dir, market_recording, live };
+    let Arguments { config, listen, data_dir, market_recording, live, accept_quarantine } =
+        Arguments::parse();
+    let options = Options { config, listen, data_dir, market_recording, live, accept_quarantine };
     match deltaplane_server::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

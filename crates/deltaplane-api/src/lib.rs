@@ -8,6 +8,11 @@
 //! | `GET /api/v1/accounts` | the configured accounts |
 //! | `GET /api/v1/portfolio` | exposure by symbol, state by account |
 //! | `GET /api/v1/operations[/{id}]` | what was done and why |
+//! | `POST /api/v1/operations/{id}/resolve` | a person's word for an order in doubt |
+//! | `GET /api/v1/reconciliation` | what moved positions without an order of ours |
+//! | `GET /api/v1/risk/alerts` | the alerts that stand |
+//! | `PUT /api/v1/trading-state` | what may be traded |
+//! | `POST /api/v1/system/kill-switch` | from then on only what reduces a position |
 //! | `GET /api/v1/system/status` | the parts and how they fare |
 //! | `GET /healthz`, `GET /readyz` | for supervisors |
 //!

@@ -248,6 +248,28 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A text of 1 to 1000 characters, which must be there.
+    pub fn need_text(&mut self, name: &'static str, what: &str) -> String {
+        const MOST: usize = 1_000;
+        let before = self.problems.invalid.len();
+        let text = self.text(name).map(Cow::into_owned);
+        match text {
+            None => {
+                if self.problems.invalid.len() == before {
+                    self.missing(name, what);
+                }
+            }
+            Some(ref text) if text.trim().is_empty() || text.chars().count() > MOST => {
+                self.problem(
+                    &pointer(name),
+                    format!("has {} characters; send {what}, 1 to {MOST} characters", text.chars().count()),
+                );
+            }
+            Some(_) => {}
+        }
+        text.unwrap_or_default()
+    }
+
     /// One of a few words.
     pub fn choice<T: Copy>(&mut self, name: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let text = self.text(name)?;

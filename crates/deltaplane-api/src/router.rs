@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode};
 use axum::middleware::{self, Next};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use deltaplane_types::Code;
 
 use crate::guard::auth::{self, Denied};
@@ -26,6 +26,11 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/portfolio", get(handlers::portfolio))
         .route("/api/v1/operations", get(handlers::operations))
         .route("/api/v1/operations/{id}", get(handlers::operation))
+        .route("/api/v1/operations/{id}/resolve", post(handlers::resolve))
+        .route("/api/v1/reconciliation", get(handlers::reconciliation))
+        .route("/api/v1/risk/alerts", get(handlers::alerts))
+        .route("/api/v1/trading-state", put(handlers::trading_state))
+        .route("/api/v1/system/kill-switch", post(handlers::kill_switch))
         .route("/api/v1/system/status", get(handlers::system_status))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)

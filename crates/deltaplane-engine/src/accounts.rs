@@ -10,7 +10,7 @@ use std::time::Duration;
 use deltaplane_ports::{AccountEvent, AccountReader, Check, Clock, Finding, ReadError, Severity};
 use deltaplane_types::{AccountId, AccountSnapshot, Delta, Fill, Symbol, Timestamp, TradeId, VenueId};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 /// How often an account that may trade is checked.
@@ -32,6 +32,8 @@ struct State {
     last_beat: Timestamp,
     /// Why orders may not be sent for it, by somebody's decision.
     blocked: Option<String>,
+    /// Whether what the venue shows was compared with what the journal says.
+    reconciled: bool,
     /// Trades of operations that ended: they explain themselves to those that come after. Oldest first.
     explained: VecDeque<TradeId>,
     /// Positions as they were before the newest trades of ours, with those trades, and when they ended.
@@ -49,6 +51,8 @@ pub(crate) struct AccountKeeper {
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
     wake: Notify,
+    /// Counts whole states that were read.
+    readings: watch::Sender<u64>,
 }
 
 /// What counts after another look: a venue that is away for a moment takes back nothing of what it said.
@@ -83,7 +87,16 @@ impl AccountKeeper {
         reader: Arc<dyn AccountReader>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { id, venue, exchange, reader, clock, state: RwLock::default(), wake: Notify::new() }
+        Self {
+            id,
+            venue,
+            exchange,
+            reader,
+            clock,
+            state: RwLock::default(),
+            wake: Notify::new(),
+            readings: watch::Sender::new(0),
+        }
     }
 
     fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
@@ -117,7 +130,13 @@ impl AccountKeeper {
                     (!texts.is_empty()).then(|| texts.join("; "))
                 }
             };
-            state.blocked.clone().or_else(found)
+            let unreconciled = || {
+                (!state.reconciled).then(|| {
+                    "it is not reconciled yet: the venue's orders and positions were not compared with the journal"
+                        .to_owned()
+                })
+            };
+            state.blocked.clone().or_else(unreconciled).or_else(found)
         })
     }
 
@@ -158,6 +177,20 @@ impl AccountKeeper {
     /// Whether the first look before trading ended.
     pub(crate) fn is_checked(&self) -> bool {
         self.read(|state| state.findings.is_some())
+    }
+
+    /// Whether its truth is established.
+    pub(crate) fn is_reconciled(&self) -> bool {
+        self.read(|state| state.reconciled)
+    }
+
+    pub(crate) fn set_reconciled(&self) {
+        self.write(|state| state.reconciled = true);
+    }
+
+    /// Tells whenever a whole state was read.
+    pub(crate) fn readings(&self) -> watch::Receiver<u64> {
+        self.readings.subscribe()
     }
 
     pub(crate) fn block(&self, reason: Option<String>) {
@@ -245,6 +278,7 @@ impl AccountKeeper {
                     if state.snapshot.as_ref().is_none_or(|known| known.as_of <= snapshot.as_of) {
                         state.snapshot = Some(snapshot.clone());
                     }
+                    self.readings.send_modify(|count| *count = count.wrapping_add(1));
                 }
                 Err(error) => {
                     state.error_count = state.error_count.saturating_add(1);

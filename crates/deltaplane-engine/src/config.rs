@@ -12,6 +12,7 @@ use crate::ids::IdKey;
 
 /// How the engine behaves.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct EngineConfig {
     /// The symbol that flat position fields speak about, and that is looked after from the start.
     pub primary_symbol: Symbol,
@@ -35,6 +36,19 @@ pub struct EngineConfig {
     pub funding_horizon: Duration,
     /// Orders of one account in a minute.
     pub max_orders_per_minute: usize,
+    /// How long nothing goes out after an order came into doubt.
+    pub freeze_for: Duration,
+    /// Whether then, while the doubt lasts, other accounts make the worst case smaller.
+    pub shrink_in_doubt: bool,
+    /// Whether the other side is shrunk at once when a venue closes one side of a book: a liquidation, a
+    /// deleveraging.
+    pub shrink_after_loss: bool,
+    /// Whether orders of ours may rest on a venue that cannot cancel them by itself when we fall silent.
+    pub allow_unguarded_resting: bool,
+    /// Why only what reduces risk may be traded from the start: the journal was damaged, say.
+    pub restricted_because: Option<String>,
+    /// Whether orders at a venue that the journal does not know are accepted as lost from it.
+    pub accept_lost_tail: bool,
     /// Operations at work at one time.
     pub max_operations: usize,
     /// Signs client order ids.
@@ -66,6 +80,12 @@ impl EngineConfig {
             dust_limit: usd(200),
             funding_horizon: Duration::from_secs(8 * 3_600),
             max_orders_per_minute: 60,
+            freeze_for: Duration::from_secs(2),
+            shrink_in_doubt: true,
+            shrink_after_loss: false,
+            allow_unguarded_resting: false,
+            restricted_because: None,
+            accept_lost_tail: false,
             max_operations: 64,
             id_key,
             instance: 1,

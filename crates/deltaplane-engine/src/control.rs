@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_math::{
-    Decision, Exposure, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
+    Decision, Exposure, Interval, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
     quantity_to_band, reference_exposure, round_down_to_lot,
 };
 use deltaplane_plan::{PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge};
@@ -58,6 +58,8 @@ pub struct Spec {
     pub accounts: Vec<AccountId>,
     /// How far a fill may be from the mid at arrival.
     pub max_slippage: Ratio,
+    /// Whether positions may only shrink.
+    pub only_reduces: bool,
 }
 
 /// What the first round fixes for the whole operation.
@@ -365,6 +367,9 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             net,
         });
     }
+    if let Some(failure) = beside_doubt(round, &plan).map_err(internal)? {
+        return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
+    }
     let kept = plan.clone();
     match Gate::new(round.config.limits).approve(plan, &gate_facts(round)) {
         Ok(approved) => Ok(Verdict::Go { approved, net }),
@@ -372,6 +377,77 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net })
         }
     }
+}
+
+/// What trading elsewhere makes the worst case smaller while orders are in doubt; none where nothing does.
+///
+/// `interval` is all that the net delta of the named accounts can be. Accounts with orders in doubt are among the
+/// excluded ones.
+pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) -> Option<Approved> {
+    let accounts = plan_accounts(round, anchor).ok()?;
+    let finest = accounts.iter().map(|account| account.rules.lot_size).min()?;
+    let best = deltaplane_math::shrink(interval, anchor.target).ok()?;
+    let needed = round_down_to_lot(best, finest).ok()?;
+    if needed.is_zero() {
+        return None;
+    }
+    let input = PlanInput {
+        symbol: round.spec.symbol.clone(),
+        as_of: round.snapshot.as_of,
+        reference_price: round.snapshot.reference_price,
+        target: anchor.target,
+        // From the middle of what is possible to the target.
+        net: anchor.target.minus(needed).ok()?,
+        needed,
+        max_slippage: round.spec.max_slippage,
+        costs: round.config.costs,
+        limits: PlanLimits { max_order_notional: round.config.limits.max_order_notional },
+        accounts,
+    };
+    let plan = plan_hedge(&input).ok()?;
+    // Only one slice goes out: it alone must make the worst case smaller.
+    let first = plan.slices.first()?.orders.iter().filter_map(|order| {
+        let leg = plan.legs.get(order.leg)?;
+        Some(order.quantity.signed(leg.side))
+    });
+    let first = first.into_iter().try_fold(Delta::ZERO, Delta::plus).ok()?;
+    if !interval.allows(first, anchor.target).ok()? {
+        return None;
+    }
+    Gate::new(round.config.limits).approve(plan, &gate_facts(round)).ok()
+}
+
+/// While another operation does not know what became of its orders, only what makes the worst case of the whole
+/// book smaller may go out.
+fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
+    let Some(doubt) = round.snapshot.doubt else { return Ok(None) };
+    let known: Option<Vec<Delta>> = round.snapshot.all_deltas.values().copied().collect();
+    let target = match &round.spec.goal {
+        Goal::Delta { target, .. } => *target,
+        Goal::Hedge { .. } | Goal::Settle => Delta::ZERO,
+    };
+    let smaller = match known {
+        None => None,
+        Some(deltas) => {
+            let all = exposure_of(deltas.into_iter().chain([round.snapshot.external]))?.net;
+            let before = doubt.around(all)?;
+            let after = before.moved(plan.reached)?;
+            (!before.allows(plan.reached, target)?)
+                .then(|| (before.worst(target), after.worst(target)))
+                .map(|(before, after)| Ok::<_, MathError>((before?, after?)))
+                .transpose()?
+        }
+    };
+    let text = match (round.snapshot.all_deltas.values().any(Option::is_none), smaller) {
+        (true, _) => {
+            "an order of another operation is in doubt, and not every account's delta is known".to_owned()
+        }
+        (false, None) => return Ok(None),
+        (false, Some((before, after))) => format!(
+            "an order of another operation is in doubt: this would take the worst distance of the whole book from the target from {before} to {after}"
+        ),
+    };
+    Ok(Some(failure(Code::Conflict, text, "wait until the doubt is settled, see GET /api/v1/operations")))
 }
 
 /// To the band a quantity is rounded away from zero, but never past the target.
@@ -412,6 +488,10 @@ fn shortfall(
     if !round.traded.is_zero() {
         return Ok(None);
     }
+    let restricted = round.snapshot.trading != TradingState::Running;
+    let code = if restricted { Code::RiskBlocked } else { Code::DeltaBeyondLimit };
+    let restricted_remedy =
+        "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first";
     let lines = || plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect::<Vec<_>>();
     match (&round.spec.goal, most_ratio) {
         (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
@@ -425,12 +505,14 @@ fn shortfall(
                 "net delta can be brought to within {best} of the target at best, a ratio of {shown}, beyond maxDeviation {limit}"
             );
             let remedy = "see obstacles; name more accounts, raise maxSlippage or maxDeviation, or send onShortfall: \"bestEffort\"";
-            Ok(Some(with_details(failure(Code::DeltaBeyondLimit, text, remedy), "obstacles", lines())))
+            let remedy = if restricted { restricted_remedy } else { remedy };
+            Ok(Some(with_details(failure(code, text, remedy), "obstacles", lines())))
         }
         _ if plan.reached != plan.needed => {
             let text = format!("only {} of {} can be hedged", plan.reached.abs(), plan.needed.abs());
             let remedy = "see obstacles; name more accounts, raise maxSlippage, or hedge less";
-            Ok(Some(with_details(failure(Code::DeltaBeyondLimit, text, remedy), "obstacles", lines())))
+            let remedy = if restricted { restricted_remedy } else { remedy };
+            Ok(Some(with_details(failure(code, text, remedy), "obstacles", lines())))
         }
         _ => Ok(None),
     }
@@ -448,7 +530,7 @@ fn gate_facts(round: &Round<'_>) -> GateFacts {
             )
         })
         .collect();
-    GateFacts { accounts, price_sources: round.snapshot.price_sources, trading: TradingState::Running }
+    GateFacts { accounts, price_sources: round.snapshot.price_sources, trading: round.snapshot.trading }
 }
 
 fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {
@@ -523,6 +605,7 @@ fn plan_account(
         band_high: high,
         band_low: low,
         hedge_mode: facts.account.hedge_mode,
+        only_reduces: round.spec.only_reduces || round.snapshot.trading != TradingState::Running,
     })
 }
 

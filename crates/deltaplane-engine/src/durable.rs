@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use deltaplane_ports::{IntentRecord, Journal, JournalError, Record};
+use tokio::sync::watch;
 
 /// Proof that a value is durable. It has no public maker, is not `Clone`, and is consumed by its use.
 #[derive(Debug)]
@@ -25,17 +26,26 @@ impl<T> Durable<T> {
 pub struct Recorder {
     journal: Arc<dyn Journal>,
     failed: Arc<AtomicBool>,
+    failure: watch::Sender<Option<JournalError>>,
 }
 
 impl Recorder {
     /// Writes to a journal.
     pub fn new(journal: Arc<dyn Journal>) -> Self {
-        Self { journal, failed: Arc::new(AtomicBool::new(false)) }
+        Self { journal, failed: Arc::new(AtomicBool::new(false)), failure: watch::Sender::new(None) }
     }
 
     /// Whether an append failed: what is on disk is then not known, and nothing may be sent.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the first failure.
+    pub async fn failure(&self) -> JournalError {
+        let mut failure = self.failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
+        // The sender lives as long as this.
+        failed.unwrap_or_else(|| JournalError::Failed("its writer ended".to_owned()))
     }
 
     /// Makes intents durable, all in one append.
@@ -60,6 +70,7 @@ impl Recorder {
         let result = self.journal.append(records).await;
         if let Err(error) = &result {
             self.failed.store(true, Ordering::SeqCst);
+            self.failure.send_replace(Some(error.clone()));
             tracing::error!(%error, "the journal failed: nothing is sent any more");
         }
         result

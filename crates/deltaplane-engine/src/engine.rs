@@ -2,35 +2,43 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountView, Clock, ControlPlane, DeltaControl, Failure, HedgeExecution, IdSource,
-    Journal, JournalError, MarketSummary, OperationKind, OperationReport, OrderGateway, PortfolioView,
-    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ServiceState, ServiceView, Started,
-    SymbolView, SyncReport, SyncRequest, SystemView, VenueRules,
+    AccountReader, AccountView, Alert, CancelOutcome, Clock, ControlPlane, DeltaControl, ExternalActivity,
+    Failure, HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
+    OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport, PriceFeed,
+    ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started, SymbolView,
+    SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, Code, Delta, FeedId, OperationId, RefusalReason, Symbol, Timestamp, VenueId,
+    AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Decimal, Delta, FeedId, OperationId,
+    RefusalReason, Symbol, Timestamp, TradingState, VenueId,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::accounts::AccountKeeper;
+use crate::alerts::{Alerts, Condition};
 use crate::config::EngineConfig;
 use crate::control::{Goal, Spec};
+use crate::doubts::Doubts;
 use crate::durable::Recorder;
-use crate::gate::{DryRun, OrderGate};
+use crate::gate::{DryRun, GateParts, OrderGate};
+use crate::guard::DeadMan;
 use crate::lanes::Lanes;
-use crate::operation::Operation;
+use crate::operation::{Event, Operation};
+use crate::reconcile::Ledger;
 use crate::recovery::Recovered;
 use crate::report::failure;
 use crate::runner::{self, Hands, Reports, Shared};
 use crate::snapshot::{Eyes, KNOWN_FOR};
+use crate::trading::Trading;
+use crate::watch;
 
 /// One account with the ports that reach it.
 pub struct AccountParts {
@@ -91,16 +99,32 @@ const FIRST_PRICES: Duration = Duration::from_secs(5);
 
 /// A running engine. Dropping it ends its background work; operations that run are finished by its runtime.
 pub struct Engine {
-    shared: Arc<Shared>,
-    lanes: Lanes,
-    rules: BTreeMap<AccountId, VenueRules>,
+    core: Arc<Core>,
+    _tasks: JoinSet<()>,
+}
+
+/// What the engine's own tasks share with whoever asks.
+pub(crate) struct Core {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) lanes: Lanes,
+    pub(crate) rules: BTreeMap<AccountId, VenueRules>,
     ids: Arc<dyn IdSource>,
     slots: Arc<Semaphore>,
     runtime: tokio::runtime::Handle,
     started_at: Timestamp,
-    recovering: Arc<AtomicU64>,
+    recovering: AtomicU64,
     stopping: AtomicBool,
-    _tasks: JoinSet<()>,
+    /// What the journal said at the start: what a venue knows beyond that was lost from it.
+    pub(crate) known: KnownAtStart,
+}
+
+/// How far the journal went when this run began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KnownAtStart {
+    /// The first number that no intent had.
+    pub(crate) next_sequence: u64,
+    /// When it was last written.
+    pub(crate) last_at: Timestamp,
 }
 
 impl Engine {
@@ -113,11 +137,29 @@ impl Engine {
     /// [`StartError`] if the journal cannot be used or the parts do not fit together.
     pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
         let EngineParts { config, accounts, feeds, journal, clock, ids } = parts;
-        let recovered = Recovered::read(journal.load().await?);
+        let mut recovered = Recovered::read(journal.load().await?);
         let recorder = Recorder::new(journal);
         let epoch = recovered.epoch.wrapping_add(1);
         let started_at = clock.now();
-        recorder.append(vec![Record::RunStarted { epoch, at: started_at }]).await?;
+        let next_sequence = recovered.next_sequence.max(1);
+        let mut first = vec![Record::RunStarted { epoch, next_sequence, at: started_at }];
+        let trading = Arc::new(recovered.trading.take().map_or_else(Trading::default, Trading::new));
+        if config.accept_lost_tail && trading.now() == TradingState::Halted {
+            let reason = "what the journal lost was accepted: check every position, then set RUNNING";
+            let order = trading.change(|order| {
+                (order.state, order.reason) = (TradingState::ReduceOnly, reason.to_owned());
+                order.at = started_at;
+            });
+            first.push(Record::Trading(order));
+        }
+        if let Some(reason) = &config.restricted_because {
+            let order = trading.change(|order| {
+                order.state = order.state.max(TradingState::ReduceOnly);
+                (order.reason, order.at) = (reason.clone(), started_at);
+            });
+            first.push(Record::Trading(order));
+        }
+        recorder.append(first).await?;
         let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> =
             feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
         let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -133,29 +175,44 @@ impl Engine {
             gateways.insert(id.clone(), gateway);
             feed_of.insert(id, feed);
         }
-        let gate = OrderGate::new(
-            gateways.clone(),
-            recorder.clone(),
-            clock.clone(),
-            config.may_send,
-            config.max_orders_per_minute,
-        );
+        let dead_man = DeadMan::new(gateways.clone(), config.id_key.clone(), config.allow_unguarded_resting);
+        let dead_man = Arc::new(dead_man);
+        let gate = OrderGate::new(GateParts {
+            gateways: gateways.clone(),
+            recorder: recorder.clone(),
+            clock: clock.clone(),
+            trading: trading.clone(),
+            dead_man: dead_man.clone(),
+            may_send: config.may_send,
+            epoch,
+            max_orders_per_minute: config.max_orders_per_minute,
+        });
         let rules = gateways.iter().map(|(id, gateway)| (id.clone(), gateway.rules())).collect();
         let slots = Arc::new(Semaphore::new(config.max_operations));
         let mut tasks = JoinSet::new();
+        tasks.spawn(dead_man.keep());
         for keeper in keepers.values() {
             tasks.spawn(keeper.clone().keep());
             tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
             tasks.spawn(keeper.clone().keep_checking(config.primary_symbol.clone()));
         }
-        let next_sequence = AtomicU64::new(recovered.next_sequence.max(1));
+        let known = KnownAtStart { next_sequence, last_at: recovered.last_at };
+        let doubts = Doubts::default();
         let shared = Arc::new(Shared {
-            eyes: Arc::new(Eyes { config, clock, accounts: keepers, feeds, feed_of }),
-            hands: Hands { gate, recorder, gateways, epoch, next_sequence },
+            eyes: Arc::new(Eyes { config, clock, accounts: keepers, feeds, feed_of, trading, doubts }),
+            hands: Hands {
+                gate,
+                recorder,
+                gateways,
+                epoch,
+                next_sequence: AtomicU64::new(known.next_sequence),
+            },
             reports: Reports::default(),
-            frozen: Mutex::default(),
+            alerts: Alerts::default(),
+            ledger: Ledger::default(),
+            running: Mutex::default(),
         });
-        let engine = Self {
+        let core = Arc::new(Core {
             shared,
             lanes: Lanes::default(),
             rules,
@@ -163,14 +220,32 @@ impl Engine {
             slots,
             runtime: tokio::runtime::Handle::current(),
             started_at,
-            recovering: Arc::new(AtomicU64::new(0)),
+            recovering: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            _tasks: tasks,
-        };
-        engine.recover(recovered).await;
+            known,
+        });
+        for (alert, change) in std::mem::take(&mut recovered.alerts) {
+            core.shared.alerts.restore(alert, change);
+        }
+        for activity in std::mem::take(&mut recovered.external) {
+            core.shared.ledger.keep(activity);
+        }
+        for ((account, symbol), (position, at)) in std::mem::take(&mut recovered.positions) {
+            core.shared.ledger.set(&account, &symbol, position, at);
+        }
+        core.recover(recovered).await;
+        if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
+            core.shared.raise(journal_condition(reason)).await;
+        }
+        for keeper in core.shared.eyes.accounts.values() {
+            tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
+        }
+        tasks.spawn(watch::keep_alerts(core.clone()));
+        let engine = Self { core, _tasks: tasks };
         // A venue that answers is checked before the first request; one that does not is not waited for.
         let checked = async {
-            while engine.shared.eyes.accounts.values().any(|keeper| !keeper.is_checked()) {
+            let unchecked = |keeper: &Arc<AccountKeeper>| !keeper.is_checked() || !keeper.is_reconciled();
+            while engine.core.shared.eyes.accounts.values().any(unchecked) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -178,11 +253,75 @@ impl Engine {
         Ok(engine)
     }
 
+    /// A part of the engine that reads and plans and cannot send.
+    pub fn dry_run(&self) -> DryRun {
+        DryRun { eyes: self.core.shared.eyes.clone() }
+    }
+
+    /// Takes no new operations from now on and waits for those that run, at most this long. Orders of ours that
+    /// rest are canceled by their ids.
+    pub async fn stop(&self, within: Duration) {
+        self.core.stopping.store(true, Ordering::SeqCst);
+        let all = u32::try_from(self.core.shared.eyes.config.max_operations).unwrap_or(u32::MAX);
+        let ended = async {
+            // What still runs then is safe too: every order is in the journal.
+            let _ = self.core.slots.acquire_many(all).await;
+            self.core.cancel_ours().await;
+        };
+        let _ = tokio::time::timeout(within, ended).await;
+    }
+
+    /// Waits until the journal fails. Nothing is sent from then on; unless the disk is only full, what is on it is
+    /// not known, and the process should end at once.
+    pub async fn journal_failure(&self) -> JournalError {
+        self.core.shared.hands.recorder.failure().await
+    }
+
+    /// Keeps an account out of trading, or lets it back in.
+    pub fn block_account(&self, account: &AccountId, reason: Option<String>) {
+        if let Some(keeper) = self.core.shared.eyes.accounts.get(account) {
+            keeper.block(reason);
+        }
+    }
+
+    /// Net delta of every account in a symbol, as far as it is known, with the reference price.
+    pub fn exposure(
+        &self,
+        symbol: &Symbol,
+    ) -> (BTreeMap<AccountId, Option<Delta>>, Option<deltaplane_types::Price>) {
+        let eyes = &self.core.shared.eyes;
+        let deltas = eyes
+            .accounts
+            .iter()
+            .map(|(id, keeper)| {
+                let delta = || eyes.config.holdings.delta(&keeper.newest()?, symbol).ok();
+                (id.clone(), delta())
+            })
+            .collect();
+        (deltas, eyes.reference_price(symbol))
+    }
+}
+
+fn journal_condition(reason: String) -> Condition {
+    Condition {
+        kind: AlertKind::System,
+        topic: "journal",
+        severity: AlertSeverity::Critical,
+        account: None,
+        symbol: None,
+        message: reason,
+    }
+}
+
+impl Core {
     /// Settles what earlier runs left open. Lanes stay closed until their orders are settled.
-    async fn recover(&self, recovered: Recovered) {
+    async fn recover(self: &Arc<Self>, recovered: Recovered) {
         for operation in recovered.operations {
             self.shared.reports.publish(operation.report());
-            if !operation.is_open() && !operation.is_frozen() {
+            if let Some(key) = operation.key() {
+                self.shared.reports.tie(key, &operation.id);
+            }
+            if !operation.is_open() {
                 continue;
             }
             let known = operation.accounts.iter().filter(|id| self.rules.contains_key(*id));
@@ -191,17 +330,24 @@ impl Engine {
                 symbol: operation.symbol.clone(),
                 accounts: known.cloned().collect(),
                 max_slippage: deltaplane_types::Ratio::ZERO,
+                only_reduces: true,
             };
-            let gone = operation.traded_accounts().find(|id| !self.rules.contains_key(*id));
-            let first = self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, None).await;
-            if operation.is_frozen() || gone.is_some() {
-                // Only a person can decide: the lanes stay closed.
-                let gone = gone.map_or("", AccountId::as_str);
-                tracing::error!(operation = %operation.id, not_configured = gone, "its orders are frozen; check them at the venue");
-                let mut frozen = self.shared.frozen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                frozen.extend(first);
-                continue;
+            if let Some(gone) = operation.traded_accounts().find(|id| !self.rules.contains_key(*id)) {
+                self.shared
+                    .raise(Condition {
+                        kind: AlertKind::Execution,
+                        topic: "account-gone",
+                        severity: AlertSeverity::Critical,
+                        account: Some(gone.clone()),
+                        symbol: Some(operation.symbol.clone()),
+                        message: format!(
+                            "operation {} has orders on {gone}, which is not configured any more: configure it, so that they can be settled",
+                            operation.id
+                        ),
+                    })
+                    .await;
             }
+            let first = self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, None).await;
             tracing::warn!(operation = %operation.id, "settling an operation of an earlier run");
             let (config, now) = (self.shared.eyes.config.clone(), self.shared.eyes.clock.now());
             let id = operation.id.clone();
@@ -211,41 +357,123 @@ impl Engine {
                 config,
                 self.rules.clone(),
                 now,
-                operation.orders(),
+                operation.known(),
             );
             self.recovering.fetch_add(1, Ordering::SeqCst);
-            let (shared, recovering, lanes) =
-                (self.shared.clone(), self.recovering.clone(), self.lanes.clone());
+            let core = self.clone();
             self.runtime.spawn(async move {
                 // Where an older operation holds a lane, this one waits for it.
                 let held = match first {
                     Ok(held) => Ok(held),
                     Err(_) => {
-                        lanes.take(&spec.symbol, &spec.accounts, &id, Some(Duration::from_secs(3_600))).await
+                        let wait = Some(Duration::from_secs(3_600));
+                        core.lanes.take(&spec.symbol, &spec.accounts, &id, wait).await
                     }
                 };
                 match held {
-                    Ok(held) => runner::run(shared, machine, effects, held, None).await,
+                    Ok(held) => {
+                        runner::run(core.shared.clone(), machine, effects, held, (None, None)).await;
+                    }
                     Err(_) => {
                         tracing::error!(operation = %id, "it could not be settled: a lane stays closed");
                     }
                 }
-                recovering.fetch_sub(1, Ordering::SeqCst);
+                core.recovering.fetch_sub(1, Ordering::SeqCst);
             });
         }
     }
 
-    /// A part of the engine that reads and plans and cannot send.
-    pub fn dry_run(&self) -> DryRun {
-        DryRun { eyes: self.shared.eyes.clone() }
+    /// Cancels what rests of ours, by id; foreign and protective orders stay. Gives what came of each, and the
+    /// accounts that could not be asked.
+    async fn cancel_ours(&self) -> (Vec<(ClientOrderId, String)>, Vec<(AccountId, String)>) {
+        let key = &self.shared.eyes.config.id_key;
+        let of_account = self.shared.hands.gateways.iter().map(|(account, gateway)| async move {
+            let mut symbols = self.shared.ledger.symbols(account);
+            symbols.push(self.shared.eyes.config.primary_symbol.clone());
+            symbols.sort();
+            symbols.dedup();
+            let (mut canceled, mut unreachable) = (Vec::new(), Vec::new());
+            for symbol in symbols {
+                match gateway.fetch_open_orders(&symbol).await {
+                    Err(error) => unreachable.push((account.clone(), error.to_string())),
+                    Ok(open) => {
+                        let ours =
+                            open.into_iter().filter(|order| key.read(&order.client_order_id).is_some());
+                        for order in ours {
+                            let outcome = gateway.cancel(&order.client_order_id, &symbol).await;
+                            let text = match outcome {
+                                CancelOutcome::Canceled(_) => "canceled".to_owned(),
+                                CancelOutcome::NotOpen => "not open any more".to_owned(),
+                                CancelOutcome::Refused(refusal) => refusal.to_string(),
+                                CancelOutcome::Unknown(cause) => cause.to_string(),
+                            };
+                            canceled.push((order.client_order_id, text));
+                        }
+                    }
+                }
+            }
+            (canceled, unreachable)
+        });
+        let (mut canceled, mut unreachable) = (Vec::new(), Vec::new());
+        for (some, failed) in futures_util::future::join_all(of_account).await {
+            canceled.extend(some);
+            unreachable.extend(failed);
+        }
+        (canceled, unreachable)
     }
 
-    /// Takes no new operations from now on and waits for those that run, at most this long.
-    pub async fn stop(&self, within: Duration) {
-        self.stopping.store(true, Ordering::SeqCst);
-        let all = u32::try_from(self.shared.eyes.config.max_operations).unwrap_or(u32::MAX);
-        // What still runs then is safe too: every order is in the journal.
-        let _ = tokio::time::timeout(within, self.slots.acquire_many(all)).await;
+    /// Shrinks the side that is left when a venue closed a part of a book: back to the net delta before.
+    pub(crate) async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, lost: Delta) {
+        let eyes = &self.shared.eyes;
+        let mut net = Delta::ZERO;
+        let mut accounts = Vec::new();
+        for (id, keeper) in &eyes.accounts {
+            let Some(snapshot) = keeper.newest() else { return };
+            let Ok(delta) = eyes.config.holdings.delta(&snapshot, symbol) else { return };
+            net = net.plus(delta).unwrap_or(net);
+            if keeper.blocked().is_none() {
+                accounts.push(id.clone());
+            }
+        }
+        let Ok(target) = net.minus(lost) else { return };
+        let one =
+            |text: i128, scale| deltaplane_types::Ratio::new(Decimal::from_i128_with_scale(text, scale));
+        let spec = Spec {
+            goal: Goal::Delta {
+                target,
+                max_deviation: one(1, 0),
+                tolerance: one(1, 3),
+                hedge_to: HedgeTo::Target,
+                on_shortfall: OnShortfall::BestEffort,
+                subset: true,
+            },
+            symbol: symbol.clone(),
+            accounts,
+            max_slippage: one(1, 2),
+            only_reduces: true,
+        };
+        let meta = RequestMeta { idempotency: None, wait: Some(Duration::from_secs(30)) };
+        let timeout = Duration::from_secs(30);
+        match self.launch(OperationKind::LossResponse, spec, timeout, false, meta).await {
+            Ok(started) => {
+                tracing::warn!(operation = %started.id, %symbol, %lost, "one side was lost: the other is shrunk");
+            }
+            Err(failed) => {
+                self.shared
+                    .raise(Condition {
+                        kind: AlertKind::Execution,
+                        topic: "loss-response",
+                        severity: AlertSeverity::Critical,
+                        account: None,
+                        symbol: Some(symbol.clone()),
+                        message: format!(
+                            "{lost} of {symbol} was lost and the other side could not be shrunk: {}",
+                            failed.error
+                        ),
+                    })
+                    .await;
+            }
+        }
     }
 
     fn not_running(&self) -> Option<Box<Failure>> {
@@ -305,7 +533,7 @@ impl Engine {
     }
 
     async fn launch(
-        &self,
+        self: &Arc<Self>,
         kind: OperationKind,
         spec: Spec,
         timeout: Duration,
@@ -321,7 +549,7 @@ impl Engine {
         let id = self.new_id(kind, now);
         let (sender, report) = oneshot::channel();
         if dry_run {
-            let dry = self.dry_run();
+            let dry = DryRun { eyes: eyes.clone() };
             let (config, rules) = (eyes.config.clone(), self.rules.clone());
             let name = id.clone();
             self.runtime.spawn(async move {
@@ -371,6 +599,7 @@ impl Engine {
             return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\", or wait"));
         }
         let key = meta.idempotency.map(|idempotency| idempotency.key);
+        let tied = key.clone();
         let (machine, effects) = Operation::start(
             id.clone(),
             kind,
@@ -381,11 +610,11 @@ impl Engine {
             key,
         );
         self.shared.reports.publish(machine.report(now));
+        if let Some(key) = &tied {
+            self.shared.reports.tie(key, &id);
+        }
         let shared = self.shared.clone();
-        self.runtime.spawn(async move {
-            runner::run(shared, machine, effects, held, Some(sender)).await;
-            drop(slot);
-        });
+        self.runtime.spawn(runner::run(shared, machine, effects, held, (Some(sender), Some(slot))));
         Ok(Started { id, report })
     }
 
@@ -397,30 +626,6 @@ impl Engine {
             snapshot: keeper.newest(),
             blocked: keeper.blocked(),
         }
-    }
-
-    /// Keeps an account out of trading, or lets it back in.
-    pub fn block_account(&self, account: &AccountId, reason: Option<String>) {
-        if let Some(keeper) = self.shared.eyes.accounts.get(account) {
-            keeper.block(reason);
-        }
-    }
-
-    /// Net delta of every account in a symbol, as far as it is known, with the reference price.
-    pub fn exposure(
-        &self,
-        symbol: &Symbol,
-    ) -> (BTreeMap<AccountId, Option<Delta>>, Option<deltaplane_types::Price>) {
-        let eyes = &self.shared.eyes;
-        let deltas = eyes
-            .accounts
-            .iter()
-            .map(|(id, keeper)| {
-                let delta = || eyes.config.holdings.delta(&keeper.newest()?, symbol).ok();
-                (id.clone(), delta())
-            })
-            .collect();
-        (deltas, eyes.reference_price(symbol))
     }
 }
 
@@ -451,15 +656,19 @@ impl DryRun {
         let now = self.eyes.clock.now();
         let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
         let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
-        let snapshot =
-            match tokio::time::timeout(timeout, self.eyes.snapshot(&symbol, &accounts, false)).await {
-                Ok(snapshot) => snapshot,
-                Err(_) => Err(failure(
-                    Code::Timeout,
-                    "the timeout passed while accounts and prices were read",
-                    "raise timeout",
-                )),
-            };
+        let snapshot = match tokio::time::timeout(
+            timeout,
+            self.eyes.snapshot((&symbol, None), &accounts, false),
+        )
+        .await
+        {
+            Ok(snapshot) => snapshot,
+            Err(_) => Err(failure(
+                Code::Timeout,
+                "the timeout passed while accounts and prices were read",
+                "raise timeout",
+            )),
+        };
         machine.dry_report(snapshot, self.eyes.clock.now())
     }
 }
@@ -493,8 +702,11 @@ impl ControlPlane for Engine {
             symbol: request.symbol,
             accounts: request.accounts,
             max_slippage: request.max_slippage,
+            only_reduces: false,
         };
-        self.launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta).await
+        self.core
+            .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
+            .await
     }
 
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
@@ -503,19 +715,20 @@ impl ControlPlane for Engine {
             symbol: request.symbol,
             accounts: request.accounts,
             max_slippage: request.max_slippage,
+            only_reduces: false,
         };
-        self.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
+        self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
     }
 
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {
         // Reading is allowed for accounts that are out of trading.
-        let unknown = request.accounts.iter().any(|id| !self.shared.eyes.accounts.contains_key(id));
+        let unknown = request.accounts.iter().any(|id| !self.core.shared.eyes.accounts.contains_key(id));
         if unknown {
-            self.check_accounts(&request.accounts)?;
+            self.core.check_accounts(&request.accounts)?;
         }
-        let began = self.shared.eyes.clock.now();
+        let began = self.core.shared.eyes.clock.now();
         let wanted = request.include_positions || request.include_balances;
-        let syncs = request.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)).map(
+        let syncs = request.accounts.iter().filter_map(|id| self.core.shared.eyes.accounts.get(id)).map(
             |keeper| async move {
                 let error = if wanted {
                     match tokio::time::timeout(request.timeout, keeper.refresh()).await {
@@ -529,25 +742,25 @@ impl ControlPlane for Engine {
                 } else {
                     None
                 };
-                (Self::view(keeper), error)
+                (Core::view(keeper), error)
             },
         );
         let accounts = futures_util::future::join_all(syncs).await;
-        Ok(SyncReport { accounts, took: self.shared.eyes.clock.now().since(began) })
+        Ok(SyncReport { accounts, took: self.core.shared.eyes.clock.now().since(began) })
     }
 
     async fn accounts(&self) -> Vec<AccountView> {
-        self.shared.eyes.accounts.values().map(|keeper| Self::view(keeper)).collect()
+        self.core.shared.eyes.accounts.values().map(|keeper| Core::view(keeper)).collect()
     }
 
     async fn preflight(&self, account: &AccountId) -> Option<PreflightReport> {
-        let keeper = self.shared.eyes.accounts.get(account)?;
-        let findings = keeper.preflight(&self.shared.eyes.config.primary_symbol).await;
+        let keeper = self.core.shared.eyes.accounts.get(account)?;
+        let findings = keeper.preflight(&self.core.shared.eyes.config.primary_symbol).await;
         Some(PreflightReport { account: account.clone(), tradable: keeper.blocked().is_none(), findings })
     }
 
     async fn portfolio(&self) -> PortfolioView {
-        let eyes = &self.shared.eyes;
+        let eyes = &self.core.shared.eyes;
         let accounts = self.accounts().await;
         let mut names: BTreeSet<Symbol> = BTreeSet::from([eyes.config.primary_symbol.clone()]);
         for snapshot in accounts.iter().filter_map(|view| view.snapshot.as_ref()) {
@@ -591,15 +804,139 @@ impl ControlPlane for Engine {
     }
 
     async fn operations(&self, limit: usize) -> Vec<OperationReport> {
-        self.shared.reports.newest(limit)
+        self.core.shared.reports.newest(limit)
     }
 
     async fn operation(&self, id: &OperationId) -> Option<OperationReport> {
-        self.shared.reports.get(id)
+        self.core.shared.reports.get(id)
+    }
+
+    async fn operation_of_key(&self, key: &str) -> Option<OperationReport> {
+        self.core.shared.reports.of_key(key)
+    }
+
+    async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>> {
+        let ResolveOrder { operation, client_order_id, settlement, reason } = request;
+        let shared = &self.core.shared;
+        let no_such = |text: String| {
+            failure(Code::NotFound, text, "see GET /api/v1/operations for operations with orders in doubt")
+        };
+        let report =
+            shared.reports.get(&operation).ok_or_else(|| no_such(format!("no operation {operation}")))?;
+        let order = report.orders.iter().find(|order| order.client_order_id == client_order_id);
+        let Some(order) = order else {
+            return Err(no_such(format!("operation {operation} has no order {client_order_id}")));
+        };
+        if !matches!(order.state.as_str(), "unknown" | "frozen") {
+            let text = format!("order {client_order_id} is not in doubt: it is {}", order.state);
+            return Err(failure(Code::Conflict, text, "nothing has to be decided"));
+        }
+        if let Settlement::Ended { filled } = settlement
+            && (filled > order.quantity || filled < order.filled)
+        {
+            let text = format!(
+                "filled {filled} is impossible: {} is known to have traded of {}",
+                order.filled, order.quantity
+            );
+            return Err(failure(Code::InvalidRequest, text, "send what the venue shows as traded in all"));
+        }
+        let sender = shared.running.lock().unwrap_or_else(PoisonError::into_inner).get(&operation).cloned();
+        let sender =
+            sender.ok_or_else(|| no_such(format!("operation {operation} does not wait any more")))?;
+        let decided = Event::Decided(client_order_id.clone(), settlement, reason);
+        if sender.send(decided).await.is_err() {
+            return Err(no_such(format!("operation {operation} ended meanwhile")));
+        }
+        // The decision is journaled with the step that takes it.
+        for _ in 0..500 {
+            if let Some(report) = shared.reports.get(&operation)
+                && report.orders.iter().any(|order| {
+                    order.client_order_id == client_order_id
+                        && !matches!(order.state.as_str(), "unknown" | "frozen")
+                })
+            {
+                return Ok(report);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(failure(
+            Code::Timeout,
+            "the decision was taken and did not show within 5 s",
+            "look the operation up before you decide again",
+        ))
+    }
+
+    async fn kill_switch(&self, request: KillSwitch) -> KillReport {
+        let shared = &self.core.shared;
+        let now = shared.eyes.clock.now();
+        // First of all: from here on no order that adds exposure passes the gate.
+        let trading = shared.eyes.trading.change(|order| {
+            order.kill = request.engaged;
+            order.at = now;
+            order.reason.clone_from(&request.reason);
+        });
+        let canceling = async {
+            if request.engaged && request.cancel_open_orders {
+                self.core.cancel_ours().await
+            } else {
+                (Vec::new(), Vec::new())
+            }
+        };
+        let mut records = vec![Record::Trading(trading.clone())];
+        if request.engaged {
+            let condition = Condition {
+                kind: AlertKind::System,
+                topic: "kill-switch",
+                severity: AlertSeverity::Critical,
+                account: None,
+                symbol: None,
+                message: format!("the kill switch is engaged: {}", request.reason),
+            };
+            records.extend(shared.alerts.raise(condition, now));
+        } else {
+            records.extend(shared.alerts.resolve("kill-switch", |_| true));
+        }
+        let recording = shared.hands.recorder.append(records);
+        let ((canceled, unreachable), recorded) = tokio::join!(canceling, recording);
+        KillReport { trading, durable: recorded.is_ok(), canceled, unreachable }
+    }
+
+    async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
+        let shared = &self.core.shared;
+        let now = shared.eyes.clock.now();
+        let TradingChange { state, reason } = change;
+        let before = shared.eyes.trading.order();
+        let order = TradingOrder { state, reason, at: now, kill: before.kill };
+        let tightens = state >= before.state;
+        if tightens {
+            shared.eyes.trading.change(|current| *current = order.clone());
+        }
+        let mut records = vec![Record::Trading(order.clone())];
+        if state == TradingState::Running {
+            records.extend(shared.alerts.resolve("journal", |_| true));
+        }
+        let recorded = shared.hands.recorder.append(records).await;
+        if let Err(error) = recorded {
+            let remedy = "free the disk or repair the journal, then restart the server";
+            return Err(failure(Code::Internal, error.to_string(), remedy));
+        }
+        // What loosens holds only once it is on disk.
+        Ok(shared.eyes.trading.change(|current| {
+            current.state = order.state;
+            (current.reason, current.at) = (order.reason.clone(), order.at);
+        }))
+    }
+
+    async fn alerts(&self) -> Vec<Alert> {
+        self.core.shared.alerts.standing()
+    }
+
+    async fn external_activity(&self, limit: usize) -> Vec<ExternalActivity> {
+        self.core.shared.ledger.newest(limit)
     }
 
     async fn system(&self) -> SystemView {
-        let eyes = &self.shared.eyes;
+        let eyes = &self.core.shared.eyes;
         let now = eyes.clock.now();
         let mut services = Vec::new();
         let mut active = 0;
@@ -624,7 +961,7 @@ impl ControlPlane for Engine {
                 error_count: status.error_count,
             });
         }
-        let journal_failed = self.shared.hands.recorder.has_failed();
+        let journal_failed = self.core.shared.hands.recorder.has_failed();
         services.push(ServiceView {
             name: "store".to_owned(),
             state: if journal_failed { ServiceState::Error } else { ServiceState::Running },
@@ -645,15 +982,15 @@ impl ControlPlane for Engine {
             .filter(|(_, keeper)| keeper.newest().is_none())
             .map(|(id, _)| id.as_str())
             .collect();
-        let starting = now.since(self.started_at) < FIRST_PRICES;
+        let starting = now.since(self.core.started_at) < FIRST_PRICES;
         let silent: Vec<&str> = eyes
             .feeds
             .iter()
             .filter(|(_, feed)| starting && feed.view(&eyes.config.primary_symbol).is_none())
             .map(|(id, _)| id.as_str())
             .collect();
-        let because = self.not_ready_because().or_else(|| {
-            if self.recovering.load(Ordering::SeqCst) > 0 {
+        let because = self.core.not_ready_because().or_else(|| {
+            if self.core.recovering.load(Ordering::SeqCst) > 0 {
                 Some("orders of an earlier run are being settled".to_owned())
             } else if !unread.is_empty() {
                 Some(format!("accounts not read yet: {}", unread.join(", ")))
@@ -670,8 +1007,9 @@ impl ControlPlane for Engine {
             not_ready_because: because,
             services,
             active_accounts: active,
-            total_operations: self.shared.reports.total(),
-            uptime: now.since(self.started_at),
+            total_operations: self.core.shared.reports.total(),
+            trading: eyes.trading.order(),
+            uptime: now.since(self.core.started_at),
             primary_symbol: eyes.config.primary_symbol.clone(),
             market,
         }

@@ -4,13 +4,43 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{Clock, IntentRecord, OrderGateway};
-use deltaplane_types::{AccountId, Refusal, RefusalReason, SubmitOutcome, Timestamp};
+use deltaplane_ports::{Clock, IntentRecord, JournalError, OrderGateway, PlannedLeg, Record};
+use deltaplane_types::{
+    AccountId, Decimal, OperationId, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce,
+    Timestamp, TradingState,
+};
 
 use crate::durable::{Durable, Recorder};
+use crate::guard::DeadMan;
 use crate::snapshot::Eyes;
+use crate::trading::Trading;
 
-/// Owns the gateways that sign and send.
+/// Orders of one operation.
+const MAX_ORDERS: u32 = 200;
+/// Orders in a row on one lane and side that trade nothing, before no more go out that add exposure.
+const MAX_BARREN: u32 = 5;
+/// How long that lasts after the last of them.
+const BARREN_FOR: Duration = Duration::from_secs(600);
+
+/// What an operation's newest durable plan still allows.
+struct Parent {
+    legs: Vec<(PlannedLeg, Decimal)>,
+    orders: u32,
+}
+
+/// Orders in a row that traded nothing.
+#[derive(Clone, Copy)]
+struct Barren {
+    count: u32,
+    last: Timestamp,
+}
+
+type Lane = (AccountId, Symbol, Side);
+
+/// Owns the gateways that sign and send, and makes intents durable.
+///
+/// Before it sends, it checks again what no later decision may change: the kill switch, the deadline, what the
+/// durable plan still allows. It reads that from what is in the journal and not from fills.
 ///
 /// ```compile_fail
 /// # async fn f(gate: deltaplane_engine::OrderGate, intent: deltaplane_ports::IntentRecord) {
@@ -21,50 +51,165 @@ pub struct OrderGate {
     gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
     recorder: Recorder,
     clock: Arc<dyn Clock>,
+    trading: Arc<Trading>,
+    dead_man: Arc<DeadMan>,
     may_send: bool,
+    epoch: u16,
     max_orders_per_minute: usize,
     sent: Mutex<BTreeMap<AccountId, VecDeque<Timestamp>>>,
+    parents: Mutex<BTreeMap<OperationId, Parent>>,
+    barren: Mutex<BTreeMap<Lane, Barren>>,
+}
+
+/// What a gate is made from.
+pub(crate) struct GateParts {
+    pub(crate) gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
+    pub(crate) recorder: Recorder,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) trading: Arc<Trading>,
+    pub(crate) dead_man: Arc<DeadMan>,
+    pub(crate) may_send: bool,
+    pub(crate) epoch: u16,
+    pub(crate) max_orders_per_minute: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl OrderGate {
-    pub(crate) fn new(
-        gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
-        recorder: Recorder,
-        clock: Arc<dyn Clock>,
-        may_send: bool,
-        max_orders_per_minute: usize,
-    ) -> Self {
-        Self { gateways, recorder, clock, may_send, max_orders_per_minute, sent: Mutex::default() }
+    pub(crate) fn new(parts: GateParts) -> Self {
+        let GateParts {
+            gateways,
+            recorder,
+            clock,
+            trading,
+            dead_man,
+            may_send,
+            epoch,
+            max_orders_per_minute,
+        } = parts;
+        Self {
+            gateways,
+            recorder,
+            clock,
+            trading,
+            dead_man,
+            may_send,
+            epoch,
+            max_orders_per_minute,
+            sent: Mutex::default(),
+            parents: Mutex::default(),
+            barren: Mutex::default(),
+        }
+    }
+
+    /// Makes intents durable, with the records that go before them, all in one append.
+    pub(crate) async fn reserve(
+        &self,
+        intents: Vec<IntentRecord>,
+        with: Vec<Record>,
+    ) -> Result<Vec<Durable<IntentRecord>>, JournalError> {
+        let plans: Vec<(OperationId, Vec<PlannedLeg>)> = with
+            .iter()
+            .filter_map(|record| match record {
+                Record::Planned { operation, legs, .. } => Some((operation.clone(), legs.clone())),
+                _ => None,
+            })
+            .collect();
+        let durable = self.recorder.reserve(intents, with).await?;
+        let mut parents = lock(&self.parents);
+        for (operation, legs) in plans {
+            let parent = parents.entry(operation).or_insert(Parent { legs: Vec::new(), orders: 0 });
+            parent.legs = legs.into_iter().map(|leg| (leg.clone(), leg.quantity.value())).collect();
+        }
+        Ok(durable)
+    }
+
+    /// Forgets an operation that ended.
+    pub(crate) fn close(&self, operation: &OperationId) {
+        lock(&self.parents).remove(operation);
     }
 
     /// Sends a durable intent: one attempt, or a definite refusal before it.
     pub async fn send(&self, intent: Durable<IntentRecord>) -> SubmitOutcome {
         let intent = intent.into_value();
+        let order = &intent.order;
         let kept_back = |text: &str| {
             let (reason, text) = (RefusalReason::KeptBack, text.to_owned());
             SubmitOutcome::NotAccepted(Refusal { reason, code: None, text })
         };
-        if !self.may_send {
-            return kept_back("this mode never sends orders");
+        if let Err(why) = self.take_from_parent(&intent) {
+            return kept_back(&why);
         }
-        if self.recorder.has_failed() {
-            return kept_back("the journal failed");
+        if order.time_in_force != TimeInForce::ImmediateOrCancel
+            && let Err(why) = self.dead_man.before_resting(&order.account, &order.symbol).await
+        {
+            return kept_back(&why);
         }
-        if self.clock.now() >= intent.order.deadline {
-            return kept_back("its deadline passed while the journal was written");
+        if let Err(why) = self.may_go(&intent) {
+            return kept_back(&why);
         }
-        if !self.within_throttle(&intent.order.account) {
-            return kept_back("maxOrdersPerMinute is reached for the account");
-        }
-        let Some(gateway) = self.gateways.get(&intent.order.account) else {
+        let Some(gateway) = self.gateways.get(&order.account) else {
             return kept_back("the account has no gateway");
         };
+        self.note_sent(&intent);
         gateway.submit(&intent.client_order_id, &intent.order).await
+    }
+
+    /// What may have changed since the plan, checked at the last moment.
+    fn may_go(&self, intent: &IntentRecord) -> Result<(), String> {
+        let order = &intent.order;
+        if !self.may_send {
+            return Err("this mode never sends orders".to_owned());
+        }
+        if self.recorder.has_failed() {
+            return Err("the journal failed".to_owned());
+        }
+        if intent.epoch != self.epoch {
+            return Err(format!("it was reserved by run {} and this is run {}", intent.epoch, self.epoch));
+        }
+        match self.trading.now() {
+            TradingState::Halted => return Err(self.trading.reason()),
+            // The venue itself keeps a reduce-only order from adding.
+            TradingState::ReduceOnly if !order.reduce_only => return Err(self.trading.reason()),
+            TradingState::ReduceOnly | TradingState::Running => {}
+        }
+        if self.clock.now() >= order.deadline {
+            return Err("its deadline passed while the journal was written".to_owned());
+        }
+        if !order.reduce_only && self.is_barren(&order.account, &order.symbol, order.side) {
+            return Err(format!("{MAX_BARREN} orders in a row traded nothing"));
+        }
+        if !self.within_throttle(&order.account) {
+            return Err("maxOrdersPerMinute is reached for the account".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The sum of a leg's orders never passes what its durable plan says.
+    fn take_from_parent(&self, intent: &IntentRecord) -> Result<(), String> {
+        let mut parents = lock(&self.parents);
+        let parent = parents.get_mut(&intent.operation).ok_or("no durable plan asks for it")?;
+        let order = &intent.order;
+        let Some((leg, left)) = parent.legs.get_mut(intent.leg) else {
+            return Err(format!("the durable plan has no leg {}", intent.leg));
+        };
+        if leg.account != order.account || leg.side != order.side {
+            return Err("the durable plan's leg is another one".to_owned());
+        }
+        let after = left.checked_sub(order.quantity.value()).filter(|after| *after >= Decimal::ZERO);
+        *left = after.ok_or_else(|| format!("only {left} of the durable plan's leg is left"))?;
+        parent.orders = parent.orders.saturating_add(1);
+        if parent.orders > MAX_ORDERS {
+            return Err(format!("an operation sends at most {MAX_ORDERS} orders"));
+        }
+        Ok(())
     }
 
     fn within_throttle(&self, account: &AccountId) -> bool {
         let now = self.clock.now();
-        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sent = lock(&self.sent);
         let times = sent.entry(account.clone()).or_default();
         while times.front().is_some_and(|at| now.since(*at) >= Duration::from_secs(60)) {
             times.pop_front();
@@ -74,6 +219,33 @@ impl OrderGate {
         }
         times.push_back(now);
         true
+    }
+
+    fn note_sent(&self, intent: &IntentRecord) {
+        let order = &intent.order;
+        let lane = (order.account.clone(), order.symbol.clone(), order.side);
+        let now = self.clock.now();
+        let mut barren = lock(&self.barren);
+        let known = barren.entry(lane).or_insert(Barren { count: 0, last: now });
+        if now.since(known.last) > BARREN_FOR {
+            known.count = 0;
+        }
+        known.count = known.count.saturating_add(1);
+        known.last = now;
+    }
+
+    /// An order of ours traded: what is sent there has an effect.
+    pub(crate) fn note_trade(&self, account: &AccountId, symbol: &Symbol) {
+        lock(&self.barren).retain(|(of, on, _), _| of != account || on != symbol);
+    }
+
+    /// Whether orders on a lane and side go out again and again and trade nothing.
+    pub(crate) fn is_barren(&self, account: &AccountId, symbol: &Symbol, side: Side) -> bool {
+        let now = self.clock.now();
+        let lane = (account.clone(), symbol.clone(), side);
+        lock(&self.barren)
+            .get(&lane)
+            .is_some_and(|known| known.count >= MAX_BARREN && now.since(known.last) <= BARREN_FOR)
     }
 }
 

@@ -48,6 +48,11 @@ impl Lanes {
         }
     }
 
+    /// Whether an operation holds a lane.
+    pub(crate) fn is_held(&self, symbol: &Symbol, account: &AccountId) -> bool {
+        self.holder(symbol, account).is_some()
+    }
+
     /// An account whose lane is held and that is not among these.
     pub(crate) fn held_beside(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<AccountId> {
         let lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);

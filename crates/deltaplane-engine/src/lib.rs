@@ -10,22 +10,30 @@
 //! [`OrderGateway::submit`]: deltaplane_ports::OrderGateway::submit
 
 mod accounts;
+mod alerts;
 mod config;
 pub mod control;
+mod doubts;
 mod durable;
 mod engine;
 mod gate;
+mod guard;
 mod holdings;
 mod ids;
 mod lanes;
 pub mod operation;
 mod orders;
+mod reconcile;
 mod recovery;
 mod report;
 mod runner;
 mod snapshot;
+mod trading;
+mod watch;
 
+pub use alerts::Condition;
 pub use config::EngineConfig;
+pub use doubts::Doubt;
 pub use durable::{Durable, Recorder};
 pub use engine::{AccountParts, Engine, EngineParts, StartError};
 pub use gate::{DryRun, OrderGate};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_math::MathError;
-use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord};
+use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord, Settlement};
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
     Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
@@ -57,6 +57,8 @@ pub(crate) struct TrackedOrder {
     pub(crate) check_in_flight: bool,
     pub(crate) proofs_failed: u32,
     fenced: Fence,
+    /// A person decided: nothing more is looked for.
+    decided: bool,
 }
 
 /// A venue may queue what it took in and show it late: for this long after a fence "not found" proves nothing.
@@ -90,6 +92,7 @@ impl TrackedOrder {
             check_in_flight: false,
             proofs_failed: 0,
             fenced: Fence::NotTried,
+            decided: false,
         }
     }
 
@@ -124,7 +127,7 @@ impl TrackedOrder {
     /// Whether its end is known, and every trade of it with its price.
     pub(crate) fn is_settled(&self) -> bool {
         match self.fate {
-            Fate::Ended(_) => self.priced() >= self.reported,
+            Fate::Ended(_) => self.decided || self.priced() >= self.reported,
             Fate::NotAccepted => true,
             Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => false,
         }
@@ -301,6 +304,7 @@ impl TrackedOrder {
             OutcomeRecord::Ended { status, filled, evidence } => {
                 self.fate = Fate::Ended(*status);
                 self.reported = self.reported.max(*filled);
+                self.decided = matches!(evidence, Evidence::Person(_));
                 self.evidence = Some(evidence.clone());
             }
             OutcomeRecord::NotAccepted { evidence, .. } => {
@@ -328,6 +332,26 @@ impl TrackedOrder {
         self.evidence = Some(evidence.clone());
         self.next_check = None;
         OutcomeRecord::NotAccepted { evidence, reason }
+    }
+
+    /// Takes a person's word.
+    pub(crate) fn on_decided(&mut self, settlement: Settlement, by: String) -> OutcomeRecord {
+        self.next_check = None;
+        match settlement {
+            Settlement::NotPlaced => self.not_accepted(Evidence::Person(by), "a person said so".to_owned()),
+            Settlement::Ended { filled } => {
+                let status = if filled >= self.intent.order.quantity {
+                    OrderStatus::Filled
+                } else {
+                    OrderStatus::Expired
+                };
+                // Trades that are known count in any case; those that are not are taken at the person's word.
+                let filled = filled.max(self.priced());
+                (self.fate, self.reported, self.decided) = (Fate::Ended(status), filled, true);
+                self.evidence = Some(Evidence::Person(by.clone()));
+                OutcomeRecord::Ended { status, filled, evidence: Evidence::Person(by) }
+            }
+        }
     }
 
     pub(crate) fn freeze(&mut self, cause: String) -> Option<OutcomeRecord> {

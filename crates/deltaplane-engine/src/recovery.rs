@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    IntentRecord, OperationKind, OperationReport, OperationState, OutcomeRecord, Record, StoredRecord,
+    Alert, AlertChange, ExternalActivity, IntentRecord, OperationKind, OperationReport, OperationState,
+    OutcomeRecord, Record, StoredRecord, TradingOrder,
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Ratio, Symbol, Timestamp,
 };
 
-use crate::operation::KnownOrder;
+use crate::operation::KnownOperation;
 use crate::orders::TrackedOrder;
 
 /// The state that a journal leads to.
@@ -22,6 +23,16 @@ pub(crate) struct Recovered {
     pub(crate) next_sequence: u64,
     /// Operations in the order in which they began.
     pub(crate) operations: Vec<RecoveredOperation>,
+    /// What the newest word left to trade.
+    pub(crate) trading: Option<TradingOrder>,
+    /// Alerts, each as it was last.
+    pub(crate) alerts: Vec<(Alert, AlertChange)>,
+    /// What moved positions from outside.
+    pub(crate) external: Vec<ExternalActivity>,
+    /// The position that each lane must have by all that is known, and when it was last written down.
+    pub(crate) positions: BTreeMap<(AccountId, Symbol), (Delta, Timestamp)>,
+    /// When the journal was last written.
+    pub(crate) last_at: Timestamp,
     index: BTreeMap<OperationId, usize>,
     order_of: BTreeMap<ClientOrderId, usize>,
 }
@@ -36,6 +47,9 @@ pub(crate) struct RecoveredOperation {
     intents: Vec<IntentRecord>,
     outcomes: BTreeMap<ClientOrderId, OutcomeRecord>,
     fills: Vec<(ClientOrderId, Fill)>,
+    /// Positions as the newest plan read them, with what was traded by then.
+    positions: BTreeMap<AccountId, (Delta, Delta)>,
+    key: Option<String>,
     closed: Option<(String, String, Timestamp)>,
 }
 
@@ -50,9 +64,18 @@ impl Recovered {
 
     fn apply(&mut self, record: Record) {
         match record {
-            Record::RunStarted { epoch, .. } => self.epoch = self.epoch.max(epoch),
-            Record::OperationAccepted { operation, kind, symbol, accounts, at, .. } => {
-                let kinds = [OperationKind::DeltaControl, OperationKind::Hedge, OperationKind::Recovery];
+            Record::RunStarted { epoch, next_sequence, at } => {
+                self.next_sequence = self.next_sequence.max(next_sequence);
+                self.epoch = self.epoch.max(epoch);
+                self.last_at = self.last_at.max(at);
+            }
+            Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => {
+                let kinds = [
+                    OperationKind::DeltaControl,
+                    OperationKind::Hedge,
+                    OperationKind::Recovery,
+                    OperationKind::LossResponse,
+                ];
                 let kind =
                     kinds.into_iter().find(|known| known.prefix() == kind).unwrap_or(OperationKind::Recovery);
                 self.index.insert(operation.clone(), self.operations.len());
@@ -65,10 +88,29 @@ impl Recovered {
                     intents: Vec::new(),
                     outcomes: BTreeMap::new(),
                     fills: Vec::new(),
+                    positions: BTreeMap::new(),
+                    key,
                     closed: None,
                 });
             }
-            Record::Planned { .. } | Record::External(_) | Record::Trading(_) | Record::Alert { .. } => {}
+            Record::Planned { operation, positions, at, .. } => {
+                self.last_at = self.last_at.max(at);
+                let Some(index) = self.index.get(&operation).copied() else { return };
+                let Some(operation) = self.operations.get_mut(index) else { return };
+                for (account, position) in positions {
+                    let lane = (account.clone(), operation.symbol.clone());
+                    self.positions.insert(lane, (position, at));
+                    let traded = operation.traded_by(&account);
+                    operation.positions.insert(account, (position, traded));
+                }
+            }
+            Record::External(activity) => {
+                let lane = (activity.account.clone(), activity.symbol.clone());
+                self.positions.insert(lane, (activity.position, activity.at));
+                self.external.push(activity);
+            }
+            Record::Trading(order) => self.trading = Some(order),
+            Record::Alert { alert, change } => self.alerts.push((alert, change)),
             Record::Intent(intent) => {
                 self.next_sequence = self.next_sequence.max(intent.sequence.saturating_add(1));
                 if let Some(index) = self.index.get(&intent.operation) {
@@ -84,11 +126,18 @@ impl Recovered {
                 }
             }
             Record::Fill { client_order_id, fill } => {
+                let lane = (fill.account.clone(), fill.symbol.clone());
+                if let Some((position, _)) = self.positions.get_mut(&lane)
+                    && let Ok(after) = position.plus(fill.quantity.signed(fill.side))
+                {
+                    *position = after;
+                }
                 if let Some(operation) = self.operation_of(&client_order_id) {
                     operation.fills.push((client_order_id, fill));
                 }
             }
             Record::OperationClosed { operation, state, summary, at } => {
+                self.last_at = self.last_at.max(at);
                 let found = self.index.get(&operation).and_then(|index| self.operations.get_mut(*index));
                 if let Some(operation) = found {
                     operation.closed = Some((state, summary, at));
@@ -103,20 +152,30 @@ impl Recovered {
 }
 
 impl RecoveredOperation {
+    /// Whether its orders are still to be settled: journals of before wrote an end where a person had to decide.
     pub(crate) fn is_open(&self) -> bool {
-        self.closed.is_none()
+        self.closed.as_ref().is_none_or(|(state, ..)| state == "frozen")
     }
 
-    /// Whether it ended with orders whose fate only a person can decide.
-    pub(crate) fn is_frozen(&self) -> bool {
-        self.closed.as_ref().is_some_and(|(state, ..)| state == "frozen")
+    /// The request's idempotency key.
+    pub(crate) fn key(&self) -> Option<&String> {
+        self.key.as_ref()
     }
 
-    /// Every order with what is known of it, and every trade that is known.
-    pub(crate) fn orders(&self) -> (Vec<KnownOrder>, Vec<(ClientOrderId, Fill)>) {
+    fn traded_by(&self, account: &AccountId) -> Delta {
+        let mine = self.fills.iter().filter(|(_, fill)| fill.account == *account);
+        mine.fold(Delta::ZERO, |sum, (_, fill)| sum.plus(fill.quantity.signed(fill.side)).unwrap_or(sum))
+    }
+
+    /// What is known of its orders.
+    pub(crate) fn known(&self) -> KnownOperation {
         let known =
             |intent: &IntentRecord| (intent.clone(), self.outcomes.get(&intent.client_order_id).cloned());
-        (self.intents.iter().map(known).collect(), self.fills.clone())
+        KnownOperation {
+            orders: self.intents.iter().map(known).collect(),
+            fills: self.fills.clone(),
+            positions: self.positions.clone(),
+        }
     }
 
     /// The accounts of its orders.
@@ -182,6 +241,8 @@ impl RecoveredOperation {
             total_fees,
             execution_cost: total_fees,
             max_transient_delta: Delta::ZERO,
+            worst_case: None,
+            interval: None,
             warnings: vec!["of an earlier run: only what the journal keeps is shown".to_owned()],
             net_delta_all: None,
             failure: None,

@@ -8,20 +8,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway, OrderSighting,
-    ReadError,
+    AccountEvent, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting, ReadError,
 };
 use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::alerts::{Alerts, Condition};
 use crate::durable::{Durable, Recorder};
 use crate::gate::OrderGate;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
 use crate::operation::{Draft, Effect, Event, Operation};
+use crate::reconcile::{self, Ledger};
 use crate::snapshot::Eyes;
 
 /// Reports kept in memory; older ones are in the journal.
@@ -42,6 +43,8 @@ pub(crate) struct Reports(Mutex<ReportsState>);
 
 #[derive(Default)]
 struct ReportsState {
+    /// Operations by the idempotency keys of their requests.
+    keys: BTreeMap<String, OperationId>,
     by_id: BTreeMap<OperationId, (u64, OperationReport)>,
     order: BTreeMap<u64, OperationId>,
     total: u64,
@@ -64,12 +67,23 @@ impl Reports {
             while state.by_id.len() > KEPT_REPORTS {
                 let Some((_, oldest)) = state.order.pop_first() else { break };
                 state.by_id.remove(&oldest);
+                state.keys.retain(|_, id| *id != oldest);
             }
         });
     }
 
     pub(crate) fn get(&self, id: &OperationId) -> Option<OperationReport> {
         self.with(|state| state.by_id.get(id).map(|(_, report)| report.clone()))
+    }
+
+    /// Ties an operation to its request's idempotency key.
+    pub(crate) fn tie(&self, key: &str, id: &OperationId) {
+        self.with(|state| state.keys.insert(key.to_owned(), id.clone()));
+    }
+
+    pub(crate) fn of_key(&self, key: &str) -> Option<OperationReport> {
+        let id = self.with(|state| state.keys.get(key).cloned())?;
+        self.get(&id)
     }
 
     pub(crate) fn newest(&self, limit: usize) -> Vec<OperationReport> {
@@ -89,11 +103,24 @@ pub(crate) struct Shared {
     pub(crate) eyes: Arc<Eyes>,
     pub(crate) hands: Hands,
     pub(crate) reports: Reports,
-    /// Lanes of frozen operations: closed until a person decides.
-    pub(crate) frozen: Mutex<Vec<Held>>,
+    pub(crate) alerts: Alerts,
+    pub(crate) ledger: Ledger,
+    /// Where a person's decisions reach the operations that run.
+    pub(crate) running: Mutex<BTreeMap<OperationId, mpsc::Sender<Event>>>,
+}
+
+impl Shared {
+    /// Notes a condition, and what is new about it in the journal.
+    pub(crate) async fn raise(&self, condition: Condition) {
+        let record = self.alerts.raise(condition, self.eyes.clock.now());
+        // A failure stops all sending by itself; the alert stands in memory in any case.
+        let _ = self.hands.recorder.append(record.into_iter().collect()).await;
+    }
 }
 
 enum Done {
+    /// Work that nothing waits for.
+    Nothing,
     Event(Event),
     Reserved(Result<Vec<Durable<IntentRecord>>, JournalError>),
 }
@@ -106,9 +133,11 @@ pub(crate) async fn run(
     mut operation: Operation,
     first: Vec<Effect>,
     held: Held,
-    answer: Option<oneshot::Sender<OperationReport>>,
+    (answer, mut slot): (Option<oneshot::Sender<OperationReport>>, Option<OwnedSemaphorePermit>),
 ) {
     let (sender, mut events) = mpsc::channel(1_024);
+    let id = operation.id().clone();
+    shared.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sender.clone());
     let mut listeners = JoinSet::new();
     for account in &operation.spec().accounts {
         if let Some(keeper) = shared.eyes.accounts.get(account) {
@@ -130,17 +159,29 @@ pub(crate) async fn run(
         let wait = operation.wake_at().map(|at| at.since(now).max(Duration::from_millis(1)));
         let event = tokio::select! {
             biased;
-            Some(done) = shell.work.next() => shell.unpack(done),
+            Some(done) = shell.work.next() => match shell.unpack(done) {
+                Some(event) => event,
+                None => continue,
+            },
             Some(event) = events.recv() => event,
             () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3_600))) => Event::Tick,
         };
         shell.changed(&event, &operation);
         let effects = operation.step(event, shared.eyes.clock.now());
+        // What is not known counts for the others before anything else happens.
+        shared.eyes.doubts.tell(&operation.spec().symbol, &id, operation.doubt());
         shell.perform(&mut operation, effects).await;
         shared.reports.publish(operation.report(shared.eyes.clock.now()));
+        if operation.is_halted() {
+            // It waits for a person and keeps nobody else from working.
+            slot = None;
+        }
     }
+    drop(slot);
+    shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    shared.eyes.doubts.tell(&operation.spec().symbol, &id, None);
+    shared.hands.gate.close(&id);
     let report = operation.report(shared.eyes.clock.now());
-    let frozen = report.state == OperationState::Frozen;
     tracing::info!(
         operation = %report.id,
         state = ?report.state,
@@ -161,11 +202,11 @@ pub(crate) async fn run(
             keeper.mark_changed();
         }
     }
-    if frozen {
-        shared.frozen.lock().unwrap_or_else(PoisonError::into_inner).push(held);
-    } else {
-        drop(held);
+    let now = shared.eyes.clock.now();
+    for (account, position) in operation.known_positions() {
+        shared.ledger.set(&account, symbol, position, now);
     }
+    drop(held);
     shell.reply(report);
 }
 
@@ -201,8 +242,9 @@ impl Shell {
         }
     }
 
-    fn unpack(&mut self, done: Done) -> Event {
-        match done {
+    fn unpack(&mut self, done: Done) -> Option<Event> {
+        Some(match done {
+            Done::Nothing => return None,
             Done::Event(event) => event,
             Done::Reserved(Err(error)) => Event::Reserved(Err(error)),
             Done::Reserved(Ok(tokens)) => {
@@ -212,7 +254,7 @@ impl Shell {
                 }
                 Event::Reserved(Ok(intents))
             }
-        }
+        })
     }
 
     /// What an order did makes the account's known state old.
@@ -227,6 +269,9 @@ impl Shell {
             Event::Fill(fill) => Some(fill.account.clone()),
             _ => None,
         };
+        if let Event::Fill(fill) = event {
+            self.shared.hands.gate.note_trade(&fill.account, &fill.symbol);
+        }
         if let Some(keeper) = account.and_then(|account| self.shared.eyes.accounts.get(&account)) {
             keeper.mark_changed();
         }
@@ -237,15 +282,17 @@ impl Shell {
         let now = shared.eyes.clock.now();
         for effect in effects {
             match effect {
-                Effect::Read { anew, after } => {
+                Effect::Read { reading, anew, after } => {
                     let (symbol, accounts) =
                         (operation.spec().symbol.clone(), operation.spec().accounts.clone());
+                    let id = operation.id().clone();
                     let eyes = shared.eyes.clone();
                     self.work.push(Box::pin(async move {
                         if !after.is_zero() {
                             tokio::time::sleep(after).await;
                         }
-                        Done::Event(Event::Read(eyes.snapshot(&symbol, &accounts, anew).await))
+                        let snapshot = eyes.snapshot((&symbol, Some(&id)), &accounts, anew).await;
+                        Done::Event(Event::Read(reading, snapshot))
                     }));
                 }
                 Effect::Reserve(drafts, records) => {
@@ -253,9 +300,9 @@ impl Shell {
                         .into_iter()
                         .map(|draft| shared.hands.name(operation.id(), draft, &shared))
                         .collect();
-                    let recorder = shared.hands.recorder.clone();
+                    let shared = shared.clone();
                     self.work.push(Box::pin(async move {
-                        Done::Reserved(recorder.reserve(intents, records).await)
+                        Done::Reserved(shared.hands.gate.reserve(intents, records).await)
                     }));
                 }
                 Effect::Send(ids) => self.send(ids),
@@ -289,6 +336,35 @@ impl Shell {
                 Effect::Record(records) => {
                     // A failure stops all sending by itself; there is nothing to take back.
                     let _ = shared.hands.recorder.append(records).await;
+                }
+                Effect::Raise(condition) => {
+                    shared.raise(condition).await;
+                }
+                Effect::Resolve(topic) => {
+                    let symbol = operation.spec().symbol.clone();
+                    let records = shared.alerts.resolve(topic, |alert| {
+                        alert.symbol.as_ref() == Some(&symbol)
+                            && alert.account.as_ref().is_none_or(|of| operation.spec().accounts.contains(of))
+                    });
+                    let _ = shared.hands.recorder.append(records).await;
+                }
+                Effect::Outside { account, expected, found } => {
+                    if let Some(keeper) = shared.eyes.accounts.get(&account) {
+                        // What this operation traded is explained by itself.
+                        keeper.explain(
+                            operation.trades().filter(|(of, _)| **of == account).flat_map(|(_, ids)| ids),
+                        );
+                    }
+                    let (shared, symbol) = (shared.clone(), operation.spec().symbol.clone());
+                    let since = operation.started_at();
+                    self.work.push(Box::pin(async move {
+                        let lane = (&account, &symbol);
+                        if let Err(error) = reconcile::explain(&shared, lane, (expected, found), since).await
+                        {
+                            tracing::warn!(%account, %error, "what moved the position cannot be asked for");
+                        }
+                        Done::Nothing
+                    }));
                 }
                 Effect::Answer => {
                     let report = operation.report(now);

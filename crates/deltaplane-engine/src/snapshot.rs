@@ -8,12 +8,14 @@ use deltaplane_math::{MarginUse, MathError};
 use deltaplane_ports::{Clock, PriceFeed};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarketView,
-    Notional, Price, Ratio, Symbol, Timestamp,
+    Notional, OperationId, Price, Ratio, Symbol, Timestamp, TradingState,
 };
 
 use crate::accounts::AccountKeeper;
 use crate::config::EngineConfig;
+use crate::doubts::{Doubt, Doubts};
 use crate::report::failure;
+use crate::trading::Trading;
 
 /// One account in a snapshot.
 #[derive(Clone, Debug)]
@@ -43,6 +45,10 @@ pub struct Snapshot {
     pub accounts: BTreeMap<AccountId, AccountFacts>,
     /// What is held elsewhere in the symbol.
     pub external: Delta,
+    /// What orders of other operations may have traded, nobody knows.
+    pub doubt: Option<Doubt>,
+    /// What may be traded now.
+    pub trading: TradingState,
     /// Delta of every configured account in the symbol, as far as it is known.
     pub all_deltas: BTreeMap<AccountId, Option<Delta>>,
 }
@@ -55,6 +61,8 @@ pub(crate) struct Eyes {
     pub(crate) feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>>,
     /// The feed of each account's own venue.
     pub(crate) feed_of: BTreeMap<AccountId, FeedId>,
+    pub(crate) trading: Arc<Trading>,
+    pub(crate) doubts: Doubts,
 }
 
 /// The state of an account that nobody reads for a decision counts as known for this long: longer than the
@@ -93,12 +101,14 @@ impl Eyes {
     /// Reads accounts and prices once. With `anew` every account is asked again.
     pub(crate) async fn snapshot(
         &self,
-        symbol: &Symbol,
+        (symbol, operation): (&Symbol, Option<&OperationId>),
         named: &[AccountId],
         anew: bool,
     ) -> Result<Snapshot, Failed> {
         let as_of = self.clock.now();
         let external = self.config.holdings.external(symbol, as_of)?;
+        // Before the positions: what is settled meanwhile counts as doubt once more, and not the other way round.
+        let doubt = self.doubts.beside(symbol, operation);
         // Instruments may take long when they are not known yet: states are read after all of them.
         let instruments = named.iter().map(|id| async move {
             let keeper = self.accounts.get(id)?;
@@ -163,6 +173,8 @@ impl Eyes {
             price_sources: agreed.sources,
             accounts,
             external,
+            doubt,
+            trading: self.trading.now(),
             all_deltas,
         })
     }

@@ -18,6 +18,8 @@ enum Limit {
     Basis,
     Liquidation,
     HedgeMode,
+    /// Only what reduces a position may be traded.
+    ReduceOnly,
 }
 
 pub(crate) struct Candidate<'a> {
@@ -152,6 +154,9 @@ impl<'a> Candidate<'a> {
             return Ok(Some(Limit::HedgeMode));
         }
         let after = self.position_after(quantity)?;
+        if self.account.only_reduces && (!self.reduces() || quantity > before.value()) {
+            return Ok(Some(Limit::ReduceOnly));
+        }
         if after.abs() < before {
             return Ok(None);
         }
@@ -201,6 +206,7 @@ impl<'a> Candidate<'a> {
             Some(Limit::Liquidation) => {
                 format!("liquidation distance: would fall below {}", self.costs.min_liquidation_distance)
             }
+            Some(Limit::ReduceOnly) => "only what reduces a position is traded now".to_owned(),
             Some(Limit::HedgeMode) => "hedge mode: one order cannot cross zero".to_owned(),
             None => {
                 let smallest = self.smallest(next, market)?.normalize();

@@ -77,6 +77,8 @@ pub struct PlanAccount {
     pub band_low: Option<Price>,
     /// Whether longs and shorts are held apart: such an account cannot cross zero with one order.
     pub hedge_mode: bool,
+    /// Whether its position may only shrink now.
+    pub only_reduces: bool,
 }
 
 impl PlanAccount {

@@ -77,6 +77,7 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
                 band_high: None,
                 band_low: None,
                 hedge_mode: hedge,
+                only_reduces: false,
                 quote_rate: Decimal::ONE,
             }
         },

@@ -6,9 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId, Plan,
-    Price, Quantity, Ratio, Side, Symbol, Timestamp, VenueId,
+    Price, Quantity, Ratio, Side, Symbol, Timestamp, TradingState, VenueId,
 };
 
+use crate::journal::{Alert, ExternalActivity, TradingOrder};
 use crate::preflight::Finding;
 
 /// Where a delta control shall stop.
@@ -128,6 +129,8 @@ pub enum OperationKind {
     Hedge,
     /// Orders of an earlier run whose fate had to be settled.
     Recovery,
+    /// A venue closed one side of a book: the other side is shrunk.
+    LossResponse,
 }
 
 impl OperationKind {
@@ -137,6 +140,7 @@ impl OperationKind {
             Self::DeltaControl => "delta-ctrl",
             Self::Hedge => "hedge",
             Self::Recovery => "recovery",
+            Self::LossResponse => "loss-response",
         }
     }
 }
@@ -268,6 +272,10 @@ pub struct OperationReport {
     pub warnings: Vec<String>,
     /// Net delta over all accounts, where accounts that hold the symbol are not named.
     pub net_delta_all: Option<Delta>,
+    /// The bound that its newest plan gave, base units.
+    pub worst_case: Option<Delta>,
+    /// All that the net delta of its accounts can be now: lowest and highest, apart while orders are in doubt.
+    pub interval: Option<(Delta, Delta)>,
     /// Why it did not do what was asked.
     pub failure: Option<Failure>,
     /// Its story.
@@ -281,6 +289,64 @@ pub struct Started {
     pub id: OperationId,
     /// Gives the report when it ends or its time runs out. An error means that the engine stopped.
     pub report: tokio::sync::oneshot::Receiver<OperationReport>,
+}
+
+/// What a person says became of an order in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// It never existed at the venue.
+    NotPlaced,
+    /// It ended there with this much traded in all.
+    Ended {
+        /// Base units.
+        filled: Quantity,
+    },
+}
+
+/// `POST /api/v1/operations/{id}/resolve`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolveOrder {
+    /// The operation.
+    pub operation: OperationId,
+    /// The order in doubt.
+    pub client_order_id: ClientOrderId,
+    /// What became of it.
+    pub settlement: Settlement,
+    /// Who says so and how it is known.
+    pub reason: String,
+}
+
+/// `POST /api/v1/system/kill-switch`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KillSwitch {
+    /// Whether it shall be engaged.
+    pub engaged: bool,
+    /// Why.
+    pub reason: String,
+    /// Whether our own resting orders are canceled, by their ids; foreign and protective ones stay.
+    pub cancel_open_orders: bool,
+}
+
+/// What came of engaging or clearing the kill switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KillReport {
+    /// What holds now.
+    pub trading: TradingOrder,
+    /// Whether it is on disk: what is not is lost with the process.
+    pub durable: bool,
+    /// Orders of ours for which a cancel was sent, with what came of it.
+    pub canceled: Vec<(ClientOrderId, String)>,
+    /// Accounts whose open orders could not be asked for, with why.
+    pub unreachable: Vec<(AccountId, String)>,
+}
+
+/// `PUT /api/v1/trading-state`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TradingChange {
+    /// What may be traded from now on.
+    pub state: TradingState,
+    /// Why.
+    pub reason: String,
 }
 
 /// `POST /api/v1/account/sync`.
@@ -424,6 +490,8 @@ pub struct SystemView {
     pub active_accounts: usize,
     /// Operations since the journal began.
     pub total_operations: u64,
+    /// What may be traded, and why.
+    pub trading: TradingOrder,
     /// How long it runs.
     pub uptime: Duration,
     /// The symbol that flat position fields speak about.
@@ -459,6 +527,24 @@ pub trait ControlPlane: Send + Sync {
 
     /// One operation.
     async fn operation(&self, id: &OperationId) -> Option<OperationReport>;
+
+    /// The operation that a request with this idempotency key began, where there is one.
+    async fn operation_of_key(&self, key: &str) -> Option<OperationReport>;
+
+    /// Takes a person's word for the fate of an order in doubt. `Err` means that nothing changed.
+    async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>>;
+
+    /// Engages or clears the kill switch: while it is engaged only orders that reduce a position go out.
+    async fn kill_switch(&self, request: KillSwitch) -> KillReport;
+
+    /// Says what may be traded, beside the kill switch. `Err` means that nothing changed.
+    async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>>;
+
+    /// The alerts that stand, oldest first.
+    async fn alerts(&self) -> Vec<Alert>;
+
+    /// What moved positions without an order of ours, newest first, at most `limit`.
+    async fn external_activity(&self, limit: usize) -> Vec<ExternalActivity>;
 
     /// The engine as a whole.
     async fn system(&self) -> SystemView;

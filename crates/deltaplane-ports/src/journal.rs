@@ -255,6 +255,8 @@ pub enum Record {
     RunStarted {
         /// Its number.
         epoch: u16,
+        /// The number of its first intent, or a higher one that a venue made necessary.
+        next_sequence: u64,
         /// When.
         at: Timestamp,
     },

@@ -11,10 +11,10 @@ mod time;
 mod venue;
 
 pub use control::{
-    AccountView, ControlPlane, DeltaControl, Failure, HedgeExecution, HedgeTo, IdempotencyKey, MarketSummary,
-    OnShortfall, OperationKind, OperationReport, OperationState, OrderReport, PortfolioView, PreflightReport,
-    QuoteExposure, RequestMeta, ServiceState, ServiceView, Started, SymbolView, SyncReport, SyncRequest,
-    SystemView, TimelineEntry,
+    AccountView, ControlPlane, DeltaControl, Failure, HedgeExecution, HedgeTo, IdempotencyKey, KillReport,
+    KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState, OrderReport,
+    PortfolioView, PreflightReport, QuoteExposure, RequestMeta, ResolveOrder, ServiceState, ServiceView,
+    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry, TradingChange,
 };
 pub use journal::{
     Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,

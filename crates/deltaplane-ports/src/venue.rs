@@ -144,6 +144,9 @@ pub struct VenueRules {
     pub proof_slack: Duration,
     /// Whether [`OrderGateway::fence`] can settle an order before its window has passed.
     pub fences: bool,
+    /// Whether the venue cancels an account's orders by itself when it is not told otherwise in time: see
+    /// [`OrderGateway::count_down`].
+    pub counts_down: bool,
 }
 
 /// How often an account is read in the background. A decision that needs its state reads it at once.
@@ -211,6 +214,22 @@ pub trait OrderGateway: Send + Sync {
 
     /// Asks for all trades of the account in a symbol since a time, oldest first.
     async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError>;
+
+    /// Asks for the names that clients gave to the account's orders in a symbol since a time, ended ones too. What
+    /// has no such name is left out.
+    async fn fetch_order_names(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<Vec<ClientOrderId>, ReadError>;
+
+    /// Lets the venue cancel **all** orders of the account in a symbol after this time unless it is told again
+    /// before; none ends that. Foreign orders go with ours.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] if it is not certain that the venue took it; always where [`VenueRules::counts_down`] is false.
+    async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError>;
 
     /// Asks for all open orders in a symbol.
     async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError>;

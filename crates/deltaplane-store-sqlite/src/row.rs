@@ -116,6 +116,8 @@ pub(crate) enum Row {
     },
     RunStarted {
         epoch: u16,
+        #[serde(default)]
+        next_sequence: u64,
         at: i64,
     },
 }
@@ -326,7 +328,9 @@ impl From<&Record> for Row {
                 seen_at: alert.seen_at.as_millis(),
                 resolved: *change == AlertChange::Resolved,
             },
-            Record::RunStarted { epoch, at } => Self::RunStarted { epoch: *epoch, at: at.as_millis() },
+            Record::RunStarted { epoch, next_sequence, at } => {
+                Self::RunStarted { epoch: *epoch, next_sequence: *next_sequence, at: at.as_millis() }
+            }
         }
     }
 }
@@ -497,7 +501,9 @@ impl TryFrom<Row> for Record {
                 },
                 change: if resolved { AlertChange::Resolved } else { AlertChange::Raised },
             },
-            Row::RunStarted { epoch, at: time } => Self::RunStarted { epoch, at: at(time) },
+            Row::RunStarted { epoch, next_sequence, at: time } => {
+                Self::RunStarted { epoch, next_sequence, at: at(time) }
+            }
         })
     }
 }

@@ -46,7 +46,7 @@ fn every_record() -> Vec<Record> {
     };
     let outcome = |outcome| Record::Outcome { client_order_id: id.clone(), outcome, at: at(5) };
     let mut records = vec![
-        Record::RunStarted { epoch: 3, at: at(1) },
+        Record::RunStarted { epoch: 3, next_sequence: 1, at: at(1) },
         Record::OperationAccepted {
             operation: "hedge-20261123-1".parse().unwrap(),
             kind: "hedge".to_owned(),
@@ -166,9 +166,9 @@ async fn concurrent_appends_are_all_kept_and_the_chain_holds() {
     let mut tasks = tokio::task::JoinSet::new();
     for epoch in 0..200 {
         let store = store.clone();
-        tasks.spawn(
-            async move { store.append(vec![Record::RunStarted { epoch, at: at(0) }; 2]).await.unwrap() },
-        );
+        tasks.spawn(async move {
+            store.append(vec![Record::RunStarted { epoch, next_sequence: 1, at: at(0) }; 2]).await.unwrap()
+        });
     }
     tasks.join_all().await;
     drop(store);
@@ -220,7 +220,7 @@ async fn f55_damaged_rows_at_the_end_are_set_aside() {
         assert_eq!(set_aside.rows, [last], "{sql}");
         let found = JournalReading::open(folder.path()).unwrap();
         assert_eq!((found.last, found.bad), (last - 1, vec![]), "{sql}");
-        store.append(vec![Record::RunStarted { epoch: 4, at: at(1) }]).await.unwrap();
+        store.append(vec![Record::RunStarted { epoch: 4, next_sequence: 1, at: at(1) }]).await.unwrap();
         drop(store);
         let again = SqliteStore::open(folder.path()).unwrap();
         assert_eq!((again.quarantined(), again.load().await.unwrap().len()), (None, records.len()), "{sql}");

@@ -97,8 +97,12 @@ pub struct Paths {
     pub order: &'static str,
     /// Open orders.
     pub open_orders: &'static str,
+    /// Open and past orders.
+    pub all_orders: &'static str,
     /// Trades of the account.
     pub user_trades: &'static str,
+    /// Cancels all orders of a symbol after a time.
+    pub countdown: &'static str,
     /// Listen keys.
     pub listen_key: &'static str,
     /// Takes a nonce so that its request is never carried out.

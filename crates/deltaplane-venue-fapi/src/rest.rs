@@ -277,6 +277,34 @@ impl Rest {
         self.private(self.dialect.paths.open_orders, &[("symbol", symbol)], Priority::Resolve, 1).await
     }
 
+    /// The names of the newest thousand orders of a symbol since a time.
+    pub(crate) async fn all_orders(
+        &self,
+        symbol: &str,
+        since: &str,
+    ) -> Result<Vec<wire::OrderName>, RestError> {
+        let params = [("symbol", symbol), ("startTime", since), ("limit", "1000")];
+        self.private(self.dialect.paths.all_orders, &params, Priority::Resolve, 5).await
+    }
+
+    /// Lets the venue cancel all orders of a symbol after some milliseconds; zero ends that.
+    pub(crate) async fn countdown_cancel_all(
+        &self,
+        symbol: &str,
+        after_ms: u128,
+    ) -> Result<HttpResponse, RestError> {
+        self.take(Priority::Protect, 10)?;
+        let after = after_ms.to_string();
+        let params = [("symbol", symbol), ("countdownTime", after.as_str())];
+        let signed = self.signed(&params, self.fresh(self.receive_window)?)?;
+        let path = self.dialect.paths.countdown;
+        let request = self.request(Method::Post, path, "", signed.query, self.timeout);
+        let response = self.transport.send(request).await?;
+        self.observe(&response);
+        Ok(response)
+    }
+
+    /// Trades of a symbol since a time, oldest first, at most a thousand.
     pub(crate) async fn user_trades(
         &self,
         symbol: &str,

@@ -28,6 +28,8 @@ use crate::user_stream::UserStream;
 use crate::wire::{AccountPosition, OrderAnswer, PositionRisk, SymbolInfo};
 
 /// Orders of an account in ten seconds.
+/// A list of trades this long may not be all of them.
+const MOST_ROWS: usize = 1_000;
 const ORDERS_PER_TEN_SECONDS: u64 = 300;
 /// How often the venue's clock is read.
 const CLOCK_EVERY: Duration = Duration::from_secs(30);
@@ -680,11 +682,41 @@ impl OrderGateway for FapiVenue {
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
         let trades = self.rest.user_trades(&contract.name, &since.to_string()).await?;
+        if trades.len() >= MOST_ROWS {
+            // The rest was not told: what is missing here may be there.
+            return Err(ReadError::Unreadable(format!("{} trades or more since {since}", trades.len())));
+        }
         let fills: Result<Vec<Fill>, MapError> = trades
             .iter()
             .map(|trade| map::trade_fill(trade, &self.config.account, (symbol, &contract)))
             .collect();
         Ok(fills?)
+    }
+
+    async fn fetch_order_names(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<Vec<ClientOrderId>, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        // The venue tells of less than seven days at a time: the newest are asked for.
+        let week = self.rest.clock.now().as_millis().saturating_sub(6 * 24 * 3_600_000);
+        let since = since.as_millis().max(week);
+        let orders = self.rest.all_orders(&contract.name, &since.to_string()).await?;
+        Ok(orders.iter().filter_map(|order| order.client_order_id.parse().ok()).collect())
+    }
+
+    async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        let after = after.unwrap_or_default().as_millis();
+        let response = self.rest.countdown_cancel_all(&contract.name, after).await?;
+        if response.status == 200 {
+            return Ok(());
+        }
+        match errors::read_refusal(self.rest.dialect, response.status, &response.body) {
+            Some(refusal) => Err(ReadError::Refused(refusal)),
+            None => Err(ReadError::Unreadable(format!("status {}", response.status))),
+        }
     }
 
     async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
@@ -700,6 +732,7 @@ impl OrderGateway for FapiVenue {
             validity_window: self.validity(),
             proof_slack: self.config.proof_slack,
             fences: self.rest.dialect.paths.noop.is_some() && self.has_fixed_validity(),
+            counts_down: true,
         }
     }
 }

@@ -29,6 +29,11 @@ const HEAVY: u64 = 120;
 /// Pages of a history that are read: more than any operation fills.
 const HISTORY_PAGES: usize = 10;
 
+/// Whether all that comes after a page is older than a time: its rows get older and its last one is.
+fn is_older(first: &wire::PastOrder, last: &wire::PastOrder, since: Timestamp) -> bool {
+    last.created_at < since.as_millis() && last.created_at < first.created_at
+}
+
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum RestError {
@@ -244,9 +249,7 @@ impl Rest {
             let page: Answer<Vec<wire::PastOrder>> =
                 self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
             let ends = page.data.first().zip(page.data.last());
-            let rest_is_older = ends.is_some_and(|(first, last)| {
-                last.created_at < since.as_millis() && last.created_at < first.created_at
-            });
+            let rest_is_older = ends.is_some_and(|(first, last)| is_older(first, last, since));
             found.extend(page.data.into_iter().filter(mine));
             cursor = page.next_cursor;
             if cursor.is_none() || rest_is_older || !found.is_empty() {
@@ -254,6 +257,30 @@ impl Rest {
             }
         }
         Err(RestError::Unreadable("the history of orders has more pages than are read".to_owned()))
+    }
+
+    /// Past and open orders that were not placed before `since`, as far as ten pages tell.
+    pub(crate) async fn orders_since(
+        &self,
+        account: &str,
+        since: Timestamp,
+    ) -> Result<Vec<wire::PastOrder>, RestError> {
+        let mut found = Vec::new();
+        let mut cursor: Option<String> = None;
+        for _ in 0..HISTORY_PAGES {
+            let mut query = vec![("account", account), ("limit", "100")];
+            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+            let page: Answer<Vec<wire::PastOrder>> =
+                self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
+            let ends = page.data.first().zip(page.data.last());
+            let rest_is_older = ends.is_some_and(|(first, last)| is_older(first, last, since));
+            found.extend(page.data.into_iter().filter(|row| row.created_at >= since.as_millis()));
+            cursor = page.next_cursor;
+            if cursor.is_none() || rest_is_older {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// All trades of a market since a time, newest first on the wire, over as many pages as there are.

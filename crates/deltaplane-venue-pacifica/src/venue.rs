@@ -580,6 +580,22 @@ impl OrderGateway for PacificaVenue {
         Ok(fills?)
     }
 
+    async fn fetch_order_names(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<Vec<ClientOrderId>, ReadError> {
+        let contract = self.config.symbols.contract(symbol);
+        let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
+        let rows = self.rest.orders_since(self.key.account(), since).await?;
+        let names = rows.iter().filter(|row| row.symbol == contract.name);
+        Ok(names.filter_map(|row| row.client_order_id.as_ref()?.parse().ok()).collect())
+    }
+
+    async fn count_down(&self, _: &Symbol, _: Option<Duration>) -> Result<(), ReadError> {
+        Err(ReadError::Unreadable("Pacifica has no countdown that cancels orders".to_owned()))
+    }
+
     async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         let rows = self.rest.open_orders(self.key.account()).await?;
@@ -595,6 +611,7 @@ impl OrderGateway for PacificaVenue {
             // The venue's time may be wrong by what signing allows, and the venue holds orders back.
             proof_slack: self.config.proof_slack + rest::CLOCK_UNCERTAINTY + SPEED_BUMP,
             fences: false,
+            counts_down: false,
         }
     }
 }

@@ -352,6 +352,32 @@ impl OrderGateway for InProcessVenue {
         })
     }
 
+    async fn fetch_order_names(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<Vec<ClientOrderId>, ReadError> {
+        let name = venue_symbol(symbol);
+        self.sim.with(|exchange| {
+            let mine = exchange.orders.values().filter(|order| {
+                order.account == self.account.as_str()
+                    && order.symbol == name
+                    && order.created >= since.as_millis()
+            });
+            Ok(mine.filter_map(|order| order.client_id.parse().ok()).collect())
+        })
+    }
+
+    async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
+        let after = after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+        let command = Command::CountDown {
+            account: self.account.to_string(),
+            symbol: venue_symbol(symbol),
+            until: after.map(|after| self.sim.now().saturating_add(after)),
+        };
+        self.sim.apply(command).map(|_| ()).map_err(|reject| unreadable(reject.message))
+    }
+
     async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
@@ -367,6 +393,7 @@ impl OrderGateway for InProcessVenue {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
             fences: false,
+            counts_down: true,
         }
     }
 }

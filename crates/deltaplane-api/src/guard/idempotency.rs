@@ -1,13 +1,14 @@
 //! Repeated requests: the same key and body give the first answer without acting again.
 
 use axum::http::{HeaderMap, StatusCode};
-use deltaplane_ports::{Answer, AnswerClaim, Failure, IdempotencyKey, JournalError};
+use deltaplane_ports::{Answer, AnswerClaim, Failure, IdempotencyKey, JournalError, OperationState};
 use deltaplane_types::{Code, OperationId};
 use sha2::{Digest, Sha256};
 
 use crate::problem;
 use crate::state::ApiState;
 use crate::wire::json::Reply;
+use crate::wire::operation;
 
 /// The key of a request, if it has one.
 ///
@@ -61,6 +62,10 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             problem::with_status(StatusCode::UNPROCESSABLE_ENTITY, &failed, path, None)
         }
         Ok(AnswerClaim::Pending { operation }) => {
+            if let Some(reply) = ended(state, key, path).await {
+                complete(state, key, &reply).await;
+                return Claimed::Answer(reply);
+            }
             let text =
                 "the request with this Idempotency-Key is at work or was cut off before it was answered";
             let remedy = "do not repeat it with another key; look the operation up";
@@ -72,6 +77,13 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
         }
         Err(error) => store_failed(&error, path),
     })
+}
+
+/// The answer of an operation that ended after its request was cut off: a crash, say. It is kept from then on.
+async fn ended(state: &ApiState, key: &IdempotencyKey, path: &str) -> Option<Reply> {
+    let report = state.plane.operation_of_key(&key.key).await?;
+    let at_work = matches!(report.state, OperationState::Running | OperationState::Frozen);
+    (!at_work).then(|| crate::handlers::answer(&report, path, operation::answer_of))
 }
 
 pub(crate) async fn attach(state: &ApiState, key: &IdempotencyKey, operation: &OperationId) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode};
 use deltaplane_ports::{Failure, OperationReport, RequestMeta, Started};
 use deltaplane_types::Code;
@@ -14,7 +14,7 @@ use crate::guard::idempotency::{self, Claimed};
 use crate::problem;
 use crate::state::ApiState;
 use crate::wire::json::{JsonObject, Reply};
-use crate::wire::{account, operation, requests};
+use crate::wire::{account, operation, requests, safety};
 
 type Shared = State<Arc<ApiState>>;
 
@@ -149,12 +149,69 @@ async fn act_to_the_end(
 }
 
 /// A report as an answer: an error never hides what was executed.
-fn answer(report: &OperationReport, path: &str, render: fn(&OperationReport) -> JsonObject) -> Reply {
+pub(crate) fn answer(
+    report: &OperationReport,
+    path: &str,
+    render: fn(&OperationReport) -> JsonObject,
+) -> Reply {
     let body = render(report);
     match &report.failure {
         None => Reply::json(StatusCode::OK, &body),
         Some(failure) => problem::reply(failure, path, Some(body)),
     }
+}
+
+pub(crate) async fn kill_switch(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let parsed =
+            requests::kill_switch(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
+        let engaged = parsed.engaged;
+        // On a task of its own: what began is finished although the client goes away.
+        let plane = state.plane.clone();
+        let acting = tokio::spawn(async move { plane.kill_switch(parsed).await });
+        let report = acting.await.map_err(|error| {
+            let failure =
+                problem::failure(Code::Internal, error.to_string(), "look at GET /api/v1/system/status");
+            failed(&failure, &asked.path)
+        })?;
+        Ok(Reply::json(StatusCode::OK, &safety::kill(&report, engaged)))
+    };
+    result.await.unwrap_or_else(|reply: Reply| reply).into_response()
+}
+
+pub(crate) async fn trading_state(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let parsed =
+            requests::trading_state(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
+        let order = state.plane.set_trading(parsed).await.map_err(|failure| failed(&failure, &asked.path))?;
+        let mut body = JsonObject::default();
+        body.put("success", &true);
+        body.put("tradingState", &safety::trading(&order));
+        Ok(Reply::json(StatusCode::OK, &body))
+    };
+    result.await.unwrap_or_else(|reply: Reply| reply).into_response()
+}
+
+pub(crate) async fn resolve(
+    State(state): Shared,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let id = id.parse().map_err(|_| {
+            let failure = problem::failure(Code::NotFound, "no such operation", "see GET /api/v1/operations");
+            failed(&failure, "/api/v1/operations")
+        })?;
+        let parsed =
+            requests::resolve(&asked.body, id).map_err(|problems| invalid(&problems, &asked.path))?;
+        let report =
+            state.plane.resolve_order(parsed).await.map_err(|failure| failed(&failure, &asked.path))?;
+        Ok(Reply::json(StatusCode::OK, &operation::detail(&report)))
+    };
+    result.await.unwrap_or_else(|reply: Reply| reply).into_response()
 }
 
 pub(crate) async fn account_sync(State(state): Shared, request: Request) -> Response<Body> {

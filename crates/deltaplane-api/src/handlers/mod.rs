@@ -3,9 +3,12 @@
 mod acting;
 mod reading;
 
-pub(crate) use acting::{account_sync, delta_control, hedge_execute};
+pub(crate) use acting::{
+    account_sync, answer, delta_control, hedge_execute, kill_switch, resolve, trading_state,
+};
 pub(crate) use reading::{
-    accounts, healthz, operation, operations, portfolio, preflight, readyz, system_status,
+    accounts, alerts, healthz, operation, operations, portfolio, preflight, readyz, reconciliation,
+    system_status,
 };
 
 use std::time::Duration;

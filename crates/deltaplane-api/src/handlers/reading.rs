@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{Response, StatusCode};
-use deltaplane_types::{Code, OperationId};
+use deltaplane_types::{AccountId, AlertSeverity, Code, OperationId};
 use serde::Deserialize;
 
 use super::failed;
@@ -13,7 +13,7 @@ use crate::problem;
 use crate::state::ApiState;
 use crate::wire::json::{JsonObject, Reply};
 use crate::wire::system::Performance;
-use crate::wire::{account, operation as wire, system};
+use crate::wire::{account, operation as wire, safety, system};
 
 type Shared = State<Arc<ApiState>>;
 
@@ -58,20 +58,27 @@ pub(crate) struct Page {
 /// Operations on a page by default, and at most.
 const PAGE: (usize, usize) = (100, 1_000);
 
-pub(crate) async fn operations(
-    State(state): Shared,
+fn limit_of(
     page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
-) -> Response<Body> {
-    let path = "/api/v1/operations";
+) -> Result<usize, Box<deltaplane_ports::Failure>> {
     let limit = match page.map(|Query(page)| page.limit) {
         Ok(None) => Some(PAGE.0),
         Ok(Some(text)) => text.parse().ok().filter(|limit| (1..=PAGE.1).contains(limit)),
         Err(_) => None,
     };
-    let Some(limit) = limit else {
+    limit.ok_or_else(|| {
         let text = format!("the only query parameter is limit, 1 to {}", PAGE.1);
-        return failed(&problem::failure(Code::InvalidRequest, text, "send for example ?limit=20"), path)
-            .into_response();
+        Box::new(problem::failure(Code::InvalidRequest, text, "send for example ?limit=20"))
+    })
+}
+
+pub(crate) async fn operations(
+    State(state): Shared,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Response<Body> {
+    let limit = match limit_of(page) {
+        Ok(limit) => limit,
+        Err(failure) => return failed(&failure, "/api/v1/operations").into_response(),
     };
     let list: Vec<JsonObject> = state.plane.operations(limit).await.iter().map(wire::summary).collect();
     let mut body = JsonObject::default();
@@ -93,6 +100,62 @@ pub(crate) async fn operation(State(state): Shared, Path(id): Path<String>) -> R
             failed(&problem::failure(Code::NotFound, text, remedy), "/api/v1/operations").into_response()
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct AlertFilter {
+    account_id: Option<String>,
+    severity: Option<String>,
+}
+
+pub(crate) async fn alerts(
+    State(state): Shared,
+    filter: Result<Query<AlertFilter>, axum::extract::rejection::QueryRejection>,
+) -> Response<Body> {
+    let path = "/api/v1/risk/alerts";
+    let invalid = |text: String, remedy: &str| {
+        failed(&problem::failure(Code::InvalidRequest, text, remedy), path).into_response()
+    };
+    let Ok(Query(filter)) = filter else {
+        return invalid(
+            "the query parameters are accountId and severity".to_owned(),
+            "send for example ?severity=CRITICAL",
+        );
+    };
+    let severity = match filter.severity.as_deref().map(str::parse::<AlertSeverity>).transpose() {
+        Ok(severity) => severity,
+        Err(error) => return invalid(format!("severity {error}"), "send one of them"),
+    };
+    let account = match filter.account_id.as_deref().map(str::parse::<AccountId>).transpose() {
+        Ok(account) => account,
+        Err(error) => return invalid(format!("accountId {error}"), "see GET /api/v1/accounts"),
+    };
+    let list: Vec<JsonObject> = state
+        .plane
+        .alerts()
+        .await
+        .iter()
+        .filter(|alert| severity.is_none_or(|severity| alert.severity == severity))
+        .filter(|alert| account.is_none() || alert.account == account)
+        .map(safety::alert)
+        .collect();
+    Reply::json(StatusCode::OK, &list).into_response()
+}
+
+pub(crate) async fn reconciliation(
+    State(state): Shared,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Response<Body> {
+    let limit = match limit_of(page) {
+        Ok(limit) => limit,
+        Err(failure) => return failed(&failure, "/api/v1/reconciliation").into_response(),
+    };
+    let list: Vec<JsonObject> =
+        state.plane.external_activity(limit).await.iter().map(safety::activity).collect();
+    let mut body = JsonObject::default();
+    body.put("activity", &list);
+    Reply::json(StatusCode::OK, &body).into_response()
 }
 
 pub(crate) async fn system_status(State(state): Shared) -> Response<Body> {

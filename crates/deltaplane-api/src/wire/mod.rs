@@ -4,4 +4,5 @@ pub(crate) mod account;
 pub(crate) mod json;
 pub(crate) mod operation;
 pub(crate) mod requests;
+pub(crate) mod safety;
 pub(crate) mod system;

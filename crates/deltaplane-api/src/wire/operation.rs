@@ -93,6 +93,10 @@ fn shared_fields(json: &mut JsonObject, report: &OperationReport) {
     json.number_if("deviationRatio", report.deviation_ratio.map(deltaplane_types::Ratio::value));
     json.number_if("referenceExposure", report.reference_exposure.map(deltaplane_types::Delta::value));
     json.number("maxTransientDelta", report.max_transient_delta.value());
+    json.number_if("worstCaseDelta", report.worst_case.map(deltaplane_types::Delta::value));
+    if let Some((low, high)) = report.interval {
+        json.put("deltaInterval", &[Number(low.value()), Number(high.value())]);
+    }
     json.number_if("netDeltaAll", report.net_delta_all.map(deltaplane_types::Delta::value));
     if !report.warnings.is_empty() {
         json.put("warnings", &report.warnings);
@@ -116,6 +120,17 @@ const fn kind(kind: OperationKind) -> &'static str {
         OperationKind::DeltaControl => "delta-control",
         OperationKind::Hedge => "hedge",
         OperationKind::Recovery => "recovery",
+        OperationKind::LossResponse => "loss-response",
+    }
+}
+
+/// The answer of the request that began an operation, made from its report.
+pub(crate) fn answer_of(report: &OperationReport) -> JsonObject {
+    match report.kind {
+        OperationKind::Hedge => hedge_execution(report),
+        OperationKind::DeltaControl | OperationKind::Recovery | OperationKind::LossResponse => {
+            delta_control(report)
+        }
     }
 }
 

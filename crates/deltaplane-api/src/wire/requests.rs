@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use deltaplane_ports::{DeltaControl, HedgeExecution, HedgeTo, OnShortfall, RequestMeta, SyncRequest};
-use deltaplane_types::{Decimal, Delta, Quantity, Ratio, Side, Symbol};
+use deltaplane_ports::{
+    DeltaControl, HedgeExecution, HedgeTo, KillSwitch, OnShortfall, RequestMeta, ResolveOrder, Settlement,
+    SyncRequest, TradingChange,
+};
+use deltaplane_types::{Decimal, Delta, OperationId, Quantity, Ratio, Side, Symbol, TradingState};
 
 use crate::request::{Fields, Problems, Range};
 
@@ -109,6 +112,75 @@ pub(crate) fn hedge_execution(
     };
     fields.finish()?;
     Ok(request)
+}
+
+/// `POST system/kill-switch`.
+pub(crate) fn kill_switch(body: &[u8]) -> Result<KillSwitch, Problems> {
+    let mut fields = Fields::read(body)?;
+    let engaged = fields.flag("engaged");
+    if engaged.is_none() && !fields.has("engaged") {
+        fields.reject("engaged", "is missing; send true to engage the kill switch, false to clear it");
+    }
+    let request = KillSwitch {
+        engaged: engaged.unwrap_or(true),
+        reason: fields.need_text("reason", "why"),
+        cancel_open_orders: fields.flag("cancelOpenOrders").unwrap_or(true),
+    };
+    fields.finish()?;
+    Ok(request)
+}
+
+/// `PUT trading-state`.
+pub(crate) fn trading_state(body: &[u8]) -> Result<TradingChange, Problems> {
+    let mut fields = Fields::read(body)?;
+    // Accounts and symbols have no state of their own in this version.
+    if fields.need_choice("scope", &[("global", true), ("account", false), ("symbol", false)]) == Some(false)
+    {
+        fields.reject("scope", "this version has the scope global only; send global");
+    }
+    let states = [
+        ("RUNNING", TradingState::Running),
+        ("REDUCE_ONLY", TradingState::ReduceOnly),
+        ("HALTED", TradingState::Halted),
+    ];
+    let state = fields.need_choice("state", &states);
+    let reason = fields.need_text("reason", "why");
+    fields.finish()?;
+    Ok(TradingChange { state: state.unwrap_or_default(), reason })
+}
+
+/// `POST operations/{id}/resolve`.
+pub(crate) fn resolve(body: &[u8], operation: OperationId) -> Result<ResolveOrder, Problems> {
+    let mut fields = Fields::read(body)?;
+    let name = fields.need_text("clientOrderId", "the clientOrderId of the order in doubt");
+    let client_order_id = name.parse().ok();
+    if client_order_id.is_none() && !name.is_empty() {
+        fields.reject("clientOrderId", "is not a client order id; send one that GET operations/{id} shows");
+    }
+    let outcome = fields.need_choice("outcome", &[("notPlaced", false), ("ended", true)]);
+    let not_below_zero = Range { least: Some((Decimal::ZERO, true)), most: None };
+    let filled = fields.decimal("filled", not_below_zero);
+    let settlement = match (outcome, filled) {
+        (Some(true), Some(filled)) => {
+            Settlement::Ended { filled: Quantity::try_new(filled).unwrap_or_default() }
+        }
+        (Some(true), None) => {
+            if !fields.has("filled") {
+                fields.reject("filled", "is missing; send what traded in all, 0 where nothing did");
+            }
+            Settlement::NotPlaced
+        }
+        (_, Some(_)) => {
+            fields.reject("filled", "goes with the outcome ended only; leave it out");
+            Settlement::NotPlaced
+        }
+        (_, None) => Settlement::NotPlaced,
+    };
+    let reason = fields.need_text("reason", "who says so and how it is known");
+    fields.finish()?;
+    let client_order_id =
+        client_order_id.unwrap_or_else(|| "x".parse().expect("a constant that follows the rule"));
+    Ok(ResolveOrder { operation, client_order_id, settlement, reason })
 }
 
 /// The request and the symbol that the flat position fields shall speak about.

@@ -48,6 +48,7 @@ pub(crate) fn status(view: &SystemView, performance: &Performance) -> JsonObject
     json.put("performance", &measured);
     json.put("activeAccounts", &view.active_accounts);
     json.put("totalOperations", &view.total_operations);
+    json.put("tradingState", &super::safety::trading(&view.trading));
     json.put("primarySymbol", view.primary_symbol.as_str());
     let market: Vec<JsonObject> = view
         .market

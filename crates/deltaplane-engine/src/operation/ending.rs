@@ -1,12 +1,16 @@
 //! How an operation ends, and what it says of that.
 
 use deltaplane_ports::{Failure, OperationKind, OperationState, Record};
-use deltaplane_types::{Code, Timestamp};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Timestamp};
 
 use super::{Effect, Operation, Phase};
+use crate::alerts::Condition;
 use crate::control::Goal;
 use crate::orders::Fate;
 use crate::report::failure;
+
+/// The topic of orders whose fate only a person can decide.
+const FROZEN: &str = "frozen-order";
 
 impl Operation {
     pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -36,20 +40,42 @@ impl Operation {
         effects.push(Effect::Answer);
     }
 
+    /// What is left can only be decided by a person: answers, and waits with its lanes closed.
     pub(super) fn halt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let frozen: Vec<String> = self
+        if std::mem::replace(&mut self.is_halted, true) {
+            return;
+        }
+        let frozen: Vec<(&ClientOrderId, &AccountId)> = self
             .orders
             .iter()
             .filter(|(_, order)| order.fate == Fate::Frozen)
-            .map(|(id, _)| id.to_string())
+            .map(|(id, order)| (id, &order.intent.order.account))
             .collect();
-        let text = format!("the fate of {} orders cannot be proven: {}", frozen.len(), frozen.join(", "));
-        tracing::error!(operation = %self.id, "{text}");
-        let remedy =
-            "check the orders at the venue; their accounts stay closed for this symbol until it is settled";
-        self.failure = Some(failure(Code::Timeout, text, remedy));
+        let names: Vec<String> = frozen.iter().map(|(id, _)| id.to_string()).collect();
+        let account = frozen.first().map(|(_, account)| (*account).clone());
+        let text = format!("the fate of {} orders cannot be proven: {}", names.len(), names.join(", "));
+        let remedy = format!(
+            "look for the orders at the venue, then POST /api/v1/operations/{}/resolve; until then their accounts stay closed for this symbol",
+            self.id
+        );
+        effects.push(Effect::Raise(Condition {
+            kind: AlertKind::Execution,
+            topic: FROZEN,
+            severity: AlertSeverity::Critical,
+            account,
+            symbol: Some(self.spec.symbol.clone()),
+            message: format!("{text}; {remedy}"),
+        }));
+        self.raised.insert(FROZEN);
+        let mut failed = failure(Code::Timeout, text.clone(), remedy);
+        failed.details.insert("inDoubt".to_owned(), names);
+        self.failure = Some(failed);
         self.state = OperationState::Frozen;
-        self.close(now, "frozen", effects);
+        self.note(now, text);
+        if !self.answered {
+            self.answered = true;
+            effects.push(Effect::Answer);
+        }
     }
 
     pub(super) fn fail(&mut self, failed: Box<Failure>, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -80,6 +106,9 @@ impl Operation {
     }
 
     pub(super) fn close(&mut self, now: Timestamp, state: &str, effects: &mut Vec<Effect>) {
+        for topic in std::mem::take(&mut self.raised) {
+            effects.push(Effect::Resolve(topic));
+        }
         self.phase = Phase::Finished;
         self.ended_at = Some(now);
         self.running = None;

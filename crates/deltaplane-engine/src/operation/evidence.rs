@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deltaplane_ports::{FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record};
+use deltaplane_ports::{FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record, Settlement};
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, SubmitOutcome, Timestamp,
 };
@@ -154,13 +154,21 @@ impl Operation {
         let stray: Vec<&Fill> = fills
             .iter()
             .filter(|fill| fill.side == side && fill.venue_time.after(CLOCK_MARGIN) >= since)
+            // A venue that repeats names says itself whose a trade is.
+            .filter(|fill| fill.client_order_id.as_ref().is_none_or(|name| name == id))
             .filter(|fill| !self.orders.values().any(|order| order.has_trade(&fill.trade_id)))
             .collect();
-        let expected = self.positions.get(&account).and_then(|(position, traded_then)| {
-            position.plus(self.traded_by(&account).minus(*traded_then).ok()?).ok()
-        });
-        let moved = expected.is_some_and(|expected| expected != position);
         let stray = stray.len();
+        // What others traded the other way is no trade of this order, and moved the position too.
+        let others = fills
+            .iter()
+            .filter(|fill| fill.side != side && fill.venue_time.after(CLOCK_MARGIN) >= since)
+            .filter(|fill| !self.orders.values().any(|order| order.has_trade(&fill.trade_id)))
+            .try_fold(Delta::ZERO, |sum, fill| sum.plus(fill.quantity.signed(fill.side)));
+        let expected = self
+            .expected_position(&account)
+            .and_then(|expected| expected.plus(others.unwrap_or_default()).ok());
+        let moved = expected.is_some_and(|expected| expected != position);
         let Some(order) = self.orders.get_mut(id) else { return };
         if stray == 0 && !moved {
             let reason = "it cannot be taken in any more, the order is not found, no trade exists and the position is as expected";
@@ -179,6 +187,19 @@ impl Operation {
                 self.record_outcome(id, outcome, now);
             }
         }
+    }
+
+    /// Takes a person's word for what became of an order in doubt.
+    pub(super) fn on_decided(
+        &mut self,
+        id: &ClientOrderId,
+        settlement: Settlement,
+        by: String,
+        now: Timestamp,
+    ) {
+        let Some(order) = self.orders.get_mut(id).filter(|order| !order.is_settled()) else { return };
+        let outcome = order.on_decided(settlement, by);
+        self.record_outcome(id, outcome, now);
     }
 
     pub(super) fn check_due(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {

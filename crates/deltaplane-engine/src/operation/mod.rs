@@ -7,15 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use deltaplane_math::Interval;
 use deltaplane_ports::{
     Failure, FenceOutcome, IntentRecord, JournalError, OperationKind, OperationState, OrderSighting,
-    OutcomeRecord, ReadError, Record, TimelineEntry, VenueRules,
+    OutcomeRecord, ReadError, Record, Settlement, TimelineEntry, VenueRules,
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan, Price,
     SubmitOutcome, Timestamp, TradeId, UnknownCause,
 };
 
+use crate::alerts::Condition;
 use crate::config::EngineConfig;
 use crate::control::{Anchor, Spec};
 use crate::orders::{Fate, TrackedOrder};
@@ -25,6 +27,7 @@ mod ending;
 mod evidence;
 mod reporting;
 mod rounds;
+mod shrinking;
 
 /// Rounds of planning in one operation.
 const MAX_ROUNDS: u32 = 20;
@@ -44,11 +47,22 @@ const ROUND_PAUSE: Duration = Duration::from_millis(120);
 /// An order of an earlier run with what the journal says became of it.
 pub type KnownOrder = (IntentRecord, Option<OutcomeRecord>);
 
+/// What the journal tells of an operation of an earlier run.
+#[derive(Debug, Default)]
+pub struct KnownOperation {
+    /// Every order.
+    pub orders: Vec<KnownOrder>,
+    /// Every trade.
+    pub fills: Vec<(ClientOrderId, Fill)>,
+    /// Positions as the newest plan read them, with what the operation had traded by then.
+    pub positions: BTreeMap<AccountId, (Delta, Delta)>,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// Accounts and prices were read.
-    Read(Result<Snapshot, Box<Failure>>),
+    /// Accounts and prices were read, by this reading.
+    Read(u32, Result<Snapshot, Box<Failure>>),
     /// Intents are durable, in the order of the drafts.
     Reserved(Result<Vec<IntentRecord>, JournalError>),
     /// A placement was answered, or not.
@@ -67,6 +81,8 @@ pub enum Event {
     Fenced(ClientOrderId, FenceOutcome),
     /// The three questions of an absence proof were answered: order, trades since, position.
     Proof(ClientOrderId, Result<(OrderSighting, Vec<Fill>, Delta), ReadError>),
+    /// A person said what became of an order in doubt: that, and who says so.
+    Decided(ClientOrderId, Settlement, String),
     /// Time passed.
     Tick,
 }
@@ -76,6 +92,8 @@ pub enum Event {
 pub enum Effect {
     /// Read accounts and prices, after a pause; with `anew` every account is asked again.
     Read {
+        /// Which reading it is: an older one's answer does not count.
+        reading: u32,
         /// Whether known states do not count.
         anew: bool,
         /// How long to wait first.
@@ -95,6 +113,19 @@ pub enum Effect {
     Prove(ClientOrderId),
     /// Append these records; nothing waits for it.
     Record(Vec<Record>),
+    /// Somebody should know of this.
+    Raise(Condition),
+    /// A condition that this operation raised is over.
+    Resolve(&'static str),
+    /// A position moved, and nothing of ours did it: find out what, and record it.
+    Outside {
+        /// The account.
+        account: AccountId,
+        /// What our own trades explain.
+        expected: Delta,
+        /// What the venue shows.
+        found: Delta,
+    },
     /// Answer the caller with what is known; the operation goes on.
     Answer,
     /// Append these records, answer, and end.
@@ -127,6 +158,19 @@ struct Running {
     out: Vec<ClientOrderId>,
     /// What the operation had traded when the plan was made.
     traded_before: Delta,
+    /// Other orders went out beside it: the rest is planned again.
+    is_stale: bool,
+}
+
+/// How far making the worst case smaller has come, while orders are in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shrink {
+    /// Nothing is on its way.
+    Idle,
+    /// Accounts and prices are read for it.
+    Reading,
+    /// Its orders are being made durable.
+    Reserving,
 }
 
 /// One operation.
@@ -152,6 +196,14 @@ pub struct Operation {
     /// Net delta of the newest snapshot and what our orders had traded by then.
     base: (Delta, Delta),
     rereads: u32,
+    /// The newest reading that was asked for.
+    reading: u32,
+    shrink: Shrink,
+    /// All that net delta could be when shrinking was last thought of: nothing new until that changes.
+    shrunk_from: Option<Interval>,
+    /// Orders wait for a person's word.
+    is_halted: bool,
+    raised: BTreeSet<&'static str>,
     net: Delta,
     rounds: u32,
     idle_rounds: u32,
@@ -162,6 +214,8 @@ pub struct Operation {
     answered: bool,
     ended_at: Option<Timestamp>,
     max_transient: Delta,
+    /// The bound of the newest plan.
+    worst_case: Option<Delta>,
     pending: Vec<Record>,
     timeline: Vec<TimelineEntry>,
 }
@@ -188,7 +242,9 @@ impl Operation {
         let mut operation = Self::empty(id, kind, spec, config, rules, now, now.after(timeout));
         operation.pending.push(accepted);
         operation.note(now, "requested");
-        (operation, vec![Effect::Read { anew: false, after: Duration::ZERO }])
+        let mut effects = Vec::new();
+        operation.read(false, Duration::ZERO, &mut effects);
+        (operation, effects)
     }
 
     /// An operation that settles orders whose fate the end of a process left open.
@@ -198,8 +254,9 @@ impl Operation {
         config: EngineConfig,
         rules: BTreeMap<AccountId, VenueRules>,
         now: Timestamp,
-        (intents, fills): (Vec<KnownOrder>, Vec<(ClientOrderId, Fill)>),
+        known: KnownOperation,
     ) -> (Self, Vec<Effect>) {
+        let KnownOperation { orders: intents, fills, positions } = known;
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
@@ -233,6 +290,7 @@ impl Operation {
                 let _ = order.on_fill(fill);
             }
         }
+        operation.positions = positions;
         let effects = operation.step(Event::Tick, now);
         (operation, effects)
     }
@@ -265,6 +323,11 @@ impl Operation {
             traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
             rereads: 0,
+            reading: 0,
+            shrink: Shrink::Idle,
+            shrunk_from: None,
+            is_halted: false,
+            raised: BTreeSet::new(),
             net: Delta::ZERO,
             rounds: 0,
             idle_rounds: 0,
@@ -275,6 +338,7 @@ impl Operation {
             answered: false,
             ended_at: None,
             max_transient: Delta::ZERO,
+            worst_case: None,
             pending: Vec::new(),
             timeline: Vec::new(),
         }
@@ -300,7 +364,18 @@ impl Operation {
         let open = self.orders.values().filter(|order| !order.check_in_flight && !order.is_settled());
         let checks = open.filter_map(|order| order.next_check);
         let end = (!self.answered && self.phase != Phase::Finished).then_some(self.ends_at);
-        checks.chain(end).min()
+        checks.chain(end).chain(self.shrink_at()).min()
+    }
+
+    /// When it began.
+    pub const fn started_at(&self) -> Timestamp {
+        self.started_at
+    }
+
+    /// What its accounts hold by all that it knows.
+    pub(crate) fn known_positions(&self) -> Vec<(AccountId, Delta)> {
+        let accounts = self.positions.keys();
+        accounts.filter_map(|id| Some((id.clone(), self.expected_position(id)?))).collect()
     }
 
     /// The trades of each order, by the order's account.
@@ -316,6 +391,17 @@ impl Operation {
     /// When an order was sent.
     pub fn sent_at(&self, id: &ClientOrderId) -> Option<Timestamp> {
         self.orders.get(id).map(|order| order.sent_at)
+    }
+
+    /// Whether orders wait for a person's word.
+    pub const fn is_halted(&self) -> bool {
+        self.is_halted
+    }
+
+    /// Asks for a reading; answers to earlier ones do not count any more.
+    fn read(&mut self, anew: bool, after: Duration, effects: &mut Vec<Effect>) {
+        self.reading = self.reading.wrapping_add(1);
+        effects.push(Effect::Read { reading: self.reading, anew, after });
     }
 
     fn note(&mut self, at: Timestamp, text: impl Into<String>) {
@@ -336,7 +422,9 @@ impl Operation {
             return effects;
         }
         match event {
-            Event::Read(result) => self.on_read(result, now, &mut effects),
+            Event::Read(reading, result) if reading == self.reading => {
+                self.on_read(result, now, &mut effects);
+            }
             Event::Reserved(result) => self.on_reserved(result, now, &mut effects),
             Event::Submitted(id, outcome) => self.on_submitted(&id, outcome, now),
             Event::Report(report) => self.on_report(&report, Evidence::StreamEvent, now),
@@ -346,7 +434,9 @@ impl Operation {
             Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
             Event::TradesRead(id, result) => self.on_trades(&id, result, now),
             Event::Proof(id, result) => self.on_proof(&id, result, now),
-            Event::Tick => {}
+            Event::Decided(id, settlement, by) => self.on_decided(&id, settlement, by, now),
+            // The answer to an older reading does not count.
+            Event::Read(..) | Event::Tick => {}
         }
         self.observe_exposure();
         self.advance(now, &mut effects);
@@ -360,15 +450,18 @@ impl Operation {
         }
         self.check_due(now, effects);
         if self.phase == Phase::Watching {
-            if self.orders.values().any(|order| order.fate == Fate::Frozen)
-                && self.orders.values().all(|order| order.is_settled() || order.fate == Fate::Frozen)
-            {
-                return self.halt(now, effects);
+            let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
+            if frozen && self.orders.values().all(|order| order.is_settled() || order.fate == Fate::Frozen) {
+                self.halt(now, effects);
             }
             if !self.in_doubt() {
                 self.end_slice(now, effects);
+            } else if self.shrink_at().is_some_and(|at| now >= at) {
+                self.shrink = Shrink::Reading;
+                self.read(true, Duration::ZERO, effects);
             }
         }
+        self.tell_doubt(now, effects);
         if !self.answered && self.phase != Phase::Finished && now >= self.ends_at {
             self.time_out(now, effects);
         }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use deltaplane_ports::{Failure, IntentRecord, JournalError, PlannedLeg, Record};
 use deltaplane_risk::Approved;
 use deltaplane_types::{
-    AccountId, Code, Delta, OrderIntent, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp,
+    AccountId, Code, Delta, OrderIntent, Plan, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp,
 };
 
 use super::{
     Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, Operation, Phase, REREAD_PAUSE, ROUND_PAUSE,
-    Running,
+    Running, Shrink,
 };
 use crate::control::{self, Round, Verdict};
 use crate::orders::{Fate, TrackedOrder};
@@ -24,6 +24,9 @@ impl Operation {
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
+        if self.phase == Phase::Watching && self.shrink == Shrink::Reading {
+            return self.on_shrink_read(result, now, effects);
+        }
         if self.phase != Phase::Reading {
             return;
         }
@@ -31,22 +34,31 @@ impl Operation {
             Ok(snapshot) => snapshot,
             Err(failure) => return self.fail(failure, now, effects),
         };
-        if self.orders.values().any(|order| order.fate == Fate::Frozen) {
-            return self.halt(now, effects);
+        if let Some(doubt) = snapshot.doubt {
+            // What another operation does not know freezes the symbol for a while.
+            let thaws = doubt.since.after(self.config.freeze_for);
+            if now < thaws && now < self.ends_at {
+                let wait = thaws.since(now).max(ROUND_PAUSE);
+                self.note(now, "waiting: an order of another operation is in doubt");
+                return self.read(true, wait, effects);
+            }
         }
         let (unexplained, unseen) = (self.unexplained(&snapshot), self.unseen(&snapshot));
-        if unexplained.is_some() || unseen.is_some() {
+        if !unexplained.is_empty() || unseen.is_some() {
             // A venue may show a position later than the trade: planning on it would hedge twice.
             if self.rereads < MAX_REREADS && now < self.ends_at {
                 self.rereads += 1;
-                effects.push(Effect::Read { anew: true, after: REREAD_PAUSE });
-                return;
+                return self.read(true, REREAD_PAUSE, effects);
             }
             if let Some(failed) = unseen {
                 return self.fail(failed, now, effects);
             }
-            if let Some(text) = unexplained {
-                self.note(now, text);
+            for (account, expected, found) in unexplained {
+                self.note(
+                    now,
+                    format!("outside activity: {account} holds {found} where our trades explain {expected}"),
+                );
+                effects.push(Effect::Outside { account, expected, found });
             }
         }
         self.rereads = 0;
@@ -97,17 +109,21 @@ impl Operation {
     }
 
     /// A position that our own trades do not explain: somebody else traded, and the plan is made from the truth.
-    pub(super) fn unexplained(&self, snapshot: &Snapshot) -> Option<String> {
+    fn unexplained(&self, snapshot: &Snapshot) -> Vec<(AccountId, Delta, Delta)> {
         let mut found = Vec::new();
-        for (id, (position, traded_then)) in &self.positions {
-            let now = snapshot.accounts.get(id)?.account.position(&self.spec.symbol);
-            let ours = self.traded_by(id).minus(*traded_then).ok()?;
-            let expected = position.plus(ours).ok()?;
-            if expected != now {
-                found.push(format!("{id} holds {now} where our trades explain {expected}"));
+        for (id, facts) in &snapshot.accounts {
+            let now = facts.account.position(&self.spec.symbol);
+            if let Some(expected) = self.expected_position(id).filter(|expected| *expected != now) {
+                found.push((id.clone(), expected, now));
             }
         }
-        (!found.is_empty()).then(|| format!("external activity: {}", found.join("; ")))
+        found
+    }
+
+    /// The position that was read last with our own trades since; none where none was read.
+    pub(super) fn expected_position(&self, account: &AccountId) -> Option<Delta> {
+        let (position, traded_then) = self.positions.get(account)?;
+        position.plus(self.traded_by(account).minus(*traded_then).ok()?).ok()
     }
 
     /// A position that lacks exactly what we traded: the venue shows it late, and a plan would trade it again.
@@ -152,6 +168,18 @@ impl Operation {
         let plan = approved.plan().clone();
         self.rounds += 1;
         self.adjustment_needed = true;
+        self.record_plan(&plan, now);
+        if self.first_plan.is_none() {
+            self.first_plan = Some(plan.clone());
+        }
+        self.running =
+            Some(Running { plan, slice: 0, out: Vec::new(), traded_before: traded, is_stale: false });
+        self.reserve_slice(now, effects);
+    }
+
+    /// Notes a plan, and keeps it for the journal: it becomes durable with its first orders.
+    pub(super) fn record_plan(&mut self, plan: &Plan, now: Timestamp) {
+        self.worst_case = Some(plan.worst_case_delta);
         let legs: Vec<String> = plan
             .legs
             .iter()
@@ -177,21 +205,22 @@ impl Operation {
             positions: self.positions.iter().map(|(id, (position, _))| (id.clone(), *position)).collect(),
             at: now,
         });
-        if self.first_plan.is_none() {
-            self.first_plan = Some(plan.clone());
-        }
-        self.running = Some(Running { plan, slice: 0, out: Vec::new(), traded_before: traded });
-        self.reserve_slice(now, effects);
     }
 
-    pub(super) fn reserve_slice(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+    fn reserve_slice(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let Some(running) = &self.running else { return };
-        let Some(slice) = running.plan.slices.get(running.slice) else { return };
+        let (plan, slice) = (running.plan.clone(), running.slice);
+        self.reserve(&plan, slice, now, effects);
+    }
+
+    /// Asks for the orders of a slice to be made durable.
+    pub(super) fn reserve(&mut self, plan: &Plan, slice: usize, now: Timestamp, effects: &mut Vec<Effect>) {
+        let Some(slice) = plan.slices.get(slice) else { return };
         let drafts = slice
             .orders
             .iter()
             .filter_map(|order| {
-                let leg = running.plan.legs.get(order.leg)?;
+                let leg = plan.legs.get(order.leg)?;
                 let window = self.rules.get(&leg.account)?.validity_window;
                 Some(Draft {
                     leg: order.leg,
@@ -241,8 +270,13 @@ impl Operation {
             out.push(self.track(intent, mid, now));
         }
         self.phase = Phase::Watching;
+        let shrinking = std::mem::replace(&mut self.shrink, Shrink::Idle) == Shrink::Reserving;
         if let Some(running) = &mut self.running {
-            running.out.clone_from(&out);
+            if shrinking {
+                running.is_stale = true;
+            } else {
+                running.out.clone_from(&out);
+            }
         }
         let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
         if now >= self.ends_at || frozen {
@@ -263,8 +297,11 @@ impl Operation {
         if let Some(net) = self.net_now() {
             self.net = net;
         }
-        let whole =
-            running.out.iter().all(|id| self.orders.get(id).is_some_and(TrackedOrder::is_filled_whole));
+        if self.is_halted {
+            return self.finish(now, effects);
+        }
+        let whole = !running.is_stale
+            && running.out.iter().all(|id| self.orders.get(id).is_some_and(TrackedOrder::is_filled_whole));
         for id in &running.out {
             let Some(order) = self.orders.get(id) else { continue };
             let Some(refusal) = &order.refusal else { continue };
@@ -301,6 +338,6 @@ impl Operation {
         }
         self.note(now, "not all was traded: planning the rest again");
         self.phase = Phase::Reading;
-        effects.push(Effect::Read { anew: true, after: ROUND_PAUSE });
+        self.read(true, ROUND_PAUSE, effects);
     }
 }

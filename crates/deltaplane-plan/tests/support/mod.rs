@@ -61,6 +61,7 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
             band_high: None,
             band_low: None,
             hedge_mode: false,
+            only_reduces: false,
             quote_rate: Decimal::ONE,
         })
         .collect();

@@ -159,6 +159,14 @@ pub struct OrderAnswer {
     pub update_time: i64,
 }
 
+/// What `GET allOrders` tells of an order, as far as its name goes.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderName {
+    /// Its client's.
+    pub client_order_id: String,
+}
+
 /// States of an order. A new one is an error, not a guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -1,0 +1,77 @@
+//! Alerts, the kill switch, the trading state, and what others did on the accounts.
+
+use deltaplane_ports::{Alert, ExternalActivity, KillReport, TradingOrder};
+
+use super::json::JsonObject;
+
+/// `RiskAlert`.
+pub(crate) fn alert(alert: &Alert) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("id", &alert.id);
+    json.put("type", &alert.kind.to_string());
+    json.put("severity", &alert.severity.to_string());
+    json.put("accountId", alert.account.as_ref().map_or("*", deltaplane_types::AccountId::as_str));
+    json.put("message", &alert.message);
+    json.put("timestamp", &alert.raised_at.as_millis());
+    let mut data = JsonObject::default();
+    data.put("topic", &alert.topic);
+    data.put_if("symbol", alert.symbol.as_ref().map(deltaplane_types::Symbol::as_str).as_ref());
+    data.put("lastSeen", &alert.seen_at.as_millis());
+    json.put("data", &data);
+    json
+}
+
+/// What may be traded, and why.
+pub(crate) fn trading(order: &TradingOrder) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("state", &order.state.to_string());
+    json.put("killSwitch", &order.kill);
+    json.put("reason", &order.reason);
+    json.put("timestamp", &order.at.as_millis());
+    json
+}
+
+/// What came of the kill switch.
+pub(crate) fn kill(report: &KillReport, engaged: bool) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("success", &(report.durable && report.unreachable.is_empty()));
+    json.put("engaged", &engaged);
+    json.put("durable", &report.durable);
+    let canceled: Vec<JsonObject> = report
+        .canceled
+        .iter()
+        .map(|(id, outcome)| {
+            let mut json = JsonObject::default();
+            json.put("clientOrderId", id.as_str());
+            json.put("outcome", outcome);
+            json
+        })
+        .collect();
+    json.put("canceledOrders", &canceled);
+    let unreachable: Vec<JsonObject> = report
+        .unreachable
+        .iter()
+        .map(|(account, error)| {
+            let mut json = JsonObject::default();
+            json.put("accountId", account.as_str());
+            json.put("error", error);
+            json
+        })
+        .collect();
+    json.put("unreachableAccounts", &unreachable);
+    json.put("tradingState", &trading(&report.trading));
+    json
+}
+
+/// A position that moved without an order of ours.
+pub(crate) fn activity(activity: &ExternalActivity) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("accountId", activity.account.as_str());
+    json.put("symbol", activity.symbol.as_str());
+    json.put("cause", &activity.cause.to_string());
+    json.number("change", activity.change.value());
+    json.number("position", activity.position.value());
+    json.put("trades", &activity.trades.iter().map(ToString::to_string).collect::<Vec<_>>());
+    json.put("timestamp", &activity.at.as_millis());
+    json
+}

@@ -1,0 +1,214 @@
+//! The dead man's switch: while an order of ours rests, its venue cancels it by itself when we fall silent.
+//!
+//! The venue's countdown takes every order of the account in the symbol, foreign ones too. So it is only used
+//! where no foreign order rests, and where it cannot be used nothing of ours rests unless somebody allowed it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_ports::OrderGateway;
+use deltaplane_types::{AccountId, Symbol};
+use tokio::time::Instant;
+
+use crate::ids::IdKey;
+
+/// How long after our last word the venue cancels.
+const COUNTDOWN: Duration = Duration::from_secs(120);
+/// How often it is told again.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// Guards what rests.
+pub(crate) struct DeadMan {
+    gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
+    key: IdKey,
+    allow_unguarded: bool,
+    /// What is guarded, and when somebody last wanted to let an order rest there.
+    armed: Mutex<BTreeMap<(AccountId, Symbol), Instant>>,
+}
+
+impl DeadMan {
+    pub(crate) fn new(
+        gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
+        key: IdKey,
+        allow_unguarded: bool,
+    ) -> Self {
+        Self { gateways, key, allow_unguarded, armed: Mutex::default() }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<(AccountId, Symbol), Instant>) -> T) -> T {
+        f(&mut self.armed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes sure that an order may rest; why not, otherwise.
+    pub(crate) async fn before_resting(&self, account: &AccountId, symbol: &Symbol) -> Result<(), String> {
+        let gateway = self.gateways.get(account).ok_or("the account has no gateway")?;
+        if !gateway.rules().counts_down {
+            let why =
+                "its venue cannot cancel what rests when we fall silent, and allow_unguarded_resting is off";
+            return if self.allow_unguarded { Ok(()) } else { Err(why.to_owned()) };
+        }
+        let key = (account.clone(), symbol.clone());
+        let known = self.with(|armed| armed.get_mut(&key).map(|used| *used = Instant::now()));
+        if known.is_some() {
+            return Ok(());
+        }
+        let open = gateway.fetch_open_orders(symbol).await.map_err(|error| error.to_string())?;
+        if let Some(foreign) = open.iter().find(|order| self.key.read(&order.client_order_id).is_none()) {
+            return Err(format!(
+                "the order {} that is not ours rests on {symbol}: the venue's countdown would cancel it too",
+                foreign.client_order_id
+            ));
+        }
+        gateway.count_down(symbol, Some(COUNTDOWN)).await.map_err(|error| error.to_string())?;
+        self.with(|armed| armed.insert(key, Instant::now()));
+        Ok(())
+    }
+
+    /// Tells the venues again while orders of ours rest, and stops where none does or a foreign one came.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            self.refresh().await;
+        }
+    }
+
+    async fn refresh(&self) {
+        let armed: Vec<(AccountId, Symbol)> = self.with(|armed| armed.keys().cloned().collect());
+        for (account, symbol) in armed {
+            let Some(gateway) = self.gateways.get(&account) else { continue };
+            let Ok(open) = gateway.fetch_open_orders(&symbol).await else {
+                // Unknown is not none: the countdown goes on, towards the safe side.
+                continue;
+            };
+            let (ours, foreign): (Vec<_>, Vec<_>) =
+                open.iter().partition(|order| self.key.read(&order.client_order_id).is_some());
+            if !foreign.is_empty() {
+                // Ours go one by one, and the countdown ends, so that the foreign one stays.
+                for order in &ours {
+                    let _ = gateway.cancel(&order.client_order_id, &symbol).await;
+                }
+                tracing::warn!(%account, %symbol, "a foreign order came to rest: ours were canceled");
+            }
+            // One that is on its way does not show yet.
+            let key = (account.clone(), symbol.clone());
+            let lately = self.with(|armed| armed.get(&key).is_some_and(|used| used.elapsed() < REFRESH * 2));
+            let after = (foreign.is_empty() && (lately || !ours.is_empty())).then_some(COUNTDOWN);
+            let told = gateway.count_down(&symbol, after).await.is_ok();
+            if after.is_none() && told {
+                self.with(|armed| armed.remove(&key));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_ports::{MockOrderGateway, VenueRules};
+    use deltaplane_types::{ExecutionReport, OrderStatus, Quantity, Timestamp};
+
+    use super::*;
+    use crate::ids::OrderIdParts;
+
+    /// What a gateway was told.
+    type Told<T> = Arc<Mutex<Vec<T>>>;
+
+    /// A gateway with these resting orders, and the countdowns that it was told, milliseconds.
+    fn resting(
+        names: &[String],
+        counts_down: bool,
+    ) -> (Arc<dyn OrderGateway>, Told<Option<u128>>, Told<String>) {
+        let mut gateway = MockOrderGateway::new();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let canceled = Arc::new(Mutex::new(Vec::new()));
+        gateway.expect_rules().returning(move || VenueRules {
+            validity_window: Duration::from_secs(3),
+            proof_slack: Duration::from_secs(1),
+            fences: false,
+            counts_down,
+        });
+        let open: Vec<ExecutionReport> = names
+            .iter()
+            .map(|name| ExecutionReport {
+                client_order_id: name.parse().unwrap(),
+                venue_order_id: "1".parse().unwrap(),
+                status: OrderStatus::Open,
+                filled: Quantity::ZERO,
+                average_price: None,
+                venue_time: Timestamp::default(),
+            })
+            .collect();
+        gateway.expect_fetch_open_orders().returning(move |_| Ok(open.clone()));
+        let log = told.clone();
+        gateway.expect_count_down().returning(move |_, after| {
+            log.lock().unwrap().push(after.map(|after| after.as_millis()));
+            Ok(())
+        });
+        let log = canceled.clone();
+        gateway.expect_cancel().returning(move |id, _| {
+            log.lock().unwrap().push(id.to_string());
+            deltaplane_ports::CancelOutcome::NotOpen
+        });
+        (Arc::new(gateway), told, canceled)
+    }
+
+    fn key() -> IdKey {
+        IdKey::new(b"secret")
+    }
+
+    fn ours() -> String {
+        key().make(OrderIdParts { instance: 1, epoch: 1, sequence: 1, leg: 0 }).to_string()
+    }
+
+    fn guard(gateway: Arc<dyn OrderGateway>, allow_unguarded: bool) -> DeadMan {
+        DeadMan::new([("main".parse().unwrap(), gateway)].into(), key(), allow_unguarded)
+    }
+
+    #[tokio::test]
+    async fn the_countdown_is_armed_once_and_only_where_no_foreign_order_rests() {
+        let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let (gateway, told, _) = resting(&[ours()], true);
+        let free = guard(gateway, false);
+        assert_eq!(free.before_resting(&account, &symbol).await, Ok(()));
+        assert_eq!(free.before_resting(&account, &symbol).await, Ok(()));
+        assert_eq!(*told.lock().unwrap(), [Some(120_000)]);
+        free.refresh().await;
+        assert_eq!(*told.lock().unwrap(), [Some(120_000), Some(120_000)]);
+        let (gateway, told, _) = resting(&["web_stop".to_owned()], true);
+        let refused = guard(gateway, true).before_resting(&account, &symbol).await.unwrap_err();
+        assert!(refused.contains("web_stop"), "{refused}");
+        assert!(told.lock().unwrap().is_empty());
+        let (gateway, told, _) = resting(&[], false);
+        assert!(guard(gateway.clone(), false).before_resting(&account, &symbol).await.is_err());
+        assert_eq!(guard(gateway, true).before_resting(&account, &symbol).await, Ok(()));
+        assert!(told.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn when_a_foreign_order_comes_ours_go_by_their_ids_and_the_countdown_ends() {
+        let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let (gateway, told, canceled) = resting(&[ours(), "web_stop".to_owned()], true);
+        let guard = guard(gateway, false);
+        guard.with(|armed| armed.insert((account, symbol), Instant::now()));
+        guard.refresh().await;
+        assert_eq!(
+            (told.lock().unwrap().clone(), canceled.lock().unwrap().clone()),
+            (vec![None], vec![ours()])
+        );
+        guard.refresh().await;
+        assert_eq!(told.lock().unwrap().len(), 1, "it is told once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_resting_orders_the_countdown_ends() {
+        let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let (gateway, told, _) = resting(&[], true);
+        let guard = guard(gateway, false);
+        guard.with(|armed| armed.insert((account, symbol), Instant::now()));
+        guard.refresh().await;
+        assert_eq!(*told.lock().unwrap(), [Some(120_000)], "one may be on its way");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        guard.refresh().await;
+        assert_eq!(*told.lock().unwrap(), [Some(120_000), None]);
+    }
+}

@@ -1,0 +1,127 @@
+//! While orders are in doubt: nothing goes out for a while, then other accounts make the worst case smaller.
+//!
+//! A doubtful quantity is never hedged as if it were certain. What is traded elsewhere is computed from all that
+//! the net delta can be, and only if the largest possible distance from the target strictly falls.
+
+use deltaplane_ports::Failure;
+use deltaplane_types::{AlertKind, AlertSeverity, Timestamp};
+
+use super::{Effect, Operation, Phase, Shrink};
+use crate::alerts::Condition;
+use crate::control::{self, Round};
+use crate::doubts::Doubt;
+use crate::orders::{Fate, TrackedOrder};
+use crate::snapshot::Snapshot;
+
+/// An order in doubt for longer than this past the moment at which its absence could be proven is told to people.
+const DOUBT_TOLD: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Operation {
+    fn doubtful(&self) -> impl Iterator<Item = &TrackedOrder> {
+        self.orders.values().filter(|order| !order.doubtful().is_zero())
+    }
+
+    /// When the worst case should be made smaller elsewhere; none where that is not the time for it.
+    pub(super) fn shrink_at(&self) -> Option<Timestamp> {
+        let idle = self.phase == Phase::Watching && self.shrink == Shrink::Idle;
+        if !idle || !self.config.shrink_in_doubt || self.answered || self.is_halted {
+            return None;
+        }
+        // An order that just went out is no doubt yet: all that is open must be old.
+        let newest = self.doubtful().map(|order| order.sent_at).max()?;
+        (self.shrunk_from != self.interval()).then(|| newest.after(self.config.freeze_for))
+    }
+
+    pub(super) fn on_shrink_read(
+        &mut self,
+        result: Result<Snapshot, Box<Failure>>,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.shrink = Shrink::Idle;
+        // Thought of once for each state of the doubt, whatever comes of it.
+        self.shrunk_from = self.interval();
+        let (Ok(snapshot), Some(interval), Some(anchor)) = (result, self.interval(), &self.anchor) else {
+            return;
+        };
+        let mut excluded = self.excluded.clone();
+        excluded.extend(self.doubtful().map(|order| order.intent.order.account.clone()));
+        let round = Round {
+            spec: &self.spec,
+            snapshot: &snapshot,
+            anchor: Some(anchor),
+            traded: self.traded(),
+            excluded: &excluded,
+            config: &self.config,
+        };
+        let Some(approved) = control::decide_shrink(&round, anchor, &interval) else { return };
+        let plan = approved.plan().clone();
+        self.note(
+            now,
+            format!(
+                "an order is in doubt: net delta is between {} and {}; trading {} elsewhere makes the worst case smaller",
+                interval.low, interval.high, plan.reached
+            ),
+        );
+        for (account, facts) in &snapshot.accounts {
+            if !excluded.contains(account) {
+                let read = (facts.account.position(&self.spec.symbol), self.traded_by(account));
+                self.positions.insert(account.clone(), read);
+            }
+        }
+        self.record_plan(&plan, now);
+        self.shrink = Shrink::Reserving;
+        self.reserve(&plan, 0, now, effects);
+    }
+
+    /// What this operation does not know, for the others.
+    pub(crate) fn doubt(&self) -> Option<Doubt> {
+        let unknown = self.doubtful().filter(|order| matches!(order.fate, Fate::Unknown | Fate::Frozen));
+        let (mut since, mut buys, mut sells) =
+            (None, deltaplane_types::Delta::ZERO, deltaplane_types::Delta::ZERO);
+        for order in unknown {
+            since = since.max(Some(order.sent_at));
+            let open = order.doubtful().signed(order.intent.order.side);
+            if open.is_negative() {
+                sells = sells.plus(open.abs()).unwrap_or(sells);
+            } else {
+                buys = buys.plus(open).unwrap_or(buys);
+            }
+        }
+        since.map(|since| Doubt { since, buys, sells })
+    }
+
+    /// Tells people of a doubt that lasts, and that it is over.
+    pub(super) fn tell_doubt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        const TOPIC: &str = "order-in-doubt";
+        let slack = |order: &TrackedOrder| {
+            self.rules.get(&order.intent.order.account).map(|rules| rules.proof_slack).unwrap_or_default()
+        };
+        let long = self
+            .doubtful()
+            .find(|order| now >= order.intent.order.deadline.after(slack(order)).after(DOUBT_TOLD));
+        match long {
+            Some(order) if !self.raised.contains(TOPIC) => {
+                let condition = Condition {
+                    kind: AlertKind::Execution,
+                    topic: TOPIC,
+                    severity: AlertSeverity::Critical,
+                    account: Some(order.intent.order.account.clone()),
+                    symbol: Some(self.spec.symbol.clone()),
+                    message: format!(
+                        "the fate of order {} of operation {} is still not known: look at the venue, then POST /api/v1/operations/{}/resolve",
+                        order.intent.client_order_id, self.id, self.id
+                    ),
+                };
+                self.raised.insert(TOPIC);
+                effects.push(Effect::Raise(condition));
+            }
+            Some(_) => {}
+            None => {
+                if self.raised.remove(TOPIC) {
+                    effects.push(Effect::Resolve(TOPIC));
+                }
+            }
+        }
+    }
+}

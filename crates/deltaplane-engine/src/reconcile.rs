@@ -1,0 +1,296 @@
+//! Our picture of every position against the venue's: at the start and whenever an account was read.
+//!
+//! What our own trades do not explain is looked up among the venue's trades, named, recorded, told and folded in.
+//! Nothing is invented: a difference that no trade explains is recorded as just that.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_ports::{ExternalActivity, ExternalCause, ReadError, Record};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, Delta, Fill, FillCause, Symbol, Timestamp, TradeId,
+};
+
+use crate::alerts::Condition;
+use crate::runner::Shared;
+
+/// A difference must last this long: venues show trades late.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Trades are looked for from this long before the last agreement on.
+const OVERLAP: Duration = Duration::from_secs(5);
+/// The topic of alerts about what others did.
+pub(crate) const OUTSIDE: &str = "outside-activity";
+/// An alert about what others did stands for this long after the last sighting.
+const OUTSIDE_FOR: Duration = Duration::from_secs(600);
+/// Activity that is kept in memory.
+const KEPT: usize = 1_000;
+
+/// What a lane must hold, by all that we know.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    position: Delta,
+    agreed_at: Timestamp,
+    /// A position that differs, and since when it is seen.
+    other: Option<(Delta, Timestamp)>,
+}
+
+/// What every lane must hold, and what moved them from outside.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    lanes: Mutex<BTreeMap<(AccountId, Symbol), Lane>>,
+    activity: Mutex<Vec<ExternalActivity>>,
+}
+
+/// What comparing a lane with the venue says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compared {
+    /// They agree, or the lane was not known before.
+    Agrees,
+    /// They differ, and may come to agree.
+    Differs,
+    /// They have differed for long enough.
+    Broken {
+        /// What we know.
+        expected: Delta,
+        /// When it was last so.
+        since: Timestamp,
+    },
+}
+
+impl Ledger {
+    fn lanes<T>(&self, f: impl FnOnce(&mut BTreeMap<(AccountId, Symbol), Lane>) -> T) -> T {
+        f(&mut self.lanes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says what a lane holds by all that we know.
+    pub(crate) fn set(&self, account: &AccountId, symbol: &Symbol, position: Delta, at: Timestamp) {
+        let lane = Lane { position, agreed_at: at, other: None };
+        self.lanes(|lanes| lanes.insert((account.clone(), symbol.clone()), lane));
+    }
+
+    /// The symbols of an account that something is known of.
+    pub(crate) fn symbols(&self, account: &AccountId) -> Vec<Symbol> {
+        self.lanes(|lanes| {
+            lanes.keys().filter(|(of, _)| of == account).map(|(_, symbol)| symbol.clone()).collect()
+        })
+    }
+
+    /// Compares a lane with what the venue showed when it was asked at `as_of`.
+    pub(crate) fn compare(
+        &self,
+        account: &AccountId,
+        symbol: &Symbol,
+        shown: Delta,
+        as_of: Timestamp,
+    ) -> Compared {
+        self.lanes(|lanes| {
+            let fresh = Lane { position: shown, agreed_at: as_of, other: None };
+            let lane = lanes.entry((account.clone(), symbol.clone())).or_insert(fresh);
+            if lane.position == shown {
+                (lane.agreed_at, lane.other) = (as_of, None);
+                return Compared::Agrees;
+            }
+            if as_of <= lane.agreed_at {
+                // Read before the last agreement: it tells nothing new.
+                return Compared::Differs;
+            }
+            match lane.other {
+                Some((other, since)) if other == shown => {
+                    if as_of.since(since) < SETTLE {
+                        return Compared::Differs;
+                    }
+                    Compared::Broken { expected: lane.position, since: lane.agreed_at }
+                }
+                _ => {
+                    lane.other = Some((shown, as_of));
+                    Compared::Differs
+                }
+            }
+        })
+    }
+
+    /// Keeps what moved a position.
+    pub(crate) fn keep(&self, activity: ExternalActivity) {
+        let mut all = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(activity);
+        let surplus = all.len().saturating_sub(KEPT);
+        all.drain(..surplus);
+    }
+
+    /// The newest activity first.
+    pub(crate) fn newest(&self, limit: usize) -> Vec<ExternalActivity> {
+        let all = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().rev().take(limit).cloned().collect()
+    }
+}
+
+/// Names what moved a position: the trades that are not ours, by their causes, and the rest that none explains.
+pub(crate) fn causes(
+    expected: Delta,
+    found: Delta,
+    foreign: &[Fill],
+) -> Vec<(ExternalCause, Delta, Vec<TradeId>)> {
+    let mut named: BTreeMap<ExternalCause, (Delta, Vec<TradeId>)> = BTreeMap::new();
+    let mut explained = Delta::ZERO;
+    for fill in foreign {
+        let cause = match fill.cause {
+            FillCause::Order => ExternalCause::ForeignTrade,
+            FillCause::Liquidation => ExternalCause::Liquidation,
+            FillCause::Deleveraging => ExternalCause::Deleveraging,
+        };
+        let change = fill.quantity.signed(fill.side);
+        let (sum, trades) = named.entry(cause).or_default();
+        // A sum beyond what can be held stays what it was; the rest then shows as a correction.
+        *sum = sum.plus(change).unwrap_or(*sum);
+        explained = explained.plus(change).unwrap_or(explained);
+        trades.push(fill.trade_id.clone());
+    }
+    let mut all: Vec<_> =
+        named.into_iter().map(|(cause, (change, trades))| (cause, change, trades)).collect();
+    let rest = found.minus(expected).and_then(|moved| moved.minus(explained)).unwrap_or_default();
+    if !rest.is_zero() {
+        all.push((ExternalCause::Correction, rest, Vec::new()));
+    }
+    all
+}
+
+/// Looks up what moved a position, records it, tells people, and takes the venue's position as the truth.
+///
+/// # Errors
+///
+/// [`ReadError`] where the venue's trades cannot be read: then nothing was recorded, and it is tried again.
+pub(crate) async fn explain(
+    shared: &Shared,
+    (account, symbol): (&AccountId, &Symbol),
+    (expected, found): (Delta, Delta),
+    since: Timestamp,
+) -> Result<Vec<ExternalActivity>, ReadError> {
+    let (Some(keeper), Some(gateway)) =
+        (shared.eyes.accounts.get(account), shared.hands.gateways.get(account))
+    else {
+        return Ok(Vec::new());
+    };
+    let from = Timestamp::from_millis(
+        since.as_millis().saturating_sub(i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX)),
+    );
+    let trades = gateway.fetch_fills(symbol, from).await?;
+    // Each trade is named once.
+    let foreign: Vec<Fill> = keeper
+        .without_explained(trades)
+        .into_iter()
+        .filter(|fill| {
+            fill.client_order_id.as_ref().is_none_or(|name| shared.eyes.config.id_key.read(name).is_none())
+        })
+        .collect();
+    let now = shared.eyes.clock.now();
+    let mut position = expected;
+    let mut recorded = Vec::new();
+    let mut records = Vec::new();
+    for (cause, change, trades) in causes(expected, found, &foreign) {
+        position = position.plus(change).unwrap_or(found);
+        let activity = ExternalActivity {
+            account: account.clone(),
+            symbol: symbol.clone(),
+            cause,
+            change,
+            position,
+            trades: trades.clone(),
+            at: now,
+        };
+        keeper.explain(trades);
+        records.push(Record::External(activity.clone()));
+        records.extend(shared.alerts.raise(condition(&activity), now));
+        shared.ledger.keep(activity.clone());
+        recorded.push(activity);
+    }
+    shared.ledger.set(account, symbol, found, now);
+    // A failure stops all sending by itself; there is nothing to take back.
+    let _ = shared.hands.recorder.append(records).await;
+    Ok(recorded)
+}
+
+fn condition(activity: &ExternalActivity) -> Condition {
+    let ExternalActivity { account, symbol, cause, change, position, .. } = activity;
+    let (severity, what) = match cause {
+        ExternalCause::ForeignTrade => (AlertSeverity::Warn, "somebody else traded"),
+        ExternalCause::Liquidation => (AlertSeverity::Critical, "the venue liquidated"),
+        ExternalCause::Deleveraging => (AlertSeverity::Critical, "the venue deleveraged"),
+        ExternalCause::Correction => (AlertSeverity::Critical, "no trade explains a move of"),
+    };
+    Condition {
+        kind: AlertKind::Execution,
+        topic: OUTSIDE,
+        severity,
+        account: Some(account.clone()),
+        symbol: Some(symbol.clone()),
+        message: format!("{what} {change} of {symbol} on {account}: the position is {position} now"),
+    }
+}
+
+/// Ends alerts about what others did, some time after the last of it.
+pub(crate) fn let_alerts_go(shared: &Shared, now: Timestamp) -> Vec<Record> {
+    shared.alerts.resolve(OUTSIDE, |alert| now.since(alert.seen_at) >= OUTSIDE_FOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::{delta, notional, price, quantity};
+    use deltaplane_types::Side;
+
+    use super::*;
+
+    fn fill(id: &str, side: Side, amount: &str, cause: FillCause) -> Fill {
+        Fill {
+            account: "main".parse().unwrap(),
+            symbol: "BTC-USD".parse().unwrap(),
+            trade_id: id.parse().unwrap(),
+            venue_order_id: "1".parse().unwrap(),
+            client_order_id: None,
+            side,
+            quantity: quantity(amount),
+            price: price("50000"),
+            fee: notional("0"),
+            cause,
+            venue_time: Timestamp::default(),
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_move_is_named_and_nothing_is_invented() {
+        // From 1 to 0.55: 0.2 bought and 0.1 sold by somebody, 0.3 deleveraged, and 0.25 that no trade shows.
+        let trades = [
+            fill("1", Side::Buy, "0.2", FillCause::Order),
+            fill("2", Side::Sell, "0.1", FillCause::Order),
+            fill("3", Side::Sell, "0.3", FillCause::Deleveraging),
+        ];
+        let named = causes(delta("1"), delta("0.55"), &trades);
+        let shown: Vec<(ExternalCause, String, usize)> =
+            named.iter().map(|(cause, change, trades)| (*cause, change.to_string(), trades.len())).collect();
+        assert_eq!(
+            shown,
+            [
+                (ExternalCause::ForeignTrade, "0.1".to_owned(), 2),
+                (ExternalCause::Deleveraging, "-0.3".to_owned(), 1),
+                (ExternalCause::Correction, "-0.25".to_owned(), 0),
+            ]
+        );
+        assert!(causes(delta("1"), delta("1"), &[]).is_empty());
+    }
+
+    #[test]
+    fn a_difference_counts_when_it_lasts() {
+        let ledger = Ledger::default();
+        let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let at = |ms| Timestamp::from_millis(ms);
+        let compare = |shown, ms| ledger.compare(&account, &symbol, delta(shown), at(ms));
+        assert_eq!(compare("0.5", 0), Compared::Agrees, "the first sighting is taken as it is");
+        assert_eq!(compare("0.4", 1_000), Compared::Differs);
+        assert_eq!(compare("0.5", 2_000), Compared::Agrees, "it was shown late");
+        assert_eq!(compare("0.4", 3_000), Compared::Differs);
+        assert_eq!(compare("0.3", 4_000), Compared::Differs, "it still moves");
+        assert_eq!(compare("0.3", 6_999), Compared::Differs);
+        let broken = Compared::Broken { expected: delta("0.5"), since: at(2_000) };
+        assert_eq!(compare("0.3", 7_000), broken);
+    }
+}

@@ -1,0 +1,156 @@
+//! What goes on beside requests: every reading of an account is compared with what we know.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_ports::{ExternalCause, Record};
+use deltaplane_types::{AlertKind, AlertSeverity, Delta, Symbol, Timestamp, TradingState};
+
+use crate::accounts::AccountKeeper;
+use crate::alerts::Condition;
+use crate::engine::Core;
+use crate::reconcile::{self, Compared};
+
+/// Orders that the journal lost are looked for from this long before its last word on.
+const TAIL_OVERLAP_MS: i64 = 600_000;
+
+/// Compares an account with what we know, whenever it was read, until dropped.
+pub(crate) async fn keep_reconciled(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
+    let mut readings = keeper.readings();
+    let mut tail_checked = false;
+    loop {
+        if let Some(snapshot) = keeper.newest() {
+            tail_checked = tail_checked || check_tail(&core, &keeper).await;
+            if tail_checked {
+                let agrees = compare(&core, &keeper, &snapshot).await;
+                if agrees && !keeper.is_reconciled() {
+                    keeper.set_reconciled();
+                    tracing::info!(account = %keeper.id, "reconciled");
+                } else if !agrees {
+                    // The next reading is due soon.
+                    keeper.mark_changed();
+                }
+            }
+        }
+        if tail_checked {
+            if readings.changed().await.is_err() {
+                return;
+            }
+        } else {
+            // The venue could not be asked: not before a while again.
+            let _ = tokio::time::timeout(Duration::from_secs(1), readings.changed()).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+/// Compares every symbol of an account; gives whether all agree.
+async fn compare(
+    core: &Arc<Core>,
+    keeper: &AccountKeeper,
+    snapshot: &deltaplane_types::AccountSnapshot,
+) -> bool {
+    let shared = &core.shared;
+    let mut symbols: BTreeSet<Symbol> = snapshot.positions.keys().cloned().collect();
+    symbols.extend(shared.ledger.symbols(&keeper.id));
+    symbols.insert(shared.eyes.config.primary_symbol.clone());
+    let mut agree = true;
+    for symbol in symbols {
+        if core.lanes.is_held(&symbol, &keeper.id) {
+            // An operation is at work there and looks for itself.
+            continue;
+        }
+        let shown = snapshot.position(&symbol);
+        match shared.ledger.compare(&keeper.id, &symbol, shown, snapshot.as_of) {
+            Compared::Agrees => {}
+            Compared::Differs => agree = false,
+            Compared::Broken { expected, since } => {
+                let lane = (&keeper.id, &symbol);
+                match reconcile::explain(shared, lane, (expected, shown), since).await {
+                    Ok(found) => {
+                        let lost = found.iter().filter(|activity| {
+                            matches!(activity.cause, ExternalCause::Liquidation | ExternalCause::Deleveraging)
+                        });
+                        let lost = lost.fold(Delta::ZERO, |sum, a| sum.plus(a.change).unwrap_or(sum));
+                        if !lost.is_zero() && shared.eyes.config.shrink_after_loss {
+                            core.respond_to_loss(&symbol, lost).await;
+                        }
+                    }
+                    Err(error) => {
+                        agree = false;
+                        tracing::warn!(account = %keeper.id, %symbol, %error, "what moved the position cannot be asked for");
+                    }
+                }
+            }
+        }
+    }
+    agree
+}
+
+/// Looks for orders of ours that the venue knows and the journal does not: its end was lost, or it is an older copy.
+/// Gives whether the venue could be asked.
+async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
+    let shared = &core.shared;
+    let config = &shared.eyes.config;
+    let Some(gateway) = shared.hands.gateways.get(&keeper.id) else { return true };
+    let since = Timestamp::from_millis(core.known.last_at.as_millis().saturating_sub(TAIL_OVERLAP_MS).max(0));
+    let mut symbols: BTreeSet<Symbol> = shared.ledger.symbols(&keeper.id).into_iter().collect();
+    symbols.insert(config.primary_symbol.clone());
+    let mut newest = None;
+    for symbol in symbols {
+        match gateway.fetch_order_names(&symbol, since).await {
+            Err(error) => {
+                tracing::warn!(account = %keeper.id, %error, "its orders cannot be asked for: it stays out of trading");
+                return false;
+            }
+            Ok(names) => {
+                let ours = names.iter().filter_map(|name| config.id_key.read(name));
+                let lost = ours.filter(|parts| {
+                    parts.instance == config.instance && parts.sequence >= core.known.next_sequence
+                });
+                newest = newest.max(lost.map(|parts| parts.sequence).max());
+            }
+        }
+    }
+    let Some(newest) = newest else { return true };
+    let now = shared.eyes.clock.now();
+    let text = format!(
+        "{} shows our order number {newest} and the journal ends before number {}: its end was lost, or it is an older copy",
+        keeper.id, core.known.next_sequence
+    );
+    shared.hands.next_sequence.fetch_max(newest.saturating_add(1), std::sync::atomic::Ordering::SeqCst);
+    let state = if config.accept_lost_tail { TradingState::ReduceOnly } else { TradingState::Halted };
+    let order = shared.eyes.trading.change(|order| {
+        order.state = order.state.max(state);
+        (order.reason, order.at) = (text.clone(), now);
+    });
+    let mut records = vec![Record::Trading(order)];
+    if config.accept_lost_tail {
+        let (epoch, next_sequence) = (shared.hands.epoch, newest.saturating_add(1));
+        records.push(Record::RunStarted { epoch, next_sequence, at: now });
+    }
+    let _ = shared.hands.recorder.append(records).await;
+    let remedy =
+        "restore the newest journal, or start once with --accept-quarantine and check every position";
+    shared
+        .raise(Condition {
+            kind: AlertKind::System,
+            topic: "journal",
+            severity: AlertSeverity::Critical,
+            account: None,
+            symbol: None,
+            message: format!("{text}; {remedy}"),
+        })
+        .await;
+    true
+}
+
+/// Lets alerts go whose condition is long over.
+pub(crate) async fn keep_alerts(core: Arc<Core>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let records = reconcile::let_alerts_go(&core.shared, core.shared.eyes.clock.now());
+        let _ = core.shared.hands.recorder.append(records).await;
+    }
+}
