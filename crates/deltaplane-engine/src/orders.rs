@@ -19,6 +19,9 @@ const QUIET: Duration = Duration::from_millis(500);
 /// When the trades of an ended order are read, if its stream did not bring them.
 const TRADES_LATE: Duration = Duration::from_millis(300);
 
+/// How often the trades of an ended order are asked for, ever more seldom: some ten minutes.
+const TRADES_ASKED: usize = 24;
+
 /// How far an order's fate is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -59,6 +62,8 @@ pub(crate) struct TrackedOrder {
     fenced: Fence,
     /// A person decided: nothing more is looked for.
     decided: bool,
+    /// The venue does not show all of its trades.
+    unpriced: bool,
 }
 
 /// A venue may queue what it took in and show it late: for this long after a fence "not found" proves nothing.
@@ -93,6 +98,7 @@ impl TrackedOrder {
             proofs_failed: 0,
             fenced: Fence::NotTried,
             decided: false,
+            unpriced: false,
         }
     }
 
@@ -127,7 +133,7 @@ impl TrackedOrder {
     /// Whether its end is known, and every trade of it with its price.
     pub(crate) fn is_settled(&self) -> bool {
         match self.fate {
-            Fate::Ended(_) => self.decided || self.priced() >= self.reported,
+            Fate::Ended(_) => self.decided || self.unpriced || self.priced() >= self.reported,
             Fate::NotAccepted => true,
             Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => false,
         }
@@ -280,6 +286,12 @@ impl TrackedOrder {
     /// Its trades were read; asks again ever later where some are still missing.
     pub(crate) fn on_trades_read(&mut self, now: Timestamp) {
         self.asked = self.asked.saturating_add(1);
+        if self.asked >= TRADES_ASKED && !self.is_settled() {
+            // What it changed is known exactly; what was paid is not told. Nobody waits for that for ever.
+            self.unpriced = true;
+            self.doubt =
+                Some(UnknownCause::VenueUncertain("the venue does not show all of its trades".to_owned()));
+        }
         let wait = Duration::from_millis(500).saturating_mul(1 << self.asked.min(6));
         self.next_check = (!self.is_settled()).then(|| now.after(wait));
     }
@@ -388,7 +400,7 @@ impl TrackedOrder {
             Fate::NotAccepted => "notAccepted",
             Fate::Frozen => "frozen",
         };
-        let doubtful = matches!(self.fate, Fate::Unknown | Fate::Frozen);
+        let doubtful = matches!(self.fate, Fate::Unknown | Fate::Frozen) || self.unpriced;
         let note = self.refusal.as_ref().map(ToString::to_string);
         Ok(OrderReport {
             client_order_id: self.intent.client_order_id.clone(),

@@ -89,7 +89,14 @@ impl Operation {
             .get(&order.intent.order.account)
             .map_or(Duration::from_secs(10), |rules| rules.proof_slack);
         match result {
-            Ok(OrderSighting::Found(report)) => self.on_report(&report, Evidence::OrderQuery, now),
+            Ok(OrderSighting::Found(report)) => {
+                let ended = matches!(order.fate, Fate::Ended(_));
+                self.on_report(&report, Evidence::OrderQuery, now);
+                if let Some(order) = self.orders.get_mut(id).filter(|order| ended && !order.is_settled()) {
+                    order.next_check = Some(now);
+                }
+            }
+            _ if matches!(order.fate, Fate::Ended(_)) => order.on_trades_read(now),
             Ok(OrderSighting::NotFound) if now >= order.provable_at(slack) => {
                 order.check_in_flight = true;
                 effects.push(Effect::Prove(id.clone()));
@@ -210,8 +217,11 @@ impl Operation {
             order.check_in_flight = true;
             order.next_check = None;
             let rules = self.rules.get(&order.intent.order.account);
-            effects.push(if matches!(order.fate, Fate::Ended(_)) {
+            effects.push(if matches!(order.fate, Fate::Ended(_)) && order.venue_order_id.is_some() {
                 Effect::ReadTrades(id.clone())
+            } else if matches!(order.fate, Fate::Ended(_)) {
+                // Its trades are told under the venue's name for it, which the journal does not keep.
+                Effect::Sight(id.clone())
             } else if order.wants_fence() && rules.is_some_and(|rules| rules.fences) {
                 Effect::Fence(id.clone())
             } else {

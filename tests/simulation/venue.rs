@@ -1,0 +1,389 @@
+//! The ports, on a venue of the simulated world, over its simulated network; and the journal on its disk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_ports::{
+    AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Journal,
+    JournalError, OrderGateway, OrderSighting, Pace, PriceFeed, ReadError, Record, StoredRecord, VenueRules,
+};
+use deltaplane_types::{
+    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument,
+    Level, MarginBracket, MarketView, Notional, OrderIntent, Position, Price, Quantity, Ratio, Refusal,
+    RefusalReason, SubmitOutcome, Symbol, Timestamp, UnknownCause,
+};
+use rand::Rng as _;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::world::{
+    Due, MARKET, REQUEST_TIMEOUT, SHOWN_LATE_MS, State, Venue, WayBack, World, btc, fill_of, order_of,
+    report_of,
+};
+
+/// One account on its venue.
+pub(crate) struct SimAccount {
+    pub(crate) world: Arc<World>,
+    pub(crate) account: AccountId,
+    pub(crate) feed: FeedId,
+    pub(crate) changes: watch::Sender<u64>,
+}
+
+pub(crate) fn view(
+    account: &AccountId,
+    bids: &[(Decimal, Decimal)],
+    asks: &[(Decimal, Decimal)],
+    middle: i64,
+    now: i64,
+) -> Option<MarketView> {
+    let levels = |side: &[(Decimal, Decimal)]| -> Option<Vec<Level>> {
+        side.iter()
+            .map(|(price, quantity)| {
+                Some(Level {
+                    price: Price::try_new(*price).ok()?,
+                    quantity: Quantity::try_new(*quantity).ok()?,
+                })
+            })
+            .collect()
+    };
+    let mark = Price::try_new(Decimal::from_i128_with_scale(middle.into(), 1)).ok();
+    Some(MarketView {
+        feed: account.as_str().parse().ok()?,
+        quote: "USDT".into(),
+        bids: levels(bids)?.into(),
+        asks: levels(asks)?.into(),
+        mark,
+        index: mark,
+        funding_rate: None,
+        next_funding: None,
+        venue_time: Timestamp::from_millis(now),
+        received_at: Timestamp::from_millis(now),
+    })
+}
+
+impl SimAccount {
+    /// A question on its way: it takes time, it may fail, and the venue may be down.
+    async fn ask<T>(&self, answer: impl FnOnce(&mut State, i64) -> T) -> Result<T, ReadError> {
+        self.world.alive().await;
+        let (wait, fails) = {
+            let mut state = self.world.lock();
+            let wait = state.rng.random_range(2..30);
+            let chances = state.chances;
+            let fails = state.chance("read fails", chances.read_fails);
+            (Duration::from_millis(wait), fails)
+        };
+        tokio::time::sleep(wait).await;
+        self.world.alive().await;
+        let unreachable = || ReadError::Unreachable("simulated".to_owned());
+        let answered = {
+            let mut state = self.world.lock();
+            let now = state.now();
+            let down = state.venues.get(&self.account).is_none_or(|venue| now < venue.down_until);
+            if fails || down { Err(unreachable()) } else { Ok(answer(&mut state, now)) }
+        };
+        tokio::time::sleep(wait).await;
+        self.world.alive().await;
+        answered
+    }
+
+    fn venue<'a>(&self, state: &'a mut State) -> &'a mut Venue {
+        state.venues.get_mut(&self.account).expect("the account is in this world")
+    }
+}
+
+#[async_trait]
+impl AccountReader for SimAccount {
+    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+        let asked = { Timestamp::from_millis(self.world.lock().now()) };
+        self.ask(|state, now| {
+            let late = state.chance("position shown late", state.chances.shown_late);
+            let lag = if late { state.rng.random_range(1..SHOWN_LATE_MS) } else { 0 };
+            let venue = self.venue(state);
+            let held = venue.position_at(now - lag);
+            let market = &venue.exchange.markets[MARKET];
+            let mark = market.mark;
+            let notional = held.abs() * mark;
+            let mut positions = BTreeMap::new();
+            if !held.is_zero() {
+                positions.insert(
+                    btc(),
+                    Position {
+                        symbol: btc(),
+                        delta: Delta::new(held),
+                        entry_price: Price::try_new(mark).ok(),
+                        mark_price: Price::try_new(mark).ok(),
+                        unrealized: Notional::ZERO,
+                        initial_margin: Notional::new(notional / Decimal::TEN),
+                        maintenance_margin: Notional::new(market.maintenance(notional)),
+                        leverage: Some(Decimal::TEN),
+                        liquidation_price: None,
+                        isolated: false,
+                        updated_at: Timestamp::from_millis(now),
+                    },
+                );
+            }
+            let wallet = Decimal::from(1_000_000);
+            AccountSnapshot {
+                account: self.account.clone(),
+                venue: self.account.as_str().parse().expect("a venue id"),
+                as_of: asked,
+                wallet_balance: Notional::new(wallet),
+                unrealized: Notional::ZERO,
+                available: Notional::new(wallet - notional / Decimal::TEN),
+                initial_margin: Notional::new(notional / Decimal::TEN),
+                maintenance_margin: Notional::new(market.maintenance(notional)),
+                balances: BTreeMap::from([("USDT".to_owned(), wallet)]),
+                positions,
+                hedge_mode: false,
+            }
+        })
+        .await
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+        if *symbol != btc() {
+            return Err(ReadError::UnknownSymbol(symbol.clone()));
+        }
+        let rate = |value: i64, scale| Ratio::new(Decimal::from_i128_with_scale(value.into(), scale));
+        let thousandth = Decimal::from_i128_with_scale(1, 3);
+        let quantity = |value| Quantity::try_new(value).expect("not below zero");
+        Ok(Instrument {
+            symbol: symbol.clone(),
+            venue_symbol: MARKET.to_owned(),
+            multiplier: Decimal::ONE,
+            quote: "USDT".to_owned(),
+            lot_size: quantity(thousandth),
+            min_quantity: quantity(thousandth),
+            max_quantity: quantity(Decimal::from(1_000)),
+            tick_size: Price::try_new(Decimal::from_i128_with_scale(1, 1)).expect("above zero"),
+            min_notional: Notional::new(Decimal::from(50)),
+            reduce_only_exempt: true,
+            price_band_up: Some(rate(105, 2)),
+            price_band_down: Some(rate(95, 2)),
+            taker_rate: rate(5, 4),
+            maker_rate: rate(2, 4),
+            leverage: Decimal::TEN,
+            brackets: vec![MarginBracket {
+                floor: Notional::ZERO,
+                cap: Notional::new(Decimal::from(50_000_000)),
+                maintenance_rate: rate(4, 3),
+                deduction: Notional::ZERO,
+                max_leverage: Decimal::from(125),
+            }],
+            funding_interval_hours: 8,
+            mean_funding_rate: None,
+            tradable: true,
+        })
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
+        self.world.lock().venues[&self.account].events.subscribe()
+    }
+
+    fn is_streaming(&self) -> bool {
+        let state = self.world.lock();
+        let now = state.now();
+        state.venues.get(&self.account).is_some_and(|venue| now >= venue.down_until)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { idle: Duration::from_millis(2_000), after_event: Duration::from_millis(150) }
+    }
+
+    async fn preflight(&self, _: &Symbol) -> Vec<Finding> {
+        vec![Finding::fine(Check::Permissions, "simulated")]
+    }
+}
+
+#[async_trait]
+impl OrderGateway for SimAccount {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+        self.world.alive().await;
+        let definite = |reason, text: &str| {
+            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: text.to_owned() })
+        };
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut state = self.world.lock();
+            let now = state.now();
+            state.note(format!(
+                "send {id} {} {} {} at {} reduce-only {}",
+                intent.account, intent.side, intent.quantity, intent.limit_price, intent.reduce_only
+            ));
+            state.check_send(id, intent, now);
+            let chances = state.chances;
+            if state.chance("not sent", chances.not_sent) {
+                return definite(RefusalReason::NotSent, "simulated");
+            }
+            if state.chance("refused", chances.refused) {
+                let kinds = [RefusalReason::RateLimited, RefusalReason::Overloaded, RefusalReason::Rejected];
+                let kind = kinds[state.rng.random_range(0..kinds.len())];
+                return definite(kind, "simulated");
+            }
+            if !state.chance("request lost", chances.request_lost) {
+                let late = state.chance("request late", chances.late);
+                let delay =
+                    if late { state.rng.random_range(500..7_000) } else { state.rng.random_range(5..80) };
+                let way_back = if state.chance("answer lost", chances.answer_lost) {
+                    WayBack::Lost
+                } else if state.chance("answer uncertain", chances.uncertain) {
+                    WayBack::Uncertain
+                } else {
+                    WayBack::Comes
+                };
+                let due = Due::Arrives {
+                    account: self.account.clone(),
+                    id: id.clone(),
+                    intent: intent.clone(),
+                    answer,
+                    way_back,
+                };
+                drop(state);
+                self.world.schedule(now + delay, due);
+            }
+        }
+        // The process may die with the request on its way.
+        self.world.alive().await;
+        let outcome = match tokio::time::timeout(REQUEST_TIMEOUT, answered).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                SubmitOutcome::Unknown(UnknownCause::Disconnected)
+            }
+            Err(_) => SubmitOutcome::Unknown(UnknownCause::Timeout),
+        };
+        self.world.alive().await;
+        outcome
+    }
+
+    async fn cancel(&self, _: &ClientOrderId, _: &Symbol) -> CancelOutcome {
+        self.world.alive().await;
+        CancelOutcome::NotOpen
+    }
+
+    async fn fence(&self, id: &ClientOrderId, _: &Symbol) -> FenceOutcome {
+        let result = self
+            .ask(|state, _| {
+                let lost = state.chance("fence answer lost", state.chances.answer_lost);
+                let venue = self.venue(state);
+                if !venue.fences {
+                    return FenceOutcome::Unavailable;
+                }
+                let arrived = venue.arrived.contains(id.as_str());
+                if !arrived {
+                    venue.burned.insert(id.to_string());
+                }
+                match (lost, arrived) {
+                    (true, _) => FenceOutcome::Unknown(UnknownCause::Timeout),
+                    (false, true) => FenceOutcome::Arrived,
+                    (false, false) => FenceOutcome::Burned,
+                }
+            })
+            .await;
+        result.unwrap_or(FenceOutcome::Unknown(UnknownCause::Disconnected))
+    }
+
+    async fn fetch_order(
+        &self,
+        id: &ClientOrderId,
+        _: &Symbol,
+        _: Timestamp,
+    ) -> Result<OrderSighting, ReadError> {
+        self.ask(|state, now| {
+            let venue = self.venue(state);
+            let shown = venue.shown_at.get(id.as_str()).is_some_and(|at| now >= *at);
+            match order_of(&venue.exchange, id).filter(|_| shown) {
+                Some(order) => OrderSighting::Found(report_of(order)),
+                None => OrderSighting::NotFound,
+            }
+        })
+        .await
+    }
+
+    async fn fetch_fills(&self, _: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+        let account = self.account.clone();
+        self.ask(move |state, now| {
+            let venue = state.venues.get(&account).expect("the account is in this world");
+            let shown = venue.exchange.trades.iter().filter(|trade| {
+                trade.time >= since.as_millis()
+                    && venue.trade_shown_at.get(&trade.id).is_none_or(|at| now >= *at)
+            });
+            // As Binance does, the list of trades does not repeat our names.
+            shown.map(|trade| fill_of(&account, trade, None)).collect()
+        })
+        .await
+    }
+
+    async fn fetch_order_names(&self, _: &Symbol, since: Timestamp) -> Result<Vec<ClientOrderId>, ReadError> {
+        self.ask(|state, _| {
+            let venue = self.venue(state);
+            let mine = venue.exchange.orders.values().filter(|order| order.created >= since.as_millis());
+            mine.filter_map(|order| order.client_id.parse().ok()).collect()
+        })
+        .await
+    }
+
+    async fn count_down(&self, _: &Symbol, _: Option<Duration>) -> Result<(), ReadError> {
+        Err(ReadError::Unreadable("nothing rests in this world".to_owned()))
+    }
+
+    async fn fetch_open_orders(&self, _: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+        self.ask(|state, _| {
+            let venue = self.venue(state);
+            venue.exchange.orders.values().filter(|order| order.status.is_open()).map(report_of).collect()
+        })
+        .await
+    }
+
+    fn rules(&self) -> VenueRules {
+        let fences = self.world.lock().venues[&self.account].fences;
+        VenueRules {
+            validity_window: if fences { Duration::from_secs(20) } else { Duration::from_secs(3) },
+            proof_slack: Duration::from_secs(1),
+            fences,
+            counts_down: false,
+        }
+    }
+}
+
+impl PriceFeed for SimAccount {
+    fn id(&self) -> &FeedId {
+        &self.feed
+    }
+
+    fn view(&self, symbol: &Symbol) -> Option<Arc<MarketView>> {
+        let state = self.world.lock();
+        state.venues.get(&self.account)?.view.clone().filter(|_| *symbol == btc())
+    }
+
+    fn status(&self) -> FeedStatus {
+        FeedStatus { connected: true, last_update: None, error_count: 0 }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// The journal on the world's disk.
+pub(crate) struct SimJournal(pub(crate) Arc<World>);
+
+#[async_trait]
+impl Journal for SimJournal {
+    async fn append(&self, records: Vec<Record>) -> Result<(), JournalError> {
+        self.0.alive().await;
+        let (token, takes) = self.0.begin_write(records);
+        tokio::time::sleep(takes).await;
+        // It may die before the records are there, and between that and knowing it.
+        self.0.alive().await;
+        self.0.end_write(token);
+        self.0.alive().await;
+        Ok(())
+    }
+
+    async fn load(&self) -> Result<Vec<StoredRecord>, JournalError> {
+        let records = self.0.lock().journal.clone();
+        Ok((1_u64..).zip(records).map(|(position, record)| StoredRecord { position, record }).collect())
+    }
+}
