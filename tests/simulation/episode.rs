@@ -44,6 +44,7 @@ pub(crate) struct Outcome {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) violations: Vec<String>,
     pub(crate) log: Vec<String>,
+    pub(crate) seldom: BTreeMap<String, u64>,
     pub(crate) operations: u64,
     pub(crate) dollar_seconds: Decimal,
 }
@@ -121,8 +122,14 @@ pub(crate) fn run(seed: u64, mode: Mode) -> Outcome {
             .start_paused(true)
             .build()
             .expect("a runtime");
-        let life =
-            Life { world: world.clone(), accounts: names.clone(), number: lives, mode, shrink_after_loss };
+        let life = Life {
+            world: world.clone(),
+            accounts: names.clone(),
+            number: lives,
+            mode,
+            shrink_after_loss,
+            outsiders,
+        };
         let (ended, at) = runtime.block_on(life.live(origin_ms, crash_at, &mut script));
         drop(runtime);
         origin_ms = at + rng.random_range(50..4_000);
@@ -139,6 +146,7 @@ pub(crate) fn run(seed: u64, mode: Mode) -> Outcome {
         sends: state.oracle.intents.len(),
         faults: std::mem::take(&mut state.faults),
         violations: std::mem::take(&mut state.oracle.violations),
+        seldom: std::mem::take(&mut state.oracle.seldom),
         log: std::mem::take(&mut state.log),
         ..Outcome::default()
     };
@@ -228,6 +236,7 @@ struct Life {
     number: u64,
     mode: Mode,
     shrink_after_loss: bool,
+    outsiders: bool,
 }
 
 impl Life {
@@ -298,7 +307,7 @@ impl Life {
             let restricted = held.kill || held.state != TradingState::Running;
             state.oracle.killed_since = restricted.then_some(now);
         }
-        tokio::spawn(watch_reports(self.world.clone(), engine.clone(), self.mode));
+        tokio::spawn(watch_reports(self.world.clone(), engine.clone(), self.outsiders));
         let end = ORIGIN_MS + STORM_MS;
         loop {
             let now = self.world.lock().now();
@@ -559,19 +568,22 @@ async fn sleep_ms(millis: i64) {
 }
 
 /// Compares what the engine says of itself with the truth, again and again.
-async fn watch_reports(world: Arc<World>, engine: Arc<Engine>, mode: Mode) {
+async fn watch_reports(world: Arc<World>, engine: Arc<Engine>, outsiders: bool) {
     loop {
         sleep_ms(100).await;
         for report in engine.operations(20).await {
-            check_report(&world, &report, mode);
+            check_report(&world, &report, outsiders);
         }
     }
 }
 
-fn check_report(world: &World, report: &OperationReport, mode: Mode) {
+fn check_report(world: &World, report: &OperationReport, outsiders: bool) {
     let mut state = world.lock();
     if state.is_dead {
         return;
+    }
+    if report.timeline.iter().any(|entry| entry.text.contains("makes the worst case smaller")) {
+        state.oracle.shrank(&report.id);
     }
     let mut unknown = Decimal::ZERO;
     for order in &report.orders {
@@ -601,7 +613,7 @@ fn check_report(world: &World, report: &OperationReport, mode: Mode) {
     // With nobody else on the accounts an operation is never further from its target than at its start.
     let began = report.initial_delta.minus(report.target).map(Delta::abs).unwrap_or_default();
     let bound = began.max(report.worst_case.unwrap_or_default());
-    if mode == Mode::Calm && report.max_transient_delta > bound {
+    if !outsiders && report.max_transient_delta > bound {
         let text = format!(
             "I7: {} came {} from its target, its bound is {bound}",
             report.id, report.max_transient_delta

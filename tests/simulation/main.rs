@@ -30,14 +30,13 @@ fn mode_of(seed: u64) -> Mode {
 }
 
 fn timeline(seed: u64, outcome: &Outcome) -> String {
-    let mut text = format!("seed {seed} ({:?}):\n", mode_of(seed));
-    for violation in &outcome.violations {
-        text.push_str(&format!("  VIOLATION {violation}\n"));
-    }
-    text.push_str(&format!(
-        "run it again: SIM_SEED={seed} cargo test -p deltaplane-tests --test simulation -- one_seed --nocapture\n"
-    ));
-    text
+    let violations: Vec<String> =
+        outcome.violations.iter().map(|text| format!("  VIOLATION {text}")).collect();
+    format!(
+        "seed {seed} ({:?}):\n{}\nrun it again: SIM_SEED={seed} cargo test -p deltaplane-tests --test simulation -- one_seed --nocapture\n",
+        mode_of(seed),
+        violations.join("\n")
+    )
 }
 
 /// Every episode of a range of seeds; one in ten runs twice and must give the same log, byte for byte.
@@ -93,6 +92,9 @@ fn nothing_wrong_happens_and_everything_settles() {
         for (name, count) in outcome.states {
             *total.states.entry(name).or_default() += count;
         }
+        for (name, count) in outcome.seldom {
+            *total.seldom.entry(name).or_default() += count;
+        }
         for (name, count) in outcome.faults {
             *total.faults.entry(name).or_default() += count;
         }
@@ -101,6 +103,7 @@ fn nothing_wrong_happens_and_everything_settles() {
         "{count} episodes, {} lives, {} steps, {} orders; operations ended {:?}; faults {:?}; violations {violations}",
         total.lives, total.steps, total.sends, total.states, total.faults
     );
+    println!("what seldom happens: {:?}", total.seldom);
     for (mode, (operations, dollar_seconds)) in by_mode {
         let each = dollar_seconds / rust_decimal::Decimal::from(operations.max(1));
         println!(

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use deltaplane_ports::{AlertChange, IntentRecord, OutcomeRecord, PlannedLeg, Record};
+use deltaplane_ports::{
+    AlertChange, ExternalActivity, ExternalCause, IntentRecord, OutcomeRecord, PlannedLeg, Record,
+};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, Evidence, OperationId, OrderIntent, OrderStatus, TradeId,
 };
@@ -29,6 +31,9 @@ pub(crate) struct Oracle {
     pub(crate) alerts: BTreeMap<String, String>,
     /// Since when nothing that adds may go out.
     pub(crate) killed_since: Option<i64>,
+    /// What the engine did that it seldom does, so that nobody believes in a test that never gets there.
+    pub(crate) seldom: BTreeMap<String, u64>,
+    shrunk: BTreeSet<OperationId>,
     /// Operations whose exposure is added up.
     pub(crate) measured: Vec<Measured>,
 }
@@ -108,10 +113,37 @@ impl Oracle {
                 }
             }
             Record::Alert { alert, change } => match change {
-                AlertChange::Raised => drop(self.alerts.insert(alert.id.clone(), alert.topic.clone())),
+                AlertChange::Raised => {
+                    if self.alerts.insert(alert.id.clone(), alert.topic.clone()).is_none() {
+                        *self.seldom.entry(format!("alert {}", alert.topic)).or_default() += 1;
+                    }
+                }
                 AlertChange::Resolved => drop(self.alerts.remove(&alert.id)),
             },
-            Record::External(_) | Record::Trading(_) => {}
+            Record::External(activity) => {
+                self.check_outside(activity, venues);
+                *self.seldom.entry(format!("outside {}", activity.cause)).or_default() += 1;
+            }
+            Record::Trading(_) => {}
+        }
+    }
+
+    /// Every move of this world is a trade: what others did is named after their trades, and only after theirs.
+    fn check_outside(&mut self, activity: &ExternalActivity, venues: &BTreeMap<AccountId, Venue>) {
+        if activity.cause == ExternalCause::Correction {
+            let ExternalActivity { account, change, position, .. } = activity;
+            self.violation(format!("outside: {change} of {account} to {position} is called a correction"));
+        }
+        let Some(venue) = venues.get(&activity.account) else { return };
+        for trade in &activity.trades {
+            let found = venue.exchange.trades.iter().find(|known| known.id.to_string() == trade.as_str());
+            let ours = found
+                .and_then(|trade| venue.exchange.orders.get(&trade.order_id))
+                .and_then(|order| order.client_id.parse().ok())
+                .is_some_and(|name: ClientOrderId| self.intents.contains_key(&name));
+            if ours || found.is_none() {
+                self.violation(format!("outside: trade {trade} of {} is ours or none", activity.account));
+            }
         }
     }
 
@@ -165,6 +197,9 @@ impl Oracle {
         {
             self.violation(format!("I8: {id} counts as never placed before its window and slack had passed"));
         }
+        if let OutcomeRecord::Ended { evidence, .. } | OutcomeRecord::NotAccepted { evidence, .. } = outcome {
+            *self.seldom.entry(format!("end by {}", evidence.kind())).or_default() += 1;
+        }
         self.check_against_truth(id, &intent, outcome, venues);
         self.outcomes.insert(id.clone(), outcome.clone());
     }
@@ -215,6 +250,13 @@ impl Oracle {
                     }
                 }
             }
+        }
+    }
+
+    /// An operation made the worst case smaller on other accounts while an order was in doubt.
+    pub(crate) fn shrank(&mut self, operation: &OperationId) {
+        if self.shrunk.insert(operation.clone()) {
+            *self.seldom.entry("shrunk in doubt".to_owned()).or_default() += 1;
         }
     }
 

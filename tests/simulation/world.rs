@@ -380,6 +380,15 @@ impl State {
         let now = self.now();
         for record in records {
             self.oracle.on_record(&record, now, &self.venues);
+            if let Record::External(activity) = &record {
+                self.note(format!(
+                    "outside: {} {} {} to {}",
+                    activity.account, activity.cause, activity.change, activity.position
+                ));
+            }
+            if std::env::var_os("SIM_RECORDS").is_some() {
+                self.note(format!("durable: {record:?}"));
+            }
             self.journal.push(record);
         }
     }

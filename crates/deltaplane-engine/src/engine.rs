@@ -227,10 +227,15 @@ impl Engine {
         for (alert, change) in std::mem::take(&mut recovered.alerts) {
             core.shared.alerts.restore(alert, change);
         }
+        for (account, trade) in std::mem::take(&mut recovered.explained) {
+            if let Some(keeper) = core.shared.eyes.accounts.get(&account) {
+                keeper.explain([trade]);
+            }
+        }
         for activity in std::mem::take(&mut recovered.external) {
             core.shared.ledger.keep(activity);
         }
-        for ((account, symbol), (position, at)) in std::mem::take(&mut recovered.positions) {
+        for ((account, symbol), (position, at)) in recovered.positions() {
             core.shared.ledger.set(&account, &symbol, position, at);
         }
         core.recover(recovered).await;

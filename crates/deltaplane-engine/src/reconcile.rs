@@ -69,6 +69,21 @@ impl Ledger {
         self.lanes(|lanes| lanes.insert((account.clone(), symbol.clone()), lane));
     }
 
+    /// Says that a lane moved: by trades of ours, or by what others did and was named. What is not known yet stays so.
+    pub(crate) fn add(&self, account: &AccountId, symbol: &Symbol, change: Delta) {
+        self.lanes(|lanes| {
+            if let Some(lane) = lanes.get_mut(&(account.clone(), symbol.clone())) {
+                lane.position = lane.position.plus(change).unwrap_or(lane.position);
+                lane.other = None;
+            }
+        });
+    }
+
+    /// When a lane was last seen to hold what we know.
+    pub(crate) fn agreed_at(&self, account: &AccountId, symbol: &Symbol) -> Option<Timestamp> {
+        self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.agreed_at))
+    }
+
     /// The symbols of an account that something is known of.
     pub(crate) fn symbols(&self, account: &AccountId) -> Vec<Symbol> {
         self.lanes(|lanes| {
@@ -125,6 +140,21 @@ impl Ledger {
     }
 }
 
+/// The oldest trades in a row that together make a move: some before them may have been in the position already, and
+/// the newest may not show in it yet. All, where none do.
+fn that_sum_to(moved: Delta, trades: &[Fill]) -> &[Fill] {
+    for start in 0..trades.len() {
+        let mut sum = Delta::ZERO;
+        for (end, fill) in trades.iter().enumerate().skip(start) {
+            sum = sum.plus(fill.quantity.signed(fill.side)).unwrap_or(sum);
+            if sum == moved {
+                return &trades[start..=end];
+            }
+        }
+    }
+    trades
+}
+
 /// Names what moved a position: the trades that are not ours, by their causes, and the rest that none explains.
 pub(crate) fn causes(
     expected: Delta,
@@ -133,7 +163,8 @@ pub(crate) fn causes(
 ) -> Vec<(ExternalCause, Delta, Vec<TradeId>)> {
     let mut named: BTreeMap<ExternalCause, (Delta, Vec<TradeId>)> = BTreeMap::new();
     let mut explained = Delta::ZERO;
-    for fill in foreign {
+    let moved = found.minus(expected).unwrap_or_default();
+    for fill in that_sum_to(moved, foreign) {
         let cause = match fill.cause {
             FillCause::Order => ExternalCause::ForeignTrade,
             FillCause::Liquidation => ExternalCause::Liquidation,
@@ -148,7 +179,7 @@ pub(crate) fn causes(
     }
     let mut all: Vec<_> =
         named.into_iter().map(|(cause, (change, trades))| (cause, change, trades)).collect();
-    let rest = found.minus(expected).and_then(|moved| moved.minus(explained)).unwrap_or_default();
+    let rest = moved.minus(explained).unwrap_or_default();
     if !rest.is_zero() {
         all.push((ExternalCause::Correction, rest, Vec::new()));
     }
@@ -164,7 +195,7 @@ pub(crate) async fn explain(
     shared: &Shared,
     (account, symbol): (&AccountId, &Symbol),
     (expected, found): (Delta, Delta),
-    since: Timestamp,
+    (since, as_of): (Timestamp, Timestamp),
 ) -> Result<Vec<ExternalActivity>, ReadError> {
     let (Some(keeper), Some(gateway)) =
         (shared.eyes.accounts.get(account), shared.hands.gateways.get(account))
@@ -196,7 +227,7 @@ pub(crate) async fn explain(
             change,
             position,
             trades: trades.clone(),
-            at: now,
+            at: as_of,
         };
         keeper.explain(trades);
         records.push(Record::External(activity.clone()));
@@ -204,7 +235,7 @@ pub(crate) async fn explain(
         shared.ledger.keep(activity.clone());
         recorded.push(activity);
     }
-    shared.ledger.set(account, symbol, found, now);
+    shared.ledger.add(account, symbol, found.minus(expected).unwrap_or_default());
     // A failure stops all sending by itself; there is nothing to take back.
     let _ = shared.hands.recorder.append(records).await;
     Ok(recorded)
@@ -276,6 +307,20 @@ mod tests {
             ]
         );
         assert!(causes(delta("1"), delta("1"), &[]).is_empty());
+    }
+
+    #[test]
+    fn trades_that_were_in_the_position_before_explain_nothing() {
+        let trades = [
+            fill("1", Side::Sell, "0.038", FillCause::Order),
+            fill("2", Side::Sell, "0.02", FillCause::Order),
+        ];
+        let of = |id: &str| -> Vec<TradeId> { vec![id.parse().unwrap()] };
+        let named = causes(delta("0.204"), delta("0.184"), &trades);
+        assert_eq!(named, [(ExternalCause::ForeignTrade, delta("-0.02"), of("2"))]);
+        // The newest one does not show yet.
+        let named = causes(delta("0.204"), delta("0.166"), &trades);
+        assert_eq!(named, [(ExternalCause::ForeignTrade, delta("-0.038"), of("1"))]);
     }
 
     #[test]

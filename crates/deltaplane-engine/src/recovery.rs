@@ -8,7 +8,8 @@ use deltaplane_ports::{
     OutcomeRecord, Record, StoredRecord, TradingOrder,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Ratio, Symbol, Timestamp,
+    AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Quantity, Ratio, Side, Symbol, Timestamp,
+    TradeId,
 };
 
 use crate::operation::KnownOperation;
@@ -29,12 +30,22 @@ pub(crate) struct Recovered {
     pub(crate) alerts: Vec<(Alert, AlertChange)>,
     /// What moved positions from outside.
     pub(crate) external: Vec<ExternalActivity>,
-    /// The position that each lane must have by all that is known, and when it was last written down.
-    pub(crate) positions: BTreeMap<(AccountId, Symbol), (Delta, Timestamp)>,
+    lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
+    /// Trades that are explained: our own, and those of others that were named.
+    pub(crate) explained: Vec<(AccountId, TradeId)>,
     /// When the journal was last written.
     pub(crate) last_at: Timestamp,
     index: BTreeMap<OperationId, usize>,
     order_of: BTreeMap<ClientOrderId, usize>,
+}
+
+/// What the journal tells of a lane.
+struct LaneFacts {
+    /// The position that was last written down, with what others did since.
+    position: Delta,
+    at: Timestamp,
+    /// The operation that read it, and what that one had traded on the account by then.
+    read_by: Option<(usize, Delta)>,
 }
 
 /// One operation of an earlier run.
@@ -49,6 +60,7 @@ pub(crate) struct RecoveredOperation {
     fills: Vec<(ClientOrderId, Fill)>,
     /// Positions as the newest plan read them, with what was traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
+    read_at: Timestamp,
     key: Option<String>,
     closed: Option<(String, String, Timestamp)>,
 }
@@ -89,24 +101,40 @@ impl Recovered {
                     outcomes: BTreeMap::new(),
                     fills: Vec::new(),
                     positions: BTreeMap::new(),
+                    read_at: Timestamp::default(),
                     key,
                     closed: None,
                 });
             }
-            Record::Planned { operation, positions, at, .. } => {
+            Record::Planned { operation, positions, read_at, at, .. } => {
                 self.last_at = self.last_at.max(at);
                 let Some(index) = self.index.get(&operation).copied() else { return };
                 let Some(operation) = self.operations.get_mut(index) else { return };
-                for (account, position) in positions {
+                for (account, (position, traded)) in positions {
                     let lane = (account.clone(), operation.symbol.clone());
-                    self.positions.insert(lane, (position, at));
-                    let traded = operation.traded_by(&account);
+                    let facts = LaneFacts { position, at: read_at, read_by: Some((index, traded)) };
+                    self.lanes.insert(lane, facts);
                     operation.positions.insert(account, (position, traded));
                 }
+                operation.read_at = read_at;
             }
             Record::External(activity) => {
+                let trades = activity.trades.iter().map(|trade| (activity.account.clone(), trade.clone()));
+                self.explained.extend(trades);
                 let lane = (activity.account.clone(), activity.symbol.clone());
-                self.positions.insert(lane, (activity.position, activity.at));
+                match self.lanes.get_mut(&lane) {
+                    // It was seen before what is written there, or with it, and is in it.
+                    Some(facts) if activity.at < facts.at => {}
+                    Some(facts) if facts.read_by.is_some() && activity.at == facts.at => {}
+                    // Seen by an operation after its plan: beside what that one trades.
+                    Some(facts) if facts.read_by.is_some() => {
+                        facts.position = facts.position.plus(activity.change).unwrap_or(facts.position);
+                    }
+                    _ => {
+                        let (position, at) = (activity.position, activity.at);
+                        self.lanes.insert(lane, LaneFacts { position, at, read_by: None });
+                    }
+                }
                 self.external.push(activity);
             }
             Record::Trading(order) => self.trading = Some(order),
@@ -126,24 +154,38 @@ impl Recovered {
                 }
             }
             Record::Fill { client_order_id, fill } => {
-                let lane = (fill.account.clone(), fill.symbol.clone());
-                if let Some((position, _)) = self.positions.get_mut(&lane)
-                    && let Ok(after) = position.plus(fill.quantity.signed(fill.side))
-                {
-                    *position = after;
-                }
+                self.explained.push((fill.account.clone(), fill.trade_id.clone()));
                 if let Some(operation) = self.operation_of(&client_order_id) {
                     operation.fills.push((client_order_id, fill));
                 }
             }
-            Record::OperationClosed { operation, state, summary, at } => {
+            Record::OperationClosed { operation, state, summary, positions, read_at, at } => {
                 self.last_at = self.last_at.max(at);
+                let symbol = self.index.get(&operation).and_then(|index| self.operations.get(*index));
+                if let Some(symbol) = symbol.map(|operation| operation.symbol.clone()) {
+                    for (account, position) in positions {
+                        let facts = LaneFacts { position, at: read_at, read_by: None };
+                        self.lanes.insert((account, symbol.clone()), facts);
+                    }
+                }
                 let found = self.index.get(&operation).and_then(|index| self.operations.get_mut(*index));
                 if let Some(operation) = found {
                     operation.closed = Some((state, summary, at));
                 }
             }
         }
+    }
+
+    /// The position that each lane must have by all that is known, and when it was last written down.
+    pub(crate) fn positions(&self) -> Vec<((AccountId, Symbol), (Delta, Timestamp))> {
+        let expected = |(lane, facts): (&(AccountId, Symbol), &LaneFacts)| {
+            let since = facts.read_by.and_then(|(index, traded_then)| {
+                self.operations.get(index)?.traded_by(&lane.0).minus(traded_then).ok()
+            });
+            let position = facts.position.plus(since.unwrap_or_default()).unwrap_or(facts.position);
+            (lane.clone(), (position, facts.at))
+        };
+        self.lanes.iter().map(expected).collect()
     }
 
     fn operation_of(&mut self, order: &ClientOrderId) -> Option<&mut RecoveredOperation> {
@@ -162,9 +204,22 @@ impl RecoveredOperation {
         self.key.as_ref()
     }
 
+    /// What its orders on an account traded, by the sums that were told or by the single trades.
     fn traded_by(&self, account: &AccountId) -> Delta {
-        let mine = self.fills.iter().filter(|(_, fill)| fill.account == *account);
-        mine.fold(Delta::ZERO, |sum, (_, fill)| sum.plus(fill.quantity.signed(fill.side)).unwrap_or(sum))
+        let mine = self.intents.iter().filter(|intent| intent.order.account == *account);
+        mine.fold(Delta::ZERO, |sum, intent| {
+            let id = &intent.client_order_id;
+            let told = match self.outcomes.get(id) {
+                Some(OutcomeRecord::Ended { filled, .. }) => *filled,
+                _ => Quantity::ZERO,
+            };
+            let mut trades = self.fills.iter().filter(|(of, _)| of == id);
+            let trades =
+                trades.try_fold(Delta::ZERO, |sum, (_, fill)| sum.plus(Delta::new(fill.quantity.value())));
+            let traded = told.signed(Side::Buy).max(trades.unwrap_or_default());
+            let signed = if intent.order.side == Side::Buy { traded } else { traded.negated() };
+            sum.plus(signed).unwrap_or(sum)
+        })
     }
 
     /// What is known of its orders.
@@ -175,6 +230,7 @@ impl RecoveredOperation {
             orders: self.intents.iter().map(known).collect(),
             fills: self.fills.clone(),
             positions: self.positions.clone(),
+            read_at: self.read_at,
         }
     }
 

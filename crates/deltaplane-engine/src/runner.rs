@@ -202,9 +202,8 @@ pub(crate) async fn run(
             keeper.mark_changed();
         }
     }
-    let now = shared.eyes.clock.now();
-    for (account, position) in operation.known_positions() {
-        shared.ledger.set(&account, symbol, position, now);
+    for (account, traded) in operation.traded_in_this_run() {
+        shared.ledger.add(&account, symbol, traded);
     }
     drop(held);
     shell.reply(report);
@@ -348,7 +347,7 @@ impl Shell {
                     });
                     let _ = shared.hands.recorder.append(records).await;
                 }
-                Effect::Outside { account, expected, found } => {
+                Effect::Outside { account, expected, found, as_of } => {
                     if let Some(keeper) = shared.eyes.accounts.get(&account) {
                         // What this operation traded is explained by itself.
                         keeper.explain(
@@ -356,10 +355,12 @@ impl Shell {
                         );
                     }
                     let (shared, symbol) = (shared.clone(), operation.spec().symbol.clone());
-                    let since = operation.started_at();
+                    let since = shared.ledger.agreed_at(&account, &symbol);
+                    let since = since.map_or(operation.started_at(), |at| at.min(operation.started_at()));
                     self.work.push(Box::pin(async move {
                         let lane = (&account, &symbol);
-                        if let Err(error) = reconcile::explain(&shared, lane, (expected, found), since).await
+                        if let Err(error) =
+                            reconcile::explain(&shared, lane, (expected, found), (since, as_of)).await
                         {
                             tracing::warn!(%account, %error, "what moved the position cannot be asked for");
                         }

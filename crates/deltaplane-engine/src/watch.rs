@@ -67,7 +67,7 @@ async fn compare(
             Compared::Differs => agree = false,
             Compared::Broken { expected, since } => {
                 let lane = (&keeper.id, &symbol);
-                match reconcile::explain(shared, lane, (expected, shown), since).await {
+                match reconcile::explain(shared, lane, (expected, shown), (since, snapshot.as_of)).await {
                     Ok(found) => {
                         let lost = found.iter().filter(|activity| {
                             matches!(activity.cause, ExternalCause::Liquidation | ExternalCause::Deleveraging)

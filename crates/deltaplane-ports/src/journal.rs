@@ -123,7 +123,7 @@ pub struct ExternalActivity {
     pub position: Delta,
     /// The trades that show it; none for a correction.
     pub trades: Vec<TradeId>,
-    /// When it was seen.
+    /// When the venue was asked that showed it.
     pub at: Timestamp,
 }
 
@@ -206,8 +206,11 @@ pub enum Record {
         worst: Delta,
         /// What it trades, by the index that intents name.
         legs: Vec<PlannedLeg>,
-        /// Positions that it was made from: what a restart compares with.
-        positions: BTreeMap<AccountId, Delta>,
+        /// Positions as they were read, with what the operation had traded on the account by then: what a restart
+        /// compares with.
+        positions: BTreeMap<AccountId, (Delta, Delta)>,
+        /// When they were read.
+        read_at: Timestamp,
         /// When.
         at: Timestamp,
     },
@@ -237,6 +240,10 @@ pub enum Record {
         state: String,
         /// The report in words.
         summary: String,
+        /// What its accounts then held in the symbol, by all that it knew.
+        positions: BTreeMap<AccountId, Delta>,
+        /// When they were last read; what was traded since counts in them.
+        read_at: Timestamp,
         /// When.
         at: Timestamp,
     },

@@ -7,8 +7,8 @@ use deltaplane_ports::{
     TradingOrder,
 };
 use deltaplane_types::{
-    Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Side, TimeInForce,
-    Timestamp, parse_exact,
+    AccountId, Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Side,
+    TimeInForce, Timestamp, parse_exact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,9 @@ pub(crate) enum Row {
         #[serde(default)]
         legs: Vec<LegRow>,
         #[serde(default)]
-        positions: BTreeMap<String, String>,
+        positions: BTreeMap<String, (String, String)>,
+        #[serde(default)]
+        read_at: i64,
         at: i64,
     },
     Intent {
@@ -85,6 +87,10 @@ pub(crate) enum Row {
         operation: String,
         state: String,
         summary: String,
+        #[serde(default)]
+        positions: BTreeMap<String, String>,
+        #[serde(default)]
+        read_at: i64,
         at: i64,
     },
     External {
@@ -214,6 +220,14 @@ fn delta(text: &str) -> Result<Delta, RowError> {
     parse_exact(text).map(Delta::new).map_err(bad)
 }
 
+fn texts(positions: &BTreeMap<AccountId, Delta>) -> BTreeMap<String, String> {
+    positions.iter().map(|(id, held)| (id.to_string(), held.to_string())).collect()
+}
+
+fn deltas(positions: BTreeMap<String, String>) -> Result<BTreeMap<AccountId, Delta>, RowError> {
+    positions.into_iter().map(|(id, held)| Ok((id.parse().map_err(bad)?, delta(&held)?))).collect()
+}
+
 fn price(text: &str) -> Result<Price, RowError> {
     Price::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
 }
@@ -231,7 +245,7 @@ impl From<&Record> for Row {
                     at: at.as_millis(),
                 }
             }
-            Record::Planned { operation, plan, text, target, net, worst, legs, positions, at } => {
+            Record::Planned { operation, plan, text, target, net, worst, legs, positions, read_at, at } => {
                 let leg = |leg: &PlannedLeg| LegRow {
                     account: leg.account.to_string(),
                     side: side(leg.side),
@@ -247,8 +261,9 @@ impl From<&Record> for Row {
                     legs: legs.iter().map(leg).collect(),
                     positions: positions
                         .iter()
-                        .map(|(id, held)| (id.to_string(), held.to_string()))
+                        .map(|(id, (held, traded))| (id.to_string(), (held.to_string(), traded.to_string())))
                         .collect(),
+                    read_at: read_at.as_millis(),
                     at: at.as_millis(),
                 }
             }
@@ -295,12 +310,16 @@ impl From<&Record> for Row {
                 fee: fill.fee.to_string(),
                 venue_time: fill.venue_time.as_millis(),
             },
-            Record::OperationClosed { operation, state, summary, at } => Self::OperationClosed {
-                operation: operation.to_string(),
-                state: state.clone(),
-                summary: summary.clone(),
-                at: at.as_millis(),
-            },
+            Record::OperationClosed { operation, state, summary, positions, read_at, at } => {
+                Self::OperationClosed {
+                    operation: operation.to_string(),
+                    state: state.clone(),
+                    summary: summary.clone(),
+                    positions: texts(positions),
+                    read_at: read_at.as_millis(),
+                    at: at.as_millis(),
+                }
+            }
             Record::External(external) => Self::External {
                 account: external.account.to_string(),
                 symbol: external.symbol.to_string(),
@@ -351,16 +370,24 @@ impl TryFrom<Row> for Record {
                     at: at(time),
                 }
             }
-            Row::Planned { operation, plan, text, target, net, worst, legs, positions, at: time } => {
+            Row::Planned {
+                operation,
+                plan,
+                text,
+                target,
+                net,
+                worst,
+                legs,
+                positions,
+                read_at,
+                at: time,
+            } => {
                 let leg = |leg: LegRow| -> Result<PlannedLeg, RowError> {
                     Ok(PlannedLeg {
                         account: leg.account.parse().map_err(bad)?,
                         side: read_side(&leg.side)?,
                         quantity: quantity(&leg.quantity)?,
                     })
-                };
-                let held = |(id, held): (String, String)| -> Result<_, RowError> {
-                    Ok((id.parse().map_err(bad)?, delta(&held)?))
                 };
                 Self::Planned {
                     operation: operation.parse().map_err(bad)?,
@@ -370,7 +397,13 @@ impl TryFrom<Row> for Record {
                     net: delta(&net)?,
                     worst: delta(&worst)?,
                     legs: legs.into_iter().map(leg).collect::<Result<_, _>>()?,
-                    positions: positions.into_iter().map(held).collect::<Result<_, _>>()?,
+                    positions: positions
+                        .into_iter()
+                        .map(|(id, (held, traded))| {
+                            Ok((id.parse().map_err(bad)?, (delta(&held)?, delta(&traded)?)))
+                        })
+                        .collect::<Result<_, RowError>>()?,
+                    read_at: at(read_at),
                     at: at(time),
                 }
             }
@@ -455,12 +488,16 @@ impl TryFrom<Row> for Record {
                     client_order_id,
                 }
             }
-            Row::OperationClosed { operation, state, summary, at: time } => Self::OperationClosed {
-                operation: operation.parse().map_err(bad)?,
-                state,
-                summary,
-                at: at(time),
-            },
+            Row::OperationClosed { operation, state, summary, positions, read_at, at: time } => {
+                Self::OperationClosed {
+                    operation: operation.parse().map_err(bad)?,
+                    state,
+                    summary,
+                    positions: deltas(positions)?,
+                    read_at: at(read_at),
+                    at: at(time),
+                }
+            }
             Row::External { account, symbol, cause, change, position, trades, at: time } => {
                 let known = ExternalCause::ALL.into_iter().find(|known| known.to_string() == cause);
                 Self::External(ExternalActivity {

@@ -67,7 +67,8 @@ fn every_record() -> Vec<Record> {
                 side: Side::Sell,
                 quantity: quantity("0.25"),
             }],
-            positions: BTreeMap::from([(order.account.clone(), delta("-0.125"))]),
+            positions: BTreeMap::from([(order.account.clone(), (delta("-0.125"), delta("0.5")))]),
+            read_at: at(2),
             at: at(3),
         },
         Record::Intent(IntentRecord {
@@ -89,6 +90,8 @@ fn every_record() -> Vec<Record> {
             operation: "hedge-20261123-1".parse().unwrap(),
             state: "partial".to_owned(),
             summary: "1002".to_owned(),
+            positions: BTreeMap::from([("binance-main".parse().unwrap(), delta("-0.375"))]),
+            read_at: at(8),
             at: at(9),
         },
     ];
@@ -167,7 +170,7 @@ async fn concurrent_appends_are_all_kept_and_the_chain_holds() {
     for epoch in 0..200 {
         let store = store.clone();
         tasks.spawn(async move {
-            store.append(vec![Record::RunStarted { epoch, next_sequence: 1, at: at(0) }; 2]).await.unwrap()
+            store.append(vec![Record::RunStarted { epoch, next_sequence: 1, at: at(0) }; 2]).await.unwrap();
         });
     }
     tasks.join_all().await;

@@ -122,6 +122,8 @@ impl Operation {
             operation: self.id.clone(),
             state: state.to_owned(),
             summary,
+            positions: self.known_positions(),
+            read_at: self.read_at,
             at: now,
         });
         effects.push(Effect::Finish(std::mem::take(&mut self.pending)));

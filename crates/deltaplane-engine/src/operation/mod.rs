@@ -56,6 +56,8 @@ pub struct KnownOperation {
     pub fills: Vec<(ClientOrderId, Fill)>,
     /// Positions as the newest plan read them, with what the operation had traded by then.
     pub positions: BTreeMap<AccountId, (Delta, Delta)>,
+    /// When it read them.
+    pub read_at: Timestamp,
 }
 
 /// What happened.
@@ -125,6 +127,8 @@ pub enum Effect {
         expected: Delta,
         /// What the venue shows.
         found: Delta,
+        /// When it was asked.
+        as_of: Timestamp,
     },
     /// Answer the caller with what is known; the operation goes on.
     Answer,
@@ -191,10 +195,14 @@ pub struct Operation {
     excluded: BTreeSet<AccountId>,
     /// Positions at the newest snapshot and what our orders had traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
+    /// When positions were read last.
+    read_at: Timestamp,
     /// The same of operations that ended a moment ago, until the first reading has shown it.
     traded_before: BTreeMap<AccountId, (Delta, Delta)>,
     /// Net delta of the newest snapshot and what our orders had traded by then.
     base: (Delta, Delta),
+    /// Trades of each account that the journal of earlier runs has.
+    traded_at_start: BTreeMap<AccountId, Delta>,
     rereads: u32,
     /// The newest reading that was asked for.
     reading: u32,
@@ -256,7 +264,7 @@ impl Operation {
         now: Timestamp,
         known: KnownOperation,
     ) -> (Self, Vec<Effect>) {
-        let KnownOperation { orders: intents, fills, positions } = known;
+        let KnownOperation { orders: intents, fills, positions, read_at } = known;
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
@@ -290,7 +298,9 @@ impl Operation {
                 let _ = order.on_fill(fill);
             }
         }
-        operation.positions = positions;
+        (operation.positions, operation.read_at) = (positions, read_at);
+        operation.traded_at_start =
+            operation.spec.accounts.iter().map(|id| (id.clone(), operation.traded_by(id))).collect();
         let effects = operation.step(Event::Tick, now);
         (operation, effects)
     }
@@ -320,8 +330,10 @@ impl Operation {
             order_ids: Vec::new(),
             excluded: BTreeSet::new(),
             positions: BTreeMap::new(),
+            read_at: Timestamp::default(),
             traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
+            traded_at_start: BTreeMap::new(),
             rereads: 0,
             reading: 0,
             shrink: Shrink::Idle,
@@ -372,10 +384,13 @@ impl Operation {
         self.started_at
     }
 
-    /// What its accounts hold by all that it knows.
-    pub(crate) fn known_positions(&self) -> Vec<(AccountId, Delta)> {
-        let accounts = self.positions.keys();
-        accounts.filter_map(|id| Some((id.clone(), self.expected_position(id)?))).collect()
+    /// What it traded on each account, but for the trades that the journal knew when this run began.
+    pub(crate) fn traded_in_this_run(&self) -> Vec<(AccountId, Delta)> {
+        let traded = |id: &AccountId| {
+            let before = self.traded_at_start.get(id).copied().unwrap_or_default();
+            (id.clone(), self.traded_by(id).minus(before).unwrap_or_default())
+        };
+        self.spec.accounts.iter().map(traded).collect()
     }
 
     /// The trades of each order, by the order's account.

@@ -1,5 +1,6 @@
 //! Rounds: from a reading to a plan, from a plan to durable orders, and what comes after a slice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltaplane_ports::{Failure, IntentRecord, JournalError, PlannedLeg, Record};
@@ -58,7 +59,10 @@ impl Operation {
                     now,
                     format!("outside activity: {account} holds {found} where our trades explain {expected}"),
                 );
-                effects.push(Effect::Outside { account, expected, found });
+                // Before the first round the comparison of every reading finds it.
+                if self.positions.contains_key(&account) {
+                    effects.push(Effect::Outside { account, expected, found, as_of: snapshot.as_of });
+                }
             }
         }
         self.rereads = 0;
@@ -74,6 +78,7 @@ impl Operation {
             }
         }
         let traded = self.traded();
+        self.read_at = snapshot.as_of;
         self.positions = snapshot
             .accounts
             .iter()
@@ -113,11 +118,22 @@ impl Operation {
         let mut found = Vec::new();
         for (id, facts) in &snapshot.accounts {
             let now = facts.account.position(&self.spec.symbol);
-            if let Some(expected) = self.expected_position(id).filter(|expected| *expected != now) {
+            // In the first round what the operation before traded a moment ago counts: others may have traded too,
+            // so that what is shown late is not exactly what was before.
+            let before =
+                || self.traded_before.get(id).and_then(|(position, traded)| position.plus(*traded).ok());
+            let expected = self.expected_position(id).or_else(before);
+            if let Some(expected) = expected.filter(|expected| *expected != now) {
                 found.push((id.clone(), expected, now));
             }
         }
         found
+    }
+
+    /// What its accounts hold by all that it knows.
+    pub(super) fn known_positions(&self) -> BTreeMap<AccountId, Delta> {
+        let accounts = self.positions.keys();
+        accounts.filter_map(|id| Some((id.clone(), self.expected_position(id)?))).collect()
     }
 
     /// The position that was read last with our own trades since; none where none was read.
@@ -202,7 +218,8 @@ impl Operation {
                     quantity: leg.quantity,
                 })
                 .collect(),
-            positions: self.positions.iter().map(|(id, (position, _))| (id.clone(), *position)).collect(),
+            positions: self.positions.clone(),
+            read_at: self.read_at,
             at: now,
         });
     }

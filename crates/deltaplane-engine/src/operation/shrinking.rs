@@ -45,7 +45,13 @@ impl Operation {
             return;
         };
         let mut excluded = self.excluded.clone();
-        excluded.extend(self.doubtful().map(|order| order.intent.order.account.clone()));
+        let open = self.orders.values().filter(|order| !order.is_settled());
+        excluded.extend(open.map(|order| order.intent.order.account.clone()));
+        // A venue that shows another position than we know is late, or somebody else is at work there.
+        excluded.extend(snapshot.accounts.iter().filter_map(|(id, facts)| {
+            let known = self.expected_position(id)?;
+            (known != facts.account.position(&self.spec.symbol)).then(|| id.clone())
+        }));
         let round = Round {
             spec: &self.spec,
             snapshot: &snapshot,
@@ -63,12 +69,6 @@ impl Operation {
                 interval.low, interval.high, plan.reached
             ),
         );
-        for (account, facts) in &snapshot.accounts {
-            if !excluded.contains(account) {
-                let read = (facts.account.position(&self.spec.symbol), self.traded_by(account));
-                self.positions.insert(account.clone(), read);
-            }
-        }
         self.record_plan(&plan, now);
         self.shrink = Shrink::Reserving;
         self.reserve(&plan, 0, now, effects);
