@@ -250,12 +250,7 @@ async fn streams_that_break_come_back_and_say_so() {
     for kind in KINDS {
         let mut bench = Bench::start(kind, Setup::new(kind)).await;
         let errors = bench.feed.status().error_count;
-        bench.running.sim().inject(deltaplane_venue_sim::Fault {
-            fault: FaultKind::CloseStreams,
-            method: None,
-            path: None,
-            times: 1,
-        });
+        bench.running.sim().inject(deltaplane_venue_sim::Fault::new(FaultKind::CloseStreams, 1));
         bench.event("the stream broke", |event| matches!(event, AccountEvent::Disconnected)).await;
         bench.until("the feed noticed", || bench.feed.status().error_count > errors).await;
         bench.event("the stream is back", |event| matches!(event, AccountEvent::Connected)).await;
@@ -271,12 +266,7 @@ async fn while_the_stream_is_down_orders_still_go_out_once() {
     let kind = Kind::Pacifica;
     let mut bench = Bench::start(kind, Setup::new(kind)).await;
     let order = bench.order(Side::Buy, "0.01", "0.004").await;
-    bench.running.sim().inject(deltaplane_venue_sim::Fault {
-        fault: FaultKind::CloseStreams,
-        method: None,
-        path: None,
-        times: 1,
-    });
+    bench.running.sim().inject(deltaplane_venue_sim::Fault::new(FaultKind::CloseStreams, 1));
     bench.until("the stream is down", || !bench.reader.is_streaming()).await;
     let (id, outcome) = bench.place(&order).await;
     assert!(matches!(outcome, SubmitOutcome::Acknowledged(_)), "over REST: {outcome:?}");
@@ -392,12 +382,8 @@ async fn a_spent_budget_keeps_orders_back_but_not_those_that_reduce() {
         let body = match kind {
             Kind::Pacifica => {
                 // The reply of the socket: it is read whatever request it answers.
-                bench.running.sim().inject(deltaplane_venue_sim::Fault {
-                    fault: FaultKind::Refuse { status: 429, body: "Too many requests".to_owned() },
-                    method: Some("GET".to_owned()),
-                    path: Some("/api/v1/account".to_owned()),
-                    times: 1,
-                });
+                let full = FaultKind::Refuse { status: 429, body: "Too many requests".to_owned() };
+                bench.running.sim().inject(Fault::new(full, 1).on("GET", "/api/v1/account"));
                 let error = bench.reader.fetch_account().await.unwrap_err();
                 let limited = matches!(&error, ReadError::Refused(refusal) if refusal.reason == RefusalReason::RateLimited);
                 assert!(limited, "{kind:?}: {error}");
@@ -669,13 +655,7 @@ async fn a_stream_that_stays_open_and_silent_is_noticed() {
     for kind in KINDS {
         waiting.spawn(async move {
             let bench = Bench::start(kind, Setup::new(kind)).await;
-            let mute = FaultKind::MuteStreams;
-            bench.running.sim().inject(deltaplane_venue_sim::Fault {
-                fault: mute,
-                method: None,
-                path: None,
-                times: 1,
-            });
+            bench.running.sim().inject(Fault::new(FaultKind::MuteStreams, 1));
             bench.until("the feed is given up", || bench.feed.view(&btc()).is_none()).await;
             assert!(!bench.feed.status().connected, "{kind:?}");
         });

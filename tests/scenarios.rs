@@ -25,7 +25,7 @@ async fn world() -> (World, Arc<MemoryJournal>) {
 }
 
 fn on_orders(fault: FaultKind, times: u64) -> Fault {
-    Fault { fault, method: Some("POST".to_owned()), path: Some("/fapi/v1/order".to_owned()), times }
+    Fault::new(fault, times).on("POST", "/fapi/v1/order")
 }
 
 fn unknown_503() -> (u16, String) {
@@ -133,11 +133,9 @@ async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
     let (world, _journal) = world().await;
     let first = world.control(world.to_flat()).await;
     assert_eq!((first.failure, first.orders[0].account.as_str()), (None, "long"));
-    let late = |times| Fault {
-        fault: FaultKind::Refuse { status: 200, body: OLD.to_owned() },
-        method: Some("GET".to_owned()),
-        path: Some("/fapi/v3/account".to_owned()),
-        times,
+    let late = |times| {
+        let old = FaultKind::Refuse { status: 200, body: OLD.to_owned() };
+        Fault::new(old, times).on("GET", "/fapi/v3/account")
     };
     world.exchanges[0].sim().inject(late(3));
     let second = world.control(world.to_flat()).await;
@@ -164,12 +162,8 @@ async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
     let places = places();
     let exchanges = exchanges(&places).await;
     let (status, body) = unknown_503();
-    exchanges[2].sim().inject(Fault {
-        fault: FaultKind::Refuse { status, body },
-        method: Some("GET".to_owned()),
-        path: Some("/fapi/v3/account".to_owned()),
-        times: 1_000_000,
-    });
+    let down = FaultKind::Refuse { status, body };
+    exchanges[2].sim().inject(Fault::new(down, 1_000_000).on("GET", "/fapi/v3/account"));
     let engine = engine(&places, &exchanges, Arc::new(MemoryJournal::default())).await;
     let accounts = names(&places);
     let world = World { exchanges, engine, accounts };
@@ -195,7 +189,7 @@ async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
 async fn fills_that_the_stream_loses_are_read_and_repeated_ones_count_once() {
     for fault in [FaultKind::DropUserEvents { event: None }, FaultKind::RepeatUserEvents { event: None }] {
         let (world, _journal) = world().await;
-        everywhere(&world, &Fault { fault: fault.clone(), method: None, path: None, times: 8 });
+        everywhere(&world, &Fault::new(fault.clone(), 8));
         let report = world.control(world.to_flat()).await;
         assert_eq!(report.failure, None, "{fault:?} {report:?}");
         assert_eq!(world.true_net(), Decimal::ZERO, "{fault:?}");
@@ -280,10 +274,7 @@ async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_t
 async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
     let (world, _journal) = world().await;
     everywhere(&world, &on_orders(FaultKind::AcceptThenSilence, 1));
-    everywhere(
-        &world,
-        &Fault { fault: FaultKind::DropUserEvents { event: None }, method: None, path: None, times: 8 },
-    );
+    everywhere(&world, &Fault::new(FaultKind::DropUserEvents { event: None }, 8));
     let request = deltaplane_ports::DeltaControl { timeout: Duration::from_millis(300), ..world.to_flat() };
     let report = world.control(request).await;
     let failure = report.failure.unwrap();
@@ -363,19 +354,14 @@ async fn a_hedge_takes_its_side_from_the_exposure_and_never_overshoots() {
 async fn a_feed_that_is_out_of_step_holds_and_comes_back() {
     let (world, _journal) = world().await;
     for running in &world.exchanges {
-        running.sim().inject(Fault { fault: FaultKind::DropDepth, method: None, path: None, times: 1 });
+        running.sim().inject(Fault::new(FaultKind::DropDepth, 1));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     ready(&world.engine).await;
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure, None, "{report:?}");
     for running in &world.exchanges {
-        running.sim().inject(Fault {
-            fault: FaultKind::MuteStreams,
-            method: None,
-            path: None,
-            times: u64::MAX,
-        });
+        running.sim().inject(Fault::new(FaultKind::MuteStreams, u64::MAX));
     }
     tokio::time::sleep(Duration::from_millis(3_500)).await;
     let report = world.control(world.to_flat()).await;
@@ -401,7 +387,7 @@ async fn a_web_page_for_an_answer_is_no_refusal_and_a_dropped_stream_comes_back(
     let (world, _journal) = world().await;
     everywhere(&world, &on_orders(FaultKind::Html, 1));
     for running in &world.exchanges {
-        running.sim().inject(Fault { fault: FaultKind::CloseStreams, method: None, path: None, times: 1 });
+        running.sim().inject(Fault::new(FaultKind::CloseStreams, 1));
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     ready(&world.engine).await;

@@ -85,7 +85,7 @@ impl Kind {
             Self::AsterAgent => ("POST", "/fapi/v3/order"),
             Self::Pacifica => ("WS", "create_order"),
         };
-        Fault { fault, method: Some(method.to_owned()), path: Some(path.to_owned()), times: 1 }
+        Fault::new(fault, 1).on(method, path)
     }
 }
 

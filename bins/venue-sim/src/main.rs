@@ -75,6 +75,10 @@ struct Arguments {
     /// Multiplies Pacifica's credits.
     #[arg(long, default_value_t = 1)]
     credit_factor: u64,
+    /// What goes wrong when: a file with one request to the control port a line, as
+    /// `{"atMs": 500, "method": "POST", "path": "/faults", "body": {"kind": "acceptThenSilence"}}`.
+    #[arg(long)]
+    script: Option<PathBuf>,
     /// Chain id of Aster's signatures: 1666, or 714 on its test network.
     #[arg(long, default_value_t = 1_666)]
     chain_id: u64,
@@ -118,7 +122,16 @@ async fn main() -> Result<()> {
         Some(path) => Market::Replay { path, speed_percent: arguments.speed, repeat: false },
         None => Market::Synthetic { seed: arguments.seed, venue: arguments.seed, mark: arguments.mark },
     };
+    let script = match &arguments.script {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            deltaplane_venue_sim::read_script(&text).with_context(|| path.display().to_string())?
+        }
+        None => Vec::new(),
+    };
     let options = SimOptions {
+        script,
         latency: Duration::from_millis(arguments.latency_ms),
         speed_bump: Duration::from_millis(arguments.speed_bump_ms),
         credit_factor: arguments.credit_factor,

@@ -79,6 +79,8 @@ pub(crate) fn router(sim: Arc<Sim>) -> Router {
         .route("/funding/settle", post(settle_funding))
         .route("/faults", post(add_fault).delete(clear_faults))
         .route("/listen-keys/expire", post(expire_listen_keys))
+        .route("/clock", put(set_clock))
+        .route("/accounts/{id}/key", put(set_key))
         .route("/truth", get(truth))
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "no such path").into_response() })
         .with_state(sim)
@@ -197,6 +199,41 @@ async fn clear_faults(State(sim): State<Arc<Sim>>) -> Json<Value> {
 async fn expire_listen_keys(State(sim): State<Arc<Sim>>) -> Json<Value> {
     lock(&sim.listen_keys).expire_all();
     Json(json!({}))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SetClock {
+    skew_ms: i64,
+}
+
+async fn set_clock(State(sim): State<Arc<Sim>>, request: Result<Json<SetClock>, JsonRejection>) -> Answer {
+    let SetClock { skew_ms } = body(request)?;
+    sim.skew.store(skew_ms, std::sync::atomic::Ordering::Relaxed);
+    Ok(Json(json!({})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetKey {
+    revoked: bool,
+}
+
+async fn set_key(
+    State(sim): State<Arc<Sim>>,
+    Path(account): Path<String>,
+    request: Result<Json<SetKey>, JsonRejection>,
+) -> Answer {
+    let SetKey { revoked } = body(request)?;
+    if !sim.with(|exchange| exchange.accounts.contains_key(&account)) {
+        return Err(refuse(StatusCode::NOT_FOUND, format!("no account {account:?}")));
+    }
+    if revoked {
+        lock(&sim.revoked).insert(account);
+    } else {
+        lock(&sim.revoked).remove(&account);
+    }
+    Ok(Json(json!({})))
 }
 
 async fn truth(State(sim): State<Arc<Sim>>) -> Json<Value> {

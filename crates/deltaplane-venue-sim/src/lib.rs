@@ -14,6 +14,7 @@ mod fault;
 mod market;
 pub mod pacifica;
 mod ports;
+mod script;
 mod server;
 mod sim;
 
@@ -21,5 +22,6 @@ pub use dialect::{Dialect, StreamRules, Switches};
 pub use fault::{Fault, FaultKind};
 pub use market::{Market, RecordedFrame, Recording, RecordingError};
 pub use ports::InProcessVenue;
+pub use script::{ScriptError, ScriptStep, read_script};
 pub use server::{Running, StartError, start};
 pub use sim::{Frame, Sim, SimClock, SimOptions};

@@ -81,6 +81,7 @@ pub async fn start(
     let mut tasks = JoinSet::new();
     tasks.spawn(crate::market::run(sim.clone(), options.market));
     tasks.spawn(watch_countdowns(sim.clone()));
+    tasks.spawn(crate::script::run(sim.clone(), options.script));
     let streams = any(upgrade);
     let router = Router::new()
         .route("/public/{*rest}", streams.clone())

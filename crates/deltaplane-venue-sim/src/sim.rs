@@ -1,6 +1,6 @@
 //! The exchange with what a dialect needs around it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::binance::listen_key::ListenKeys;
 use crate::config::ExchangeConfig;
 use crate::core::{Command, Event, Exchange, Reject};
 use crate::dialect::{Dialect, StreamRules, Switches};
-use crate::fault::{Fault, Faults};
+use crate::fault::{Fault, Faults, UserEvent};
 use crate::market::Market;
 use crate::pacifica::credits::Credits;
 use crate::pacifica::keys::Bindings;
@@ -64,6 +64,8 @@ pub struct SimOptions {
     pub chain_id: u64,
     /// Multiplies Pacifica's credits.
     pub credit_factor: u64,
+    /// What happens when.
+    pub script: Vec<crate::script::ScriptStep>,
 }
 
 impl SimOptions {
@@ -80,6 +82,7 @@ impl SimOptions {
             streams: dialect.stream_rules(),
             chain_id: 1_666,
             credit_factor: 1,
+            script: Vec::new(),
         }
     }
 }
@@ -108,6 +111,10 @@ pub struct Sim {
     pub(crate) dialect: Dialect,
     pub(crate) exchange: Mutex<Exchange>,
     pub(crate) clock: SimClock,
+    /// How far the clock was set off since, milliseconds.
+    pub(crate) skew: AtomicI64,
+    /// Accounts whose keys were revoked.
+    pub(crate) revoked: Mutex<BTreeSet<String>>,
     /// Account and secret by API key.
     pub(crate) keys: BTreeMap<String, (String, String)>,
     pub(crate) frames: broadcast::Sender<Frame>,
@@ -152,6 +159,8 @@ impl Sim {
             dialect: options.dialect,
             exchange: Mutex::new(Exchange::new(config, rules, options.clock.now())),
             clock: options.clock.clone(),
+            skew: AtomicI64::new(0),
+            revoked: Mutex::default(),
             keys,
             frames: broadcast::channel(8_192).0,
             users: broadcast::channel(8_192).0,
@@ -173,7 +182,12 @@ impl Sim {
 
     /// Milliseconds since the epoch by the exchange's clock.
     pub fn now(&self) -> i64 {
-        self.clock.now()
+        self.clock.now() + self.skew.load(Ordering::Relaxed)
+    }
+
+    /// Whether an account's keys were revoked.
+    pub(crate) fn is_revoked(&self, account: &str) -> bool {
+        lock(&self.revoked).contains(account)
     }
 
     /// Moves the exchange on and tells the streams.
@@ -200,11 +214,26 @@ impl Sim {
     }
 
     fn tell(&self, account: &str, kind: &'static str, json: &str) {
-        let copies = lock(&self.faults).copies_of_user_event(kind);
-        for _ in 0..copies {
-            let frame = UserFrame { account: account.into(), kind, json: json.into() };
-            // Without a subscriber nobody misses it.
-            let _ = self.users.send(frame);
+        let frame = UserFrame { account: account.into(), kind, json: json.into() };
+        // Without a subscriber nobody misses it.
+        if lock(&self.faults).adds_unknown_event() {
+            let unknown = r#"{"e":"FUTURE_EVENT","channel":"future_channel","E":1,"data":{"x":1}}"#;
+            let _ = self.users.send(UserFrame { json: unknown.into(), ..frame.clone() });
+        }
+        let event = lock(&self.faults).on_user_event(kind);
+        match event {
+            UserEvent::Sent(copies) => {
+                for _ in 0..copies {
+                    let _ = self.users.send(frame.clone());
+                }
+            }
+            UserEvent::Late(wait) => {
+                let users = self.users.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    let _ = users.send(frame);
+                });
+            }
         }
     }
 

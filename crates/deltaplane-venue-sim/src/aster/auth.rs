@@ -57,6 +57,9 @@ pub(crate) fn authorize(sim: &Sim, path: &str, security: Security, raw: &Raw<'_>
     let user = params.get("user")?.map(str::to_owned);
     let mut registry = lock(&sim.registry);
     let caller = registry.signer(&signer, user.as_deref(), sim.now())?;
+    if sim.is_revoked(&caller.account) {
+        return Err(Reject::new(-2015, "Invalid API-key, IP, or permissions for action."));
+    }
     // A guarded cancel names the nonce of the order it is for.
     if !path.contains("/guarded") {
         registry.take_nonce(&signer, nonce, sim.now())?;

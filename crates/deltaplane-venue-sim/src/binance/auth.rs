@@ -22,8 +22,8 @@ pub(crate) fn account(sim: &Sim, raw: &Raw<'_>) -> Result<String, Reject> {
         return Err(Reject::new(-2014, "API-key format invalid."));
     };
     match sim.keys.get(key) {
-        Some((account, _)) => Ok(account.clone()),
-        None => Err(Reject::new(-2015, "Invalid API-key, IP, or permissions for action.")),
+        Some((account, _)) if !sim.is_revoked(account) => Ok(account.clone()),
+        _ => Err(Reject::new(-2015, "Invalid API-key, IP, or permissions for action.")),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
@@ -19,7 +18,7 @@ use crate::core::{
     Account, Command, Event, Exchange, NewOrder, Order, OrderKind, PositionSide, Reject, TimeInForce,
 };
 use crate::dialect::Dialect;
-use crate::fault::FaultKind;
+use crate::fault::{Answering, around};
 use crate::sim::{Sim, lock};
 
 /// What a route asks of its caller.
@@ -98,27 +97,18 @@ pub(crate) async fn handle(
     body: Bytes,
 ) -> Response<Body> {
     tokio::time::sleep(sim.latency).await;
-    let fault = lock(&sim.faults).for_request(method.as_str(), uri.path());
-    match fault {
-        Some(FaultKind::Html) => {
-            return raw(StatusCode::OK, "text/html", "<html><body>Just a moment...</body></html>".to_owned());
-        }
-        Some(FaultKind::Refuse { status, body }) => return error_body(status, body),
-        _ => {}
-    }
-    let response = answer(&sim, method.as_str(), &uri, &headers, &body);
-    match fault {
-        Some(FaultKind::AcceptThenSilence) => std::future::pending::<()>().await,
-        Some(FaultKind::Delay { millis }) => tokio::time::sleep(Duration::from_millis(millis)).await,
-        Some(FaultKind::AcceptThenError { status, body }) => return error_body(status, body),
-        _ => {}
-    }
-    tokio::time::sleep(sim.latency).await;
-    response
-}
-
-fn error_body(status: u16, body: String) -> Response<Body> {
-    raw(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), "application/json", body)
+    let text = format!("{} {}", uri.query().unwrap_or_default(), String::from_utf8_lossy(&body));
+    let struck = lock(&sim.faults).for_request(method.as_str(), uri.path(), &text);
+    let of = (method.as_str().to_owned(), uri.path().to_owned());
+    let (latency, handled) = (sim.latency, sim.clone());
+    let handle = move || -> Answering {
+        Box::pin(async move {
+            let response = answer(&handled, method.as_str(), &uri, &headers, &body);
+            tokio::time::sleep(latency).await;
+            response
+        })
+    };
+    around(&sim, (&of.0, &of.1), struck, handle).await
 }
 
 fn raw(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {

@@ -7,7 +7,8 @@ use deltaplane_types::{Decimal, Side};
 use super::account::{Account, HeldPosition};
 use super::book::MarketBook;
 use super::order::{
-    ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade, Trigger,
+    Cause, ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
+    Trigger,
 };
 use super::rules::{Bracket, MarginTable, Rules, acceptable, check_quantity};
 use crate::config::{ExchangeConfig, SymbolConfig};
@@ -140,6 +141,11 @@ pub enum Command {
         reset: bool,
         /// A mark price of its own; else the mid.
         mark: Option<Decimal>,
+    },
+    /// The newest order trades more than it asked for.
+    Overfill {
+        /// How much more, base units.
+        quantity: Decimal,
     },
     /// Time passed: funding may be due.
     Tick,
@@ -329,6 +335,13 @@ impl Exchange {
             }
             Command::CountDown { account, symbol, until } => self.count_down(account, symbol, until)?,
             Command::Tick => self.charge_funding(now, &mut events),
+            Command::Overfill { quantity } => {
+                if let Some((id, price)) =
+                    self.orders.values().next_back().map(|order| (order.id, order.price))
+                {
+                    self.trade(now, id, price, quantity, false, Cause::Order, &mut events);
+                }
+            }
             Command::SetPosition { account, symbol, amount, entry } => {
                 self.set_position(now, &account, &symbol, amount, entry, &mut events)?;
             }

@@ -199,5 +199,8 @@ fn verified(sim: &Sim, operation: &str, body: &str) -> Result<(Signed, String), 
     }
     let account = bindings.account(&address).map(str::to_owned);
     let account = account.ok_or_else(|| Refused::new(404, format!("Account not found: {address}")))?;
+    if sim.is_revoked(&account) {
+        return Err(Refused::new(400, "Agent not authorized for account"));
+    }
     Ok((Signed { address, account, payload }, raw_signature.get().to_owned()))
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
@@ -16,7 +15,7 @@ use super::credits::Standing;
 use super::errors::Refused;
 use super::{auth, operations, render};
 use crate::core::{Account, Exchange};
-use crate::fault::FaultKind;
+use crate::fault::{Answering, around};
 use crate::sim::{Sim, lock};
 
 const PREFIX: &str = "/api/v1";
@@ -32,23 +31,17 @@ pub(crate) async fn handle(
     body: Bytes,
 ) -> Response<Body> {
     tokio::time::sleep(sim.latency).await;
-    let fault = lock(&sim.faults).for_request(method.as_str(), uri.path());
-    match fault {
-        Some(FaultKind::Html) => {
-            return raw(200, "text/html", "<html><body>Just a moment...</body></html>".to_owned());
-        }
-        Some(FaultKind::Refuse { status, body }) => return raw(status, "application/json", body),
-        _ => {}
-    }
-    let response = answer(&sim, &method, &uri, &headers, &body).await;
-    match fault {
-        Some(FaultKind::AcceptThenSilence) => std::future::pending::<()>().await,
-        Some(FaultKind::Delay { millis }) => tokio::time::sleep(Duration::from_millis(millis)).await,
-        Some(FaultKind::AcceptThenError { status, body }) => return raw(status, "application/json", body),
-        _ => {}
-    }
-    tokio::time::sleep(sim.latency).await;
-    response
+    let struck = lock(&sim.faults).for_request(method.as_str(), uri.path(), &String::from_utf8_lossy(&body));
+    let of = (method.as_str().to_owned(), uri.path().to_owned());
+    let (latency, handled) = (sim.latency, sim.clone());
+    let handle = move || -> Answering {
+        Box::pin(async move {
+            let response = answer(&handled, &method, &uri, &headers, &body).await;
+            tokio::time::sleep(latency).await;
+            response
+        })
+    };
+    around(&sim, (&of.0, &of.1), struck, handle).await
 }
 
 fn raw(status: u16, content_type: &'static str, body: String) -> Response<Body> {

@@ -179,10 +179,26 @@ impl Session {
         let (sim, replies, with_key) = (self.sim.clone(), replies.clone(), self.with_key);
         tokio::spawn(async move {
             tokio::time::sleep(sim.latency).await;
-            let fault = lock(&sim.faults).for_request("WS", &operation);
-            if let Some(FaultKind::Refuse { body, .. }) = &fault {
-                let _ = replies.send(body.clone()).await;
-                return;
+            let fault = lock(&sim.faults).for_request("WS", &operation, body.get());
+            match &fault {
+                Some(
+                    FaultKind::Refuse { body, .. }
+                    | FaultKind::RefuseFor { body, .. }
+                    | FaultKind::RefuseIncreasing { body, .. },
+                ) => {
+                    let _ = replies.send(body.clone()).await;
+                    return;
+                }
+                Some(FaultKind::Html) => {
+                    let _ = replies.send("<html><body>Just a moment...</body></html>".to_owned()).await;
+                    return;
+                }
+                Some(FaultKind::ErrorThenAccept { body, millis, .. }) => {
+                    let _ = replies.send(body.clone()).await;
+                    tokio::time::sleep(Duration::from_millis(*millis)).await;
+                }
+                Some(FaultKind::Late { millis }) => tokio::time::sleep(Duration::from_millis(*millis)).await,
+                _ => {}
             }
             let cost = if operation.starts_with("cancel") { 5 } else { 10 };
             let standing = lock(&sim.credits).take(sim.now(), cost, with_key);
@@ -203,7 +219,13 @@ impl Session {
                 reply["rl"] = json!({"r": standing.remaining, "q": standing.quota, "t": standing.refresh});
             }
             match fault {
-                Some(FaultKind::AcceptThenSilence) => return,
+                Some(FaultKind::AcceptThenSilence | FaultKind::ErrorThenAccept { .. }) => return,
+                Some(FaultKind::Truncate) => {
+                    let text = reply.to_string();
+                    let _ = replies.send(text.chars().take(text.len() / 2).collect()).await;
+                    return;
+                }
+                Some(FaultKind::Overfill { quantity }) => crate::fault::overfill(&sim, &quantity),
                 Some(FaultKind::Delay { millis }) => tokio::time::sleep(Duration::from_millis(millis)).await,
                 Some(FaultKind::AcceptThenError { body, .. }) => {
                     let _ = replies.send(body).await;
