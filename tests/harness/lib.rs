@@ -1,5 +1,6 @@
 //! Whole servers and exchanges for the tests beside this folder.
 
+pub mod proxy;
 pub mod recording;
 pub mod venues;
 
@@ -139,20 +140,38 @@ pub async fn engine_with(
     journal: Arc<dyn Journal>,
     holdings: Holdings,
 ) -> Engine {
+    let config = EngineConfig { holdings, ..config() };
+    let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+    engine_through(places, exchanges, &urls, journal, config).await
+}
+
+/// How engines behave in tests.
+pub fn config() -> EngineConfig {
+    EngineConfig {
+        max_orders_per_minute: 100_000,
+        // Longer than a proof takes with the short windows here: what shrinks in doubt has tests of its own.
+        freeze_for: Duration::from_secs(4),
+        ..EngineConfig::new(btc(), IdKey::new(b"a key of the tests"))
+    }
+}
+
+/// Starts an engine that reaches REST at these addresses.
+pub async fn engine_through(
+    places: &[Place],
+    exchanges: &[Running],
+    rest_urls: &[String],
+    journal: Arc<dyn Journal>,
+    config: EngineConfig,
+) -> Engine {
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
-    let mut config = EngineConfig::new(btc(), IdKey::new(b"a key of the tests"));
-    config.max_orders_per_minute = 100_000;
-    // Longer than a proof takes with the short windows here: what shrinks in doubt has tests of its own.
-    config.freeze_for = Duration::from_secs(4);
-    config.holdings = holdings;
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let mut accounts = Vec::new();
-    for (place, running) in places.iter().zip(exchanges) {
+    for ((place, running), rest_url) in places.iter().zip(exchanges).zip(rest_urls) {
         let binance = BinanceConfig {
             account: place.name.parse().expect("an account id"),
             venue: place.name.parse().expect("a venue id"),
             feed: place.name.parse().expect("a feed id"),
-            rest_url: running.rest(),
+            rest_url: rest_url.clone(),
             stream_url: running.ws(),
             weight: BinanceConfig::weight_budget(),
             symbols: SymbolMap::new(deltaplane_venue_binance::NAMES),

@@ -22,6 +22,7 @@ use deltaplane_venue_sim::{
 };
 use tokio::sync::broadcast;
 
+use crate::proxy::Proxy;
 use crate::{WallClock, exact};
 
 /// A connector with one of its credentials.
@@ -109,6 +110,8 @@ pub struct Setup {
     pub config_key: Option<&'static str>,
     /// The agent's key on Aster.
     pub agent_secret: &'static str,
+    /// Where REST is reached, if not at the exchange itself.
+    pub rest_url: Option<String>,
 }
 
 impl Setup {
@@ -136,6 +139,7 @@ impl Setup {
             config_key: None,
             frozen_price: false,
             agent_secret: AGENT_SECRET,
+            rest_url: None,
         }
     }
 
@@ -196,7 +200,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
             account: id().parse().expect("an account id"),
             venue: id().parse().expect("a venue id"),
             feed: id().parse().expect("a feed id"),
-            rest_url: running.rest(),
+            rest_url: setup.rest_url.clone().unwrap_or_else(|| running.rest()),
             stream_url: running.ws(),
             credits: Arc::new(WeightBudget::new(1_000_000, Duration::from_secs(60))),
             api_config_key: setup.config_key.map(Into::into),
@@ -215,7 +219,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
         account: id().parse().expect("an account id"),
         venue: id().parse().expect("a venue id"),
         feed: id().parse().expect("a feed id"),
-        rest_url: running.rest(),
+        rest_url: setup.rest_url.clone().unwrap_or_else(|| running.rest()),
         stream_url: running.ws(),
         weight: BinanceConfig::weight_budget(),
         symbols: SymbolMap::new(kind.names()),
@@ -273,6 +277,19 @@ impl Bench {
     /// The same, following these symbols.
     pub async fn start_with(kind: Kind, setup: Setup, symbols: &[Symbol]) -> Self {
         let running = start_exchange(kind, &setup).await;
+        Self::over(kind, setup, running, symbols).await
+    }
+
+    /// The same with a proxy between the connector and REST.
+    pub async fn behind_proxy(kind: Kind) -> (Self, Proxy) {
+        let setup = Setup::new(kind);
+        let running = start_exchange(kind, &setup).await;
+        let proxy = Proxy::start(&running.rest()).await;
+        let setup = Setup { rest_url: Some(proxy.url()), ..setup };
+        (Self::over(kind, setup, running, &[crate::btc()]).await, proxy)
+    }
+
+    async fn over(kind: Kind, setup: Setup, running: Running, symbols: &[Symbol]) -> Self {
         let connected = connect(kind, "one", &running, &setup, symbols);
         let Connected { reader, gateway, feed, budget } = connected;
         let events = reader.subscribe();

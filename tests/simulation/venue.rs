@@ -7,12 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Journal,
-    JournalError, OrderGateway, OrderSighting, Pace, PriceFeed, ReadError, Record, StoredRecord, VenueRules,
+    JournalError, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, Record, StoredRecord,
+    VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument,
-    Level, MarginBracket, MarketView, Notional, OrderIntent, Position, Price, Quantity, Ratio, Refusal,
-    RefusalReason, SubmitOutcome, Symbol, Timestamp, UnknownCause,
+    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
+    Instrument, Level, MarginBracket, MarketView, Notional, OrderIntent, Position, Price, Quantity, Ratio,
+    Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp, UnknownCause,
 };
 use rand::Rng as _;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -315,11 +316,16 @@ impl OrderGateway for SimAccount {
         .await
     }
 
-    async fn fetch_order_names(&self, _: &Symbol, since: Timestamp) -> Result<Vec<ClientOrderId>, ReadError> {
+    async fn fetch_order_names(&self, _: &Symbol, since: Timestamp) -> Result<Vec<OrderName>, ReadError> {
         self.ask(|state, _| {
             let venue = self.venue(state);
             let mine = venue.exchange.orders.values().filter(|order| order.created >= since.as_millis());
-            mine.filter_map(|order| order.client_id.parse().ok()).collect()
+            let named = mine.filter_map(|order| {
+                let client_order_id = order.client_id.parse().ok()?;
+                let venue_order_id = order.id.to_string().parse().ok()?;
+                Some(OrderName { venue_order_id, client_order_id, cause: FillCause::Order })
+            });
+            named.collect()
         })
         .await
     }

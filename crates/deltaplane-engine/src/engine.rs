@@ -836,9 +836,12 @@ impl ControlPlane for Engine {
             let text = format!("order {client_order_id} is not in doubt: it is {}", order.state);
             return Err(failure(Code::Conflict, text, "nothing has to be decided"));
         }
-        if let Settlement::Ended { filled } = settlement
-            && (filled > order.quantity || filled < order.filled)
-        {
+        let filled = match settlement {
+            Settlement::NotPlaced => deltaplane_types::Quantity::ZERO,
+            Settlement::Ended { filled } => filled,
+        };
+        // A venue that traded more than was asked for is frozen for just that: what it traded is then the truth.
+        if filled < order.filled || filled > order.quantity.max(order.filled) {
             let text = format!(
                 "filled {filled} is impossible: {} is known to have traded of {}",
                 order.filled, order.quantity

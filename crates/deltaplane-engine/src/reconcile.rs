@@ -207,8 +207,18 @@ pub(crate) async fn explain(
     );
     let trades = gateway.fetch_fills(symbol, from).await?;
     // Each trade is named once.
-    let foreign: Vec<Fill> = keeper
-        .without_explained(trades)
+    let mut foreign = keeper.without_explained(trades);
+    if foreign.iter().any(|fill| fill.client_order_id.is_none()) {
+        // Some venues tell by the order alone whose a trade was.
+        let names = gateway.fetch_order_names(symbol, from).await?;
+        for fill in &mut foreign {
+            if let Some(order) = names.iter().find(|order| order.venue_order_id == fill.venue_order_id) {
+                fill.client_order_id.get_or_insert_with(|| order.client_order_id.clone());
+                fill.cause = if fill.cause == FillCause::Order { order.cause } else { fill.cause };
+            }
+        }
+    }
+    let foreign: Vec<Fill> = foreign
         .into_iter()
         .filter(|fill| {
             fill.client_order_id.as_ref().is_none_or(|name| shared.eyes.config.id_key.read(name).is_none())

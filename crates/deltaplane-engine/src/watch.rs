@@ -105,7 +105,7 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
                 return false;
             }
             Ok(names) => {
-                let ours = names.iter().filter_map(|name| config.id_key.read(name));
+                let ours = names.iter().filter_map(|name| config.id_key.read(&name.client_order_id));
                 let lost = ours.filter(|parts| {
                     parts.instance == config.instance && parts.sequence >= core.known.next_sequence
                 });

@@ -25,7 +25,7 @@ pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
 pub use time::{Clock, IdSource};
 pub use venue::{
     AccountEvent, AccountReader, CancelOutcome, Capabilities, FeedStatus, FenceOutcome, OrderEntry,
-    OrderGateway, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
+    OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
 };
 
 #[cfg(feature = "mock")]

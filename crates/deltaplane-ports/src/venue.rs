@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountSnapshot, ClientOrderId, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView, Notional,
-    OrderIntent, Refusal, SubmitOutcome, Symbol, Timestamp, UnknownCause,
+    AccountSnapshot, ClientOrderId, Delta, ExecutionReport, FeedId, Fill, FillCause, Instrument, MarketView,
+    Notional, OrderIntent, Refusal, SubmitOutcome, Symbol, Timestamp, UnknownCause, VenueOrderId,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -135,6 +135,17 @@ pub struct Capabilities {
     pub budget: &'static str,
 }
 
+/// What an order is called at its venue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderName {
+    /// The venue's own id.
+    pub venue_order_id: VenueOrderId,
+    /// The client's name of it; the venue's where it closed a position by itself.
+    pub client_order_id: ClientOrderId,
+    /// Why it exists, as far as the name tells: trades may tell more.
+    pub cause: FillCause,
+}
+
 /// What of a venue's behavior decides when an order is proven never to have existed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VenueRules {
@@ -215,13 +226,10 @@ pub trait OrderGateway: Send + Sync {
     /// Asks for all trades of the account in a symbol since a time, oldest first.
     async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError>;
 
-    /// Asks for the names that clients gave to the account's orders in a symbol since a time, ended ones too. What
-    /// has no such name is left out.
-    async fn fetch_order_names(
-        &self,
-        symbol: &Symbol,
-        since: Timestamp,
-    ) -> Result<Vec<ClientOrderId>, ReadError>;
+    /// Asks for the names of the account's orders in a symbol since a time, ended ones too. What no client and no
+    /// venue named is left out.
+    async fn fetch_order_names(&self, symbol: &Symbol, since: Timestamp)
+    -> Result<Vec<OrderName>, ReadError>;
 
     /// Lets the venue cancel **all** orders of the account in a symbol after this time unless it is told again
     /// before; none ends that. Foreign orders go with ours.

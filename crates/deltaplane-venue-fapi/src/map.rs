@@ -1,6 +1,6 @@
 //! Wire to domain: pure, total, invents nothing.
 
-use deltaplane_ports::{Contract, ContractError};
+use deltaplane_ports::{Contract, ContractError, OrderName};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp, parse_exact,
@@ -69,6 +69,15 @@ pub(crate) fn cause(client_id: &str) -> FillCause {
     } else {
         FillCause::Order
     }
+}
+
+/// The name of an order, where it has one that can be read.
+pub(crate) fn order_name(order: &crate::wire::OrderName) -> Option<OrderName> {
+    Some(OrderName {
+        venue_order_id: venue_id(order.order_id).ok()?,
+        client_order_id: client_order_id(&order.client_order_id).ok()?,
+        cause: cause(&order.client_order_id),
+    })
 }
 
 pub(crate) fn client_order_id(text: &str) -> Result<ClientOrderId, MapError> {

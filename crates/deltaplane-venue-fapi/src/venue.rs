@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Priority, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
-    OrderSighting, Pace, ReadError, VenueRules,
+    OrderName, OrderSighting, Pace, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -697,13 +697,13 @@ impl OrderGateway for FapiVenue {
         &self,
         symbol: &Symbol,
         since: Timestamp,
-    ) -> Result<Vec<ClientOrderId>, ReadError> {
+    ) -> Result<Vec<OrderName>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         // The venue tells of less than seven days at a time: the newest are asked for.
         let week = self.rest.clock.now().as_millis().saturating_sub(6 * 24 * 3_600_000);
         let since = since.as_millis().max(week);
         let orders = self.rest.all_orders(&contract.name, &since.to_string()).await?;
-        Ok(orders.iter().filter_map(|order| order.client_order_id.parse().ok()).collect())
+        Ok(orders.iter().filter_map(map::order_name).collect())
     }
 
     async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {

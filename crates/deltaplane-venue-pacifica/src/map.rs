@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use deltaplane_ports::{Contract, ContractError, SymbolMap};
+use deltaplane_ports::{Contract, ContractError, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, Notional, OrderStatus, Price, Ratio, Side, Symbol, Timestamp,
@@ -22,6 +22,15 @@ pub(crate) enum MapError {
     Arithmetic(#[from] ArithmeticError),
     #[error("the id {0:?} is not legal")]
     Id(String),
+}
+
+/// The name of an order, where its client gave one. Why one exists is told by its trades.
+pub(crate) fn order_name(order: &PastOrder) -> Option<OrderName> {
+    Some(OrderName {
+        venue_order_id: id(order.order_id).ok()?,
+        client_order_id: order.client_order_id.as_ref()?.parse().ok()?,
+        cause: FillCause::Order,
+    })
 }
 
 impl From<OrderState> for OrderStatus {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Priority};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
-    OrderSighting, Pace, ReadError, VenueRules,
+    OrderName, OrderSighting, Pace, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -584,12 +584,12 @@ impl OrderGateway for PacificaVenue {
         &self,
         symbol: &Symbol,
         since: Timestamp,
-    ) -> Result<Vec<ClientOrderId>, ReadError> {
+    ) -> Result<Vec<OrderName>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
         let rows = self.rest.orders_since(self.key.account(), since).await?;
         let names = rows.iter().filter(|row| row.symbol == contract.name);
-        Ok(names.filter_map(|row| row.client_order_id.as_ref()?.parse().ok()).collect())
+        Ok(names.filter_map(map::order_name).collect())
     }
 
     async fn count_down(&self, _: &Symbol, _: Option<Duration>) -> Result<(), ReadError> {

@@ -346,18 +346,17 @@ pub(crate) async fn around(
             }
         }
         Some(FaultKind::Overfill { quantity }) => {
-            let response = handle().await;
             overfill(sim, &quantity);
-            response
+            handle().await
         }
         Some(_) => handle().await,
     }
 }
 
-/// The newest order trades more than it asked for.
+/// The next order trades more than it asks for.
 pub(crate) fn overfill(sim: &Sim, quantity: &str) {
     if let Ok(quantity) = deltaplane_types::parse_exact(quantity) {
-        // Without an order nothing happens.
+        // Nothing can be wrong with it.
         let _ = sim.apply(Command::Overfill { quantity });
     }
 }

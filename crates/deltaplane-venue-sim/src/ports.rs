@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome, Finding,
-    OrderGateway, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
+    OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -356,7 +356,7 @@ impl OrderGateway for InProcessVenue {
         &self,
         symbol: &Symbol,
         since: Timestamp,
-    ) -> Result<Vec<ClientOrderId>, ReadError> {
+    ) -> Result<Vec<OrderName>, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
             let mine = exchange.orders.values().filter(|order| {
@@ -364,7 +364,12 @@ impl OrderGateway for InProcessVenue {
                     && order.symbol == name
                     && order.created >= since.as_millis()
             });
-            Ok(mine.filter_map(|order| order.client_id.parse().ok()).collect())
+            let named = mine.filter_map(|order| {
+                let client_order_id = order.client_id.parse().ok()?;
+                let venue_order_id = order.id.to_string().parse().ok()?;
+                Some(OrderName { venue_order_id, client_order_id, cause: FillCause::Order })
+            });
+            Ok(named.collect())
         })
     }
 

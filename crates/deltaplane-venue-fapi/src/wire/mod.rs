@@ -163,7 +163,9 @@ pub struct OrderAnswer {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OrderName {
-    /// Its client's.
+    /// Its number.
+    pub order_id: u64,
+    /// Its client's, or the venue's own where it closed a position.
     pub client_order_id: String,
 }
 

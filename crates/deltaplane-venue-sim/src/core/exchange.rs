@@ -7,8 +7,7 @@ use deltaplane_types::{Decimal, Side};
 use super::account::{Account, HeldPosition};
 use super::book::MarketBook;
 use super::order::{
-    Cause, ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
-    Trigger,
+    ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade, Trigger,
 };
 use super::rules::{Bracket, MarginTable, Rules, acceptable, check_quantity};
 use crate::config::{ExchangeConfig, SymbolConfig};
@@ -142,7 +141,7 @@ pub enum Command {
         /// A mark price of its own; else the mid.
         mark: Option<Decimal>,
     },
-    /// The newest order trades more than it asked for.
+    /// The next trade that takes from a book is larger than was asked for.
     Overfill {
         /// How much more, base units.
         quantity: Decimal,
@@ -233,6 +232,8 @@ pub struct Exchange {
     pub asset_rates: BTreeMap<String, (Decimal, Decimal)>,
     /// When an account's orders on a symbol are canceled.
     pub countdowns: BTreeMap<(String, String), i64>,
+    /// What the next taker trades beyond what it asked for.
+    pub(super) surplus: Decimal,
     pub(super) waiting: BTreeSet<u64>,
     pub(super) next_order: u64,
     pub(super) next_trade: u64,
@@ -301,6 +302,7 @@ impl Exchange {
                 .map(|(asset, [bid, ask])| (asset.clone(), (bid.0, ask.0)))
                 .collect(),
             countdowns: BTreeMap::new(),
+            surplus: Decimal::ZERO,
             waiting: BTreeSet::new(),
             next_order: rules.first_order_id,
             rules,
@@ -336,11 +338,7 @@ impl Exchange {
             Command::CountDown { account, symbol, until } => self.count_down(account, symbol, until)?,
             Command::Tick => self.charge_funding(now, &mut events),
             Command::Overfill { quantity } => {
-                if let Some((id, price)) =
-                    self.orders.values().next_back().map(|order| (order.id, order.price))
-                {
-                    self.trade(now, id, price, quantity, false, Cause::Order, &mut events);
-                }
+                self.surplus = quantity;
             }
             Command::SetPosition { account, symbol, amount, entry } => {
                 self.set_position(now, &account, &symbol, amount, entry, &mut events)?;

@@ -124,7 +124,8 @@ impl Exchange {
         maker: bool,
         events: &mut Vec<Event>,
     ) {
-        self.trade(now, id, price, quantity, maker, Cause::Order, events);
+        let surplus = if maker { Decimal::ZERO } else { std::mem::take(&mut self.surplus) };
+        self.trade(now, id, price, quantity + surplus, maker, Cause::Order, events);
     }
 
     #[expect(clippy::too_many_arguments, reason = "one trade has this many facts")]
@@ -144,7 +145,8 @@ impl Exchange {
         order.executed += quantity;
         order.quote += price * quantity;
         order.updated = now;
-        order.status = if order.open_quantity().is_zero() { Status::Filled } else { Status::PartiallyFilled };
+        order.status =
+            if order.open_quantity() <= Decimal::ZERO { Status::Filled } else { Status::PartiallyFilled };
         let order = order.clone();
         let Some(account) = self.accounts.get_mut(&order.account) else { return };
         let key = (order.symbol.clone(), order.position_side);

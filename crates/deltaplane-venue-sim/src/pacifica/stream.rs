@@ -197,6 +197,7 @@ impl Session {
                     let _ = replies.send(body.clone()).await;
                     tokio::time::sleep(Duration::from_millis(*millis)).await;
                 }
+                Some(FaultKind::Overfill { quantity }) => crate::fault::overfill(&sim, quantity),
                 Some(FaultKind::Late { millis }) => tokio::time::sleep(Duration::from_millis(*millis)).await,
                 _ => {}
             }
@@ -225,7 +226,6 @@ impl Session {
                     let _ = replies.send(text.chars().take(text.len() / 2).collect()).await;
                     return;
                 }
-                Some(FaultKind::Overfill { quantity }) => crate::fault::overfill(&sim, &quantity),
                 Some(FaultKind::Delay { millis }) => tokio::time::sleep(Duration::from_millis(millis)).await,
                 Some(FaultKind::AcceptThenError { body, .. }) => {
                     let _ = replies.send(body).await;

@@ -1,0 +1,686 @@
+//! Faults by their numbers in the matrix of README.md beside this file, over real sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_engine::EngineConfig;
+use deltaplane_ports::{
+    ControlPlane as _, DeltaControl, ExternalCause, KillSwitch, OperationState, OrderSighting, ReadError,
+    Record, ResolveOrder, Settlement, TradingChange,
+};
+use deltaplane_testkit::{MemoryJournal, delta, ratio};
+use deltaplane_tests::proxy::{Cut, Proxy};
+use deltaplane_tests::venues::{Bench, Kind, Setup};
+use deltaplane_tests::{Place, World, btc, config, engine, engine_through, exchanges, names, ready};
+use deltaplane_types::{
+    AccountId, AlertSeverity, Code, Decimal, RefusalReason, Side, SubmitOutcome, TradingState, UnknownCause,
+};
+use deltaplane_venue_sim::core::Command;
+use deltaplane_venue_sim::{Fault, FaultKind};
+
+const FAPI: [Kind; 3] = [Kind::Binance, Kind::AsterAgent, Kind::AsterHmac];
+
+fn order_line(kind: Kind) -> &'static str {
+    match kind {
+        Kind::AsterAgent => "POST /fapi/v3/order",
+        _ => "POST /fapi/v1/order",
+    }
+}
+
+fn reason(outcome: &SubmitOutcome) -> Option<RefusalReason> {
+    match outcome {
+        SubmitOutcome::NotAccepted(refusal) => Some(refusal.reason),
+        _ => None,
+    }
+}
+
+fn places() -> Vec<Place> {
+    vec![Place::new("long", "0.5"), Place::new("short", "-0.25"), Place::new("spare", "0")]
+}
+
+async fn world() -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    (World::start(places(), journal.clone()).await, journal)
+}
+
+async fn world_with(places: Vec<Place>, config: EngineConfig) -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    let exchanges = exchanges(&places).await;
+    let urls: Vec<String> = exchanges.iter().map(deltaplane_venue_sim::Running::rest).collect();
+    let engine = engine_through(&places, &exchanges, &urls, journal.clone(), config).await;
+    ready(&engine).await;
+    let accounts = names(&places);
+    (World { exchanges, engine, accounts }, journal)
+}
+
+fn on_orders(fault: FaultKind, times: u64) -> Fault {
+    Fault::new(fault, times).on("POST", "/fapi/v1/order")
+}
+
+fn uncertain() -> FaultKind {
+    FaultKind::Refuse {
+        status: 503,
+        body: r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
+            .to_owned(),
+    }
+}
+
+fn refused(code: i64, text: &str) -> FaultKind {
+    FaultKind::Refuse { status: 400, body: format!(r#"{{"code":{code},"msg":"{text}"}}"#) }
+}
+
+fn at_exchanges(world: &World) -> usize {
+    (0..world.exchanges.len()).map(|index| world.orders_at(index)).sum()
+}
+
+/// Waits until something holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..800 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_f02_an_order_that_finds_no_connection_was_not_sent() {
+    for kind in FAPI {
+        let (mut bench, proxy) = Bench::behind_proxy(kind).await;
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        drop(proxy);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (_, outcome) = bench.place(&order).await;
+        assert_eq!(reason(&outcome), Some(RefusalReason::NotSent), "{kind:?}: {outcome:?}");
+        assert_eq!(bench.running.sim().with(|exchange| exchange.orders.len()), 0, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f03_f04_f20_a_connection_that_ends_in_the_request_leaves_doubt_and_nothing_is_sent_again() {
+    for kind in FAPI {
+        let (mut bench, proxy) = Bench::behind_proxy(kind).await;
+        for bytes in [0, 1, 40, 200] {
+            let before = proxy.attempts(order_line(kind));
+            proxy.cut(order_line(kind), Cut::RequestAfter(bytes));
+            let order = bench.order(Side::Buy, "0.01", "0.004").await;
+            let (id, outcome) = bench.place(&order).await;
+            assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?} {bytes}: {outcome:?}");
+            assert_eq!(proxy.attempts(order_line(kind)), before + 1, "{kind:?} {bytes}: sent once");
+            let sighting = bench.gateway.fetch_order(&id, &btc(), Bench::lately()).await.unwrap();
+            assert_eq!(sighting, OrderSighting::NotFound, "{kind:?} {bytes}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f05_an_order_whose_answer_never_came_is_unknown_and_then_found() {
+    for kind in FAPI {
+        let (mut bench, proxy) = Bench::behind_proxy(kind).await;
+        proxy.cut(order_line(kind), Cut::BeforeAnswer);
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let (id, outcome) = bench.place(&order).await;
+        assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?}: {outcome:?}");
+        assert_eq!(bench.end_of(&id).await.filled, order.quantity, "{kind:?}");
+        assert_eq!(proxy.attempts(order_line(kind)), 1, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f06_answers_that_cannot_be_read_prove_nothing() {
+    let html =
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/html\r\ncontent-length: 15\r\n\r\n<html>ok</html>".to_vec();
+    let text =
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\n\"ok\"".to_vec();
+    let empty = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 0\r\n\r\n".to_vec();
+    let other =
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{\"code\":\"200\"}"
+            .to_vec();
+    for kind in FAPI {
+        let (mut bench, proxy) = Bench::behind_proxy(kind).await;
+        let cuts = [Cut::AnswerAfter(0), Cut::AnswerAfter(30), Cut::AnswerAfter(300)];
+        let answers = [&html, &text, &empty, &other].map(|answer| Cut::Answer(answer.clone()));
+        for cut in cuts.into_iter().chain(answers) {
+            proxy.cut(order_line(kind), cut.clone());
+            let order = bench.order(Side::Buy, "0.01", "0.004").await;
+            let (_, outcome) = bench.place(&order).await;
+            assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?} {cut:?}: {outcome:?}");
+            assert!(!proxy.is_armed());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_f08_f09_only_listed_texts_are_definite() {
+    let unknown: [(u16, &str); 7] = [
+        (500, r#"{"code":-1000,"msg":"An unknown error occurred while processing the request."}"#),
+        (502, "<html>Bad Gateway</html>"),
+        (503, r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#),
+        (
+            504,
+            r#"{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; execution status unknown."}"#,
+        ),
+        (
+            408,
+            r#"{"code":-1007,"msg":"Timeout waiting for response from backend server. Send status unknown; execution status unknown."}"#,
+        ),
+        (
+            400,
+            r#"{"code":-1006,"msg":"An unexpected response was received from the message bus. Execution status unknown."}"#,
+        ),
+        (400, r#"{"code":-987654,"msg":"A code of tomorrow."}"#),
+    ];
+    for kind in FAPI {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        for (status, body) in unknown {
+            for accepts in [false, true] {
+                let (body, before) =
+                    (body.to_owned(), bench.running.sim().with(|exchange| exchange.orders.len()));
+                let fault = if accepts {
+                    FaultKind::AcceptThenError { status, body: body.clone() }
+                } else {
+                    FaultKind::Refuse { status, body: body.clone() }
+                };
+                bench.running.sim().inject(kind.on_orders(fault));
+                let order = bench.order(Side::Buy, "0.01", "0.004").await;
+                let (_, outcome) = bench.place(&order).await;
+                assert!(
+                    matches!(outcome, SubmitOutcome::Unknown(_)),
+                    "{kind:?} {status} {body}: {outcome:?}"
+                );
+                let after = bench.running.sim().with(|exchange| exchange.orders.len());
+                assert_eq!(after - before, usize::from(accepts), "{kind:?}: the fault does what it says");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f10_overload_keeps_increases_out_and_lets_reductions_through() {
+    let setup = Setup::new(Kind::Binance).holding(Kind::Binance, "0.1");
+    let mut bench = Bench::start(Kind::Binance, setup).await;
+    let overload = FaultKind::RefuseIncreasing {
+        status: 503,
+        body: r#"{"code":-1008,"msg":"Request throttled by system-level protection. Reduce-only/close-position orders are exempt. Please try again."}"#.to_owned(),
+    };
+    bench.running.sim().inject(Fault { times: 10, ..Kind::Binance.on_orders(overload) });
+    let increase = bench.order(Side::Buy, "0.01", "0.004").await;
+    let (_, outcome) = bench.place(&increase).await;
+    assert_eq!(reason(&outcome), Some(RefusalReason::Overloaded), "{outcome:?}");
+    let mut reduce = bench.order(Side::Sell, "0.01", "0.004").await;
+    reduce.reduce_only = true;
+    assert_eq!(bench.place_to_end(&reduce).await.filled, reduce.quantity);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f11_f12_a_venue_that_asks_for_silence_gets_it() {
+    for (status, code, text, retry_after) in [
+        (429, -1003, "Too many requests.", 2),
+        (418, -1003, "Way too many requests; IP(1.2.3.4) banned until 99999999999999.", 120),
+    ] {
+        let (mut bench, proxy) = Bench::behind_proxy(Kind::Binance).await;
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let body = format!(r#"{{"code":{code},"msg":"{text}"}}"#);
+        let fault = FaultKind::RefuseFor { status, body, retry_after };
+        bench.running.sim().inject(Fault::new(fault, 1).on("GET", "/fapi/v3/account"));
+        assert!(bench.reader.fetch_account().await.is_err());
+        let asked = proxy.attempts("GET /fapi/v3/account");
+        for _ in 0..5 {
+            let error = bench.reader.fetch_account().await.unwrap_err();
+            let limited =
+                matches!(&error, ReadError::Refused(refusal) if refusal.reason == RefusalReason::RateLimited);
+            assert!(limited, "{status}: {error}");
+        }
+        assert_eq!(proxy.attempts("GET /fapi/v3/account"), asked, "{status}: nothing was asked meanwhile");
+        let (_, outcome) = bench.place(&order).await;
+        assert_eq!(reason(&outcome), Some(RefusalReason::KeptBack), "{status}: {outcome:?}");
+        if status == 429 {
+            tokio::time::sleep(Duration::from_millis(2_200)).await;
+            bench.reader.fetch_account().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f13_f24_a_revoked_key_takes_its_account_out_and_no_other() {
+    let (world, _) = world().await;
+    let control = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/accounts/long/key", world.exchanges[0].control().unwrap());
+    let answer = control.put(url).json(&serde_json::json!({"revoked": true})).send().await.unwrap();
+    assert!(answer.status().is_success());
+    assert!(!world.engine.preflight(&world.accounts[0]).await.unwrap().tradable);
+    let failure = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!((failure.code, at_exchanges(&world)), (Code::NotPermitted, 0), "{failure:?}");
+    let others = DeltaControl {
+        target: delta("-0.3"),
+        accounts: world.accounts[1..].to_vec(),
+        subset: true,
+        ..world.to_flat()
+    };
+    let report = world.control(others).await;
+    assert_eq!((report.failure, report.final_delta), (None, delta("-0.3")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f14_f15_f16_late_executions_are_found_and_never_doubled() {
+    let hidden = Fault::new(refused(-2013, "Order does not exist."), 4).on("GET", "/fapi/v1/order");
+    for faults in [
+        // The answer comes after everybody stopped waiting.
+        vec![on_orders(FaultKind::Delay { millis: 1_600 }, 1)],
+        // The order is carried out a second after an error.
+        vec![on_orders(
+            FaultKind::ErrorThenAccept {
+                status: 503,
+                body:
+                    r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
+                        .to_owned(),
+                millis: 1_000,
+            },
+            1,
+        )],
+        // It exists and is not shown for a while, and its events are lost.
+        vec![
+            on_orders(FaultKind::AcceptThenSilence, 1),
+            hidden,
+            Fault::new(FaultKind::DropUserEvents { event: None }, 8),
+        ],
+    ] {
+        let (world, _) = world().await;
+        for fault in &faults {
+            world.exchanges[0].sim().inject(fault.clone());
+        }
+        let report = world.control(world.to_flat()).await;
+        assert_eq!(report.failure, None, "{faults:?}: {report:?}");
+        assert_eq!((report.orders.len(), at_exchanges(&world)), (1, 1), "{faults:?}");
+        assert_eq!(world.true_net(), Decimal::ZERO, "{faults:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f19_a_redirect_is_not_followed_and_no_key_leaves() {
+    for kind in FAPI {
+        let (mut bench, proxy) = Bench::behind_proxy(kind).await;
+        let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let answer = format!(
+            "HTTP/1.1 307 Temporary Redirect\r\nconnection: close\r\nlocation: http://{}/fapi/v1/order\r\ncontent-length: 0\r\n\r\n",
+            elsewhere.local_addr().unwrap()
+        );
+        proxy.cut(order_line(kind), Cut::Answer(answer.into_bytes()));
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let (_, outcome) = bench.place(&order).await;
+        assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?}: {outcome:?}");
+        let followed = tokio::time::timeout(Duration::from_millis(300), elsewhere.accept()).await;
+        assert!(followed.is_err(), "{kind:?}: somebody asked there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f21_an_answer_that_drips_ends_at_the_deadline() {
+    let (mut bench, proxy) = Bench::behind_proxy(Kind::Binance).await;
+    proxy.cut(order_line(Kind::Binance), Cut::Drip);
+    let order = bench.order(Side::Buy, "0.01", "0.004").await;
+    let began = tokio::time::Instant::now();
+    let (_, outcome) = bench.place(&order).await;
+    assert_eq!(outcome, SubmitOutcome::Unknown(UnknownCause::Timeout));
+    assert!(began.elapsed() < Duration::from_millis(2_500), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f23_a_venue_whose_clock_jumps_gets_no_order_until_the_clocks_agree_again() {
+    for skew in [2_500_i64, -2_500, 3_600_000] {
+        let mut bench = Bench::start(Kind::Binance, Setup::new(Kind::Binance)).await;
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let control = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("{}/clock", bench.running.control().unwrap());
+        control.put(url).json(&serde_json::json!({"skewMs": skew})).send().await.unwrap();
+        let (_, outcome) = bench.place(&order).await;
+        assert_eq!(reason(&outcome), Some(RefusalReason::Clock), "{skew}: {outcome:?}");
+        // The next reading learns the time, and orders pass again.
+        bench.account().await;
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        assert_eq!(bench.place_to_end(&order).await.filled, order.quantity, "{skew}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f28_events_out_of_order_lead_to_the_same_end() {
+    let (world, _) = world().await;
+    for running in &world.exchanges {
+        let late = FaultKind::DelayUserEvents { event: Some("ORDER_TRADE_UPDATE".to_owned()), millis: 400 };
+        running.sim().inject(Fault { per_thousand: 500, seed: 7, ..Fault::new(late, 20) });
+        running.sim().inject(Fault::new(FaultKind::UnknownUserEvents, 20));
+    }
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+    let traded: Decimal = report.orders.iter().map(|order| order.filled.value()).sum();
+    assert_eq!(traded, delta("0.25").value());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f30_an_old_account_state_is_not_planned_on() {
+    let (world, _) = world().await;
+    let first = world.control(world.to_flat()).await;
+    assert_eq!(first.failure, None);
+    for running in &world.exchanges {
+        running.sim().inject(Fault::new(FaultKind::StaleAnswer, 2).on("GET", "/fapi/v3/account"));
+    }
+    let second = world.control(world.to_flat()).await;
+    assert_eq!((second.failure, second.orders.len(), world.true_net()), (None, 0, Decimal::ZERO));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f34_a_venue_whose_price_is_off_takes_no_order_that_adds() {
+    let places = vec![Place::new("cheap", "0"), Place::new("fair", "0"), Place::new("other", "-0.5")];
+    let (world, _) = world_with(places, config()).await;
+    let control = reqwest::Client::builder().no_proxy().build().unwrap();
+    let price = world.exchanges[1].sim().with(|exchange| exchange.markets["BTCUSDT"].mark);
+    let off = price * Decimal::from_i128_with_scale(97, 2);
+    let url = format!("{}/prices/BTCUSDT", world.exchanges[0].control().unwrap());
+    control.put(url).json(&serde_json::json!({"price": off.round_dp(1).to_string()})).send().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    // The one that is 3 % too cheap looks best to a buyer.
+    let accounts: Vec<AccountId> = world.accounts[..2].to_vec();
+    let request = DeltaControl { target: delta("0.2"), accounts, subset: true, ..world.to_flat() };
+    let report = world.control(request).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!((world.orders_at(0), world.orders_at(1)), (0, report.orders.len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f39_while_an_order_is_in_doubt_the_worst_case_is_made_smaller_elsewhere() {
+    // Long 0.6 on one account; its sale is lost. Another long account halves what can be wrong.
+    let places = vec![Place::new("long", "0.6"), Place::new("second", "0.6"), Place::new("short", "-0.6")];
+    let config = EngineConfig { freeze_for: Duration::from_millis(500), ..config() };
+    let (world, _) = world_with(places, config).await;
+    for index in [0, 1] {
+        world.exchanges[index].sim().inject(on_orders(uncertain(), 1));
+    }
+    let request = DeltaControl { target: delta("0.3"), ..world.to_flat() };
+    let report = world.control(request).await;
+    assert_eq!((report.failure.clone(), report.final_delta), (None, delta("0.3")), "{report:?}");
+    assert_eq!(world.true_net(), delta("0.3").value());
+    let smaller = report.timeline.iter().find(|entry| entry.text.contains("makes the worst case smaller"));
+    let smaller = smaller.expect("another account was used").at;
+    // After the freeze, and before the doubt was settled.
+    let doubt = report.timeline.iter().find(|entry| entry.text.contains("in doubt")).unwrap().at;
+    let proven = report
+        .timeline
+        .iter()
+        .find(|entry| {
+            entry.text.contains("not accepted (expiryproof)")
+                || entry.text.contains("not accepted (expiryProof)")
+        })
+        .unwrap()
+        .at;
+    assert!(smaller.since(doubt) >= Duration::from_millis(400) && smaller < proven, "{:?}", report.timeline);
+    assert!(report.max_transient_delta <= delta("0.3"), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f40_a_venue_that_is_down_leaves_the_others_to_do_what_they_can() {
+    let (world, _) = world().await;
+    world.exchanges[0].sim().inject(on_orders(FaultKind::Html, 100));
+    world.exchanges[0].sim().inject(Fault::new(uncertain(), 1_000).on("GET", "/fapi/v1/order"));
+    let request = DeltaControl { timeout: Duration::from_millis(600), ..world.to_flat() };
+    let report = world.control(request).await;
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code, Code::Timeout, "{failure:?}");
+    let (low, high) = report.interval.unwrap();
+    assert_eq!((low, high), (delta("0"), delta("0.25")), "all that it can be is told");
+    // Nobody else may make it worse meanwhile.
+    let others = DeltaControl {
+        target: delta("-0.5"),
+        accounts: world.accounts[2..].to_vec(),
+        subset: true,
+        timeout: Duration::from_secs(6),
+        ..world.to_flat()
+    };
+    let blocked = world.engine.control_delta(others).await.unwrap_err();
+    assert_eq!(blocked.code, Code::Conflict, "{blocked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f41_an_order_that_trades_too_much_freezes_its_lane_until_a_person_decides() {
+    let (world, journal) = world().await;
+    world.exchanges[0].sim().inject(on_orders(FaultKind::Overfill { quantity: "0.01".to_owned() }, 1));
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.state, OperationState::Frozen, "{report:?}");
+    let alerts = world.engine.alerts().await;
+    let frozen = alerts.iter().find(|alert| alert.topic == "frozen-order").expect("an alert");
+    assert_eq!(frozen.severity, AlertSeverity::Critical);
+    let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(busy.code, Code::Conflict);
+    let order = report.orders.iter().find(|order| order.state == "frozen").unwrap();
+    let resolve = |filled: &str| ResolveOrder {
+        operation: report.id.clone(),
+        client_order_id: order.client_order_id.clone(),
+        settlement: Settlement::Ended { filled: deltaplane_testkit::quantity(filled) },
+        reason: "ann, seen at the venue".to_owned(),
+    };
+    let never = ResolveOrder { settlement: Settlement::NotPlaced, ..resolve("0") };
+    for impossible in [resolve("1"), resolve("0.25"), never] {
+        let failure = world.engine.resolve_order(impossible).await.unwrap_err();
+        assert_eq!(failure.code, Code::InvalidRequest, "0.26 is what traded: {failure:?}");
+    }
+    let settled = world.engine.resolve_order(resolve("0.26")).await.unwrap();
+    assert_ne!(settled.state, OperationState::Running);
+    until("the lane is free", async || world.engine.control_delta(world.to_flat()).await.is_ok()).await;
+    let person = journal
+        .records()
+        .iter()
+        .any(|record| format!("{record:?}").contains("Person(\"ann, seen at the venue\")"));
+    assert!(person, "the decision is in the journal");
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "frozen-order"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f42_f43_what_others_do_is_named_told_and_folded_in() {
+    let (world, journal) = world().await;
+    let control = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = async |index: usize, path: &str, body: serde_json::Value| {
+        let url = format!("{}{path}", world.exchanges[index].control().unwrap());
+        let answer = control.post(url).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    };
+    post(
+        0,
+        "/orders",
+        serde_json::json!({"account": "long", "symbol": "BTCUSDT", "side": "buy", "quantity": "0.1"}),
+    )
+    .await;
+    post(1, "/deleverage", serde_json::json!({"account": "short", "symbol": "BTCUSDT", "quantity": "0.05"}))
+        .await;
+    until("both are named", async || world.engine.external_activity(10).await.len() == 2).await;
+    let mut activity = world.engine.external_activity(10).await;
+    activity.sort_by(|a, b| a.account.cmp(&b.account));
+    let named: Vec<(&str, ExternalCause, String, usize)> = activity
+        .iter()
+        .map(|a| (a.account.as_str(), a.cause, a.change.value().normalize().to_string(), a.trades.len()))
+        .collect();
+    assert_eq!(
+        named,
+        [
+            ("long", ExternalCause::ForeignTrade, "0.1".to_owned(), 1),
+            ("short", ExternalCause::Deleveraging, "0.05".to_owned(), 1),
+        ]
+    );
+    let severities: Vec<AlertSeverity> =
+        world.engine.alerts().await.iter().map(|alert| alert.severity).collect();
+    assert!(severities.contains(&AlertSeverity::Warn) && severities.contains(&AlertSeverity::Critical));
+    assert_eq!(journal.records().iter().filter(|record| matches!(record, Record::External(_))).count(), 2);
+    // The plan is made from the truth: 0.6 − 0.2 is 0.4 too long.
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.initial_delta, report.failure, world.true_net()), (delta("0.4"), None, Decimal::ZERO));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f42_the_surviving_leg_is_shrunk_where_the_configuration_says_so() {
+    let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
+    let config = EngineConfig { shrink_after_loss: true, ..config() };
+    let (world, _) = world_with(places, config).await;
+    let command = Command::Deleverage {
+        account: "short".to_owned(),
+        symbol: "BTCUSDT".to_owned(),
+        quantity: deltaplane_testkit::quantity("0.2").value(),
+    };
+    world.exchanges[1].sim().apply(command).unwrap();
+    until("the long side is shrunk", async || world.true_net().is_zero()).await;
+    let held = world.exchanges[0].sim().with(|exchange| exchange.accounts["long"].net("BTCUSDT"));
+    assert_eq!(held, delta("0.3").value());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f46_f48_refusals_do_not_go_on_for_ever() {
+    let (world, _) = world().await;
+    for running in &world.exchanges {
+        running.sim().inject(on_orders(refused(-2019, "Margin is insufficient."), 10_000));
+    }
+    let spare = DeltaControl {
+        target: delta("0.1"),
+        accounts: world.accounts[2..].to_vec(),
+        subset: true,
+        ..world.to_flat()
+    };
+    let mut kept_back = false;
+    for _ in 0..12 {
+        let report = world.control(spare.clone()).await;
+        assert_eq!(report.failure.as_ref().unwrap().code, Code::DeltaBeyondLimit, "{report:?}");
+        kept_back |= report.orders.iter().any(|order| {
+            order.note.as_ref().is_some_and(|note| note.contains("5 orders in a row traded nothing"))
+        });
+    }
+    assert!(kept_back, "orders that trade nothing stop by themselves");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f47_funding_is_no_break() {
+    let (world, _) = world().await;
+    for running in &world.exchanges {
+        running.sim().settle_funding();
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(world.engine.external_activity(10).await.is_empty());
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+}
+
+/// The venue knows newer orders than the journal: somebody put an old copy back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f57_an_old_journal_halts_everything_until_a_person_accepts_it() {
+    let (world, journal) = world().await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.failure, None);
+    let World { exchanges, engine: old, accounts } = world;
+    drop(old);
+    // All that is left is that a run began.
+    let records = journal.records()[..1].to_vec();
+    let journal = Arc::new(MemoryJournal::with(records));
+    let restarted = engine(&places(), &exchanges, journal.clone()).await;
+    until("it is seen", async || restarted.system().await.trading.state == TradingState::Halted).await;
+    let alerts = restarted.alerts().await;
+    assert!(alerts.iter().any(|alert| alert.topic == "journal" && alert.severity == AlertSeverity::Critical));
+    let world = World { exchanges, engine: restarted, accounts };
+    let push = DeltaControl { target: delta("0.2"), ..world.to_flat() };
+    let failure = match world.engine.control_delta(push.clone()).await {
+        Ok(started) => started.report.await.unwrap().failure.unwrap(),
+        Err(failure) => *failure,
+    };
+    assert_eq!(failure.code, Code::RiskBlocked, "{failure:?}");
+    let World { exchanges, engine: halted, accounts } = world;
+    drop(halted);
+    // It holds over a restart, and a person's word makes it go on with numbers that nobody used.
+    let accepting = EngineConfig { accept_lost_tail: true, ..config() };
+    let urls: Vec<String> = exchanges.iter().map(deltaplane_venue_sim::Running::rest).collect();
+    let again = engine_through(&places(), &exchanges, &urls, journal.clone(), accepting).await;
+    until("it may reduce", async || again.system().await.trading.state == TradingState::ReduceOnly).await;
+    again
+        .set_trading(TradingChange { state: TradingState::Running, reason: "checked".to_owned() })
+        .await
+        .unwrap();
+    let world = World { exchanges, engine: again, accounts };
+    ready(&world.engine).await;
+    let pushed = world.control(push).await;
+    assert_eq!(pushed.failure, None, "{pushed:?}");
+    assert_ne!(pushed.orders[0].client_order_id, report.orders[0].client_order_id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f62_the_kill_switch_holds_at_once_and_over_a_restart_and_lets_reductions_through() {
+    let (world, journal) = world().await;
+    let engaged = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
+    let report = world.engine.kill_switch(engaged).await;
+    assert!(report.durable && report.trading.kill && report.unreachable.is_empty(), "{report:?}");
+    // Adding is refused, with 1004.
+    let add = DeltaControl {
+        target: delta("0.2"),
+        accounts: world.accounts[2..].to_vec(),
+        subset: true,
+        ..world.to_flat()
+    };
+    let failure = world.control(add.clone()).await.failure.unwrap();
+    assert_eq!((failure.code, at_exchanges(&world)), (Code::RiskBlocked, 0), "{failure:?}");
+    let World { exchanges, engine: old, accounts } = world;
+    drop(old);
+    let restarted = engine(&places(), &exchanges, journal.clone()).await;
+    ready(&restarted).await;
+    assert!(restarted.system().await.trading.kill, "it survives");
+    let world = World { exchanges, engine: restarted, accounts };
+    let failure = world.control(add.clone()).await.failure.unwrap();
+    assert_eq!(failure.code, Code::RiskBlocked);
+    // The long side may shrink.
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+    assert!(report.plan.unwrap().legs.iter().all(|leg| leg.reduce_only));
+    let cleared = KillSwitch { engaged: false, reason: "out".to_owned(), cancel_open_orders: false };
+    world.engine.kill_switch(cleared).await;
+    assert_eq!(world.control(add).await.failure, None);
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "kill-switch"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f63_a_stop_waits_for_what_runs_and_takes_nothing_new() {
+    let (world, journal) = world().await;
+    for running in &world.exchanges {
+        running.sim().inject(on_orders(FaultKind::Delay { millis: 500 }, 1));
+    }
+    let started = world.engine.control_delta(world.to_flat()).await.unwrap();
+    let ((), report) = tokio::join!(world.engine.stop(Duration::from_secs(10)), started.report);
+    assert_eq!(report.unwrap().failure, None);
+    let refused = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(refused.code, Code::NotRunning);
+    let closed =
+        journal.records().iter().filter(|record| matches!(record, Record::OperationClosed { .. })).count();
+    assert_eq!(closed, 1);
+    world.engine.stop(Duration::from_secs(1)).await;
+}
+
+/// The venues are reached through proxies that count: one attempt for each intent, whatever breaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_every_intent_is_sent_at_most_once() {
+    let places = places();
+    let exchanges = exchanges(&places).await;
+    let mut proxies = Vec::new();
+    for running in &exchanges {
+        proxies.push(Proxy::start(&running.rest()).await);
+    }
+    let urls: Vec<String> = proxies.iter().map(Proxy::url).collect();
+    let journal = Arc::new(MemoryJournal::default());
+    let engine = engine_through(&places, &exchanges, &urls, journal.clone(), config()).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts: names(&places) };
+    let cuts = [Cut::RequestAfter(0), Cut::RequestAfter(100), Cut::BeforeAnswer, Cut::AnswerAfter(20)];
+    for (round, cut) in cuts.into_iter().enumerate() {
+        for proxy in &proxies {
+            proxy.cut("POST /fapi/v1/order", cut.clone());
+        }
+        let target = if round % 2 == 0 { "0" } else { "0.2" };
+        let request = DeltaControl { target: delta(target), tolerance: ratio("0.001"), ..world.to_flat() };
+        let report = world.control(request).await;
+        assert_eq!((report.failure, world.true_net()), (None, delta(target).value()));
+    }
+    let attempts: usize = proxies.iter().map(|proxy| proxy.attempts("POST /fapi/v1/order")).sum();
+    let intents = journal.records().iter().filter(|record| matches!(record, Record::Intent(_))).count();
+    assert_eq!(attempts, intents);
+}
