@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Applies one change that breaks a promise after another to a copy of the project: the simulation must fail each time.
+
+    python3 tests/mutants/run.py [--short] [--episodes N] [WORD ...]
+
+WORDs choose the mutants whose names contain one of them.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORK = ROOT / "target" / "mutants"
+TREE = WORK / "tree"
+
+
+def copy_tree():
+    """Brings the copy up to date; files that did not change keep their time, so that little is built again."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    for name in names:
+        source, copy = ROOT / name, TREE / name
+        if not source.is_file() or (copy.exists() and copy.read_bytes() == source.read_bytes()):
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def cargo(arguments, episodes):
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), SIM_EPISODES=str(episodes))
+    command = ["cargo", "test", "--quiet", "-p", "deltaplane-tests", "--test", "simulation", *arguments]
+    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="only those marked short")
+    parser.add_argument("--episodes", type=int, default=4000, help="episodes for each mutant")
+    parser.add_argument("words", nargs="*")
+    chosen = parser.parse_args()
+    with open(pathlib.Path(__file__).with_name("mutants.toml"), "rb") as file:
+        mutants = tomllib.load(file)["mutant"]
+    mutants = [m for m in mutants if not chosen.short or m.get("short")]
+    mutants = [m for m in mutants if not chosen.words or any(word in m["name"] for word in chosen.words)]
+    if not mutants:
+        sys.exit("no mutant has such a name")
+    copy_tree()
+    clean = cargo(["nothing_wrong"], chosen.episodes)
+    if clean.returncode != 0:
+        sys.exit(f"the simulation fails without any change:\n{clean.stdout[-4000:]}{clean.stderr[-4000:]}")
+    survived = []
+    for mutant in mutants:
+        path = TREE / mutant["file"]
+        text = path.read_text()
+        old, new = mutant["old"].strip("\n"), mutant["new"].strip("\n")
+        if text.count(old) != 1:
+            sys.exit(f"{mutant['name']}: its old text is {text.count(old)} times in {mutant['file']}, not once")
+        try:
+            path.write_text(text.replace(old, new))
+            built = cargo(["--no-run"], 0)
+            if built.returncode != 0:
+                sys.exit(f"{mutant['name']}: does not build:\n{built.stderr[-4000:]}")
+            result = cargo(["nothing_wrong"], chosen.episodes)
+        finally:
+            path.write_text(text)
+        seen = [line.strip() for line in result.stdout.splitlines() if "VIOLATION" in line]
+        if result.returncode == 0:
+            survived.append(mutant["name"])
+            print(f"SURVIVED  {mutant['name']}", flush=True)
+        else:
+            why = seen[0].removeprefix("VIOLATION ")[:110] if seen else result.stdout.strip()[-110:]
+            print(f"seen      {mutant['name']}: {why}", flush=True)
+    print(f"{len(mutants) - len(survived)} of {len(mutants)} mutants were seen")
+    sys.exit(1 if survived else 0)
+
+
+main()
