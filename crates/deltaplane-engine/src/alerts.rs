@@ -58,8 +58,9 @@ impl Alerts {
                 return Some(Record::Alert { alert: known.clone(), change: AlertChange::Raised });
             }
             let of = account.as_ref().map_or("all", AccountId::as_str);
+            let on = symbol.as_ref().map(|symbol| format!("-{symbol}")).unwrap_or_default();
             let alert = Alert {
-                id: format!("{topic}-{of}-{}", now.as_millis()),
+                id: format!("{topic}-{of}{on}-{}", now.as_millis()),
                 kind,
                 topic: topic.to_owned(),
                 severity,

@@ -143,23 +143,26 @@ impl Engine {
         let started_at = clock.now();
         let next_sequence = recovered.next_sequence.max(1);
         let mut first = vec![Record::RunStarted { epoch, next_sequence, at: started_at }];
-        let trading = Arc::new(recovered.trading.take().map_or_else(Trading::default, Trading::new));
-        if config.accept_lost_tail && trading.now() == TradingState::Halted {
+        let before = recovered.trading.take().unwrap_or_default();
+        let mut order = before.clone();
+        if config.accept_lost_tail && order.state == TradingState::Halted {
             let reason = "what the journal lost was accepted: check every position, then set RUNNING";
-            let order = trading.change(|order| {
-                (order.state, order.reason) = (TradingState::ReduceOnly, reason.to_owned());
-                order.at = started_at;
-            });
-            first.push(Record::Trading(order));
+            order = TradingOrder {
+                state: TradingState::ReduceOnly,
+                reason: reason.to_owned(),
+                at: started_at,
+                ..order
+            };
         }
         if let Some(reason) = &config.restricted_because {
-            let order = trading.change(|order| {
-                order.state = order.state.max(TradingState::ReduceOnly);
-                (order.reason, order.at) = (reason.clone(), started_at);
-            });
-            first.push(Record::Trading(order));
+            let state = order.state.max(TradingState::ReduceOnly);
+            order = TradingOrder { state, reason: reason.clone(), at: started_at, ..order };
+        }
+        if order != before {
+            first.push(Record::Trading(order.clone()));
         }
         recorder.append(first).await?;
+        let trading = Arc::new(Trading::new(order));
         let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> =
             feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
         let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -877,12 +880,12 @@ impl ControlPlane for Engine {
     async fn kill_switch(&self, request: KillSwitch) -> KillReport {
         let shared = &self.core.shared;
         let now = shared.eyes.clock.now();
-        // First of all: from here on no order that adds exposure passes the gate.
-        let trading = shared.eyes.trading.change(|order| {
-            order.kill = request.engaged;
-            order.at = now;
+        let change = |order: &mut TradingOrder| {
+            (order.kill, order.at) = (request.engaged, now);
             order.reason.clone_from(&request.reason);
-        });
+        };
+        // First of all: from here on no order that adds exposure passes the gate.
+        shared.eyes.trading.tighten(&change);
         let canceling = async {
             if request.engaged && request.cancel_open_orders {
                 self.core.cancel_ours().await
@@ -890,7 +893,7 @@ impl ControlPlane for Engine {
                 (Vec::new(), Vec::new())
             }
         };
-        let mut records = vec![Record::Trading(trading.clone())];
+        let mut records = Vec::new();
         if request.engaged {
             let condition = Condition {
                 kind: AlertKind::System,
@@ -904,35 +907,36 @@ impl ControlPlane for Engine {
         } else {
             records.extend(shared.alerts.resolve("kill-switch", |_| true));
         }
-        let recording = shared.hands.recorder.append(records);
-        let ((canceled, unreachable), recorded) = tokio::join!(canceling, recording);
-        KillReport { trading, durable: recorded.is_ok(), canceled, unreachable }
+        let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
+        let ((canceled, unreachable), changed) = tokio::join!(canceling, changing);
+        let durable = changed.is_ok();
+        KillReport {
+            trading: changed.unwrap_or_else(|_| shared.eyes.trading.order()),
+            durable,
+            canceled,
+            unreachable,
+        }
     }
 
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
         let shared = &self.core.shared;
         let now = shared.eyes.clock.now();
         let TradingChange { state, reason } = change;
-        let before = shared.eyes.trading.order();
-        let order = TradingOrder { state, reason, at: now, kill: before.kill };
-        let tightens = state >= before.state;
-        if tightens {
-            shared.eyes.trading.change(|current| *current = order.clone());
-        }
-        let mut records = vec![Record::Trading(order.clone())];
-        if state == TradingState::Running {
-            records.extend(shared.alerts.resolve("journal", |_| true));
-        }
-        let recorded = shared.hands.recorder.append(records).await;
-        if let Err(error) = recorded {
+        let change = |order: &mut TradingOrder| {
+            (order.state, order.at) = (state, now);
+            order.reason.clone_from(&reason);
+        };
+        let changed = shared.eyes.trading.change(&shared.hands.recorder, change, Vec::new()).await;
+        let order = changed.map_err(|error| {
             let remedy = "free the disk or repair the journal, then restart the server";
-            return Err(failure(Code::Internal, error.to_string(), remedy));
+            failure(Code::Internal, error.to_string(), remedy)
+        })?;
+        if order.state == TradingState::Running {
+            let records = shared.alerts.resolve("journal", |_| true);
+            // A failure stops all sending by itself; the alert comes back with the next start.
+            let _ = shared.hands.recorder.append(records).await;
         }
-        // What loosens holds only once it is on disk.
-        Ok(shared.eyes.trading.change(|current| {
-            current.state = order.state;
-            (current.reason, current.at) = (order.reason.clone(), order.at);
-        }))
+        Ok(order)
     }
 
     async fn alerts(&self) -> Vec<Alert> {

@@ -23,8 +23,18 @@ pub(crate) struct DeadMan {
     gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
     key: IdKey,
     allow_unguarded: bool,
-    /// What is guarded, and when somebody last wanted to let an order rest there.
-    armed: Mutex<BTreeMap<(AccountId, Symbol), Instant>>,
+    armed: Mutex<Armed>,
+}
+
+/// What is guarded.
+type Armed = BTreeMap<(AccountId, Symbol), Guarded>;
+
+#[derive(Clone, Copy)]
+struct Guarded {
+    /// When somebody last wanted to let an order rest there.
+    used: Instant,
+    /// When the venue was last told.
+    told: Instant,
 }
 
 impl DeadMan {
@@ -36,7 +46,7 @@ impl DeadMan {
         Self { gateways, key, allow_unguarded, armed: Mutex::default() }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<(AccountId, Symbol), Instant>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut Armed) -> T) -> T {
         f(&mut self.armed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -49,8 +59,15 @@ impl DeadMan {
             return if self.allow_unguarded { Ok(()) } else { Err(why.to_owned()) };
         }
         let key = (account.clone(), symbol.clone());
-        let known = self.with(|armed| armed.get_mut(&key).map(|used| *used = Instant::now()));
-        if known.is_some() {
+        let now = Instant::now();
+        let guarded = self.with(|armed| {
+            armed.get_mut(&key).is_some_and(|known| {
+                known.used = now;
+                // A countdown that could not be told again for long may have ended.
+                known.told.elapsed() < REFRESH * 2
+            })
+        });
+        if guarded {
             return Ok(());
         }
         let open = gateway.fetch_open_orders(symbol).await.map_err(|error| error.to_string())?;
@@ -61,7 +78,7 @@ impl DeadMan {
             ));
         }
         gateway.count_down(symbol, Some(COUNTDOWN)).await.map_err(|error| error.to_string())?;
-        self.with(|armed| armed.insert(key, Instant::now()));
+        self.with(|armed| armed.insert(key, Guarded { used: now, told: now }));
         Ok(())
     }
 
@@ -92,12 +109,17 @@ impl DeadMan {
             }
             // One that is on its way does not show yet.
             let key = (account.clone(), symbol.clone());
-            let lately = self.with(|armed| armed.get(&key).is_some_and(|used| used.elapsed() < REFRESH * 2));
+            let lately =
+                self.with(|armed| armed.get(&key).is_some_and(|known| known.used.elapsed() < REFRESH * 2));
             let after = (foreign.is_empty() && (lately || !ours.is_empty())).then_some(COUNTDOWN);
             let told = gateway.count_down(&symbol, after).await.is_ok();
-            if after.is_none() && told {
-                self.with(|armed| armed.remove(&key));
-            }
+            self.with(|armed| {
+                if told && after.is_none() {
+                    armed.remove(&key);
+                } else if told && let Some(known) = armed.get_mut(&key) {
+                    known.told = Instant::now();
+                }
+            });
         }
     }
 }
@@ -164,6 +186,25 @@ mod tests {
         DeadMan::new([("main".parse().unwrap(), gateway)].into(), key(), allow_unguarded)
     }
 
+    fn arm(guard: &DeadMan, account: AccountId, symbol: Symbol) {
+        let now = Instant::now();
+        guard.with(|armed| armed.insert((account, symbol), Guarded { used: now, told: now }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_countdown_that_was_not_told_again_for_long_is_armed_anew() {
+        let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let (gateway, told, _) = resting(&[ours()], true);
+        let guard = guard(gateway, false);
+        guard.before_resting(&account, &symbol).await.unwrap();
+        tokio::time::advance(Duration::from_secs(59)).await;
+        guard.before_resting(&account, &symbol).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), [Some(120_000)]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        guard.before_resting(&account, &symbol).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), [Some(120_000), Some(120_000)]);
+    }
+
     #[tokio::test]
     async fn the_countdown_is_armed_once_and_only_where_no_foreign_order_rests() {
         let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
@@ -189,7 +230,7 @@ mod tests {
         let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
         let (gateway, told, canceled) = resting(&[ours(), "web_stop".to_owned()], true);
         let guard = guard(gateway, false);
-        guard.with(|armed| armed.insert((account, symbol), Instant::now()));
+        arm(&guard, account, symbol);
         guard.refresh().await;
         assert_eq!(
             (told.lock().unwrap().clone(), canceled.lock().unwrap().clone()),
@@ -204,7 +245,7 @@ mod tests {
         let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
         let (gateway, told, _) = resting(&[], true);
         let guard = guard(gateway, false);
-        guard.with(|armed| armed.insert((account, symbol), Instant::now()));
+        arm(&guard, account, symbol);
         guard.refresh().await;
         assert_eq!(*told.lock().unwrap(), [Some(120_000)], "one may be on its way");
         tokio::time::sleep(Duration::from_secs(60)).await;

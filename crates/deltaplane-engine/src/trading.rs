@@ -3,25 +3,24 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use deltaplane_ports::TradingOrder;
-use deltaplane_types::{Timestamp, TradingState};
+use deltaplane_ports::{JournalError, Record, TradingOrder};
+use deltaplane_types::TradingState;
+
+use crate::durable::Recorder;
 
 /// What may be traded, and why.
 pub(crate) struct Trading {
     /// The stricter of both parts of the order, where every order can read it without a lock.
     effective: AtomicU8,
-    order: Mutex<TradingOrder>,
+    state: Mutex<State>,
+    /// One change is written at a time, so that the journal's newest word is the one that holds.
+    writing: tokio::sync::Mutex<()>,
 }
 
-impl Default for Trading {
-    fn default() -> Self {
-        Self::new(TradingOrder {
-            state: TradingState::Running,
-            kill: false,
-            reason: String::new(),
-            at: Timestamp::default(),
-        })
-    }
+struct State {
+    order: TradingOrder,
+    /// How often it was tightened: what loosens does not undo what came after it was asked for.
+    tightened: u64,
 }
 
 const fn rank(state: TradingState) -> u8 {
@@ -40,7 +39,12 @@ pub(crate) fn effective(order: &TradingOrder) -> TradingState {
 
 impl Trading {
     pub(crate) fn new(order: TradingOrder) -> Self {
-        Self { effective: AtomicU8::new(rank(effective(&order))), order: Mutex::new(order) }
+        let effective = AtomicU8::new(rank(effective(&order)));
+        Self {
+            effective,
+            state: Mutex::new(State { order, tightened: 0 }),
+            writing: tokio::sync::Mutex::default(),
+        }
     }
 
     /// What may be traded now.
@@ -52,17 +56,60 @@ impl Trading {
         }
     }
 
-    /// The newest word.
-    pub(crate) fn order(&self) -> TradingOrder {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = f(&mut state);
+        self.effective.store(rank(effective(&state.order)), Ordering::SeqCst);
+        given
     }
 
-    /// Changes it at once; gives what holds then.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut TradingOrder)) -> TradingOrder {
-        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut order);
-        self.effective.store(rank(effective(&order)), Ordering::SeqCst);
-        order.clone()
+    /// The newest word.
+    pub(crate) fn order(&self) -> TradingOrder {
+        self.with(|state| state.order.clone())
+    }
+
+    /// Makes a change hold at once if it loosens nothing; gives whether it does not.
+    pub(crate) fn tighten(&self, change: &impl Fn(&mut TradingOrder)) -> bool {
+        self.with(|state| {
+            let mut after = state.order.clone();
+            change(&mut after);
+            let tightens = after.kill >= state.order.kill && after.state >= state.order.state;
+            if tightens {
+                state.order = after;
+                state.tightened = state.tightened.wrapping_add(1);
+            }
+            tightens
+        })
+    }
+
+    /// Makes a change and writes it down, with other records. What tightens holds at once, whatever comes of the
+    /// disk. What loosens holds once it is durable, and not if somebody tightened meanwhile. Gives what holds then.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError`] if it is not durable.
+    pub(crate) async fn change(
+        &self,
+        recorder: &Recorder,
+        change: impl Fn(&mut TradingOrder),
+        with: Vec<Record>,
+    ) -> Result<TradingOrder, JournalError> {
+        let tightens = self.tighten(&change);
+        let _turn = self.writing.lock().await;
+        let (wanted, tightened) = self.with(|state| {
+            let mut wanted = state.order.clone();
+            change(&mut wanted);
+            (wanted, state.tightened)
+        });
+        let mut records = vec![Record::Trading(wanted)];
+        records.extend(with);
+        recorder.append(records).await?;
+        Ok(self.with(|state| {
+            if tightens || state.tightened == tightened {
+                change(&mut state.order);
+            }
+            state.order.clone()
+        }))
     }
 
     /// Why not everything may be traded.
@@ -70,5 +117,109 @@ impl Trading {
         let order = self.order();
         let what = if order.kill { "the kill switch is engaged" } else { "trading is restricted" };
         format!("{what}: {}", order.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use deltaplane_ports::{Journal, StoredRecord};
+    use futures_util::FutureExt as _;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A disk that writes when it is let.
+    struct SlowJournal {
+        written: Mutex<Vec<Record>>,
+        permits: Semaphore,
+    }
+
+    #[async_trait]
+    impl Journal for SlowJournal {
+        async fn append(&self, records: Vec<Record>) -> Result<(), JournalError> {
+            self.permits.acquire().await.unwrap().forget();
+            self.written.lock().unwrap().extend(records);
+            Ok(())
+        }
+
+        async fn load(&self) -> Result<Vec<StoredRecord>, JournalError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn world() -> (Arc<SlowJournal>, Recorder, Trading) {
+        let journal = Arc::new(SlowJournal { written: Mutex::default(), permits: Semaphore::new(0) });
+        (journal.clone(), Recorder::new(journal), Trading::new(TradingOrder::default()))
+    }
+
+    fn newest(journal: &SlowJournal) -> (TradingState, bool) {
+        match journal.written.lock().unwrap().last() {
+            Some(Record::Trading(order)) => (order.state, order.kill),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_tightens_holds_before_it_is_written_and_what_loosens_after() {
+        let (journal, recorder, trading) = world();
+        let halt = trading.change(&recorder, |order| order.state = TradingState::Halted, Vec::new());
+        tokio::pin!(halt);
+        assert!(halt.as_mut().now_or_never().is_none());
+        assert_eq!(trading.now(), TradingState::Halted);
+        journal.permits.add_permits(1);
+        halt.await.unwrap();
+        let run = trading.change(&recorder, |order| order.state = TradingState::Running, Vec::new());
+        tokio::pin!(run);
+        assert!(run.as_mut().now_or_never().is_none());
+        assert_eq!(trading.now(), TradingState::Halted);
+        journal.permits.add_permits(1);
+        assert_eq!(run.await.unwrap().state, TradingState::Running);
+        assert_eq!(trading.now(), TradingState::Running);
+    }
+
+    #[tokio::test]
+    async fn a_kill_switch_that_comes_beside_another_change_is_not_lost() {
+        for state in [TradingState::ReduceOnly, TradingState::Running] {
+            let (journal, recorder, trading) = world();
+            journal.permits.add_permits(1);
+            trading
+                .change(&recorder, |order| order.state = TradingState::ReduceOnly, Vec::new())
+                .await
+                .unwrap();
+            let other = trading.change(&recorder, |order| order.state = state, Vec::new());
+            tokio::pin!(other);
+            assert!(other.as_mut().now_or_never().is_none());
+            let kill = trading.change(&recorder, |order| order.kill = true, Vec::new());
+            tokio::pin!(kill);
+            assert!(kill.as_mut().now_or_never().is_none());
+            assert!(trading.order().kill, "at once");
+            journal.permits.add_permits(2);
+            let (other, kill) = tokio::join!(other, kill);
+            assert!(other.unwrap().kill && kill.unwrap().kill);
+            assert!(trading.order().kill);
+            // What a restart would read is what holds.
+            assert_eq!(newest(&journal), (trading.order().state, true));
+        }
+    }
+
+    #[tokio::test]
+    async fn clearing_the_kill_switch_does_not_undo_a_later_one() {
+        let (journal, recorder, trading) = world();
+        journal.permits.add_permits(1);
+        trading.change(&recorder, |order| order.kill = true, Vec::new()).await.unwrap();
+        let clear = trading.change(&recorder, |order| order.kill = false, Vec::new());
+        tokio::pin!(clear);
+        assert!(clear.as_mut().now_or_never().is_none());
+        assert!(trading.order().kill, "not before it is durable");
+        let again = trading.change(&recorder, |order| order.kill = true, Vec::new());
+        tokio::pin!(again);
+        assert!(again.as_mut().now_or_never().is_none());
+        journal.permits.add_permits(2);
+        let (cleared, again) = tokio::join!(clear, again);
+        assert!(cleared.unwrap().kill && again.unwrap().kill);
+        assert_eq!(newest(&journal), (TradingState::Running, true));
     }
 }

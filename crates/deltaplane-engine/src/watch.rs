@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_ports::{ExternalCause, Record};
+use deltaplane_ports::{ExternalCause, Record, TradingOrder};
 use deltaplane_types::{AlertKind, AlertSeverity, Delta, Symbol, Timestamp, TradingState};
 
 use crate::accounts::AccountKeeper;
@@ -121,16 +121,17 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
     );
     shared.hands.next_sequence.fetch_max(newest.saturating_add(1), std::sync::atomic::Ordering::SeqCst);
     let state = if config.accept_lost_tail { TradingState::ReduceOnly } else { TradingState::Halted };
-    let order = shared.eyes.trading.change(|order| {
+    let change = |order: &mut TradingOrder| {
         order.state = order.state.max(state);
         (order.reason, order.at) = (text.clone(), now);
-    });
-    let mut records = vec![Record::Trading(order)];
+    };
+    let mut records = Vec::new();
     if config.accept_lost_tail {
         let (epoch, next_sequence) = (shared.hands.epoch, newest.saturating_add(1));
         records.push(Record::RunStarted { epoch, next_sequence, at: now });
     }
-    let _ = shared.hands.recorder.append(records).await;
+    // It holds in any case; a failure stops all sending by itself.
+    let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
     let remedy =
         "restore the newest journal, or start once with --accept-quarantine and check every position";
     shared

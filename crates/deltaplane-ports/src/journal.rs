@@ -128,7 +128,7 @@ pub struct ExternalActivity {
 }
 
 /// What may be traded from a moment on, and who said so.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TradingOrder {
     /// What may be traded beside the kill switch.
     pub state: TradingState,
