@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use deltaplane_ports::{Answer, AnswerClaim, AnswerStore, Journal, JournalError, Record, StoredRecord};
 use deltaplane_types::{OperationId, Timestamp};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
 use crate::writer::Writer;
 use crate::{chain, row};
@@ -128,12 +128,17 @@ impl SqliteStore {
             quarantined = Some(set_aside(&connection, &path, &walk)?);
             walk = verify(&connection, &path)?;
         }
+        // What a run before took out counts until its reader has written something after it.
+        let quarantined = match quarantined {
+            None => set_aside_before(&connection, walk.last).map_err(failed)?,
+            some => some,
+        };
         settle_answers(&connection).map_err(failed)?;
         let writer = Writer::start(connection, walk.last, walk.hash);
         Ok(Self { writer, path, quarantined, _lock: lock })
     }
 
-    /// Damaged rows that opening took out.
+    /// Damaged rows that opening took out, now or in a run that ended before it wrote anything.
     pub const fn quarantined(&self) -> Option<&Quarantined> {
         self.quarantined.as_ref()
     }
@@ -161,6 +166,12 @@ fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
                  position INTEGER PRIMARY KEY,
                  payload TEXT NOT NULL,
                  hash BLOB NOT NULL
+             ) STRICT;
+             CREATE TABLE IF NOT EXISTS quarantine (
+                 journal_end INTEGER NOT NULL,
+                 damaged TEXT NOT NULL,
+                 reason TEXT NOT NULL,
+                 copy TEXT NOT NULL
              ) STRICT;
              CREATE TABLE IF NOT EXISTS answers (
                  key TEXT PRIMARY KEY,
@@ -251,6 +262,8 @@ fn set_aside(connection: &Connection, path: &Path, walk: &Walk) -> Result<Quaran
         let all: Vec<(i64, String)> = found.collect::<Result<_, _>>().map_err(failed)?;
         all.into_iter().filter(|(position, _)| !rows.contains(position)).map(|(_, payload)| payload).collect()
     };
+    let reason = walk.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+    let damaged: Vec<String> = rows.iter().map(ToString::to_string).collect();
     let change = || -> rusqlite::Result<()> {
         connection.execute_batch("BEGIN IMMEDIATE; DELETE FROM journal;")?;
         let mut insert =
@@ -260,12 +273,34 @@ fn set_aside(connection: &Connection, path: &Path, walk: &Walk) -> Result<Quaran
             hash = chain::next(&hash, payload);
             insert.execute(rusqlite::params![position, payload, hash])?;
         }
+        connection.execute(
+            "INSERT INTO quarantine (journal_end, damaged, reason, copy) VALUES (?1, ?2, ?3, ?4)",
+            rusqlite::params![
+                i64::try_from(good.len()).unwrap_or(i64::MAX),
+                damaged.join(","),
+                reason,
+                copy.to_string_lossy()
+            ],
+        )?;
         connection.execute_batch("COMMIT")
     };
     change().map_err(failed)?;
-    let reason = walk.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
     tracing::error!(rows = ?rows, %reason, copy = %copy.display(), "damaged rows of the journal were set aside");
     Ok(Quarantined { rows, reason, copy })
+}
+
+/// What was taken out before, if nothing was written since.
+fn set_aside_before(connection: &Connection, last: i64) -> rusqlite::Result<Option<Quarantined>> {
+    let newest =
+        "SELECT damaged, reason, copy FROM quarantine WHERE journal_end = ?1 ORDER BY rowid DESC LIMIT 1";
+    connection
+        .query_row(newest, [last], |found| {
+            let (damaged, reason, copy): (String, String, String) =
+                (found.get(0)?, found.get(1)?, found.get(2)?);
+            let rows = damaged.split(',').filter_map(|row| row.parse().ok()).collect();
+            Ok(Quarantined { rows, reason, copy: PathBuf::from(copy) })
+        })
+        .optional()
 }
 
 /// Ties answers that a crash left without an operation to the one that the journal has, and gives back the keys
