@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, ExternalCause, KillSwitch, OperationState, OrderSighting, ReadError,
-    Record, ResolveOrder, Settlement, TradingChange,
+    ControlPlane as _, DeltaControl, ExternalCause, Journal, JournalError, KillSwitch, OperationState,
+    OrderSighting, OutcomeRecord, ReadError, Record, ResolveOrder, Settlement, StoredRecord, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
@@ -298,6 +298,35 @@ async fn f14_f15_f16_late_executions_are_found_and_never_doubled() {
     }
 }
 
+/// The venue never shows the order, and its position tells that there was one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f16_an_order_that_stays_hidden_is_frozen_and_never_denied() {
+    // The other exchange gives its trades the same numbers: they explain nothing here.
+    for (shrink_in_doubt, orders, net) in [(false, 1, "0"), (true, 2, "-0.125")] {
+        let config = EngineConfig { shrink_in_doubt, ..config() };
+        let (world, journal) = world_with(places(), config).await;
+        let hidden = Fault::new(refused(-2013, "Order does not exist."), 100_000).on("GET", "/fapi/v1/order");
+        let silent = Fault::new(FaultKind::DropUserEvents { event: None }, 100_000);
+        for fault in [on_orders(FaultKind::AcceptThenSilence, 1), hidden, silent] {
+            world.exchanges[0].sim().inject(fault);
+        }
+        let started = world.engine.control_delta(world.to_flat()).await.unwrap();
+        until("it is frozen", async || {
+            world.engine.operation(&started.id).await.unwrap().state == OperationState::Frozen
+        })
+        .await;
+        let report = world.engine.operation(&started.id).await.unwrap();
+        assert_eq!((report.orders.len(), at_exchanges(&world)), (orders, orders), "{report:?}");
+        assert_eq!((report.orders[0].state.as_str(), world.true_net()), ("frozen", delta(net).value()));
+        let note = report.orders[0].note.as_ref().unwrap();
+        assert!(note.contains("1 trades and a position of 0.25 are not explained"), "{note}");
+        let denied = |record: &Record| {
+            matches!(record, Record::Outcome { outcome: OutcomeRecord::NotAccepted { .. }, .. })
+        };
+        assert!(!journal.records().iter().any(denied), "it is not booked as never placed");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f19_a_redirect_is_not_followed_and_no_key_leaves() {
     for kind in FAPI {
@@ -423,22 +452,33 @@ async fn f40_a_venue_that_is_down_leaves_the_others_to_do_what_they_can() {
     let (world, _) = world().await;
     world.exchanges[0].sim().inject(on_orders(FaultKind::Html, 100));
     world.exchanges[0].sim().inject(Fault::new(uncertain(), 1_000).on("GET", "/fapi/v1/order"));
-    let request = DeltaControl { timeout: Duration::from_millis(600), ..world.to_flat() };
+    let request = DeltaControl {
+        accounts: world.accounts[..2].to_vec(),
+        subset: true,
+        timeout: Duration::from_millis(600),
+        ..world.to_flat()
+    };
     let report = world.control(request).await;
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::Timeout, "{failure:?}");
     let (low, high) = report.interval.unwrap();
     assert_eq!((low, high), (delta("0"), delta("0.25")), "all that it can be is told");
-    // Nobody else may make it worse meanwhile.
-    let others = DeltaControl {
-        target: delta("-0.5"),
-        accounts: world.accounts[2..].to_vec(),
+    // Another account may not make the worst case of the book worse meanwhile: from 0.25 to 0.5 here.
+    let other = |target: &str, accounts: &[AccountId]| DeltaControl {
+        target: delta(target),
+        accounts: accounts.to_vec(),
         subset: true,
         timeout: Duration::from_secs(6),
         ..world.to_flat()
     };
-    let blocked = world.engine.control_delta(others).await.unwrap_err();
+    let blocked = world.control(other("-0.5", &world.accounts[2..])).await.failure.unwrap();
     assert_eq!(blocked.code, Code::Conflict, "{blocked:?}");
+    assert!(blocked.error.contains("in doubt") && blocked.error.contains("from 0.25 to 0.5"), "{blocked:?}");
+    // From [0, 0.25] to [-0.1, 0.15] is better: that goes out.
+    assert_eq!(world.control(other("-0.1", &world.accounts[2..])).await.failure, None);
+    // The accounts of the order in doubt stay closed.
+    let busy = world.engine.control_delta(other("0", &world.accounts[..1])).await.unwrap_err();
+    assert_eq!(busy.code, Code::Conflict, "{busy:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -637,6 +677,53 @@ async fn f62_the_kill_switch_holds_at_once_and_over_a_restart_and_lets_reduction
     world.engine.kill_switch(cleared).await;
     assert_eq!(world.control(add).await.failure, None);
     assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "kill-switch"));
+}
+
+/// A journal that holds intents back until it is let.
+struct SlowJournal {
+    inner: MemoryJournal,
+    waiting: tokio::sync::Notify,
+    let_go: tokio::sync::Semaphore,
+}
+
+#[async_trait::async_trait]
+impl Journal for SlowJournal {
+    async fn append(&self, records: Vec<Record>) -> Result<(), JournalError> {
+        if records.iter().any(|record| matches!(record, Record::Intent(_))) {
+            self.waiting.notify_one();
+            self.let_go.acquire().await.unwrap().forget();
+        }
+        self.inner.append(records).await
+    }
+
+    async fn load(&self) -> Result<Vec<StoredRecord>, JournalError> {
+        self.inner.load().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f62_the_kill_switch_stops_what_is_planned_and_not_yet_sent() {
+    let journal = Arc::new(SlowJournal {
+        inner: MemoryJournal::default(),
+        waiting: tokio::sync::Notify::new(),
+        let_go: tokio::sync::Semaphore::new(0),
+    });
+    let world = World::start(places(), journal.clone()).await;
+    let add = DeltaControl {
+        target: delta("0.2"),
+        accounts: world.accounts[2..].to_vec(),
+        subset: true,
+        ..world.to_flat()
+    };
+    let started = world.engine.control_delta(add).await.unwrap();
+    journal.waiting.notified().await;
+    let engaged = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
+    assert!(world.engine.kill_switch(engaged).await.durable);
+    journal.let_go.add_permits(10);
+    let report = started.report.await.unwrap();
+    assert_eq!((report.orders.len(), at_exchanges(&world)), (1, 0), "{report:?}");
+    let note = report.orders[0].note.as_ref().unwrap();
+    assert!(note.contains("the kill switch is engaged: a fire"), "{note}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -169,20 +169,8 @@ async fn a_book_is_kept_neutral_under_foreign_trades_while_a_recording_plays() {
 
 /// A person's market order on the same account, through the exchange's own front door.
 fn trade(world: &World, index: usize, side: Side, quantity: Decimal) -> bool {
-    use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide, TimeInForce};
-    let order = NewOrder {
-        symbol: "BTCUSDT".to_owned(),
-        side,
-        position_side: PositionSide::Both,
-        kind: OrderKind::Market,
-        time_in_force: TimeInForce::Gtc,
-        price: Decimal::ZERO,
-        quantity,
-        reduce_only: false,
-        client_id: None,
-        good_till: 0,
-        trigger: None,
-    };
+    use deltaplane_venue_sim::core::{Command, NewOrder};
+    let order = NewOrder::market("BTCUSDT", side, quantity);
     let account = world.accounts[index].to_string();
     world.exchanges[index].sim().apply(Command::Place { account, order }).is_ok()
 }

@@ -125,6 +125,65 @@ async fn the_curl_session_works_and_its_answer_survives_a_kill() {
     assert_eq!(again, done, "the kept answer survives the process");
 }
 
+/// Kill switch, trading state, alerts and decisions, as a person at a terminal uses them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(folder.path()).await;
+    let kill = "/api/v1/system/kill-switch";
+    let (status, answer) = server.post(kill, &[], r#"{"engaged": true, "reason": "a fire"}"#).await;
+    assert_eq!((status, &answer["success"], &answer["durable"]), (200, &true.into(), &true.into()));
+    assert_eq!(answer["tradingState"]["killSwitch"], true);
+    let add = CONTROL.replace("0.0", "0.9").replace("0.1", "0.01");
+    let (status, refused) = server.post("/api/v1/delta/control", &[], add.clone()).await;
+    assert_eq!((status, &refused["code"]), (409, &1004.into()), "{refused}");
+    let (_, alerts) = server.get("/api/v1/risk/alerts?severity=CRITICAL").await;
+    assert_eq!(alerts[0]["data"]["topic"], "kill-switch", "{alerts}");
+    // SIGKILL, then another process on the same folder.
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (_, system) = server.get("/api/v1/system/status").await;
+    assert_eq!(system["tradingState"]["killSwitch"], true, "{system}");
+    assert_eq!(server.get("/api/v1/risk/alerts").await.1[0]["data"]["topic"], "kill-switch");
+    // What reduces is let through: 0.25 too long goes.
+    let (status, done) = server.post("/api/v1/delta/control", &[], CONTROL).await;
+    assert_eq!((status, done["finalDelta"].to_string().as_str()), (200, "0"), "{done}");
+    let (status, answer) = server.post(kill, &[], r#"{"engaged": false, "reason": "out"}"#).await;
+    assert_eq!((status, &answer["tradingState"]["killSwitch"]), (200, &false.into()));
+    assert_eq!(server.get("/api/v1/risk/alerts").await.1, serde_json::json!([]));
+    let halted = r#"{"scope": "global", "state": "HALTED", "reason": "lunch"}"#;
+    let state = server.client.put(server.url("/api/v1/trading-state"));
+    let answer = state.header(CONTENT_TYPE, "application/json").body(halted).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let (status, refused) = server.post("/api/v1/delta/control", &[], add).await;
+    assert_eq!((status, &refused["code"]), (409, &1004.into()), "{refused}");
+    assert_eq!(server.get("/api/v1/reconciliation").await, (200, serde_json::json!({"activity": []})));
+    // Nonsense is named, field by field, and changes nothing.
+    let resolve = "/api/v1/operations/nobody/resolve";
+    for (path, body, code, named) in [
+        (kill, r#"{"engaged": "yes"}"#, 1000, vec!["/engaged", "/reason"]),
+        (kill, r#"{"reason": " "}"#, 1000, vec!["/engaged", "/reason"]),
+        (resolve, r#"{"outcome": "ended", "reason": "x"}"#, 1000, vec!["/clientOrderId", "/filled"]),
+        (resolve, r#"{"clientOrderId": "a", "outcome": "lost", "reason": "x"}"#, 1000, vec!["/outcome"]),
+        (
+            resolve,
+            r#"{"clientOrderId": "a", "outcome": "notPlaced", "filled": 1, "reason": "x"}"#,
+            1000,
+            vec!["/filled"],
+        ),
+        (resolve, r#"{"clientOrderId": "a", "outcome": "notPlaced", "reason": "x"}"#, 1008, vec![]),
+    ] {
+        let (_, answer) = server.post(path, &[], body).await;
+        assert_eq!(answer["code"], code, "{body}: {answer}");
+        let pointers: Vec<&str> =
+            answer["errors"].as_array().into_iter().flatten().filter_map(|e| e["pointer"].as_str()).collect();
+        assert!(named.iter().all(|pointer| pointers.contains(pointer)), "{body}: {answer}");
+    }
+    let (_, system) = server.get("/api/v1/system/status").await;
+    assert_eq!(system["tradingState"]["state"], "HALTED");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_get_a_clear_error_and_send_nothing() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Applies one change that breaks a promise after another to a copy of the project: the simulation must fail each time.
+"""Applies one change that breaks a promise after another to a copy of the project: the simulation must fail each time,
+or the test that the change names.
 
     python3 tests/mutants/run.py [--short] [--episodes N] [WORD ...]
 
@@ -32,9 +33,12 @@ def copy_tree():
         shutil.copyfile(source, copy)
 
 
-def cargo(arguments, episodes):
+SIMULATION = ["-p", "deltaplane-tests", "--test", "simulation", "nothing_wrong"]
+
+
+def cargo(arguments, episodes=0):
     environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), SIM_EPISODES=str(episodes))
-    command = ["cargo", "test", "--quiet", "-p", "deltaplane-tests", "--test", "simulation", *arguments]
+    command = ["cargo", "test", "--quiet", *arguments]
     return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True)
 
 
@@ -51,9 +55,12 @@ def main():
     if not mutants:
         sys.exit("no mutant has such a name")
     copy_tree()
-    clean = cargo(["nothing_wrong"], chosen.episodes)
-    if clean.returncode != 0:
-        sys.exit(f"the simulation fails without any change:\n{clean.stdout[-4000:]}{clean.stderr[-4000:]}")
+    for test in {tuple(mutant.get("test", SIMULATION)) for mutant in mutants}:
+        clean = cargo(test, chosen.episodes)
+        if clean.returncode != 0:
+            sys.exit(f"{test} fails without any change:\n{clean.stdout[-4000:]}{clean.stderr[-4000:]}")
+        if " 0 passed" in clean.stdout:
+            sys.exit(f"{test} names no test")
     survived = []
     for mutant in mutants:
         path = TREE / mutant["file"]
@@ -63,10 +70,11 @@ def main():
             sys.exit(f"{mutant['name']}: its old text is {text.count(old)} times in {mutant['file']}, not once")
         try:
             path.write_text(text.replace(old, new))
-            built = cargo(["--no-run"], 0)
+            test = mutant.get("test", SIMULATION)
+            built = cargo([*test, "--no-run"])
             if built.returncode != 0:
                 sys.exit(f"{mutant['name']}: does not build:\n{built.stderr[-4000:]}")
-            result = cargo(["nothing_wrong"], chosen.episodes)
+            result = cargo(test, chosen.episodes)
         finally:
             path.write_text(text)
         seen = [line.strip() for line in result.stdout.splitlines() if "VIOLATION" in line]

@@ -361,25 +361,31 @@ impl Life {
             Action::Kill(engaged) => {
                 let request =
                     KillSwitch { engaged, reason: "the script".to_owned(), cancel_open_orders: true };
-                if !engaged {
-                    self.world.lock().oracle.killed_since = None;
+                {
+                    // It holds from the moment at which it is asked for, however slow the disk is.
+                    let mut state = self.world.lock();
+                    let now = state.now();
+                    state.oracle.killed_since = engaged.then(|| state.oracle.killed_since.unwrap_or(now));
                 }
                 let report = engine.kill_switch(request).await;
                 let mut state = self.world.lock();
                 let now = state.now();
                 let restricted = report.trading.kill || report.trading.state != TradingState::Running;
-                state.oracle.killed_since = restricted.then_some(now);
+                state.oracle.killed_since = restricted.then(|| state.oracle.killed_since.unwrap_or(now));
             }
             Action::Trading(state) => {
-                if state == TradingState::Running {
-                    self.world.lock().oracle.killed_since = None;
+                {
+                    let mut world = self.world.lock();
+                    let now = world.now();
+                    world.oracle.killed_since =
+                        (state != TradingState::Running).then(|| world.oracle.killed_since.unwrap_or(now));
                 }
                 let change = TradingChange { state, reason: "the script".to_owned() };
                 if let Ok(order) = engine.set_trading(change).await {
                     let mut world = self.world.lock();
                     let now = world.now();
                     let restricted = order.kill || order.state != TradingState::Running;
-                    world.oracle.killed_since = restricted.then_some(now);
+                    world.oracle.killed_since = restricted.then(|| world.oracle.killed_since.unwrap_or(now));
                 }
             }
         }

@@ -15,8 +15,7 @@ use deltaplane_types::{
 use deltaplane_venue_sim::Dialect;
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
 use deltaplane_venue_sim::core::{
-    Cause, Command, Event, Exchange, ExecutionType, NewOrder, Order, OrderKind, PositionSide, Rules, Status,
-    TimeInForce,
+    Cause, Command, Event, Exchange, ExecutionType, NewOrder, Order, OrderKind, Rules, Status, TimeInForce,
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -427,19 +426,7 @@ impl State {
                 }
             }
             Due::Foreign(account, side, quantity) => {
-                let order = NewOrder {
-                    symbol: MARKET.to_owned(),
-                    side,
-                    position_side: PositionSide::Both,
-                    kind: OrderKind::Market,
-                    time_in_force: TimeInForce::Gtc,
-                    price: Decimal::ZERO,
-                    quantity,
-                    reduce_only: false,
-                    client_id: None,
-                    good_till: 0,
-                    trigger: None,
-                };
+                let order = NewOrder::market(MARKET, side, quantity);
                 *self.faults.entry("foreign trade").or_default() += 1;
                 self.note(format!("somebody {side}s {quantity} on {account}"));
                 // What nobody can fill is nobody's trade.
@@ -514,17 +501,12 @@ impl State {
             self.oracle.violation(format!("I8: {id} was called never placed and arrives"));
         }
         let order = NewOrder {
-            symbol: MARKET.to_owned(),
-            side: intent.side,
-            position_side: PositionSide::Both,
             kind: OrderKind::Limit,
             time_in_force: TimeInForce::Ioc,
             price: intent.limit_price.value(),
-            quantity: intent.quantity.value(),
             reduce_only: intent.reduce_only,
             client_id: Some(id.to_string()),
-            good_till: 0,
-            trigger: None,
+            ..NewOrder::market(MARKET, intent.side, intent.quantity.value())
         };
         let late = self.chance("order shown late", self.chances.shown_late);
         let shown = now + if late { self.rng.random_range(1..SHOWN_LATE_MS) } else { 0 };

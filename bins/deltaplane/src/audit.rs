@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use deltaplane_ports::{IntentRecord, OutcomeRecord, PlannedLeg, Record, StoredRecord};
-use deltaplane_types::{AccountId, ClientOrderId, Decimal, OperationId, Quantity, TradeId};
+use deltaplane_types::{AccountId, ClientOrderId, Decimal, OperationId, Quantity, Symbol, TradeId};
 
 #[derive(Default)]
 struct Audit {
@@ -15,7 +15,8 @@ struct Audit {
     legs: BTreeMap<OperationId, Vec<(PlannedLeg, Decimal)>>,
     intents: BTreeMap<ClientOrderId, IntentRecord>,
     ended: BTreeMap<ClientOrderId, Option<Quantity>>,
-    trades: BTreeSet<(AccountId, TradeId)>,
+    /// A venue may count the trades of each symbol anew.
+    trades: BTreeSet<(AccountId, Symbol, TradeId)>,
     traded: BTreeMap<ClientOrderId, Decimal>,
 }
 
@@ -53,7 +54,8 @@ impl Audit {
             Record::Intent(intent) => self.intent(row, intent),
             Record::Outcome { client_order_id, outcome, .. } => self.outcome(row, client_order_id, outcome),
             Record::Fill { client_order_id, fill } => {
-                if !self.trades.insert((fill.account.clone(), fill.trade_id.clone())) {
+                let name = (fill.account.clone(), fill.symbol.clone(), fill.trade_id.clone());
+                if !self.trades.insert(name) {
                     self.wrong(row, format!("trade {} of {} is booked twice", fill.trade_id, fill.account));
                 }
                 let sum = self.traded.entry(client_order_id.clone()).or_default();

@@ -35,7 +35,7 @@ struct State {
     /// Whether what the venue shows was compared with what the journal says.
     reconciled: bool,
     /// Trades of operations that ended: they explain themselves to those that come after. Oldest first.
-    explained: VecDeque<TradeId>,
+    explained: VecDeque<(Symbol, TradeId)>,
     /// Positions as they were before the newest trades of ours, with those trades, and when they ended.
     expected: BTreeMap<Symbol, (Timestamp, (Delta, Delta))>,
     /// What the newest look before trading found; none before the first one ended.
@@ -234,19 +234,25 @@ impl AccountKeeper {
         known.filter(|(at, _)| now.since(*at) <= SHOWN_WITHIN).map(|(_, traded)| traded)
     }
 
-    /// Keeps the names of trades that an operation made.
-    pub(crate) fn explain(&self, trades: impl IntoIterator<Item = TradeId>) {
+    /// Notes trades that are explained. A venue may count the trades of each symbol anew.
+    pub(crate) fn explain(&self, symbol: &Symbol, trades: impl IntoIterator<Item = TradeId>) {
         self.write(|state| {
-            state.explained.extend(trades);
+            state.explained.extend(trades.into_iter().map(|trade| (symbol.clone(), trade)));
             let surplus = state.explained.len().saturating_sub(KEPT_TRADES);
             state.explained.drain(..surplus);
         });
     }
 
-    /// Leaves out what operations that ended made.
+    /// Leaves out what is explained.
     pub(crate) fn without_explained(&self, fills: Vec<Fill>) -> Vec<Fill> {
         self.read(|state| {
-            fills.into_iter().filter(|fill| !state.explained.contains(&fill.trade_id)).collect()
+            let known = |fill: &Fill| {
+                state
+                    .explained
+                    .iter()
+                    .any(|(symbol, trade)| *symbol == fill.symbol && *trade == fill.trade_id)
+            };
+            fills.into_iter().filter(|fill| !known(fill)).collect()
         })
     }
 
@@ -438,5 +444,26 @@ mod tests {
         assert_eq!(readings.load(Ordering::SeqCst), 2, "until that one is five seconds old");
         pass(200).await;
         assert_eq!(readings.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trade_is_explained_by_its_symbol_and_number() {
+        let (keeper, _, _) = kept(PACE);
+        let fill = |symbol: &str| Fill {
+            account: "main".parse().unwrap(),
+            symbol: symbol.parse().unwrap(),
+            trade_id: "7".parse().unwrap(),
+            venue_order_id: "1".parse().unwrap(),
+            client_order_id: None,
+            side: deltaplane_types::Side::Buy,
+            quantity: deltaplane_testkit::quantity("1"),
+            price: deltaplane_testkit::price("50000"),
+            fee: deltaplane_types::Notional::ZERO,
+            cause: deltaplane_types::FillCause::Order,
+            venue_time: Timestamp::default(),
+        };
+        keeper.explain(&"BTC-USD".parse().unwrap(), ["7".parse().unwrap()]);
+        let left = keeper.without_explained(vec![fill("BTC-USD"), fill("ETH-USD")]);
+        assert_eq!(left, [fill("ETH-USD")]);
     }
 }

@@ -422,9 +422,10 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
 fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
     let Some(doubt) = round.snapshot.doubt else { return Ok(None) };
     let known: Option<Vec<Delta>> = round.snapshot.all_deltas.values().copied().collect();
+    // The target of a part of the accounts says nothing of the whole book: that should be neutral.
     let target = match &round.spec.goal {
-        Goal::Delta { target, .. } => *target,
-        Goal::Hedge { .. } | Goal::Settle => Delta::ZERO,
+        Goal::Delta { target, subset: false, .. } => *target,
+        Goal::Delta { .. } | Goal::Hedge { .. } | Goal::Settle => Delta::ZERO,
     };
     let smaller = match known {
         None => None,

@@ -76,3 +76,37 @@ impl Recorder {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use deltaplane_ports::StoredRecord;
+    use deltaplane_types::Timestamp;
+
+    use super::*;
+
+    /// A disk that fails once and then seems well again.
+    #[derive(Default)]
+    struct FailsOnce(AtomicBool);
+
+    #[async_trait]
+    impl Journal for FailsOnce {
+        async fn append(&self, _: Vec<Record>) -> Result<(), JournalError> {
+            if self.0.swap(true, Ordering::SeqCst) { Ok(()) } else { Err(JournalError::DiskFull) }
+        }
+
+        async fn load(&self) -> Result<Vec<StoredRecord>, JournalError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_append_nothing_becomes_durable_any_more() {
+        let recorder = Recorder::new(Arc::new(FailsOnce::default()));
+        let record = || vec![Record::RunStarted { epoch: 1, next_sequence: 1, at: Timestamp::default() }];
+        assert!(recorder.append(record()).await.is_err());
+        assert!(recorder.append(record()).await.is_err(), "what the disk has is not known");
+        assert!(recorder.has_failed());
+        assert_eq!(recorder.failure().await, JournalError::DiskFull);
+    }
+}

@@ -230,9 +230,9 @@ impl Engine {
         for (alert, change) in std::mem::take(&mut recovered.alerts) {
             core.shared.alerts.restore(alert, change);
         }
-        for (account, trade) in std::mem::take(&mut recovered.explained) {
+        for (account, symbol, trade) in std::mem::take(&mut recovered.explained) {
             if let Some(keeper) = core.shared.eyes.accounts.get(&account) {
-                keeper.explain([trade]);
+                keeper.explain(&symbol, [trade]);
             }
         }
         for activity in std::mem::take(&mut recovered.external) {

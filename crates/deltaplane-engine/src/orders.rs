@@ -167,10 +167,6 @@ impl TrackedOrder {
         })
     }
 
-    pub(crate) fn has_trade(&self, trade: &TradeId) -> bool {
-        self.fills.contains_key(trade)
-    }
-
     /// Takes the answer to its placement; gives the record of what changed.
     pub(crate) fn on_submitted(&mut self, outcome: SubmitOutcome, now: Timestamp) -> Option<OutcomeRecord> {
         match outcome {
@@ -418,5 +414,47 @@ impl TrackedOrder {
             note: note.or_else(|| self.doubt.as_ref().filter(|_| doubtful).map(ToString::to_string)),
             at: self.fills.values().map(|fill| fill.venue_time).max().unwrap_or(self.sent_at),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::{price, quantity};
+    use deltaplane_types::{OrderIntent, Side, TimeInForce};
+
+    use super::*;
+
+    #[test]
+    fn a_fence_shortens_the_wait_for_a_proof_by_what_the_venue_may_show_late() {
+        let at = Timestamp::from_millis;
+        let provable = |deadline, burned: Option<i64>, slack| {
+            let order = OrderIntent {
+                account: "main".parse().unwrap(),
+                symbol: "BTC-USD".parse().unwrap(),
+                side: Side::Buy,
+                quantity: quantity("1"),
+                limit_price: price("50000"),
+                reduce_only: false,
+                time_in_force: TimeInForce::ImmediateOrCancel,
+                deadline: at(deadline),
+            };
+            let intent = IntentRecord {
+                sequence: 1,
+                epoch: 1,
+                operation: "hedge-1".parse().unwrap(),
+                client_order_id: "order-1".parse().unwrap(),
+                leg: 0,
+                order,
+            };
+            let mut order = TrackedOrder::new(intent, None, at(0));
+            if let Some(burned) = burned {
+                order.on_fenced(&FenceOutcome::Burned, at(burned));
+            }
+            order.provable_at(Duration::from_secs(slack)).as_millis()
+        };
+        assert_eq!(provable(60_000, None, 1), 61_000, "its window and the slack");
+        assert_eq!(provable(60_000, Some(1_000), 1), 6_000, "five seconds at least");
+        assert_eq!(provable(60_000, Some(1_000), 10), 11_000);
+        assert_eq!(provable(3_000, Some(1_000), 1), 4_000, "never later than without a fence");
     }
 }

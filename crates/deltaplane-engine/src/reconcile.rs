@@ -239,7 +239,7 @@ pub(crate) async fn explain(
             trades: trades.clone(),
             at: as_of,
         };
-        keeper.explain(trades);
+        keeper.explain(symbol, trades);
         records.push(Record::External(activity.clone()));
         records.extend(shared.alerts.raise(condition(&activity), now));
         shared.ledger.keep(activity.clone());

@@ -32,7 +32,7 @@ pub(crate) struct Recovered {
     pub(crate) external: Vec<ExternalActivity>,
     lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
     /// Trades that are explained: our own, and those of others that were named.
-    pub(crate) explained: Vec<(AccountId, TradeId)>,
+    pub(crate) explained: Vec<(AccountId, Symbol, TradeId)>,
     /// When the journal was last written.
     pub(crate) last_at: Timestamp,
     index: BTreeMap<OperationId, usize>,
@@ -119,9 +119,9 @@ impl Recovered {
                 operation.read_at = read_at;
             }
             Record::External(activity) => {
-                let trades = activity.trades.iter().map(|trade| (activity.account.clone(), trade.clone()));
-                self.explained.extend(trades);
                 let lane = (activity.account.clone(), activity.symbol.clone());
+                let trades = activity.trades.iter();
+                self.explained.extend(trades.map(|trade| (lane.0.clone(), lane.1.clone(), trade.clone())));
                 match self.lanes.get_mut(&lane) {
                     // It was seen before what is written there, or with it, and is in it.
                     Some(facts) if activity.at < facts.at => {}
@@ -154,7 +154,7 @@ impl Recovered {
                 }
             }
             Record::Fill { client_order_id, fill } => {
-                self.explained.push((fill.account.clone(), fill.trade_id.clone()));
+                self.explained.push((fill.account.clone(), fill.symbol.clone(), fill.trade_id.clone()));
                 if let Some(operation) = self.operation_of(&client_order_id) {
                     operation.fills.push((client_order_id, fill));
                 }

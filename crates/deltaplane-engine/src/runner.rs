@@ -198,7 +198,7 @@ pub(crate) async fn run(
     }
     for (account, trades) in operation.trades() {
         if let Some(keeper) = shared.eyes.accounts.get(account) {
-            keeper.explain(trades);
+            keeper.explain(symbol, trades);
             keeper.mark_changed();
         }
     }
@@ -351,6 +351,7 @@ impl Shell {
                     if let Some(keeper) = shared.eyes.accounts.get(&account) {
                         // What this operation traded is explained by itself.
                         keeper.explain(
+                            &operation.spec().symbol,
                             operation.trades().filter(|(of, _)| **of == account).flat_map(|(_, ids)| ids),
                         );
                     }

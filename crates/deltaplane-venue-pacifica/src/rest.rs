@@ -231,30 +231,20 @@ impl Rest {
     }
 
     /// The past orders with a name that were not placed before `since`, from the pages of the history.
-    ///
-    /// Whether the newest or the oldest row comes first is not documented: a page says by its own order when the
-    /// rest is too old.
     pub(crate) async fn order_history(
         &self,
         account: &str,
         name: &str,
         since: Timestamp,
     ) -> Result<Vec<wire::PastOrder>, RestError> {
-        let mine = |row: &wire::PastOrder| row.client_order_id.as_deref() == Some(name);
-        let mut found = Vec::new();
-        let mut cursor: Option<String> = None;
+        let mut cursor = None;
         for _ in 0..HISTORY_PAGES {
-            let mut query = vec![("account", account), ("limit", "100")];
-            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
-            let page: Answer<Vec<wire::PastOrder>> =
-                self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
-            let ends = page.data.first().zip(page.data.last());
-            let rest_is_older = ends.is_some_and(|(first, last)| is_older(first, last, since));
-            found.extend(page.data.into_iter().filter(mine));
-            cursor = page.next_cursor;
-            if cursor.is_none() || rest_is_older || !found.is_empty() {
-                return Ok(found);
+            let (mut rows, next) = self.order_page(account, cursor.as_deref(), since).await?;
+            rows.retain(|row| row.client_order_id.as_deref() == Some(name));
+            if next.is_none() || !rows.is_empty() {
+                return Ok(rows);
             }
+            cursor = next;
         }
         Err(RestError::Unreadable("the history of orders has more pages than are read".to_owned()))
     }
@@ -266,21 +256,35 @@ impl Rest {
         since: Timestamp,
     ) -> Result<Vec<wire::PastOrder>, RestError> {
         let mut found = Vec::new();
-        let mut cursor: Option<String> = None;
+        let mut cursor = None;
         for _ in 0..HISTORY_PAGES {
-            let mut query = vec![("account", account), ("limit", "100")];
-            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
-            let page: Answer<Vec<wire::PastOrder>> =
-                self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
-            let ends = page.data.first().zip(page.data.last());
-            let rest_is_older = ends.is_some_and(|(first, last)| is_older(first, last, since));
-            found.extend(page.data.into_iter().filter(|row| row.created_at >= since.as_millis()));
-            cursor = page.next_cursor;
-            if cursor.is_none() || rest_is_older {
+            let (rows, next) = self.order_page(account, cursor.as_deref(), since).await?;
+            found.extend(rows.into_iter().filter(|row| row.created_at >= since.as_millis()));
+            cursor = next;
+            if cursor.is_none() {
                 break;
             }
         }
         Ok(found)
+    }
+
+    /// A page of the history of orders, and where the next one is; none where there is none or all in it is older.
+    ///
+    /// Whether the newest or the oldest row comes first is not documented: a page says by its own order when the
+    /// rest is too old.
+    async fn order_page(
+        &self,
+        account: &str,
+        cursor: Option<&str>,
+        since: Timestamp,
+    ) -> Result<(Vec<wire::PastOrder>, Option<String>), RestError> {
+        let mut query = vec![("account", account), ("limit", "100")];
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let page: Answer<Vec<wire::PastOrder>> =
+            self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
+        let ends = page.data.first().zip(page.data.last());
+        let rest_is_older = ends.is_some_and(|(first, last)| is_older(first, last, since));
+        Ok((page.data, page.next_cursor.filter(|_| !rest_is_older)))
     }
 
     /// All trades of a market since a time, newest first on the wire, over as many pages as there are.

@@ -1,5 +1,6 @@
 //! What the venue says of orders, and what it proves.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_ports::{FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record, Settlement};
@@ -8,7 +9,7 @@ use deltaplane_types::{
 };
 
 use super::{CLOCK_MARGIN, Effect, MAX_FAILED_PROOFS, Operation};
-use crate::orders::Fate;
+use crate::orders::{Fate, TrackedOrder};
 
 impl Operation {
     pub(super) fn record_outcome(&mut self, id: &ClientOrderId, outcome: OutcomeRecord, now: Timestamp) {
@@ -158,19 +159,21 @@ impl Operation {
         }
         let (account, side, since) =
             (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
-        let stray: Vec<&Fill> = fills
+        // Another account's trades may have the same numbers.
+        let mine = self.orders.values().filter(|order| order.intent.order.account == account);
+        let known: BTreeSet<_> = mine.flat_map(TrackedOrder::trade_ids).collect();
+        let lately: Vec<&Fill> = fills
             .iter()
-            .filter(|fill| fill.side == side && fill.venue_time.after(CLOCK_MARGIN) >= since)
-            // A venue that repeats names says itself whose a trade is.
-            .filter(|fill| fill.client_order_id.as_ref().is_none_or(|name| name == id))
-            .filter(|fill| !self.orders.values().any(|order| order.has_trade(&fill.trade_id)))
+            .filter(|fill| fill.venue_time.after(CLOCK_MARGIN) >= since && !known.contains(&fill.trade_id))
             .collect();
-        let stray = stray.len();
+        // A venue that repeats names says itself whose a trade is.
+        let could_be =
+            |fill: &&&Fill| fill.side == side && fill.client_order_id.as_ref().is_none_or(|name| name == id);
+        let stray = lately.iter().filter(could_be).count();
         // What others traded the other way is no trade of this order, and moved the position too.
-        let others = fills
+        let others = lately
             .iter()
-            .filter(|fill| fill.side != side && fill.venue_time.after(CLOCK_MARGIN) >= since)
-            .filter(|fill| !self.orders.values().any(|order| order.has_trade(&fill.trade_id)))
+            .filter(|fill| fill.side != side)
             .try_fold(Delta::ZERO, |sum, fill| sum.plus(fill.quantity.signed(fill.side)));
         let expected = self
             .expected_position(&account)

@@ -60,6 +60,25 @@ pub struct NewOrder {
     pub trigger: Option<Trigger>,
 }
 
+impl NewOrder {
+    /// A market order that no client named.
+    pub fn market(symbol: &str, side: Side, quantity: Decimal) -> Self {
+        Self {
+            symbol: symbol.to_owned(),
+            side,
+            position_side: PositionSide::Both,
+            kind: OrderKind::Market,
+            time_in_force: TimeInForce::Gtc,
+            price: Decimal::ZERO,
+            quantity,
+            reduce_only: false,
+            client_id: None,
+            good_till: 0,
+            trigger: None,
+        }
+    }
+}
+
 /// What can be asked of the exchange.
 #[derive(Clone, Debug)]
 pub enum Command {
