@@ -16,7 +16,7 @@ use deltaplane_tests::{Place, World, btc, config, engine, engine_through, exchan
 use deltaplane_types::{
     AccountId, AlertSeverity, Code, Decimal, RefusalReason, Side, SubmitOutcome, TradingState, UnknownCause,
 };
-use deltaplane_venue_sim::core::Command;
+use deltaplane_venue_sim::core::{Command, NewOrder};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
 const FAPI: [Kind; 3] = [Kind::Binance, Kind::AsterAgent, Kind::AsterHmac];
@@ -90,8 +90,9 @@ async fn f01_f02_an_order_that_finds_no_connection_was_not_sent() {
     for kind in FAPI {
         let (mut bench, proxy) = Bench::behind_proxy(kind).await;
         let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let address = proxy.url().trim_start_matches("http://").to_owned();
         drop(proxy);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        until("nobody listens", async || tokio::net::TcpStream::connect(&address).await.is_err()).await;
         let (_, outcome) = bench.place(&order).await;
         assert_eq!(reason(&outcome), Some(RefusalReason::NotSent), "{kind:?}: {outcome:?}");
         assert_eq!(bench.running.sim().with(|exchange| exchange.orders.len()), 0, "{kind:?}");
@@ -408,7 +409,12 @@ async fn f34_a_venue_whose_price_is_off_takes_no_order_that_adds() {
     let off = price * Decimal::from_i128_with_scale(97, 2);
     let url = format!("{}/prices/BTCUSDT", world.exchanges[0].control().unwrap());
     control.put(url).json(&serde_json::json!({"price": off.round_dp(1).to_string()})).send().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    let near = |mid: Decimal| (mid - off).abs() * Decimal::ONE_HUNDRED < off;
+    until("the price is seen", async || {
+        let market = world.engine.system().await.market;
+        market.iter().any(|feed| feed.mid.is_some_and(|mid| near(mid.value())))
+    })
+    .await;
     // The one that is 3 % too cheap looks best to a buyer.
     let accounts: Vec<AccountId> = world.accounts[..2].to_vec();
     let request = DeltaControl { target: delta("0.2"), accounts, subset: true, ..world.to_flat() };
@@ -600,8 +606,13 @@ async fn f47_funding_is_no_break() {
     for running in &world.exchanges {
         running.sim().settle_funding();
     }
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(world.engine.external_activity(10).await.is_empty());
+    // What is named is the trade that comes after it, and nothing else.
+    let order = NewOrder::market("BTCUSDT", Side::Buy, delta("0.01").value());
+    world.exchanges[2].sim().apply(Command::Place { account: "spare".to_owned(), order }).unwrap();
+    until("the trade is named", async || !world.engine.external_activity(10).await.is_empty()).await;
+    let named = world.engine.external_activity(10).await;
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert_eq!((named[0].cause, named[0].change), (ExternalCause::ForeignTrade, delta("0.01")));
     let report = world.control(world.to_flat()).await;
     assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
 }

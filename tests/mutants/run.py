@@ -82,7 +82,7 @@ def main():
             survived.append(mutant["name"])
             print(f"SURVIVED  {mutant['name']}", flush=True)
         else:
-            why = seen[0].removeprefix("VIOLATION ")[:110] if seen else result.stdout.strip()[-110:]
+            why = seen[0].removeprefix("VIOLATION ")[:110] if seen else test[-1]
             print(f"seen      {mutant['name']}: {why}", flush=True)
     print(f"{len(mutants) - len(survived)} of {len(mutants)} mutants were seen")
     sys.exit(1 if survived else 0)
