@@ -100,7 +100,10 @@ fn main() -> Result<()> {
         needed,
         max_slippage: Ratio::new(parse_exact(&portfolio.max_slippage)?),
         costs: CostSettings::default(),
-        limits: PlanLimits { max_order_notional: Notional::new(Decimal::from(250_000)) },
+        limits: PlanLimits {
+            max_order_notional: Notional::new(Decimal::from(250_000)),
+            max_in_flight: Notional::new(Decimal::from(25_000)),
+        },
         accounts: portfolio.accounts.iter().map(account).collect::<Result<_>>()?,
     };
     let plan = plan_hedge(&input)?;

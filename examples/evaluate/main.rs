@@ -196,7 +196,10 @@ fn plan(input: &Value) -> Result<Value> {
             min_liquidation_distance: Ratio::new(number(input, "minLiquidationDistance")?),
             max_basis: Ratio::new(number(input, "maxBasis")?),
         },
-        limits: PlanLimits { max_order_notional: Notional::new(Decimal::from(1_000_000_000_000_u64)) },
+        limits: PlanLimits {
+            max_order_notional: Notional::new(Decimal::from(1_000_000_000_000_u64)),
+            max_in_flight: Notional::new(Decimal::from(25_000)),
+        },
         accounts,
     })?;
     let mut legs = Vec::new();

@@ -70,6 +70,7 @@ impl EngineConfig {
                 max_order_notional: usd(250_000),
                 max_position_notional: usd(1_000_000),
                 max_net_delta: usd(250_000),
+                max_in_flight_delta: usd(25_000),
                 price_collar: Ratio::new(Decimal::from_i128_with_scale(12, 2)),
             },
             costs: CostSettings::default(),

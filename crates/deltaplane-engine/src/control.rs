@@ -347,7 +347,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        limits: PlanLimits { max_order_notional: round.config.limits.max_order_notional },
+        limits: plan_limits(round.config),
         accounts,
     };
     let plan = plan_hedge(&input).map_err(|error| match error {
@@ -401,7 +401,7 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        limits: PlanLimits { max_order_notional: round.config.limits.max_order_notional },
+        limits: plan_limits(round.config),
         accounts,
     };
     let plan = plan_hedge(&input).ok()?;
@@ -449,6 +449,13 @@ fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, 
         ),
     };
     Ok(Some(failure(Code::Conflict, text, "wait until the doubt is settled, see GET /api/v1/operations")))
+}
+
+fn plan_limits(config: &EngineConfig) -> PlanLimits {
+    PlanLimits {
+        max_order_notional: config.limits.max_order_notional,
+        max_in_flight: config.limits.max_in_flight_delta,
+    }
 }
 
 /// To the band a quantity is rounded away from zero, but never past the target.

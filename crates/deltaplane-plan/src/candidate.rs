@@ -9,6 +9,7 @@ use deltaplane_types::{
 };
 
 use crate::input::{CostSettings, PlanAccount, PlanInput};
+use crate::slices::largest_order;
 
 /// Why an account cannot take a quantity.
 enum Limit {
@@ -43,7 +44,13 @@ struct Market {
 }
 
 impl<'a> Candidate<'a> {
-    pub(crate) fn new(account: &'a PlanAccount, input: &PlanInput, side: Side) -> Result<Self, MathError> {
+    /// An account's part of a trade on `side` of at most `most`.
+    pub(crate) fn new(
+        account: &'a PlanAccount,
+        input: &PlanInput,
+        side: Side,
+        most: Decimal,
+    ) -> Result<Self, MathError> {
         let market = Market::of(account, side, input.max_slippage)?;
         let mut candidate = Self {
             account,
@@ -54,7 +61,7 @@ impl<'a> Candidate<'a> {
             market,
             allowed: Vec::new(),
         };
-        candidate.allowed = candidate.allowed_ranges(input.needed.abs().value())?;
+        candidate.allowed = candidate.allowed_ranges(most)?;
         Ok(candidate)
     }
 
@@ -62,8 +69,24 @@ impl<'a> Candidate<'a> {
         &self.account.id
     }
 
+    pub(crate) const fn side(&self) -> Side {
+        self.side
+    }
+
     pub(crate) fn lot(&self) -> Decimal {
         self.account.rules.lot_size.value()
+    }
+
+    /// The largest single order.
+    pub(crate) fn largest_order(&self, input: &PlanInput) -> Result<Decimal, MathError> {
+        self.market
+            .as_ref()
+            .map_or(Ok(Decimal::ZERO), |market| largest_order(self.account, market.cap, input))
+    }
+
+    /// How near the account is to its liquidation before the trade.
+    pub(crate) fn distance(&self) -> Result<Option<Ratio>, MathError> {
+        liquidation_distance(&self.account.margin, self.account.position, self.reference)
     }
 
     /// Inclusive ranges of allowed quantities beside zero, ascending, in whole lots.

@@ -40,6 +40,8 @@ impl Default for CostSettings {
 pub struct PlanLimits {
     /// Largest notional of one order, quote.
     pub max_order_notional: Notional,
+    /// How far from its target a two-sided operation may bring net delta while orders are out, as a value in quote.
+    pub max_in_flight: Notional,
 }
 
 /// One account as the planner sees it.

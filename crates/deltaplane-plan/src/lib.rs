@@ -5,13 +5,15 @@
 
 mod candidate;
 mod input;
+mod lockstep;
 mod search;
 mod slices;
 
 use deltaplane_math::MathError;
-use deltaplane_types::{Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity};
+use deltaplane_types::{Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice};
 
 pub use input::{CostSettings, PlanAccount, PlanInput, PlanLimits};
+pub use lockstep::plan_lockstep;
 
 use candidate::Candidate;
 
@@ -40,15 +42,13 @@ impl From<deltaplane_types::ArithmeticError> for PlanError {
 ///
 /// [`PlanError::Math`] if an input leads beyond exact arithmetic; no part of a plan is returned then.
 pub fn plan_hedge(input: &PlanInput) -> Result<Plan, PlanError> {
-    let mut accounts: Vec<&PlanAccount> = input.accounts.iter().collect();
-    accounts.sort_by(|a, b| a.id.cmp(&b.id));
-    if let Some(pair) = accounts.windows(2).find(|pair| pair[0].id == pair[1].id) {
-        return Err(PlanError::RepeatedAccount(pair[0].id.clone()));
-    }
-    let side = input.needed.side();
-    let candidates =
-        accounts.iter().map(|account| Candidate::new(account, input, side)).collect::<Result<Vec<_>, _>>()?;
-    let quantities = search::least_cost(&candidates, input.needed.abs().value())?;
+    let accounts = sorted(input)?;
+    let (side, most) = (input.needed.side(), input.needed.abs().value());
+    let candidates = accounts
+        .iter()
+        .map(|account| Candidate::new(account, input, side, most))
+        .collect::<Result<Vec<_>, _>>()?;
+    let quantities = search::least_cost(&candidates, most)?;
     let mut legs = Vec::new();
     let mut cost = Notional::ZERO;
     let mut reached = Delta::ZERO;
@@ -63,6 +63,29 @@ pub fn plan_hedge(input: &PlanInput) -> Result<Plan, PlanError> {
     }
     let obstacles = obstacles(&candidates, &quantities, input, reached)?;
     let slices = slices::cut(&legs, &accounts, input)?;
+    finished(input, input.needed, reached, legs, slices, cost, obstacles)
+}
+
+/// The accounts by name; each may be there once.
+fn sorted(input: &PlanInput) -> Result<Vec<&PlanAccount>, PlanError> {
+    let mut accounts: Vec<&PlanAccount> = input.accounts.iter().collect();
+    accounts.sort_by(|a, b| a.id.cmp(&b.id));
+    if let Some(pair) = accounts.windows(2).find(|pair| pair[0].id == pair[1].id) {
+        return Err(PlanError::RepeatedAccount(pair[0].id.clone()));
+    }
+    Ok(accounts)
+}
+
+/// The plan with its bound and its name.
+fn finished(
+    input: &PlanInput,
+    needed: Delta,
+    reached: Delta,
+    legs: Vec<Leg>,
+    slices: Vec<Slice>,
+    cost: Notional,
+    obstacles: Vec<Obstacle>,
+) -> Result<Plan, PlanError> {
     let worst = slices::worst_case(input, &legs, &slices)?;
     let mut plan = Plan {
         id: placeholder_id(),
@@ -71,7 +94,7 @@ pub fn plan_hedge(input: &PlanInput) -> Result<Plan, PlanError> {
         reference_price: input.reference_price,
         target: input.target,
         initial: input.net,
-        needed: input.needed,
+        needed,
         reached,
         planned_final: input.net.plus(reached)?,
         legs,

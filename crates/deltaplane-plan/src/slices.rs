@@ -1,9 +1,21 @@
 //! Cuts legs into orders that go out together.
 
 use deltaplane_math::{MathError, ceil_to_step, div, floor_to_step, mul_rounded, sub};
-use deltaplane_types::{Decimal, Delta, Leg, Quantity, Slice, SliceOrder};
+use deltaplane_types::{Decimal, Delta, Leg, Price, Quantity, Slice, SliceOrder};
 
 use crate::input::{PlanAccount, PlanInput};
+
+/// The largest single order of an account: the cap on orders at the worse of two prices, and the venue's own.
+pub(crate) fn largest_order(
+    account: &PlanAccount,
+    cap: Price,
+    input: &PlanInput,
+) -> Result<Decimal, MathError> {
+    let price = input.reference_price.value().max(mul_rounded(cap.value(), account.quote_rate)?);
+    let by_notional = div(input.limits.max_order_notional.value(), price)?;
+    let lot = account.rules.lot_size.value();
+    Ok(floor_to_step(by_notional.min(account.max_quantity.value()), lot)?.max(lot))
+}
 
 /// Splits the legs into as many slices as the largest order cap asks for, evenly and in whole lots.
 ///
@@ -20,11 +32,8 @@ pub(crate) fn cut(
         let Some(account) = accounts.iter().find(|account| account.id == leg.account) else {
             return Err(MathError::NoReference);
         };
-        let cap = mul_rounded(leg.price_cap.value(), account.quote_rate)?;
-        let price = input.reference_price.value().max(cap);
         let lot = account.rules.lot_size.value();
-        let by_notional = div(input.limits.max_order_notional.value(), price)?;
-        let largest = floor_to_step(by_notional.min(account.max_quantity.value()), lot)?.max(lot);
+        let largest = largest_order(account, leg.price_cap, input)?;
         let count = div(leg.quantity.value(), largest)?.ceil().max(Decimal::ONE);
         let part = ceil_to_step(div(leg.quantity.value(), count)?, lot)?.min(largest);
         let count = div(leg.quantity.value(), part)?.ceil();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use deltaplane_math::{MarginUse, OrderRules, liquidation_distance, utilization, walk_book};
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits, plan_hedge};
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits, plan_hedge, plan_lockstep};
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Price, Quantity, Ratio, Side, Timestamp,
 };
@@ -99,7 +99,10 @@ fn input(max_accounts: usize) -> impl Strategy<Value = PlanInput> {
             needed,
             max_slippage: Ratio::new(dec(slippage, 4)),
             costs: CostSettings::default(),
-            limits: PlanLimits { max_order_notional: Notional::new(dec(1_000_000, 0)) },
+            limits: PlanLimits {
+                max_order_notional: Notional::new(dec(1_000_000, 0)),
+                max_in_flight: Notional::new(Decimal::from(25_000)),
+            },
             accounts,
         }
     })
@@ -302,4 +305,62 @@ fn large_legs_are_cut_into_slices() {
     // 200 at a cap of at most 100.5 are at least 1.99: three orders of at most that, 1.667 + 1.667 + 1.666.
     let sizes: Vec<String> = plan.slices.iter().map(|slice| slice.orders[0].quantity.to_string()).collect();
     assert_eq!(sizes, ["1.667", "1.667", "1.666"]);
+}
+
+/// Every state that a slice can leave behind when any part of any of its orders fills.
+fn reachable(at: Decimal, signed: &[Decimal]) -> Vec<Decimal> {
+    let mut states = vec![at];
+    for quantity in signed {
+        states.extend(states.clone().into_iter().map(|state| state + quantity));
+    }
+    states
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn closing_both_sides_never_opens_more_than_may_be_in_flight(
+        input in input(5),
+        elsewhere in -3_i64..4,
+        in_flight in 0_i64..12,
+    ) {
+        let mut input = input;
+        input.limits.max_in_flight = Notional::new(dec(in_flight, 0));
+        let held: Decimal = input.accounts.iter().map(|account| account.position.value()).sum();
+        input.target = Delta::new(dec(elsewhere, 2));
+        input.net = Delta::new(held + dec(elsewhere, 2));
+        let changes = input.accounts.iter().map(|a| (a.id.clone(), a.position.negated())).collect();
+        let plan = plan_lockstep(&input, &changes).unwrap();
+        let mut away = held;
+        let bound = held.abs().max(dec(in_flight, 2));
+        let mut closed = std::collections::BTreeMap::<_, Decimal>::new();
+        for slice in &plan.slices {
+            let signed: Vec<Decimal> =
+                slice.orders.iter().map(|o| o.quantity.signed(plan.legs[o.leg].side).value()).collect();
+            for state in reachable(away, &signed) {
+                prop_assert!(state.abs() <= bound, "{state} is beyond {bound}: {plan:?}");
+            }
+            away += signed.iter().sum::<Decimal>();
+            for order in &slice.orders {
+                let leg = &plan.legs[order.leg];
+                let account = input.accounts.iter().find(|a| a.id == leg.account).unwrap();
+                let rules = &account.rules;
+                prop_assert!(leg.reduce_only && leg.side == account.position.negated().side());
+                prop_assert!((order.quantity.value() % rules.lot_size.value()).is_zero());
+                prop_assert!(order.quantity >= rules.min_quantity);
+                let worth = order.quantity.value() * account.mid().unwrap().value();
+                prop_assert!(rules.reduce_only_exempt || worth >= rules.min_notional.value());
+                *closed.entry(leg.account.clone()).or_default() += order.quantity.value();
+            }
+        }
+        prop_assert_eq!(plan.planned_final.value(), input.target.value() + away);
+        let coarsest = input.accounts.iter().map(|a| a.rules.lot_size.value()).max().unwrap();
+        prop_assert!(away.abs() <= held.abs() || away.abs() < coarsest, "{away} is left of {held}: {plan:?}");
+        prop_assert!(plan.worst_case_delta.value() <= bound);
+        for (id, closed) in closed {
+            let account = input.accounts.iter().find(|account| account.id == id).unwrap();
+            prop_assert!(closed <= account.position.abs().value());
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub struct Limits {
     pub max_position_notional: Notional,
     /// Largest net delta of one symbol, as its value in quote.
     pub max_net_delta: Notional,
+    /// How far from its target a two-sided operation may bring net delta while orders are out, as its value in quote.
+    pub max_in_flight_delta: Notional,
     /// How far a price cap may lie from the reference price.
     pub price_collar: Ratio,
 }
@@ -106,7 +108,9 @@ pub enum GateRefusal {
         collar: Ratio,
     },
     /// The plan's bound is beyond what may be in flight.
-    #[error("the worst case {worst} of the plan is beyond the deviation at the start")]
+    #[error(
+        "the worst case {worst} of the plan is beyond the deviation at the start and beyond maxInFlightDelta"
+    )]
     WorstCase {
         /// The bound.
         worst: Delta,
@@ -221,7 +225,10 @@ impl Gate {
 
     fn check_net_delta(&self, plan: &Plan) -> Result<(), GateRefusal> {
         let start = plan.initial.minus(plan.target).map_err(MathError::from)?.abs();
-        if plan.worst_case_delta > start {
+        let two_sided = plan.legs.windows(2).any(|pair| pair[0].side != pair[1].side);
+        let worth = plan.worst_case_delta.notional_at(plan.reference_price).map_err(MathError::from)?;
+        let in_flight = two_sided && worth <= self.limits.max_in_flight_delta;
+        if plan.worst_case_delta > start && !in_flight {
             return Err(GateRefusal::WorstCase { worst: plan.worst_case_delta });
         }
         let grows = plan.planned_final.abs() > plan.initial.abs();

@@ -81,7 +81,10 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
             min_liquidation_distance: Ratio::new(dec(&input["minLiquidationDistance"])),
             max_basis: Ratio::new(dec(&input["maxBasis"])),
         },
-        limits: PlanLimits { max_order_notional: Notional::new(Decimal::from(1_000_000_000)) },
+        limits: PlanLimits {
+            max_order_notional: Notional::new(Decimal::from(1_000_000_000)),
+            max_in_flight: Notional::new(Decimal::from(25_000)),
+        },
         accounts,
     }
 }

@@ -1,0 +1,148 @@
+//! Two-sided plans, worked out by hand.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use deltaplane_plan::{PlanInput, plan_lockstep};
+use deltaplane_types::{Decimal, Delta, Notional, Plan, Quantity};
+use serde_json::{Value, json};
+
+fn account(id: &str, position: &str, lot: &str, depth: &str) -> Value {
+    json!({
+        "id": id, "pos": position, "lot": lot, "minQty": lot, "minNotional": "0", "reduceOnlyExempt": false,
+        "equity": "10000", "otherMargin": "0", "imr": "0.1", "mmr": "0.05", "maxNotional": "1000000",
+        "takerRate": "0", "fundingOverHorizon": "0", "bids": [["99.9", depth]], "asks": [["100.1", depth]],
+    })
+}
+
+/// One unit is worth 100 USD; `in_flight` is in units.
+fn input(accounts: Value, net: &str, in_flight: i64) -> PlanInput {
+    let mut input = support::input_from(&json!({
+        "accounts": accounts, "quantity": "0", "price": "100", "maxSlippage": "0.01", "lambda": "0.02",
+        "soft": "0.7", "uMax": "0.95", "minLiquidationDistance": "0.1", "maxBasis": "0.02",
+    }));
+    input.net = Delta::new(net.parse().unwrap());
+    input.limits.max_in_flight = Notional::new(Decimal::from(in_flight * 100));
+    input
+}
+
+fn flat(input: &PlanInput) -> BTreeMap<deltaplane_types::AccountId, Delta> {
+    input.accounts.iter().map(|account| (account.id.clone(), account.position.negated())).collect()
+}
+
+/// Each slice as account and signed quantity.
+fn slices(plan: &Plan) -> Vec<Vec<String>> {
+    let order = |order: &deltaplane_types::SliceOrder| {
+        let leg = &plan.legs[order.leg];
+        format!("{} {}", leg.account, order.quantity.signed(leg.side))
+    };
+    plan.slices.iter().map(|slice| slice.orders.iter().map(order).collect()).collect()
+}
+
+fn obstacles(plan: &Plan) -> Vec<String> {
+    plan.obstacles.iter().map(|obstacle| format!("{}: {}", obstacle.account, obstacle.reason)).collect()
+}
+
+#[test]
+fn both_sides_close_in_equal_parts_of_what_may_be_in_flight() {
+    let input = input(json!([account("a", "5", "1", "100"), account("b", "-5", "1", "100")]), "0", 2);
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    assert_eq!(slices(&plan), [["a -2", "b 2"], ["a -2", "b 2"], ["a -1", "b 1"]]);
+    assert_eq!(plan.worst_case_delta, Delta::new(2.into()), "one side of a slice alone");
+    assert!(plan.legs.iter().all(|leg| leg.reduce_only));
+    assert_eq!((plan.planned_final, plan.reached, obstacles(&plan).len()), (Delta::ZERO, Delta::ZERO, 0));
+}
+
+#[test]
+fn what_one_side_holds_more_goes_first_and_alone() {
+    let input = input(json!([account("a", "5", "1", "100"), account("b", "-3", "1", "100")]), "2", 1);
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    // 2 from the target is the bound: after the first slice nothing of it is used up any more.
+    assert_eq!(slices(&plan), [vec!["a -2"], vec!["a -2", "b 2"], vec!["a -1", "b 1"]]);
+    assert_eq!(plan.worst_case_delta, Delta::new(2.into()));
+    assert_eq!(plan.planned_final, Delta::ZERO);
+}
+
+#[test]
+fn a_thin_book_on_one_side_holds_the_other_back() {
+    let input = input(json!([account("a", "5", "1", "100"), account("b", "-5", "1", "1")]), "0", 2);
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    assert_eq!(slices(&plan), [["a -1", "b 1"]]);
+    assert_eq!(
+        obstacles(&plan),
+        [
+            "a: lock step: 4 has no counterpart on the other side",
+            "b: depth: the book holds 1 within the price cap 101"
+        ]
+    );
+}
+
+#[test]
+fn one_side_alone_does_not_move_away_from_the_target() {
+    let input = input(json!([account("a", "5", "1", "100"), account("b", "-5", "1", "0.5")]), "0", 10);
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    assert_eq!(slices(&plan), Vec::<Vec<String>>::new(), "the book of b holds less than one lot");
+    assert_eq!(plan.obstacles.len(), 2);
+}
+
+#[test]
+fn lots_that_differ_are_matched_as_well_as_they_can_be() {
+    // 1.00 in lots of 0.01 against 0.3 and 0.7 in lots of 0.1: the coarse side leads.
+    let accounts = json!([
+        account("a", "1", "0.01", "100"),
+        account("b", "-0.3", "0.1", "100"),
+        account("c", "-0.7", "0.1", "100"),
+    ]);
+    let mut input = input(accounts, "0", 0);
+    input.limits.max_in_flight = Notional::new(Decimal::from(25));
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    // 25 USD are 0.25: two lots of the coarse side at a time. c holds more and is nearer to its liquidation.
+    assert_eq!(
+        slices(&plan),
+        [
+            vec!["a -0.2", "c 0.2"],
+            vec!["a -0.2", "c 0.2"],
+            vec!["a -0.2", "c 0.2"],
+            vec!["a -0.2", "c 0.1", "b 0.1"],
+            vec!["a -0.2", "b 0.2"],
+        ]
+    );
+    assert_eq!(plan.planned_final, Delta::ZERO);
+}
+
+#[test]
+fn the_cap_on_orders_cuts_too_and_nothing_smaller_than_an_order_is_left() {
+    let mut accounts = json!([account("a", "5", "1", "100"), account("b", "-5", "1", "100")]);
+    accounts[1]["minQty"] = json!("2");
+    let mut input = input(accounts, "0", 100);
+    input.limits.max_order_notional = Notional::new(Decimal::from(450));
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    // 450 USD are 4 whole units; of 5, 4 would leave 1 to b, which takes no order below 2.
+    assert_eq!(slices(&plan), [["a -3", "b 3"], ["a -2", "b 2"]]);
+}
+
+#[test]
+fn what_was_opened_is_closed_again_where_that_brings_the_target_nearer() {
+    // 3 too much: of the 5 that may be given back, 3 go, and then nothing more.
+    let input = input(json!([account("a", "5", "1", "100")]), "3", 1);
+    let back = BTreeMap::from([("a".parse().unwrap(), Delta::new((-5).into()))]);
+    let plan = plan_lockstep(&input, &back).unwrap();
+    assert_eq!(slices(&plan), [["a -3"]]);
+    assert_eq!(plan.legs[0].quantity, Quantity::try_new(3.into()).unwrap());
+    assert!(plan.legs[0].reduce_only);
+}
+
+#[test]
+fn a_shift_opens_on_one_account_what_it_closes_on_another() {
+    let input = input(json!([account("a", "5", "1", "100"), account("b", "0", "1", "100")]), "5", 4);
+    let mut input = input;
+    input.target = Delta::new(5.into());
+    let ids = |id: &str| id.parse().unwrap();
+    let changes = BTreeMap::from([(ids("a"), Delta::new((-3).into())), (ids("b"), Delta::new(3.into()))]);
+    let plan = plan_lockstep(&input, &changes).unwrap();
+    assert_eq!(slices(&plan), [["a -3", "b 3"]]);
+    assert_eq!(plan.worst_case_delta, Delta::new(3.into()));
+    assert_eq!(plan.legs.iter().map(|leg| leg.reduce_only).collect::<Vec<_>>(), [true, false]);
+}
