@@ -120,7 +120,10 @@ pub fn plan_input(accounts: usize) -> PlanInput {
         needed,
         max_slippage: Ratio::new(dec("0.005")),
         costs: CostSettings::default(),
-        limits: PlanLimits { max_order_notional: Notional::new(dec("250000")) },
+        limits: PlanLimits {
+            max_order_notional: Notional::new(dec("250000")),
+            max_in_flight: Notional::new(dec("25000")),
+        },
         accounts: (0..accounts).map(account).collect(),
     }
 }

@@ -46,12 +46,7 @@ async fn world() -> (World, Arc<MemoryJournal>) {
 
 async fn world_with(places: Vec<Place>, config: EngineConfig) -> (World, Arc<MemoryJournal>) {
     let journal = Arc::new(MemoryJournal::default());
-    let exchanges = exchanges(&places).await;
-    let urls: Vec<String> = exchanges.iter().map(deltaplane_venue_sim::Running::rest).collect();
-    let engine = engine_through(&places, &exchanges, &urls, journal.clone(), config).await;
-    ready(&engine).await;
-    let accounts = names(&places);
-    (World { exchanges, engine, accounts }, journal)
+    (World::start_with(places, journal.clone(), config).await, journal)
 }
 
 fn on_orders(fault: FaultKind, times: u64) -> Fault {

@@ -220,8 +220,14 @@ pub async fn ready(engine: &Engine) {
 impl World {
     /// Starts exchanges with synthetic markets and an engine over them.
     pub async fn start(places: Vec<Place>, journal: Arc<dyn Journal>) -> Self {
+        Self::start_with(places, journal, config()).await
+    }
+
+    /// The same with an engine that behaves like this.
+    pub async fn start_with(places: Vec<Place>, journal: Arc<dyn Journal>, config: EngineConfig) -> Self {
         let exchanges = exchanges(&places).await;
-        let engine = engine(&places, &exchanges, journal).await;
+        let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+        let engine = engine_through(&places, &exchanges, &urls, journal, config).await;
         ready(&engine).await;
         let accounts = names(&places);
         Self { exchanges, engine, accounts }

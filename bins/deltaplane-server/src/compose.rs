@@ -231,6 +231,7 @@ async fn start_engine(
     limits.max_order_notional = caps.max_order_notional.unwrap_or(limits.max_order_notional);
     limits.max_position_notional = caps.max_position_notional.unwrap_or(limits.max_position_notional);
     limits.max_net_delta = caps.max_net_delta.unwrap_or(limits.max_net_delta);
+    limits.max_in_flight_delta = caps.max_in_flight_delta.unwrap_or(limits.max_in_flight_delta);
     engine_config.max_orders_per_minute =
         caps.max_orders_per_minute.unwrap_or(engine_config.max_orders_per_minute);
     engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);

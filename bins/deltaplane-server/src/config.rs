@@ -60,6 +60,7 @@ struct FileLimits {
     max_order_notional: Option<Spanned<String>>,
     max_position_notional: Option<Spanned<String>>,
     max_net_delta: Option<Spanned<String>>,
+    max_in_flight_delta: Option<Spanned<String>>,
     max_orders_per_minute: Option<Spanned<usize>>,
     dust_limit: Option<Spanned<String>>,
     max_price_age_ms: Option<Spanned<u64>>,
@@ -265,6 +266,8 @@ pub struct Caps {
     pub max_position_notional: Option<Notional>,
     /// Largest value of the net delta.
     pub max_net_delta: Option<Notional>,
+    /// How far from its target a two-sided operation may bring net delta while orders are out, as a value.
+    pub max_in_flight_delta: Option<Notional>,
     /// Orders of an account in a minute.
     pub max_orders_per_minute: Option<usize>,
     /// Dust up to this value is a success.
@@ -563,6 +566,8 @@ impl Config {
             max_position_notional: places
                 .amount("max_position_notional", raw.limits.max_position_notional.as_ref())?,
             max_net_delta: places.amount("max_net_delta", raw.limits.max_net_delta.as_ref())?,
+            max_in_flight_delta: places
+                .amount("max_in_flight_delta", raw.limits.max_in_flight_delta.as_ref())?,
             max_orders_per_minute: raw.limits.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
             dust_limit: places.amount("dust_limit", raw.limits.dust_limit.as_ref())?,
             max_price_age: match &raw.limits.max_price_age_ms {

@@ -3,6 +3,7 @@
 //! | method and path | what it does |
 //! |---|---|
 //! | `POST /api/v1/delta/control` | brings net delta to its target |
+//! | `POST /api/v1/delta/flatten` | closes positions, both sides in lock step |
 //! | `POST /api/v1/hedge/execute` | trades an amount |
 //! | `POST /api/v1/account/sync` | reads accounts now |
 //! | `GET /api/v1/accounts` | the configured accounts |

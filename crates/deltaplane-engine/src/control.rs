@@ -7,7 +7,9 @@ use deltaplane_math::{
     Decision, Exposure, Interval, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
     quantity_to_band, reference_exposure, round_down_to_lot,
 };
-use deltaplane_plan::{PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge};
+use deltaplane_plan::{
+    PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge, plan_lockstep,
+};
 use deltaplane_ports::{Failure, HedgeTo, OnShortfall};
 use deltaplane_risk::{AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal};
 use deltaplane_types::{
@@ -43,8 +45,22 @@ pub enum Goal {
         /// Which way; none means the way that lowers the net delta over all accounts.
         side: Option<Side>,
     },
+    /// Every position closed, both sides in lock step.
+    Flatten,
+    /// Positions changed by these quantities, signed, in lock step: the net delta stays as it is.
+    Shift {
+        /// How much each account's position changes; the sum is zero.
+        changes: BTreeMap<AccountId, Delta>,
+    },
     /// Orders of an earlier run settled.
     Settle,
+}
+
+impl Goal {
+    /// Whether it trades both ways, so that one leg without the other opens what should stay closed.
+    pub const fn is_two_sided(&self) -> bool {
+        matches!(self, Self::Flatten | Self::Shift { .. })
+    }
 }
 
 /// What an operation is about.
@@ -83,11 +99,24 @@ pub struct Anchor {
     pub warnings: Vec<String>,
 }
 
+/// How near an operation came to what it wants when nothing more is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All of it.
+    Reached,
+    /// All but what no order is small enough for.
+    Dust,
+    /// Not as near as it could be: something stands in the way.
+    Stuck,
+}
+
 /// What a round does.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     /// Nothing more to do.
     Done {
+        /// How near it came.
+        ending: Ending,
         /// Why, with the numbers.
         reason: String,
         /// Net delta now.
@@ -122,6 +151,8 @@ pub struct Round<'a> {
     pub anchor: Option<&'a Anchor>,
     /// What the operation traded so far, signed.
     pub traded: Delta,
+    /// The same of each account.
+    pub traded_by: &'a BTreeMap<AccountId, Delta>,
     /// Accounts that refused and are left out from now on.
     pub excluded: &'a BTreeSet<AccountId>,
     /// The engine's settings.
@@ -136,6 +167,15 @@ fn internal(error: impl std::fmt::Display) -> Box<Failure> {
     )
 }
 
+fn not_planned(error: PlanError) -> Box<Failure> {
+    match error {
+        PlanError::RepeatedAccount(id) => {
+            failure(Code::InvalidRequest, format!("account {id} is named twice"), "name it once")
+        }
+        PlanError::Math(error) => internal(error),
+    }
+}
+
 /// Fixes what holds for the whole operation.
 ///
 /// # Errors
@@ -147,7 +187,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
     let arrival_mids =
         snapshot.accounts.iter().filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?))).collect();
     let quote_rates = snapshot.accounts.iter().map(|(id, facts)| (id.clone(), facts.quote_rate)).collect();
-    if let Goal::Delta { subset: false, .. } = &spec.goal {
+    if matches!(&spec.goal, Goal::Delta { subset: false, .. } | Goal::Flatten) {
         let unknown: Vec<&str> = snapshot
             .all_deltas
             .iter()
@@ -159,7 +199,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
             return Err(failure(
                 Code::DeltaBeyondLimit,
                 format!("not named, and what they hold of {} is not known: {accounts}", spec.symbol),
-                "wait until they can be read, name them, or set subset to true to leave them out on purpose",
+                "wait until they can be read, or name them; delta/control can leave them out on purpose with subset: true",
             ));
         }
     }
@@ -185,7 +225,10 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
             let side = hedge_side(*amount, *side, spec, snapshot)?;
             exposure.net.plus(amount.signed(side)).map_err(internal)?
         }
-        Goal::Settle => exposure.net,
+        Goal::Flatten => held(spec, snapshot)
+            .try_fold(exposure.net, |net, (_, position)| net.minus(position))
+            .map_err(internal)?,
+        Goal::Shift { .. } | Goal::Settle => exposure.net,
     };
     let reference = reference_exposure(&exposure, target, config.reference_floor, snapshot.reference_price)
         .map_err(internal)?;
@@ -199,6 +242,25 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         net_all,
         warnings,
     };
+    if matches!(spec.goal, Goal::Flatten) {
+        // Legs elsewhere, or holdings that these positions hedge, would stand alone.
+        let before = anchor.net_all.unwrap_or(anchor.net);
+        let after = before.plus(target.minus(anchor.net).map_err(internal)?).map_err(internal)?;
+        let floor = deltaplane_math::div(config.reference_floor.value(), snapshot.reference_price.value())
+            .map_err(internal)?;
+        if after.abs() > before.abs() && after.abs().value() > floor {
+            let text = format!(
+                "closing these positions would take the net delta of {} from {before} to {after}: they hedge what is held elsewhere",
+                spec.symbol
+            );
+            let remedy = "name every account that holds the symbol, or close what they hedge first";
+            return Err(with_details(
+                failure(Code::DeltaBeyondLimit, text, remedy),
+                "warnings",
+                anchor.warnings,
+            ));
+        }
+    }
     if let (Goal::Delta { subset: false, target, .. }, Some(all)) = (&spec.goal, anchor.net_all) {
         let after = all.plus(target.minus(anchor.net).map_err(internal)?).map_err(internal)?;
         let distance = |net: Delta| net.minus(*target).map(Delta::abs).map_err(internal);
@@ -260,6 +322,12 @@ fn hedge_side(
     Ok(net.negated().side())
 }
 
+/// The positions of the named accounts.
+fn held<'a>(spec: &'a Spec, snapshot: &'a Snapshot) -> impl Iterator<Item = (&'a AccountId, Delta)> {
+    let named = spec.accounts.iter().filter_map(|id| Some((id, snapshot.accounts.get(id)?)));
+    named.map(|(id, facts)| (id, facts.account.position(&spec.symbol)))
+}
+
 fn named_exposure(spec: &Spec, snapshot: &Snapshot) -> Result<Exposure, MathError> {
     exposure_of(
         spec.accounts
@@ -282,7 +350,11 @@ pub fn decide(round: &Round<'_>, anchor: &Anchor) -> Verdict {
 fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict, Box<Failure>> {
     let accounts = plan_accounts(round, anchor).map_err(internal)?;
     let (needed, most_ratio) = match &round.spec.goal {
-        Goal::Settle => return Ok(Verdict::Done { reason: "nothing is planned".to_owned(), net }),
+        Goal::Settle => {
+            let reason = "nothing is planned".to_owned();
+            return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
+        }
+        Goal::Flatten | Goal::Shift { .. } => return decide_two_sided(round, anchor, net, accounts),
         Goal::Delta { target, max_deviation, tolerance, hedge_to, .. } => {
             let tolerance = effective_tolerance(*tolerance, *max_deviation);
             let ratio = deviation_ratio(net, *target, anchor.reference).map_err(internal)?;
@@ -293,7 +365,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
                 Decision::WithinTolerance => {
                     let shown = ratio.value().round_dp(6).normalize();
                     let reason = format!("withinTolerance: deviation ratio {shown} is within {tolerance}");
-                    return Ok(Verdict::Done { reason, net });
+                    return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
                 }
                 Decision::Dust => return dust(round, anchor, net, (needed, ratio, *max_deviation, least)),
                 Decision::Act => {}
@@ -321,12 +393,13 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
                     let remedy = "hedge more, or name an account that takes smaller orders";
                     return Err(failure(Code::DeltaBeyondLimit, text, remedy));
                 }
-                let reason = if wanted.is_zero() {
-                    "hedged".to_owned()
+                let (ending, reason) = if wanted.is_zero() {
+                    (Ending::Reached, "hedged".to_owned())
                 } else {
-                    format!("hedged but for {}, less than the smallest order", wanted.abs())
+                    let left = format!("hedged but for {}, less than the smallest order", wanted.abs());
+                    (Ending::Dust, left)
                 };
-                return Ok(Verdict::Done { reason, net });
+                return Ok(Verdict::Done { ending, reason, net });
             }
             (wanted, None)
         }
@@ -350,23 +423,23 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         limits: plan_limits(round.config),
         accounts,
     };
-    let plan = plan_hedge(&input).map_err(|error| match error {
-        PlanError::RepeatedAccount(id) => {
-            failure(Code::InvalidRequest, format!("account {id} is named twice"), "name it once")
-        }
-        PlanError::Math(error) => internal(error),
-    })?;
+    let plan = plan_hedge(&input).map_err(not_planned)?;
     if let Some(failure) = shortfall(round, anchor, &plan, most_ratio).map_err(internal)? {
         return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
     }
     if plan.legs.is_empty() {
-        let reasons: Vec<String> =
-            plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect();
-        return Ok(Verdict::Done {
-            reason: format!("nothing more can be traded: {}", reasons.join("; ")),
-            net,
-        });
+        let reason = format!("nothing more can be traded: {}", obstacles(&plan).join("; "));
+        return Ok(Verdict::Done { ending: Ending::Stuck, reason, net });
     }
+    approve(round, plan, net)
+}
+
+fn obstacles(plan: &Plan) -> Vec<String> {
+    plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect()
+}
+
+/// The last word before orders: nothing beside doubt, and the gate.
+fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<Verdict, Box<Failure>> {
     if let Some(failure) = beside_doubt(round, &plan).map_err(internal)? {
         return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
     }
@@ -377,6 +450,99 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net })
         }
     }
+}
+
+/// What is still to be changed, account by account.
+pub(crate) fn changes_left(round: &Round<'_>) -> Result<BTreeMap<AccountId, Delta>, MathError> {
+    let mut left = BTreeMap::new();
+    match &round.spec.goal {
+        Goal::Flatten => {
+            left.extend(
+                held(round.spec, round.snapshot).map(|(id, position)| (id.clone(), position.negated())),
+            );
+        }
+        Goal::Shift { changes } => {
+            for (id, change) in changes {
+                let traded = round.traded_by.get(id).copied().unwrap_or_default();
+                left.insert(id.clone(), change.minus(traded)?);
+            }
+        }
+        Goal::Delta { .. } | Goal::Hedge { .. } | Goal::Settle => {}
+    }
+    left.retain(|_, change| !change.is_zero());
+    Ok(left)
+}
+
+/// What this operation opened, to be closed again: of each account the part of its position that it traded itself.
+fn unwinds(round: &Round<'_>) -> BTreeMap<AccountId, Delta> {
+    held(round.spec, round.snapshot)
+        .filter_map(|(id, position)| {
+            let traded =
+                round.traded_by.get(id).copied().filter(|traded| traded.side() == position.side())?;
+            let opened = if traded.abs() < position.abs() { traded } else { position };
+            (!opened.is_zero()).then(|| (id.clone(), opened.negated()))
+        })
+        .collect()
+}
+
+/// Both sides in lock step; where the partner of what was opened cannot follow, that is closed again.
+fn decide_two_sided(
+    round: &Round<'_>,
+    anchor: &Anchor,
+    net: Delta,
+    accounts: Vec<PlanAccount>,
+) -> Result<Verdict, Box<Failure>> {
+    let left = changes_left(round).map_err(internal)?;
+    if left.is_empty() {
+        let reason = match round.spec.goal {
+            Goal::Flatten => "flat: no position is left",
+            _ => "every position is where it should be",
+        };
+        return Ok(Verdict::Done { ending: Ending::Reached, reason: reason.to_owned(), net });
+    }
+    let input = PlanInput {
+        symbol: round.spec.symbol.clone(),
+        as_of: round.snapshot.as_of,
+        reference_price: round.snapshot.reference_price,
+        target: anchor.target,
+        net,
+        needed: Delta::ZERO,
+        max_slippage: round.spec.max_slippage,
+        costs: round.config.costs,
+        limits: plan_limits(round.config),
+        accounts,
+    };
+    let plan = plan_lockstep(&input, &left).map_err(not_planned)?;
+    if !plan.legs.is_empty() {
+        return approve(round, plan, net);
+    }
+    let back = plan_lockstep(&input, &unwinds(round)).map_err(not_planned)?;
+    if !back.legs.is_empty() {
+        return approve(round, back, net);
+    }
+    let smallest = |id: &AccountId, change: Delta| {
+        let own: Vec<_> = input.accounts.iter().filter(|account| account.id == *id).cloned().collect();
+        least_smallest_order(&own, change, round.spec.max_slippage).ok().flatten()
+    };
+    let dust = left
+        .iter()
+        .all(|(id, change)| smallest(id, *change).is_some_and(|least| change.abs().value() < least.value()));
+    if dust {
+        let parts: Vec<String> = left.iter().map(|(id, change)| format!("{id} {}", change.abs())).collect();
+        let reason = format!("dust: less than the smallest order is left: {}", parts.join(", "));
+        return Ok(Verdict::Done { ending: Ending::Dust, reason, net });
+    }
+    let excluded = round.excluded.iter().filter(|id| left.contains_key(*id));
+    let refused = excluded.map(|id| format!("{id}: it refused an order of this operation"));
+    let reasons: Vec<String> = obstacles(&plan).into_iter().chain(refused).collect();
+    let reason = format!("nothing more can be traded: {}", reasons.join("; "));
+    if round.traded_by.values().all(|traded| traded.is_zero()) {
+        let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";
+        let failed = failure(Code::DeltaBeyondLimit, reason, remedy);
+        let failure = with_details(failed, "obstacles", reasons);
+        return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
+    }
+    Ok(Verdict::Done { ending: Ending::Stuck, reason, net })
 }
 
 /// What trading elsewhere makes the worst case smaller while orders are in doubt; none where nothing does.
@@ -425,7 +591,7 @@ fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, 
     // The target of a part of the accounts says nothing of the whole book: that should be neutral.
     let target = match &round.spec.goal {
         Goal::Delta { target, subset: false, .. } => *target,
-        Goal::Delta { .. } | Goal::Hedge { .. } | Goal::Settle => Delta::ZERO,
+        _ => Delta::ZERO,
     };
     let smaller = match known {
         None => None,
@@ -482,7 +648,7 @@ fn dust(
         );
         return Ok(Verdict::Refused { failure, plan: None, net });
     }
-    Ok(Verdict::Done { reason: text, net })
+    Ok(Verdict::Done { ending: Ending::Dust, reason: text, net })
 }
 
 /// Why a plan may not be executed although it is legal: it falls too short of what was asked.
@@ -500,7 +666,6 @@ fn shortfall(
     let code = if restricted { Code::RiskBlocked } else { Code::DeltaBeyondLimit };
     let restricted_remedy =
         "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first";
-    let lines = || plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect::<Vec<_>>();
     match (&round.spec.goal, most_ratio) {
         (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
             let ratio = deviation_ratio(plan.planned_final, *target, anchor.reference)?;
@@ -514,13 +679,13 @@ fn shortfall(
             );
             let remedy = "see obstacles; name more accounts, raise maxSlippage or maxDeviation, or send onShortfall: \"bestEffort\"";
             let remedy = if restricted { restricted_remedy } else { remedy };
-            Ok(Some(with_details(failure(code, text, remedy), "obstacles", lines())))
+            Ok(Some(with_details(failure(code, text, remedy), "obstacles", obstacles(plan))))
         }
         _ if plan.reached != plan.needed => {
             let text = format!("only {} of {} can be hedged", plan.reached.abs(), plan.needed.abs());
             let remedy = "see obstacles; name more accounts, raise maxSlippage, or hedge less";
             let remedy = if restricted { restricted_remedy } else { remedy };
-            Ok(Some(with_details(failure(code, text, remedy), "obstacles", lines())))
+            Ok(Some(with_details(failure(code, text, remedy), "obstacles", obstacles(plan))))
         }
         _ => Ok(None),
     }

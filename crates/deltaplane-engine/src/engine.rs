@@ -10,10 +10,10 @@ use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountView, Alert, CancelOutcome, Clock, ControlPlane, DeltaControl, ExternalActivity,
-    Failure, HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
-    OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport, PriceFeed,
-    ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started, SymbolView,
-    SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, VenueRules,
+    Failure, Flatten, HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch,
+    MarketSummary, OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport,
+    PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started,
+    SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Decimal, Delta, FeedId, OperationId,
@@ -726,6 +726,17 @@ impl ControlPlane for Engine {
             only_reduces: false,
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
+    }
+
+    async fn flatten(&self, request: Flatten) -> Result<Started, Box<Failure>> {
+        let spec = Spec {
+            goal: Goal::Flatten,
+            symbol: request.symbol,
+            accounts: request.accounts,
+            max_slippage: request.max_slippage,
+            only_reduces: true,
+        };
+        self.core.launch(OperationKind::Flatten, spec, request.timeout, request.dry_run, request.meta).await
     }
 
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {

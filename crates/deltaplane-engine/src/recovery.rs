@@ -61,6 +61,8 @@ pub(crate) struct RecoveredOperation {
     /// Positions as the newest plan read them, with what was traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
     read_at: Timestamp,
+    /// Net delta and target of the newest plan.
+    planned: Option<(Delta, Delta)>,
     key: Option<String>,
     closed: Option<(String, String, Timestamp)>,
 }
@@ -85,6 +87,7 @@ impl Recovered {
                 let kinds = [
                     OperationKind::DeltaControl,
                     OperationKind::Hedge,
+                    OperationKind::Flatten,
                     OperationKind::Recovery,
                     OperationKind::LossResponse,
                 ];
@@ -102,11 +105,12 @@ impl Recovered {
                     fills: Vec::new(),
                     positions: BTreeMap::new(),
                     read_at: Timestamp::default(),
+                    planned: None,
                     key,
                     closed: None,
                 });
             }
-            Record::Planned { operation, positions, read_at, at, .. } => {
+            Record::Planned { operation, positions, read_at, at, net, target, .. } => {
                 self.last_at = self.last_at.max(at);
                 let Some(index) = self.index.get(&operation).copied() else { return };
                 let Some(operation) = self.operations.get_mut(index) else { return };
@@ -117,6 +121,7 @@ impl Recovered {
                     operation.positions.insert(account, (position, traded));
                 }
                 operation.read_at = read_at;
+                operation.planned = Some((net, target));
             }
             Record::External(activity) => {
                 let lane = (activity.account.clone(), activity.symbol.clone());
@@ -231,6 +236,7 @@ impl RecoveredOperation {
             fills: self.fills.clone(),
             positions: self.positions.clone(),
             read_at: self.read_at,
+            planned: self.planned.filter(|_| self.kind.is_two_sided()),
         }
     }
 

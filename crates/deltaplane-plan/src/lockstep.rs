@@ -45,9 +45,7 @@ pub fn plan_lockstep(input: &PlanInput, changes: &BTreeMap<AccountId, Delta>) ->
     for (index, (candidate, change)) in wanted.iter().enumerate() {
         let most = change.abs().value();
         let orders = slices.iter().flat_map(|slice| &slice.orders).filter(|order| order.leg == index);
-        let quantity = orders
-            .map(|order| order.quantity.value())
-            .try_fold(Decimal::ZERO, |sum, quantity| add(sum, quantity))?;
+        let quantity = orders.map(|order| order.quantity.value()).try_fold(Decimal::ZERO, add)?;
         needed = needed.plus(*change)?;
         if quantity < most {
             let reason = match sides.left(index) {
@@ -144,7 +142,7 @@ impl Sides {
             parts.push((candidate.side(), candidate.distance()?, part));
         }
         // None is no danger at all.
-        parts.sort_by(|a, b| (a.1.is_none(), a.1, a.2.index).cmp(&(b.1.is_none(), b.1, b.2.index)));
+        parts.sort_by_key(|(_, distance, part)| (distance.is_none(), *distance, part.index));
         let (sells, buys): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(side, ..)| *side == Side::Sell);
         let bare = |side: Vec<(_, _, Part)>| side.into_iter().map(|(_, _, part)| part).collect();
         Ok(Self { sells: bare(sells), buys: bare(buys) })

@@ -120,6 +120,37 @@ pub struct HedgeExecution {
     pub meta: RequestMeta,
 }
 
+/// `POST /api/v1/delta/flatten`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flatten {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The accounts whose positions are closed; distinct.
+    pub accounts: Vec<AccountId>,
+    /// How far a fill may be from the mid at arrival.
+    pub max_slippage: Ratio,
+    /// How long the operation may take.
+    pub timeout: Duration,
+    /// Plan only.
+    pub dry_run: bool,
+    /// What came beside the body.
+    pub meta: RequestMeta,
+}
+
+impl Flatten {
+    /// A request with the documented defaults: slippage 0.005, 30 s.
+    pub fn new(symbol: Symbol, accounts: Vec<AccountId>) -> Self {
+        Self {
+            symbol,
+            accounts,
+            max_slippage: Ratio::new(Decimal::from_i128_with_scale(5, 3)),
+            timeout: Duration::from_secs(30),
+            dry_run: false,
+            meta: RequestMeta::default(),
+        }
+    }
+}
+
 /// What kind of request an operation serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperationKind {
@@ -127,6 +158,8 @@ pub enum OperationKind {
     DeltaControl,
     /// `hedge/execute`.
     Hedge,
+    /// `delta/flatten`.
+    Flatten,
     /// Orders of an earlier run whose fate had to be settled.
     Recovery,
     /// A venue closed one side of a book: the other side is shrunk.
@@ -134,11 +167,17 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
+    /// Whether operations of the kind trade both ways, so that one leg without the other opens something.
+    pub const fn is_two_sided(self) -> bool {
+        matches!(self, Self::Flatten)
+    }
+
     /// How operation ids of the kind begin.
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::DeltaControl => "delta-ctrl",
             Self::Hedge => "hedge",
+            Self::Flatten => "flatten",
             Self::Recovery => "recovery",
             Self::LossResponse => "loss-response",
         }
@@ -508,6 +547,9 @@ pub trait ControlPlane: Send + Sync {
 
     /// Trades an amount. `Err` means that no operation began.
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>>;
+
+    /// Starts to close every position of the named accounts, both sides in lock step.
+    async fn flatten(&self, request: Flatten) -> Result<Started, Box<Failure>>;
 
     /// Asks the venues for the accounts' state.
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>>;

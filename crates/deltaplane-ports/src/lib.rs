@@ -11,10 +11,11 @@ mod time;
 mod venue;
 
 pub use control::{
-    AccountView, ControlPlane, DeltaControl, Failure, HedgeExecution, HedgeTo, IdempotencyKey, KillReport,
-    KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState, OrderReport,
-    PortfolioView, PreflightReport, QuoteExposure, RequestMeta, ResolveOrder, ServiceState, ServiceView,
-    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry, TradingChange,
+    AccountView, ControlPlane, DeltaControl, Failure, Flatten, HedgeExecution, HedgeTo, IdempotencyKey,
+    KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState,
+    OrderReport, PortfolioView, PreflightReport, QuoteExposure, RequestMeta, ResolveOrder, ServiceState,
+    ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry,
+    TradingChange,
 };
 pub use journal::{
     Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,

@@ -192,7 +192,7 @@ async fn add_fault(State(sim): State<Arc<Sim>>, request: Result<Json<Fault>, Jso
 }
 
 async fn clear_faults(State(sim): State<Arc<Sim>>) -> Json<Value> {
-    lock(&sim.faults).clear();
+    sim.clear_faults();
     Json(json!({}))
 }
 

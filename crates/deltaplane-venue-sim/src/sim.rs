@@ -252,6 +252,11 @@ impl Sim {
         lock(&self.faults).add(fault, &self.stream_closer);
     }
 
+    /// Switches every fault off.
+    pub fn clear_faults(&self) {
+        lock(&self.faults).clear();
+    }
+
     /// Charges every account the funding of the next settlement now, however far off it is.
     pub fn settle_funding(&self) {
         let now = self.now();

@@ -4,7 +4,7 @@ mod acting;
 mod reading;
 
 pub(crate) use acting::{
-    account_sync, answer, delta_control, hedge_execute, kill_switch, resolve, trading_state,
+    account_sync, answer, delta_control, flatten, hedge_execute, kill_switch, resolve, trading_state,
 };
 pub(crate) use reading::{
     accounts, alerts, healthz, operation, operations, portfolio, preflight, readyz, reconciliation,

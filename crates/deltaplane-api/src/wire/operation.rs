@@ -119,6 +119,7 @@ const fn kind(kind: OperationKind) -> &'static str {
     match kind {
         OperationKind::DeltaControl => "delta-control",
         OperationKind::Hedge => "hedge",
+        OperationKind::Flatten => "flatten",
         OperationKind::Recovery => "recovery",
         OperationKind::LossResponse => "loss-response",
     }
@@ -128,9 +129,10 @@ const fn kind(kind: OperationKind) -> &'static str {
 pub(crate) fn answer_of(report: &OperationReport) -> JsonObject {
     match report.kind {
         OperationKind::Hedge => hedge_execution(report),
-        OperationKind::DeltaControl | OperationKind::Recovery | OperationKind::LossResponse => {
-            delta_control(report)
-        }
+        OperationKind::DeltaControl
+        | OperationKind::Flatten
+        | OperationKind::Recovery
+        | OperationKind::LossResponse => delta_control(report),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use deltaplane_ports::{
-    DeltaControl, HedgeExecution, HedgeTo, KillSwitch, OnShortfall, RequestMeta, ResolveOrder, Settlement,
-    SyncRequest, TradingChange,
+    DeltaControl, Flatten, HedgeExecution, HedgeTo, KillSwitch, OnShortfall, RequestMeta, ResolveOrder,
+    Settlement, SyncRequest, TradingChange,
 };
 use deltaplane_types::{Decimal, Delta, OperationId, Quantity, Ratio, Side, Symbol, TradingState};
 
@@ -105,6 +105,22 @@ pub(crate) fn hedge_execution(
         accounts,
         amount: Quantity::try_new(amount).unwrap_or_default(),
         side,
+        max_slippage: slippage(&mut fields),
+        timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
+        dry_run: fields.flag("dryRun").unwrap_or(false),
+        meta,
+    };
+    fields.finish()?;
+    Ok(request)
+}
+
+/// `POST delta/flatten`.
+pub(crate) fn flatten(body: &[u8], meta: RequestMeta) -> Result<Flatten, Problems> {
+    let mut fields = Fields::read(body)?;
+    let symbol = fields.need_symbol("symbol");
+    let request = Flatten {
+        symbol: symbol.unwrap_or_else(placeholder),
+        accounts: fields.need_accounts("accounts"),
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         dry_run: fields.flag("dryRun").unwrap_or(false),

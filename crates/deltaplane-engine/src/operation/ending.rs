@@ -1,16 +1,18 @@
 //! How an operation ends, and what it says of that.
 
 use deltaplane_ports::{Failure, OperationKind, OperationState, Record};
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Timestamp};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Delta, Timestamp};
 
 use super::{Effect, Operation, Phase};
 use crate::alerts::Condition;
-use crate::control::Goal;
+use crate::control::{Ending, Goal};
 use crate::orders::Fate;
 use crate::report::failure;
 
 /// The topic of orders whose fate only a person can decide.
 const FROZEN: &str = "frozen-order";
+/// The topic of a leg that lost its counterpart.
+pub(crate) const UNMATCHED: &str = "one-legged";
 
 impl Operation {
     pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -84,11 +86,51 @@ impl Operation {
         self.finish(now, effects);
     }
 
+    /// How far net delta is from the target of a two-sided operation, where that is further than when it began, or
+    /// when it planned last before the process ended; none where that is no more than dust.
+    fn unmatched(&self) -> Option<Delta> {
+        let (away, before, price) = match (&self.anchor, self.interrupted_at) {
+            (Some(anchor), _) if self.spec.goal.is_two_sided() => {
+                let distance = |net: Delta| net.minus(anchor.target).ok();
+                (distance(self.net)?, distance(anchor.net)?, anchor.price)
+            }
+            (None, Some((before, traded_then))) => {
+                let since = self.traded().minus(traded_then).ok()?;
+                let price = self.orders.values().map(|order| order.intent.order.limit_price).max()?;
+                (before.plus(since).ok()?, before, price)
+            }
+            _ => return None,
+        };
+        let worth = away.abs().notional_at(price).ok()?;
+        (away.abs() > before.abs() && worth > self.config.dust_limit).then_some(away)
+    }
+
+    /// A leg stands alone and cannot be closed again: a person must know at once.
+    fn tell_unmatched(&self, effects: &mut Vec<Effect>) {
+        let Some(unmatched) = self.unmatched() else { return };
+        effects.push(Effect::Raise(Condition {
+            kind: AlertKind::Execution,
+            topic: UNMATCHED,
+            severity: AlertSeverity::Critical,
+            account: None,
+            symbol: Some(self.spec.symbol.clone()),
+            message: format!(
+                "operation {} traded one side and the other could not follow: net delta is {unmatched} from where it should be; bring it back with POST /api/v1/delta/control, or repeat the request when the venue is back",
+                self.id
+            ),
+        }));
+    }
+
     /// Judges what was done against what was asked, and ends.
     pub(super) fn finish(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         if self.failure.is_none() {
             self.failure = self.judge();
         }
+        if self.failure.is_none() && matches!(self.spec.goal, Goal::Delta { .. } | Goal::Flatten) {
+            // The book is where it should be: whatever stood alone does so no more.
+            effects.push(Effect::Resolve(UNMATCHED));
+        }
+        self.tell_unmatched(effects);
         let traded = self.orders.values().any(|order| !order.filled().is_zero());
         self.state = match (&self.failure, traded) {
             _ if self.kind == OperationKind::Recovery => OperationState::Interrupted,
@@ -138,8 +180,7 @@ impl Operation {
                 let ratio = deltaplane_math::deviation_ratio(self.net, *target, anchor.reference).ok()?;
                 let left = self.net.minus(*target).ok()?.abs();
                 let dust = left.notional_at(anchor.price).ok()? <= self.config.dust_limit;
-                let only_dust = dust && self.reason.as_ref().is_some_and(|reason| reason.starts_with("dust"));
-                if ratio <= *max_deviation || only_dust {
+                if ratio <= *max_deviation || (dust && self.ending == Some(Ending::Dust)) {
                     return None;
                 }
                 let shown = ratio.value().round_dp(6).normalize();
@@ -150,10 +191,26 @@ impl Operation {
             Goal::Hedge { .. } => {
                 let wanted = anchor.target.minus(anchor.net).ok()?;
                 let left = wanted.minus(self.traded()).ok()?.abs();
-                if left.is_zero() || self.reason.as_ref().is_some_and(|reason| reason.starts_with("hedged")) {
+                if left.is_zero() || matches!(self.ending, Some(Ending::Reached | Ending::Dust)) {
                     return None;
                 }
                 format!("{left} of {} was not hedged", wanted.abs())
+            }
+            Goal::Flatten | Goal::Shift { .. } => {
+                if matches!(self.ending, Some(Ending::Reached | Ending::Dust)) {
+                    return None;
+                }
+                let left: Vec<String> = self
+                    .changes_left
+                    .iter()
+                    .map(|(id, change)| format!("{} of {id}", change.abs()))
+                    .collect();
+                let what = if self.kind == OperationKind::Flatten { "closed" } else { "moved" };
+                let alone = self
+                    .unmatched()
+                    .map(|unmatched| format!("; {unmatched} has no counterpart any more"))
+                    .unwrap_or_default();
+                format!("not {what}: {}{alone}", left.join(", "))
             }
         };
         let refused: Vec<String> = self

@@ -14,12 +14,12 @@ use deltaplane_ports::{
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan, Price,
-    SubmitOutcome, Timestamp, TradeId, UnknownCause,
+    Quantity, SubmitOutcome, Timestamp, TradeId, UnknownCause,
 };
 
 use crate::alerts::Condition;
 use crate::config::EngineConfig;
-use crate::control::{Anchor, Spec};
+use crate::control::{Anchor, Ending, Spec};
 use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
 
@@ -58,6 +58,8 @@ pub struct KnownOperation {
     pub positions: BTreeMap<AccountId, (Delta, Delta)>,
     /// When it read them.
     pub read_at: Timestamp,
+    /// Net delta and target of the newest plan, where the operation traded both ways.
+    pub planned: Option<(Delta, Delta)>,
 }
 
 /// What happened.
@@ -160,8 +162,8 @@ struct Running {
     slice: usize,
     /// Orders of the slice that is out.
     out: Vec<ClientOrderId>,
-    /// What the operation had traded when the plan was made.
-    traded_before: Delta,
+    /// What the operation had traded in all, bought and sold, when the plan was made.
+    turnover_before: Quantity,
     /// Other orders went out beside it: the rest is planned again.
     is_stale: bool,
 }
@@ -201,6 +203,9 @@ pub struct Operation {
     traded_before: BTreeMap<AccountId, (Delta, Delta)>,
     /// Net delta of the newest snapshot and what our orders had traded by then.
     base: (Delta, Delta),
+    /// How far from its target a two-sided operation of an earlier run was when it planned last, and what it had
+    /// traded by then.
+    interrupted_at: Option<(Delta, Delta)>,
     /// Trades of each account that the journal of earlier runs has.
     traded_at_start: BTreeMap<AccountId, Delta>,
     rereads: u32,
@@ -217,6 +222,8 @@ pub struct Operation {
     idle_rounds: u32,
     adjustment_needed: bool,
     reason: Option<String>,
+    /// How near it came, once nothing more is to be done.
+    ending: Option<Ending>,
     failure: Option<Box<Failure>>,
     state: OperationState,
     answered: bool,
@@ -224,6 +231,8 @@ pub struct Operation {
     max_transient: Delta,
     /// The bound of the newest plan.
     worst_case: Option<Delta>,
+    /// What a two-sided operation could not change, by account, at the newest reading.
+    changes_left: BTreeMap<AccountId, Delta>,
     pending: Vec<Record>,
     timeline: Vec<TimelineEntry>,
 }
@@ -264,7 +273,7 @@ impl Operation {
         now: Timestamp,
         known: KnownOperation,
     ) -> (Self, Vec<Effect>) {
-        let KnownOperation { orders: intents, fills, positions, read_at } = known;
+        let KnownOperation { orders: intents, fills, positions, read_at, planned } = known;
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
@@ -298,6 +307,11 @@ impl Operation {
                 let _ = order.on_fill(fill);
             }
         }
+        operation.interrupted_at = planned.and_then(|(net, target)| {
+            let traded_then =
+                positions.values().try_fold(Delta::ZERO, |sum, (_, traded)| sum.plus(*traded)).ok()?;
+            Some((net.minus(target).ok()?, traded_then))
+        });
         (operation.positions, operation.read_at) = (positions, read_at);
         operation.traded_at_start =
             operation.spec.accounts.iter().map(|id| (id.clone(), operation.traded_by(id))).collect();
@@ -333,6 +347,7 @@ impl Operation {
             read_at: Timestamp::default(),
             traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
+            interrupted_at: None,
             traded_at_start: BTreeMap::new(),
             rereads: 0,
             reading: 0,
@@ -345,12 +360,14 @@ impl Operation {
             idle_rounds: 0,
             adjustment_needed: false,
             reason: None,
+            ending: None,
             failure: None,
             state: OperationState::Running,
             answered: false,
             ended_at: None,
             max_transient: Delta::ZERO,
             worst_case: None,
+            changes_left: BTreeMap::new(),
             pending: Vec::new(),
             timeline: Vec::new(),
         }

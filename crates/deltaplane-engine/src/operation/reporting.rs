@@ -1,9 +1,11 @@
 //! What an operation knows: exposure, and the report.
 
+use std::collections::BTreeMap;
+
 use deltaplane_math::Interval;
 use deltaplane_ports::{Failure, OperationReport, OperationState};
 use deltaplane_risk::{PricedFill, execution_quality};
-use deltaplane_types::{AccountId, Decimal, Delta, Timestamp};
+use deltaplane_types::{AccountId, Decimal, Delta, Quantity, Timestamp};
 
 use super::{Operation, Phase};
 use crate::control::Goal;
@@ -25,6 +27,16 @@ impl Operation {
             .filter(|order| order.intent.order.account == *account)
             .map(TrackedOrder::traded)
             .fold(Delta::ZERO, |sum, delta| sum.plus(delta).unwrap_or(sum))
+    }
+
+    /// What all orders traded, bought and sold together.
+    pub(super) fn turnover(&self) -> Quantity {
+        let filled = self.orders.values().map(TrackedOrder::filled);
+        filled.fold(Quantity::ZERO, |sum, quantity| sum.plus(quantity).unwrap_or(sum))
+    }
+
+    pub(super) fn traded_by_account(&self) -> BTreeMap<AccountId, Delta> {
+        self.spec.accounts.iter().map(|id| (id.clone(), self.traded_by(id))).collect()
     }
 
     /// Net delta of the newest snapshot with what our orders traded since.

@@ -13,7 +13,7 @@ use super::{
     Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, Operation, Phase, REREAD_PAUSE, ROUND_PAUSE,
     Running, Shrink,
 };
-use crate::control::{self, Round, Verdict};
+use crate::control::{self, Ending, Round, Verdict};
 use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 use crate::snapshot::Snapshot;
@@ -84,20 +84,24 @@ impl Operation {
             .iter()
             .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
+        let traded_by = self.traded_by_account();
         let Some(anchor) = &self.anchor else { return };
         let round = Round {
             spec: &self.spec,
             snapshot: &snapshot,
             anchor: Some(anchor),
             traded,
+            traded_by: &traded_by,
             excluded: &self.excluded,
             config: &self.config,
         };
-        match control::decide(&round, anchor) {
-            Verdict::Done { reason, net } => {
+        let verdict = control::decide(&round, anchor);
+        self.changes_left = control::changes_left(&round).unwrap_or_default();
+        match verdict {
+            Verdict::Done { ending, reason, net } => {
                 (self.net, self.base) = (net, (net, traded));
                 self.note(now, reason.clone());
-                self.reason = Some(reason);
+                (self.ending, self.reason) = (Some(ending), Some(reason));
                 self.finish(now, effects);
             }
             Verdict::Refused { failure, plan, net } => {
@@ -108,7 +112,7 @@ impl Operation {
             }
             Verdict::Go { approved, net } => {
                 (self.net, self.base) = (net, (net, traded));
-                self.begin(&approved, traded, now, effects);
+                self.begin(&approved, now, effects);
             }
         }
     }
@@ -174,13 +178,7 @@ impl Operation {
         read.collect()
     }
 
-    pub(super) fn begin(
-        &mut self,
-        approved: &Approved,
-        traded: Delta,
-        now: Timestamp,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn begin(&mut self, approved: &Approved, now: Timestamp, effects: &mut Vec<Effect>) {
         let plan = approved.plan().clone();
         self.rounds += 1;
         self.adjustment_needed = true;
@@ -188,8 +186,13 @@ impl Operation {
         if self.first_plan.is_none() {
             self.first_plan = Some(plan.clone());
         }
-        self.running =
-            Some(Running { plan, slice: 0, out: Vec::new(), traded_before: traded, is_stale: false });
+        self.running = Some(Running {
+            plan,
+            slice: 0,
+            out: Vec::new(),
+            turnover_before: self.turnover(),
+            is_stale: false,
+        });
         self.reserve_slice(now, effects);
     }
 
@@ -343,17 +346,28 @@ impl Operation {
             self.running = Some(running);
             return self.reserve_slice(now, effects);
         }
-        if whole && running.plan.obstacles.is_empty() {
-            self.reason = Some(format!("hedged: net delta is {}", self.net));
+        // Two sides are looked at once more: what closes again what was opened is no success.
+        if whole && running.plan.obstacles.is_empty() && !self.spec.goal.is_two_sided() {
+            self.ending = Some(Ending::Reached);
+            self.reason = Some(format!("all that was planned is traded: net delta is {}", self.net));
             return self.finish(now, effects);
         }
-        let idle = self.traded() == running.traded_before;
+        let idle = self.turnover() == running.turnover_before;
         self.idle_rounds = if idle { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds >= MAX_IDLE_ROUNDS || self.rounds >= MAX_ROUNDS {
+            self.ending = Some(Ending::Stuck);
             self.reason = Some(format!("no progress after {} rounds", self.rounds));
             return self.finish(now, effects);
         }
-        self.note(now, "not all was traded: planning the rest again");
+        let whole = whole && running.plan.obstacles.is_empty();
+        self.note(
+            now,
+            if whole {
+                "all was traded: looking at both sides"
+            } else {
+                "not all was traded: planning the rest again"
+            },
+        );
         self.phase = Phase::Reading;
         self.read(true, ROUND_PAUSE, effects);
     }

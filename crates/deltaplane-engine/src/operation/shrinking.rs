@@ -52,11 +52,13 @@ impl Operation {
             let known = self.expected_position(id)?;
             (known != facts.account.position(&self.spec.symbol)).then(|| id.clone())
         }));
+        let traded_by = self.traded_by_account();
         let round = Round {
             spec: &self.spec,
             snapshot: &snapshot,
             anchor: Some(anchor),
             traded: self.traded(),
+            traded_by: &traded_by,
             excluded: &excluded,
             config: &self.config,
         };
