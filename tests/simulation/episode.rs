@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
 use deltaplane_ports::{
-    ControlPlane, DeltaControl, HedgeExecution, HedgeTo, IdSource, KillSwitch, OnShortfall, OperationReport,
-    OperationState, PriceFeed, RequestMeta, ResolveOrder, Settlement, TradingChange,
+    ControlPlane, DeltaControl, Flatten, HedgeExecution, HedgeTo, IdSource, KillSwitch, OnShortfall,
+    OperationReport, OperationState, PriceFeed, RequestMeta, ResolveOrder, Settlement, TradingChange,
 };
-use deltaplane_types::{AccountId, Decimal, Delta, Quantity, Ratio, Side, TradingState};
+use deltaplane_types::{AccountId, Decimal, Delta, Notional, Quantity, Ratio, Side, TradingState};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::watch;
@@ -65,6 +65,10 @@ enum Action {
         side: Option<Side>,
         timeout: u64,
     },
+    Flatten {
+        accounts: Vec<AccountId>,
+        timeout: u64,
+    },
     Kill(bool),
     Trading(TradingState),
 }
@@ -106,6 +110,7 @@ pub(crate) fn run(seed: u64, mode: Mode) -> Outcome {
     let world = World::new(seed, &accounts, chances);
     let names: Vec<AccountId> = accounts.iter().map(|(name, _)| name.clone()).collect();
     let outsiders = mode != Mode::Calm && rng.random_bool(0.4);
+    world.lock().oracle.outsiders = outsiders;
     if mode != Mode::Calm {
         schedule_misfortune(&world, &mut rng, &names, outsiders);
     }
@@ -201,7 +206,7 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
             accounts = names.to_vec();
         }
         let timeout = [300, 2_000, 10_000, 30_000][rng.random_range(0..4)];
-        let draw = rng.random_range(0..20);
+        let draw = rng.random_range(0..23);
         let action = match draw {
             0..=10 => Action::Control {
                 target: thousandths(if rng.random_bool(0.5) { 0 } else { rng.random_range(-500..=500) }),
@@ -217,6 +222,11 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
                 side: rng.random_bool(0.7).then(|| if rng.random_bool(0.5) { Side::Buy } else { Side::Sell }),
                 timeout,
             },
+            // The whole book mostly: a part of it that hedges the rest is refused.
+            20..=22 => {
+                let accounts = if rng.random_bool(0.8) { names.to_vec() } else { accounts };
+                Action::Flatten { accounts, timeout }
+            }
             17..=18 if mode != Mode::Calm => Action::Kill(rng.random_bool(0.6)),
             _ if mode != Mode::Calm => {
                 let states = [TradingState::Running, TradingState::ReduceOnly, TradingState::Halted];
@@ -266,6 +276,8 @@ impl Life {
     async fn start(&self, clock: Arc<LifeClock>) -> Arc<Engine> {
         let mut config = EngineConfig::new(btc(), IdKey::new(b"simulation"));
         config.max_orders_per_minute = 1_000;
+        // About a tenth of a BTC: both sides are closed in several slices.
+        config.limits.max_in_flight_delta = Notional::new(Decimal::from(5_000));
         config.shrink_after_loss = self.shrink_after_loss;
         let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
         let mut accounts = Vec::new();
@@ -355,6 +367,14 @@ impl Life {
                 };
                 self.launch(engine.clone(), timeout, None, async |engine: &Engine| {
                     engine.execute_hedge(request).await
+                })
+                .await;
+            }
+            Action::Flatten { accounts, timeout } => {
+                let request =
+                    Flatten { timeout: Duration::from_millis(timeout), ..Flatten::new(btc(), accounts) };
+                self.launch(engine.clone(), timeout, None, async |engine: &Engine| {
+                    engine.flatten(request).await
                 })
                 .await;
             }

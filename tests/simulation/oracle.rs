@@ -6,7 +6,8 @@ use deltaplane_ports::{
     AlertChange, ExternalActivity, ExternalCause, IntentRecord, OutcomeRecord, PlannedLeg, Record,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Decimal, Delta, Evidence, OperationId, OrderIntent, OrderStatus, TradeId,
+    AccountId, ClientOrderId, Decimal, Delta, Evidence, OperationId, OrderIntent, OrderStatus, Quantity,
+    TradeId,
 };
 
 use crate::world::{State, Venue, order_of};
@@ -34,6 +35,10 @@ pub(crate) struct Oracle {
     /// What the engine did that it seldom does, so that nobody believes in a test that never gets there.
     pub(crate) seldom: BTreeMap<String, u64>,
     shrunk: BTreeSet<OperationId>,
+    /// Whether others trade on the accounts too.
+    pub(crate) outsiders: bool,
+    /// How far net delta was from the target of an operation's first plan.
+    began: BTreeMap<OperationId, Decimal>,
     /// Operations whose exposure is added up.
     pub(crate) measured: Vec<Measured>,
 }
@@ -80,7 +85,8 @@ impl Oracle {
                     self.violation(format!("I19: {operation} began twice"));
                 }
             }
-            Record::Planned { operation, legs, .. } => {
+            Record::Planned { operation, legs, net, target, .. } => {
+                self.began.entry(operation.clone()).or_insert(net.value() - target.value());
                 let legs = legs.iter().map(|leg| (leg.clone(), leg.quantity.value())).collect();
                 self.legs.insert(operation.clone(), legs);
             }
@@ -111,6 +117,7 @@ impl Oracle {
                 if !open.is_empty() {
                     self.violation(format!("I8: {operation} ended while {open:?} were open"));
                 }
+                self.check_both_sides(operation, venues);
             }
             Record::Alert { alert, change } => match change {
                 AlertChange::Raised => {
@@ -125,6 +132,34 @@ impl Oracle {
                 *self.seldom.entry(format!("outside {}", activity.cause)).or_default() += 1;
             }
             Record::Trading(_) => {}
+        }
+    }
+
+    /// What trades both ways ends no further from its target than it began, or somebody is told.
+    fn check_both_sides(&mut self, operation: &OperationId, venues: &BTreeMap<AccountId, Venue>) {
+        let Some(began) = self.began.get(operation).copied() else { return };
+        if !operation.as_str().starts_with("flatten-") || self.outsiders {
+            return;
+        }
+        let orders = self.intents.values().filter(|intent| intent.operation == *operation);
+        let (mut away, mut price, mut sides) = (began, Decimal::MAX, BTreeSet::new());
+        for intent in orders {
+            let venue = venues.get(&intent.order.account);
+            let order = venue.and_then(|venue| order_of(&venue.exchange, &intent.client_order_id));
+            let executed = order.map_or(Decimal::ZERO, |order| order.executed);
+            sides.insert(intent.order.side);
+            away += Quantity::try_new(executed).unwrap_or_default().signed(intent.order.side).value();
+            price = price.min(intent.order.limit_price.value());
+        }
+        if sides.len() == 2 {
+            *self.seldom.entry("closed both sides".to_owned()).or_default() += 1;
+        }
+        // Dust is up to 200 USD; prices move a little.
+        if away.abs() > began.abs() && away.abs() * price > Decimal::from(210) {
+            *self.seldom.entry("one side stood alone".to_owned()).or_default() += 1;
+            if !self.alerts.values().any(|topic| topic == "one-legged") {
+                self.violation(format!("I7: {operation} left {away} alone and nobody is told"));
+            }
         }
     }
 

@@ -22,6 +22,14 @@ const KEPT_TRADES: usize = 2_000;
 /// A venue shows a trade in the position no later than this.
 const SHOWN_WITHIN: Duration = Duration::from_secs(3);
 
+/// What a position was before each of our newest orders, and what it is with them. A venue may show any of it for a
+/// while, even after it showed a newer one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RecentTrades {
+    pub(crate) before: Vec<Delta>,
+    pub(crate) after: Delta,
+}
+
 #[derive(Default)]
 struct State {
     snapshot: Option<AccountSnapshot>,
@@ -36,8 +44,8 @@ struct State {
     reconciled: bool,
     /// Trades of operations that ended: they explain themselves to those that come after. Oldest first.
     explained: VecDeque<(Symbol, TradeId)>,
-    /// Positions as they were before the newest trades of ours, with those trades, and when they ended.
-    expected: BTreeMap<Symbol, (Timestamp, (Delta, Delta))>,
+    /// The newest trades of ours, and when they ended.
+    recent: BTreeMap<Symbol, (Timestamp, RecentTrades)>,
     /// What the newest look before trading found; none before the first one ended.
     findings: Option<Vec<Finding>>,
 }
@@ -221,17 +229,17 @@ impl AccountKeeper {
         self.read(|state| state.snapshot.as_ref().is_none_or(|known| known.as_of <= state.changed_at))
     }
 
-    /// Keeps what a position was before our newest trades, and those trades.
-    pub(crate) fn expect(&self, symbol: &Symbol, traded: (Delta, Delta)) {
+    /// Keeps what our newest trades made of a position.
+    pub(crate) fn keep_recent(&self, symbol: &Symbol, recent: RecentTrades) {
         let now = self.clock.now();
-        self.write(|state| state.expected.insert(symbol.clone(), (now, traded)));
+        self.write(|state| state.recent.insert(symbol.clone(), (now, recent)));
     }
 
-    /// What [`Self::expect`] was told, while the venue may still show the position without those trades.
-    pub(crate) fn expected(&self, symbol: &Symbol) -> Option<(Delta, Delta)> {
+    /// What [`Self::keep_recent`] was told, while the venue may still show the position without those trades.
+    pub(crate) fn recent(&self, symbol: &Symbol) -> Option<RecentTrades> {
         let now = self.clock.now();
-        let known = self.read(|state| state.expected.get(symbol).copied());
-        known.filter(|(at, _)| now.since(*at) <= SHOWN_WITHIN).map(|(_, traded)| traded)
+        let known = self.read(|state| state.recent.get(symbol).cloned());
+        known.filter(|(at, _)| now.since(*at) <= SHOWN_WITHIN).map(|(_, recent)| recent)
     }
 
     /// Notes trades that are explained. A venue may count the trades of each symbol anew.

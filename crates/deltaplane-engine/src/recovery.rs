@@ -61,8 +61,8 @@ pub(crate) struct RecoveredOperation {
     /// Positions as the newest plan read them, with what was traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
     read_at: Timestamp,
-    /// Net delta and target of the newest plan.
-    planned: Option<(Delta, Delta)>,
+    /// How far net delta was from the target of the first plan.
+    began_at: Option<Delta>,
     key: Option<String>,
     closed: Option<(String, String, Timestamp)>,
 }
@@ -105,7 +105,7 @@ impl Recovered {
                     fills: Vec::new(),
                     positions: BTreeMap::new(),
                     read_at: Timestamp::default(),
-                    planned: None,
+                    began_at: None,
                     key,
                     closed: None,
                 });
@@ -121,7 +121,7 @@ impl Recovered {
                     operation.positions.insert(account, (position, traded));
                 }
                 operation.read_at = read_at;
-                operation.planned = Some((net, target));
+                operation.began_at = operation.began_at.or_else(|| net.minus(target).ok());
             }
             Record::External(activity) => {
                 let lane = (activity.account.clone(), activity.symbol.clone());
@@ -236,7 +236,7 @@ impl RecoveredOperation {
             fills: self.fills.clone(),
             positions: self.positions.clone(),
             read_at: self.read_at,
-            planned: self.planned.filter(|_| self.kind.is_two_sided()),
+            began_at: self.began_at.filter(|_| self.kind.is_two_sided()),
         }
     }
 

@@ -147,8 +147,8 @@ pub(crate) async fn run(
     drop(sender);
     for account in operation.spec().accounts.clone() {
         let keeper = shared.eyes.accounts.get(&account);
-        if let Some(traded) = keeper.and_then(|keeper| keeper.expected(&operation.spec().symbol)) {
-            operation.expect(account, traded);
+        if let Some(recent) = keeper.and_then(|keeper| keeper.recent(&operation.spec().symbol)) {
+            operation.expect(account, recent);
         }
     }
     let mut shell =
@@ -191,9 +191,9 @@ pub(crate) async fn run(
     );
     shared.reports.publish(report.clone());
     let symbol = &operation.spec().symbol;
-    for (account, traded) in operation.traded_since_read() {
+    for (account, recent) in operation.recent_trades() {
         if let Some(keeper) = shared.eyes.accounts.get(&account) {
-            keeper.expect(symbol, traded);
+            keeper.keep_recent(symbol, recent);
         }
     }
     for (account, trades) in operation.trades() {

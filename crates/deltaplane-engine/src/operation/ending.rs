@@ -86,18 +86,17 @@ impl Operation {
         self.finish(now, effects);
     }
 
-    /// How far net delta is from the target of a two-sided operation, where that is further than when it began, or
-    /// when it planned last before the process ended; none where that is no more than dust.
+    /// How far net delta is from the target of a two-sided operation, where that is further than when it began; none
+    /// where that is no more than dust.
     fn unmatched(&self) -> Option<Delta> {
-        let (away, before, price) = match (&self.anchor, self.interrupted_at) {
+        let (away, before, price) = match (&self.anchor, self.began_at) {
             (Some(anchor), _) if self.spec.goal.is_two_sided() => {
                 let distance = |net: Delta| net.minus(anchor.target).ok();
                 (distance(self.net)?, distance(anchor.net)?, anchor.price)
             }
-            (None, Some((before, traded_then))) => {
-                let since = self.traded().minus(traded_then).ok()?;
+            (None, Some(before)) => {
                 let price = self.orders.values().map(|order| order.intent.order.limit_price).max()?;
-                (before.plus(since).ok()?, before, price)
+                (before.plus(self.traded()).ok()?, before, price)
             }
             _ => return None,
         };

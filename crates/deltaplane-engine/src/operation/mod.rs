@@ -17,6 +17,7 @@ use deltaplane_types::{
     Quantity, SubmitOutcome, Timestamp, TradeId, UnknownCause,
 };
 
+use crate::accounts::RecentTrades;
 use crate::alerts::Condition;
 use crate::config::EngineConfig;
 use crate::control::{Anchor, Ending, Spec};
@@ -58,8 +59,8 @@ pub struct KnownOperation {
     pub positions: BTreeMap<AccountId, (Delta, Delta)>,
     /// When it read them.
     pub read_at: Timestamp,
-    /// Net delta and target of the newest plan, where the operation traded both ways.
-    pub planned: Option<(Delta, Delta)>,
+    /// How far net delta was from its target at the start, where the operation traded both ways.
+    pub began_at: Option<Delta>,
 }
 
 /// What happened.
@@ -200,15 +201,16 @@ pub struct Operation {
     /// When positions were read last.
     read_at: Timestamp,
     /// The same of operations that ended a moment ago, until the first reading has shown it.
-    traded_before: BTreeMap<AccountId, (Delta, Delta)>,
+    traded_before: BTreeMap<AccountId, RecentTrades>,
     /// Net delta of the newest snapshot and what our orders had traded by then.
     base: (Delta, Delta),
-    /// How far from its target a two-sided operation of an earlier run was when it planned last, and what it had
-    /// traded by then.
-    interrupted_at: Option<(Delta, Delta)>,
+    /// How far from its target a two-sided operation of an earlier run was when it began.
+    began_at: Option<Delta>,
     /// Trades of each account that the journal of earlier runs has.
     traded_at_start: BTreeMap<AccountId, Delta>,
     rereads: u32,
+    /// What no trade of ours explained at the newest reading: account, what was expected, what was shown.
+    last_unexplained: Vec<(AccountId, Delta, Delta)>,
     /// The newest reading that was asked for.
     reading: u32,
     shrink: Shrink,
@@ -229,7 +231,7 @@ pub struct Operation {
     answered: bool,
     ended_at: Option<Timestamp>,
     max_transient: Delta,
-    /// The bound of the newest plan.
+    /// The largest bound of its plans.
     worst_case: Option<Delta>,
     /// What a two-sided operation could not change, by account, at the newest reading.
     changes_left: BTreeMap<AccountId, Delta>,
@@ -273,7 +275,7 @@ impl Operation {
         now: Timestamp,
         known: KnownOperation,
     ) -> (Self, Vec<Effect>) {
-        let KnownOperation { orders: intents, fills, positions, read_at, planned } = known;
+        let KnownOperation { orders: intents, fills, positions, read_at, began_at } = known;
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
@@ -307,11 +309,7 @@ impl Operation {
                 let _ = order.on_fill(fill);
             }
         }
-        operation.interrupted_at = planned.and_then(|(net, target)| {
-            let traded_then =
-                positions.values().try_fold(Delta::ZERO, |sum, (_, traded)| sum.plus(*traded)).ok()?;
-            Some((net.minus(target).ok()?, traded_then))
-        });
+        operation.began_at = began_at;
         (operation.positions, operation.read_at) = (positions, read_at);
         operation.traded_at_start =
             operation.spec.accounts.iter().map(|id| (id.clone(), operation.traded_by(id))).collect();
@@ -347,9 +345,10 @@ impl Operation {
             read_at: Timestamp::default(),
             traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
-            interrupted_at: None,
+            began_at: None,
             traded_at_start: BTreeMap::new(),
             rereads: 0,
+            last_unexplained: Vec::new(),
             reading: 0,
             shrink: Shrink::Idle,
             shrunk_from: None,

@@ -13,6 +13,7 @@ use super::{
     Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, Operation, Phase, REREAD_PAUSE, ROUND_PAUSE,
     Running, Shrink,
 };
+use crate::accounts::RecentTrades;
 use crate::control::{self, Ending, Round, Verdict};
 use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
@@ -46,7 +47,12 @@ impl Operation {
         }
         let (unexplained, unseen) = (self.unexplained(&snapshot), self.unseen(&snapshot));
         if !unexplained.is_empty() || unseen.is_some() {
-            // A venue may show a position later than the trade: planning on it would hedge twice.
+            // A venue may show a position later than the trade: planning on it would hedge twice. Each new
+            // difference gets its time.
+            if self.last_unexplained != unexplained {
+                self.rereads = 0;
+                self.last_unexplained.clone_from(&unexplained);
+            }
             if self.rereads < MAX_REREADS && now < self.ends_at {
                 self.rereads += 1;
                 return self.read(true, REREAD_PAUSE, effects);
@@ -66,6 +72,7 @@ impl Operation {
             }
         }
         self.rereads = 0;
+        self.last_unexplained.clear();
         self.traded_before.clear();
         if self.anchor.is_none() {
             match control::anchor(&self.spec, &snapshot, &self.config) {
@@ -124,8 +131,7 @@ impl Operation {
             let now = facts.account.position(&self.spec.symbol);
             // In the first round what the operation before traded a moment ago counts: others may have traded too,
             // so that what is shown late is not exactly what was before.
-            let before =
-                || self.traded_before.get(id).and_then(|(position, traded)| position.plus(*traded).ok());
+            let before = || self.traded_before.get(id).map(|recent| recent.after);
             let expected = self.expected_position(id).or_else(before);
             if let Some(expected) = expected.filter(|expected| *expected != now) {
                 found.push((id.clone(), expected, now));
@@ -148,15 +154,17 @@ impl Operation {
 
     /// A position that lacks exactly what we traded: the venue shows it late, and a plan would trade it again.
     pub(super) fn unseen(&self, snapshot: &Snapshot) -> Option<Box<Failure>> {
-        let late: Vec<String> = self
-            .traded_since_read()
-            .into_iter()
-            .chain(self.traded_before.clone())
-            .filter(|(id, (position, _))| {
-                let facts = snapshot.accounts.get(id);
-                facts.is_some_and(|facts| facts.account.position(&self.spec.symbol) == *position)
+        let late: Vec<String> = snapshot
+            .accounts
+            .iter()
+            .filter_map(|(id, facts)| {
+                let shown = facts.account.position(&self.spec.symbol);
+                let here = self.positions.get(id).filter(|(position, _)| *position == shown);
+                let here = here.and_then(|_| self.expected_position(id));
+                let before = self.traded_before.get(id).filter(|recent| recent.before.contains(&shown));
+                let known = here.or_else(|| before.map(|recent| recent.after))?;
+                (known != shown).then(|| format!("{id} shows {shown} and holds {known}"))
             })
-            .map(|(id, (position, traded))| format!("{id} shows {position} without the {traded} traded"))
             .collect();
         let text = format!("the venue does not show our trades yet: {}", late.join("; "));
         (!late.is_empty()).then(|| {
@@ -164,18 +172,26 @@ impl Operation {
         })
     }
 
-    /// Says what a position was before an operation that ended a moment ago, and what that one traded.
-    pub(crate) fn expect(&mut self, account: AccountId, traded: (Delta, Delta)) {
-        self.traded_before.insert(account, traded);
+    /// Says what operations that ended a moment ago made of an account's position.
+    pub(crate) fn expect(&mut self, account: AccountId, recent: RecentTrades) {
+        self.traded_before.insert(account, recent);
     }
 
-    /// Positions as they were read last, with what was traded since.
-    pub(crate) fn traded_since_read(&self) -> Vec<(AccountId, (Delta, Delta))> {
-        let read = self.positions.iter().filter_map(|(id, (position, traded_then))| {
-            let traded = self.traded_by(id).minus(*traded_then).ok()?;
-            (!traded.is_zero()).then(|| (id.clone(), (*position, traded)))
-        });
-        read.collect()
+    /// What this operation made of its accounts' positions, order by order.
+    pub(crate) fn recent_trades(&self) -> Vec<(AccountId, RecentTrades)> {
+        let of = |account: &AccountId| {
+            let after = self.expected_position(account)?;
+            let mut position = after.minus(self.traded_by(account)).ok()?;
+            let mut before = Vec::new();
+            let orders = self.order_ids.iter().filter_map(|id| self.orders.get(id));
+            for order in orders.filter(|order| order.intent.order.account == *account) {
+                before.push(position);
+                position = position.plus(order.traded()).ok()?;
+            }
+            before.dedup();
+            (!before.is_empty()).then(|| (account.clone(), RecentTrades { before, after }))
+        };
+        self.positions.keys().filter_map(of).collect()
     }
 
     pub(super) fn begin(&mut self, approved: &Approved, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -198,7 +214,7 @@ impl Operation {
 
     /// Notes a plan, and keeps it for the journal: it becomes durable with its first orders.
     pub(super) fn record_plan(&mut self, plan: &Plan, now: Timestamp) {
-        self.worst_case = Some(plan.worst_case_delta);
+        self.worst_case = self.worst_case.max(Some(plan.worst_case_delta));
         let legs: Vec<String> = plan
             .legs
             .iter()
