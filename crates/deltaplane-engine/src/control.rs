@@ -536,7 +536,8 @@ fn decide_two_sided(
     let refused = excluded.map(|id| format!("{id}: it refused an order of this operation"));
     let reasons: Vec<String> = obstacles(&plan).into_iter().chain(refused).collect();
     let reason = format!("nothing more can be traded: {}", reasons.join("; "));
-    if round.traded_by.values().all(|traded| traded.is_zero()) {
+    // Once an order was refused, the end is judged by that.
+    if round.excluded.is_empty() && round.traded_by.values().all(|traded| traded.is_zero()) {
         let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";
         let failed = failure(Code::DeltaBeyondLimit, reason, remedy);
         let failure = with_details(failed, "obstacles", reasons);

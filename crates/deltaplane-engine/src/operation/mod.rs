@@ -29,6 +29,8 @@ mod evidence;
 mod reporting;
 mod rounds;
 mod shrinking;
+#[cfg(test)]
+mod tests;
 
 /// Rounds of planning in one operation.
 const MAX_ROUNDS: u32 = 20;

@@ -1,0 +1,320 @@
+//! The machine by itself: what a shift does when one of its sides cannot follow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_ports::{IntentRecord, OperationKind, OperationState, Record, VenueRules};
+use deltaplane_testkit::{account_snapshot, delta, notional, price, quantity, ratio};
+use deltaplane_types::{
+    AccountId, ClientOrderId, Decimal, Delta, Fill, FillCause, Instrument, Level, MarginBracket, MarketView,
+    OrderAck, OrderStatus, Position, Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp, TradingState,
+};
+
+use super::{Draft, Effect, Event, Operation};
+use crate::config::EngineConfig;
+use crate::control::{Goal, Spec};
+use crate::ids::IdKey;
+use crate::snapshot::{AccountFacts, Snapshot};
+
+fn btc() -> Symbol {
+    "BTC-USD".parse().unwrap()
+}
+
+fn id(name: &str) -> AccountId {
+    name.parse().unwrap()
+}
+
+fn facts(name: &str, position: &str) -> AccountFacts {
+    let mut account = account_snapshot(name);
+    account.wallet_balance = notional("1000000");
+    let held = Position {
+        symbol: btc(),
+        delta: delta(position),
+        entry_price: None,
+        mark_price: None,
+        unrealized: notional("0"),
+        initial_margin: notional("0"),
+        maintenance_margin: notional("0"),
+        leverage: None,
+        liquidation_price: None,
+        isolated: false,
+        updated_at: Timestamp::default(),
+    };
+    account.positions.insert(btc(), held);
+    let level = |text: &str| Level { price: price(text), quantity: quantity("100") };
+    AccountFacts {
+        account,
+        delta: delta(position),
+        instrument: Instrument {
+            symbol: btc(),
+            venue_symbol: "BTCUSDT".to_owned(),
+            multiplier: Decimal::ONE,
+            quote: "USDT".to_owned(),
+            lot_size: quantity("1"),
+            min_quantity: quantity("1"),
+            max_quantity: quantity("1000"),
+            tick_size: price("0.1"),
+            min_notional: notional("0"),
+            reduce_only_exempt: true,
+            price_band_up: None,
+            price_band_down: None,
+            taker_rate: ratio("0"),
+            maker_rate: ratio("0"),
+            leverage: Decimal::TEN,
+            brackets: vec![MarginBracket {
+                floor: notional("0"),
+                cap: notional("1000000000"),
+                maintenance_rate: ratio("0.005"),
+                deduction: notional("0"),
+                max_leverage: Decimal::from(100),
+            }],
+            funding_interval_hours: 8,
+            mean_funding_rate: None,
+            tradable: true,
+        },
+        market: Arc::new(MarketView {
+            feed: name.parse().unwrap(),
+            quote: "USDT".into(),
+            bids: vec![level("99.9")].into(),
+            asks: vec![level("100.1")].into(),
+            mark: Some(price("100")),
+            index: Some(price("100")),
+            funding_rate: None,
+            next_funding: None,
+            venue_time: Timestamp::default(),
+            received_at: Timestamp::default(),
+        }),
+        quote_rate: Decimal::ONE,
+    }
+}
+
+fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
+    let deltas = positions.iter().map(|(name, position)| (id(name), Some(delta(position))));
+    Snapshot {
+        as_of: Timestamp::default(),
+        reference_price: price("100"),
+        price_sources: 3,
+        accounts: positions.iter().map(|(name, position)| (id(name), facts(name, position))).collect(),
+        external: Delta::ZERO,
+        doubt: None,
+        trading: TradingState::Running,
+        all_deltas: deltas.collect(),
+    }
+}
+
+/// The machine with a shell that does nothing by itself.
+struct Bench {
+    operation: Operation,
+    now: Timestamp,
+    effects: Vec<Effect>,
+    named: u64,
+}
+
+impl Bench {
+    /// Moves `rich` to `poor`: 6 units of long position, at most 3 in flight.
+    fn shifting(changes: &[(&str, &str)]) -> Self {
+        let mut config = EngineConfig::new(btc(), IdKey::new(b"a key"));
+        config.limits.max_in_flight_delta = notional("300");
+        let changes: BTreeMap<AccountId, Delta> =
+            changes.iter().map(|(name, change)| (id(name), delta(change))).collect();
+        let rules = VenueRules {
+            validity_window: Duration::from_secs(3),
+            proof_slack: Duration::from_secs(1),
+            fences: false,
+            counts_down: false,
+        };
+        let rules = changes.keys().map(|id| (id.clone(), rules)).collect();
+        let spec = Spec {
+            accounts: changes.keys().cloned().collect(),
+            goal: Goal::Shift { changes },
+            symbol: btc(),
+            max_slippage: ratio("0.005"),
+            only_reduces: false,
+        };
+        let now = Timestamp::from_millis(1_750_000_000_000);
+        let (operation, effects) = Operation::start(
+            "shift-1".parse().unwrap(),
+            OperationKind::DeltaControl,
+            spec,
+            config,
+            rules,
+            (now, Duration::from_secs(30)),
+            None,
+        );
+        Self { operation, now, effects, named: 0 }
+    }
+
+    fn step(&mut self, event: Event) {
+        self.effects = self.operation.step(event, self.now);
+    }
+
+    /// Answers the reading that was asked for.
+    fn shows(&mut self, positions: &[(&str, &str)]) {
+        let reading = self.effects.iter().find_map(|effect| match effect {
+            Effect::Read { reading, .. } => Some(*reading),
+            _ => None,
+        });
+        self.step(Event::Read(reading.expect("a reading is asked for"), Ok(snapshot(positions))));
+    }
+
+    /// What is asked to be made durable, by account, signed; it then is, and is sent.
+    fn reserved(&mut self) -> Vec<(String, ClientOrderId, bool)> {
+        let drafts: Vec<Draft> = self
+            .effects
+            .iter()
+            .find_map(|effect| match effect {
+                Effect::Reserve(drafts, _) => Some(drafts.clone()),
+                _ => None,
+            })
+            .unwrap_or_default();
+        let intents: Vec<IntentRecord> = drafts
+            .into_iter()
+            .map(|Draft { leg, order }| {
+                self.named += 1;
+                IntentRecord {
+                    sequence: self.named,
+                    epoch: 1,
+                    operation: "shift-1".parse().unwrap(),
+                    client_order_id: format!("order-{}", self.named).parse().unwrap(),
+                    leg,
+                    order,
+                }
+            })
+            .collect();
+        let all = intents
+            .iter()
+            .map(|intent| {
+                let order = &intent.order;
+                let text = format!("{} {}", order.account, order.quantity.signed(order.side));
+                (text, intent.client_order_id.clone(), order.reduce_only)
+            })
+            .collect();
+        self.step(Event::Reserved(Ok(intents)));
+        all
+    }
+
+    fn fills(&mut self, order: &ClientOrderId) {
+        let intent = self.operation.order_intent(order).expect("it is known").clone();
+        let ack = OrderAck {
+            venue_order_id: "1".parse().unwrap(),
+            status: OrderStatus::Filled,
+            filled: intent.order.quantity,
+        };
+        self.step(Event::Submitted(order.clone(), SubmitOutcome::Acknowledged(ack)));
+        self.step(Event::Fill(Fill {
+            account: intent.order.account.clone(),
+            symbol: btc(),
+            trade_id: order.as_str().parse().unwrap(),
+            venue_order_id: "1".parse().unwrap(),
+            client_order_id: Some(order.clone()),
+            side: intent.order.side,
+            quantity: intent.order.quantity,
+            price: price("100"),
+            fee: notional("0"),
+            cause: FillCause::Order,
+            venue_time: self.now,
+        }));
+    }
+
+    fn is_refused(&mut self, order: &ClientOrderId) {
+        let refusal = Refusal {
+            reason: RefusalReason::Rejected,
+            code: Some(-2019),
+            text: "Margin is insufficient.".to_owned(),
+        };
+        self.step(Event::Submitted(order.clone(), SubmitOutcome::NotAccepted(refusal)));
+    }
+
+    fn alerts(&self) -> Vec<&'static str> {
+        let raised = self.effects.iter().filter_map(|effect| match effect {
+            Effect::Raise(condition) => Some(condition.topic),
+            _ => None,
+        });
+        raised.collect()
+    }
+}
+
+fn texts(orders: &[(String, ClientOrderId, bool)]) -> Vec<(&str, bool)> {
+    orders.iter().map(|(text, _, reduce_only)| (text.as_str(), *reduce_only)).collect()
+}
+
+#[test]
+fn a_shift_goes_in_lock_step_and_ends_when_the_venues_show_it() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    assert_eq!(texts(&first), [("rich -3", true), ("poor 3", false)], "three in flight at most");
+    bench.fills(&first[0].1);
+    assert!(
+        bench.effects.iter().all(|effect| !matches!(effect, Effect::Reserve(..))),
+        "one side is not enough"
+    );
+    bench.fills(&first[1].1);
+    let second = bench.reserved();
+    assert_eq!(texts(&second), [("rich -2", true), ("poor 2", false)]);
+    bench.fills(&second[0].1);
+    bench.fills(&second[1].1);
+    assert!(!bench.operation.is_finished(), "the venues are asked once more");
+    bench.shows(&[("rich", "4"), ("poor", "5")]);
+    let report = bench.operation.report(bench.now);
+    assert_eq!((report.state, report.failure), (OperationState::Succeeded, None));
+    assert_eq!(report.max_transient_delta, delta("3"));
+    assert_eq!(report.worst_case, Some(delta("3")));
+}
+
+#[test]
+fn what_was_opened_is_closed_again_when_its_partner_is_refused() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.is_refused(&first[0].1);
+    bench.fills(&first[1].1);
+    // 3 were opened and nothing was closed: net delta is 3 from where it should be.
+    bench.shows(&[("rich", "9"), ("poor", "3")]);
+    let back = bench.reserved();
+    assert_eq!(texts(&back), [("poor -3", true)], "reduce-only, and no more than was opened");
+    bench.fills(&back[0].1);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let report = bench.operation.report(bench.now);
+    assert_eq!(report.state, OperationState::Partial);
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code.number(), 1003, "{failure:?}");
+    assert!(failure.error.contains("not moved: 5 of poor, 5 of rich"), "{failure:?}");
+    assert_eq!(report.final_delta, report.initial_delta, "neutral as before");
+    assert_eq!(bench.alerts(), Vec::<&str>::new());
+}
+
+#[test]
+fn what_was_closed_is_not_opened_again_and_a_person_is_told() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills(&first[0].1);
+    bench.is_refused(&first[1].1);
+    bench.shows(&[("rich", "6"), ("poor", "0")]);
+    assert_eq!(bench.alerts(), ["one-legged"]);
+    assert_eq!(bench.reserved(), [], "buying back would open a position");
+    let report = bench.operation.report(bench.now);
+    assert_eq!((report.state, report.final_delta), (OperationState::Partial, delta("6")));
+    assert!(report.failure.unwrap().error.contains("-3 has no counterpart any more"));
+}
+
+#[test]
+fn a_doubt_on_one_side_holds_the_other() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills(&first[0].1);
+    let lost = SubmitOutcome::Unknown(deltaplane_types::UnknownCause::Timeout);
+    bench.step(Event::Submitted(first[1].1.clone(), lost));
+    let report = bench.operation.report(bench.now);
+    assert_eq!(report.interval, Some((delta("6"), delta("9"))), "all that it can be");
+    for second in 1..3 {
+        bench.now = bench.now.after(Duration::from_secs(second));
+        bench.step(Event::Tick);
+        assert!(bench.effects.iter().all(|effect| !matches!(effect, Effect::Reserve(..))));
+    }
+    let journaled = bench.effects.iter().any(|effect| matches!(effect, Effect::Record(records) if records.iter().any(|r| matches!(r, Record::Outcome { .. }))));
+    assert!(!journaled, "the doubt was recorded when it came up, once");
+}
