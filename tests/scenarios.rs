@@ -152,7 +152,7 @@ async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
     let fault = FaultKind::Refuse { status: 200, body: old };
     world.exchanges[0].sim().inject(Fault { fault, ..late(1_000_000) });
     let failure = world.control(more()).await.failure.unwrap();
-    assert!(failure.error.contains("long shows 0.25 without the 0.1 traded"), "{failure:?}");
+    assert!(failure.error.contains("long shows 0.25 and by our trades holds 0.35"), "{failure:?}");
     assert_eq!((orders(&world), world.true_net()), (sent, delta("0.1").value()));
 }
 

@@ -197,7 +197,7 @@ async fn clear_faults(State(sim): State<Arc<Sim>>) -> Json<Value> {
 }
 
 async fn expire_listen_keys(State(sim): State<Arc<Sim>>) -> Json<Value> {
-    lock(&sim.listen_keys).expire_all();
+    sim.expire_listen_keys();
     Json(json!({}))
 }
 

@@ -252,6 +252,11 @@ impl Sim {
         lock(&self.faults).add(fault, &self.stream_closer);
     }
 
+    /// Lets every listen key run out now: streams stay open and tell no more.
+    pub fn expire_listen_keys(&self) {
+        lock(&self.listen_keys).expire_all();
+    }
+
     /// Switches every fault off.
     pub fn clear_faults(&self) {
         lock(&self.faults).clear();

@@ -163,7 +163,7 @@ impl Operation {
                 let here = here.and_then(|_| self.expected_position(id));
                 let before = self.traded_before.get(id).filter(|recent| recent.before.contains(&shown));
                 let known = here.or_else(|| before.map(|recent| recent.after))?;
-                (known != shown).then(|| format!("{id} shows {shown} and holds {known}"))
+                (known != shown).then(|| format!("{id} shows {shown} and by our trades holds {known}"))
             })
             .collect();
         let text = format!("the venue does not show our trades yet: {}", late.join("; "));

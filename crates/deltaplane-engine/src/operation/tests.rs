@@ -1,6 +1,6 @@
 //! The machine by itself: what a shift does when one of its sides cannot follow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use deltaplane_ports::{IntentRecord, OperationKind, OperationState, Record, Venu
 use deltaplane_testkit::{account_snapshot, delta, notional, price, quantity, ratio};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, Fill, FillCause, Instrument, Level, MarginBracket, MarketView,
-    OrderAck, OrderStatus, Position, Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp, TradingState,
+    OrderAck, OrderStatus, Position, Quantity, Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp,
+    TradingState,
 };
 
 use super::{Draft, Effect, Event, Operation};
 use crate::config::EngineConfig;
-use crate::control::{Goal, Spec};
+use crate::control::{self, Goal, Round, Spec, Verdict};
 use crate::ids::IdKey;
 use crate::snapshot::{AccountFacts, Snapshot};
 
@@ -195,12 +196,13 @@ impl Bench {
     }
 
     fn fills(&mut self, order: &ClientOrderId) {
+        let quantity = self.operation.order_intent(order).expect("it is known").order.quantity;
+        self.fills_part(order, quantity, OrderStatus::Filled);
+    }
+
+    fn fills_part(&mut self, order: &ClientOrderId, quantity: Quantity, status: OrderStatus) {
         let intent = self.operation.order_intent(order).expect("it is known").clone();
-        let ack = OrderAck {
-            venue_order_id: "1".parse().unwrap(),
-            status: OrderStatus::Filled,
-            filled: intent.order.quantity,
-        };
+        let ack = OrderAck { venue_order_id: "1".parse().unwrap(), status, filled: quantity };
         self.step(Event::Submitted(order.clone(), SubmitOutcome::Acknowledged(ack)));
         self.step(Event::Fill(Fill {
             account: intent.order.account.clone(),
@@ -209,7 +211,7 @@ impl Bench {
             venue_order_id: "1".parse().unwrap(),
             client_order_id: Some(order.clone()),
             side: intent.order.side,
-            quantity: intent.order.quantity,
+            quantity,
             price: price("100"),
             fee: notional("0"),
             cause: FillCause::Order,
@@ -317,4 +319,74 @@ fn a_doubt_on_one_side_holds_the_other() {
     }
     let journaled = bench.effects.iter().any(|effect| matches!(effect, Effect::Record(records) if records.iter().any(|r| matches!(r, Record::Outcome { .. }))));
     assert!(!journaled, "the doubt was recorded when it came up, once");
+}
+
+/// A partial fill whose hedge was skipped: another system waited for the order to be whole.
+#[test]
+fn a_part_that_filled_counts_and_the_other_side_follows_it() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills_part(&first[0].1, quantity("2"), OrderStatus::Expired);
+    bench.fills(&first[1].1);
+    // One more was bought than sold, so the next part sells one more than it buys.
+    bench.shows(&[("rich", "7"), ("poor", "3")]);
+    assert_eq!(texts(&bench.reserved()), [("rich -3", true), ("poor 2", false)]);
+}
+
+/// A roll-back that assumed the wrong direction, and so doubled what it should have taken back.
+#[test]
+fn what_was_opened_short_is_bought_back() {
+    let mut bench = Bench::shifting(&[("rich", "5"), ("poor", "-5")]);
+    bench.shows(&[("rich", "-9"), ("poor", "0")]);
+    let first = bench.reserved();
+    assert_eq!(texts(&first), [("poor -3", false), ("rich 3", true)]);
+    bench.fills(&first[0].1);
+    bench.is_refused(&first[1].1);
+    bench.shows(&[("rich", "-9"), ("poor", "-3")]);
+    assert_eq!(texts(&bench.reserved()), [("poor 3", true)]);
+}
+
+/// A funding interval that was four hours, and counted as eight.
+#[test]
+fn funding_is_expected_by_the_venues_own_interval() {
+    let expected = |hours| {
+        let mut snapshot = snapshot(&[("main", "0"), ("other", "-2")]);
+        let facts = snapshot.accounts.get_mut(&id("main")).unwrap();
+        facts.instrument.funding_interval_hours = hours;
+        facts.instrument.mean_funding_rate = Some(ratio("0.0002"));
+        let market = MarketView {
+            funding_rate: Some(ratio("0.0001")),
+            next_funding: Some(Timestamp::from_millis(3_600_000)),
+            ..facts.market.as_ref().clone()
+        };
+        facts.market = Arc::new(market);
+        let goal = Goal::Hedge { amount: quantity("2"), side: Some(deltaplane_types::Side::Buy) };
+        let spec = Spec {
+            goal,
+            symbol: btc(),
+            accounts: vec![id("main")],
+            max_slippage: ratio("0.005"),
+            only_reduces: false,
+        };
+        let config = EngineConfig::new(btc(), IdKey::new(b"a key"));
+        let anchor = control::anchor(&spec, &snapshot, &config).unwrap();
+        let round = Round {
+            spec: &spec,
+            snapshot: &snapshot,
+            anchor: Some(&anchor),
+            traded: Delta::ZERO,
+            traded_by: &BTreeMap::new(),
+            excluded: &BTreeSet::new(),
+            config: &config,
+        };
+        match control::decide(&round, &anchor) {
+            Verdict::Go { approved, .. } => approved.plan().legs[0].cost.funding,
+            other => panic!("{other:?}"),
+        }
+    };
+    // Eight hours ahead there are settlements in 1, 5 hours: 200 USD x (0.0001 + 0.0002); or in 1 hour alone.
+    assert_eq!(expected(4), notional("0.06"));
+    assert_eq!(expected(8), notional("0.02"));
+    assert_eq!(expected(1), notional("0.3"), "in 1, 2, ... 8 hours: 0.0001 + 7 x 0.0002");
 }

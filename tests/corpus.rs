@@ -1,0 +1,169 @@
+//! Failures of other systems that were told in public, where no other file here has the test. README.md lists all.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_engine::{IdKey, OrderIdParts};
+use deltaplane_ports::{AccountEvent, ControlPlane as _, DeltaControl, KillSwitch, OperationState};
+use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
+use deltaplane_tests::venues::{Bench, Kind, Setup};
+use deltaplane_tests::{Place, World, engine, ready};
+use deltaplane_types::{Code, Decimal, Side};
+use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind};
+use deltaplane_venue_sim::{Fault, FaultKind};
+
+async fn world(places: Vec<Place>) -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    (World::start(places, journal.clone()).await, journal)
+}
+
+fn two() -> Vec<Place> {
+    vec![Place::new("long", "0.5"), Place::new("short", "-0.25")]
+}
+
+fn on_orders(fault: FaultKind, times: u64) -> Fault {
+    Fault::new(fault, times).on("POST", "/fapi/v1/order")
+}
+
+/// Waits until something holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..1_000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// A retry that met its own order: "duplicate client id" was booked as a refusal of the first attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f17_a_refusal_as_a_duplicate_means_that_the_order_is_there() {
+    let (world, _) = world(two()).await;
+    let body = r#"{"code":-4116,"msg":"ClientOrderId is duplicated."}"#.to_owned();
+    world.exchanges[0].sim().inject(on_orders(FaultKind::AcceptThenError { status: 400, body }, 1));
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure.clone(), world.true_net()), (None, Decimal::ZERO), "{report:?}");
+    assert_eq!((report.orders.len(), world.orders_at(0)), (1, 1), "one order, sent once");
+    assert_eq!(report.orders[0].state, "filled");
+}
+
+/// A warm restart that made the strategy believe that it was flat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_are_the_venues_whatever_the_journal_remembers() {
+    let (world, journal) = world(two()).await;
+    let World { exchanges, engine: old, accounts } = world;
+    drop(old);
+    // While nobody looks a person opens more by hand.
+    let order = NewOrder::market("BTCUSDT", Side::Buy, delta("0.1").value());
+    exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
+    let engine = engine(&two(), &exchanges, journal).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts };
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.initial_delta, delta("0.35"), "{report:?}");
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+}
+
+/// Accepted orders that were dropped from memory while the venue's name could not be resolved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_accepted_order_is_not_forgotten_while_its_venue_cannot_be_reached() {
+    let (world, _) = world(two()).await;
+    let sim = world.exchanges[0].sim();
+    // It trades; the answer is lost, its events are lost, and then nothing can be asked.
+    sim.inject(Fault::new(FaultKind::DropUserEvents { event: None }, 1_000));
+    sim.inject(on_orders(FaultKind::AcceptThenSilence, 1));
+    sim.inject(Fault::new(FaultKind::Html, 100_000));
+    let request = DeltaControl { timeout: Duration::from_millis(1_500), ..world.to_flat() };
+    let report = world.control(request).await;
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code, Code::Timeout, "{failure:?}");
+    assert_eq!(report.interval, Some((delta("0"), delta("0.25"))), "sold or not");
+    let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(busy.code, Code::Conflict, "{busy:?}");
+    sim.clear_faults();
+    until("it is settled", async || {
+        let report = world.engine.operation(&report.id).await.unwrap();
+        report.orders[0].state == "filled" && report.orders[0].filled == quantity("0.25")
+    })
+    .await;
+    assert_eq!((world.true_net(), world.orders_at(0)), (Decimal::ZERO, 1));
+}
+
+/// A kill switch that cleared the program's own picture and closed nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kill_switch_cancels_at_the_venue_what_rests_of_ours_and_nothing_else() {
+    let (world, _) = world(two()).await;
+    // As an engine of this installation names its orders.
+    let parts = OrderIdParts { instance: 1, epoch: 1, sequence: 900, leg: 0 };
+    let ours = IdKey::new(b"a key of the tests").make(parts).to_string();
+    let rest = |client_id: &str| NewOrder {
+        kind: OrderKind::Limit,
+        price: Decimal::from(64_000),
+        client_id: Some(client_id.to_owned()),
+        ..NewOrder::market("BTCUSDT", Side::Buy, delta("0.01").value())
+    };
+    for name in [ours.as_str(), "a-stop-of-mine"] {
+        let order = rest(name);
+        world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
+    }
+    let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
+    let report = world.engine.kill_switch(engage).await;
+    let canceled: Vec<(&str, &str)> =
+        report.canceled.iter().map(|(id, what)| (id.as_str(), what.as_str())).collect();
+    assert_eq!(canceled, [(ours.as_str(), "canceled")]);
+    let open: Vec<String> = world.exchanges[0].sim().with(|exchange| {
+        let open = exchange.orders.values().filter(|order| order.status.is_open());
+        open.map(|order| order.client_id.clone()).collect()
+    });
+    assert_eq!(open, ["a-stop-of-mine"]);
+}
+
+/// A listen key that expired unseen: the socket stayed open and no event came any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f31_a_listen_key_that_ran_out_is_replaced() {
+    for kind in [Kind::Binance, Kind::AsterAgent, Kind::AsterHmac] {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        bench.running.sim().expire_listen_keys();
+        let mut lost = false;
+        for _ in 0..500 {
+            while let Ok(event) = bench.events.try_recv() {
+                lost |= event == AccountEvent::Disconnected;
+            }
+            if lost && bench.reader.is_streaming() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(lost && bench.reader.is_streaming(), "{kind:?}");
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        bench.place(&order).await;
+        let mut filled = false;
+        for _ in 0..250 {
+            while let Ok(event) = bench.events.try_recv() {
+                filled |= matches!(event, AccountEvent::Fill(_));
+            }
+            if filled {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(filled, "{kind:?}: the new key tells of trades");
+    }
+}
+
+/// Dust below the smallest order that stopped the strategy with an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f45_dust_is_a_success_that_names_what_is_left() {
+    // 0.0004 BTC in the wallet count too: about 26 USD, and lots are 0.001.
+    let long = Place { balances: &[("BTC", "0.0004")], ..Place::new("long", "0.25") };
+    let (world, _) = world(vec![long, Place::new("short", "-0.25")]).await;
+    let request = DeltaControl { tolerance: ratio("0"), ..world.to_flat() };
+    let report = world.control(request).await;
+    assert_eq!((report.failure, report.state), (None, OperationState::Succeeded));
+    let reason = report.reason.unwrap();
+    assert!(reason.starts_with("dust") && reason.contains("0.0004"), "{reason}");
+    assert_eq!(report.final_delta, delta("0.0004"));
+    assert_eq!(world.orders_at(0) + world.orders_at(1), 0);
+}
