@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use deltaplane_engine::{ExternalDelta, Holdings};
 use deltaplane_ports::{
-    Check, Clock as _, ControlPlane as _, DeltaControl, HedgeExecution, OperationState, Record, RequestMeta,
-    Severity, SyncRequest,
+    Check, Clock as _, ControlPlane as _, DeltaControl, Flatten, HedgeExecution, IntentRecord, KillSwitch,
+    OperationState, Record, RequestMeta, Severity, SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
@@ -268,6 +268,132 @@ async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_t
     let report = second.report.await.unwrap();
     assert!(!report.adjustment_needed && report.orders.is_empty(), "{report:?}");
     assert_eq!(world.true_net(), Decimal::ZERO);
+}
+
+/// As many as a client in a loop sends: one runs, the rest are told so, and the book is traded once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_thousand_requests_at_once_one_trades() {
+    let (world, journal) = world().await;
+    let at_once = |wait: Option<Duration>| {
+        let request = DeltaControl { meta: RequestMeta { idempotency: None, wait }, ..world.to_flat() };
+        futures_util::future::join_all((0..1_000).map(|_| world.engine.control_delta(request.clone())))
+    };
+    let started = at_once(None).await;
+    let mut codes = std::collections::BTreeMap::<u16, usize>::new();
+    let mut reports = Vec::new();
+    for result in started {
+        match result {
+            Ok(started) => reports.push(started.report.await.unwrap()),
+            Err(failure) => *codes.entry(failure.code.number()).or_default() += 1,
+        }
+    }
+    assert!(reports.iter().all(|report| report.failure.is_none()), "{reports:?}");
+    assert!(codes.keys().all(|code| [1006, 3002].contains(code)), "{codes:?}");
+    let traded: Vec<_> = reports.iter().filter(|report| !report.orders.is_empty()).collect();
+    assert_eq!((traded.len(), world.true_net()), (1, Decimal::ZERO));
+    let intents = || journal.records().iter().filter(|r| matches!(r, Record::Intent(_))).count();
+    let sent = intents();
+    // Those that wait come one after the other and find nothing to do; more than are allowed are told so.
+    let mut waited = 0;
+    for result in at_once(Some(Duration::from_secs(30))).await {
+        match result {
+            Ok(started) => {
+                assert_eq!(started.report.await.unwrap().failure, None);
+                waited += 1;
+            }
+            Err(failure) => assert_eq!(failure.code, Code::TooManyRequests, "{failure:?}"),
+        }
+    }
+    assert!(waited >= 1);
+    assert_eq!((intents(), orders(&world)), (sent, sent));
+}
+
+/// What the API refuses an embedding program can still ask for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timeout_of_nothing_and_one_of_a_week_are_kept() {
+    let (world, _) = world().await;
+    for millis in [0, 1] {
+        let request = DeltaControl { timeout: Duration::from_millis(millis), ..world.to_flat() };
+        let report = world.control(request).await;
+        if let Some(failure) = report.failure {
+            assert_eq!(failure.code, Code::Timeout, "{failure:?}");
+        }
+        // What was sent in that time is settled, and counts.
+        for _ in 0..500 {
+            if world.engine.operation(&report.id).await.unwrap().state != OperationState::Running {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let after = world.engine.operation(&report.id).await.unwrap();
+        let settled = |state: &str| ["filled", "expired", "notAccepted"].contains(&state);
+        assert!(after.orders.iter().all(|order| settled(&order.state)), "{after:?}");
+    }
+    let week = DeltaControl { timeout: Duration::from_secs(7 * 24 * 3_600), ..world.to_flat() };
+    assert_eq!((world.control(week).await.failure, world.true_net()), (None, Decimal::ZERO));
+}
+
+/// While the orders of an earlier run are still in doubt nothing is planned on them, and what protects works.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_in_the_middle_of_recovery_are_told_to_wait_and_the_kill_switch_is_not() {
+    let (world, journal) = world().await;
+    let report = world.control(world.to_flat()).await;
+    let mut records = journal.records();
+    let intent = records.iter().position(|record| matches!(record, Record::Intent(_))).unwrap();
+    records.truncate(intent + 1);
+    let World { exchanges, engine: old, accounts } = world;
+    drop(old);
+    // The venue does not say what became of the order.
+    let (status, body) = unknown_503();
+    let silent = Fault::new(FaultKind::Refuse { status, body }, 100_000);
+    exchanges[0].sim().inject(silent.clone().on("GET", "/fapi/v1/order"));
+    exchanges[0].sim().inject(silent.on("GET", "/fapi/v1/userTrades"));
+    let engine = engine(&places(), &exchanges, Arc::new(MemoryJournal::with(records))).await;
+    let world = World { exchanges, engine, accounts };
+    for _ in 0..3 {
+        let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+        assert_eq!(
+            (busy.code, &busy.details["operationId"][..]),
+            (Code::Conflict, &[report.id.to_string()][..])
+        );
+        let flatten = Flatten::new(btc(), world.accounts.clone());
+        assert_eq!(world.engine.flatten(flatten).await.unwrap_err().code, Code::Conflict);
+    }
+    let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
+    let killed = world.engine.kill_switch(engage).await;
+    assert!(killed.durable && killed.trading.kill);
+    let because = world.engine.system().await.not_ready_because.unwrap();
+    assert!(because.contains("settled"), "{because}");
+    world.exchanges[0].sim().clear_faults();
+    ready(&world.engine).await;
+    let settled = world.engine.operation(&report.id).await.unwrap();
+    assert_eq!((settled.state, settled.orders[0].state.as_str()), (OperationState::Interrupted, "filled"));
+    assert_eq!(world.true_net(), Decimal::ZERO, "and nothing was sent beside it");
+}
+
+/// Numbers of runs that the journal shows only in their orders are taken too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_never_takes_the_number_of_another() {
+    let (world, journal) = world().await;
+    world.control(world.to_flat()).await;
+    let records: Vec<Record> = journal
+        .records()
+        .into_iter()
+        .map(|record| match record {
+            Record::Intent(intent) => Record::Intent(IntentRecord { epoch: 7, ..intent }),
+            other => other,
+        })
+        .collect();
+    let World { exchanges, engine: old, .. } = world;
+    drop(old);
+    let journal = Arc::new(MemoryJournal::with(records));
+    let restarted = engine(&places(), &exchanges, journal.clone()).await;
+    drop(restarted);
+    let began = journal.records().into_iter().rev().find_map(|record| match record {
+        Record::RunStarted { epoch, .. } => Some(epoch),
+        _ => None,
+    });
+    assert_eq!(began, Some(8));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -208,6 +208,13 @@ async fn bad_requests_get_a_clear_error_and_send_nothing() {
             "/maxSlippage 0.2 is out of range",
         ),
         (replaced("\"symbol\"", "\"timeout\": 99, \"symbol\""), 400, 1000, "/timeout 99 is out of range"),
+        (replaced("\"symbol\"", "\"timeout\": 0, \"symbol\""), 400, 1000, "/timeout 0 is out of range"),
+        (
+            replaced("\"symbol\"", "\"timeout\": 604800000, \"symbol\""),
+            400,
+            1000,
+            "/timeout 604800000 is out of range",
+        ),
         (replaced("\"symbol\"", "\"tolerancePercent\": 0.2, \"symbol\""), 400, 1000, "is above maxDeviation"),
         (replaced("\"symbol\"", "\"dryRun\": \"true\", \"symbol\""), 400, 1000, "/dryRun is a string"),
         (replaced("\"symbol\"", "\"hedgeTo\": \"bend\", \"symbol\""), 400, 1000, "did you mean band?"),

@@ -145,6 +145,8 @@ impl Recovered {
             Record::Trading(order) => self.trading = Some(order),
             Record::Alert { alert, change } => self.alerts.push((alert, change)),
             Record::Intent(intent) => {
+                // Where the beginning of that run was lost, its number is still taken.
+                self.epoch = self.epoch.max(intent.epoch);
                 self.next_sequence = self.next_sequence.max(intent.sequence.saturating_add(1));
                 if let Some(index) = self.index.get(&intent.operation) {
                     self.order_of.insert(intent.client_order_id.clone(), *index);
