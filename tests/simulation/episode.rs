@@ -71,6 +71,8 @@ enum Action {
     },
     Kill(bool),
     Trading(TradingState),
+    /// The process is asked to stop, has so long, ends and is started again.
+    Stop(u64),
 }
 
 struct Names {
@@ -206,7 +208,7 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
             accounts = names.to_vec();
         }
         let timeout = [300, 2_000, 10_000, 30_000][rng.random_range(0..4)];
-        let draw = rng.random_range(0..23);
+        let draw = rng.random_range(0..24);
         let action = match draw {
             0..=10 => Action::Control {
                 target: thousandths(if rng.random_bool(0.5) { 0 } else { rng.random_range(-500..=500) }),
@@ -227,6 +229,7 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
                 let accounts = if rng.random_bool(0.8) { names.to_vec() } else { accounts };
                 Action::Flatten { accounts, timeout }
             }
+            23 if mode != Mode::Calm => Action::Stop([0, 200, 10_000][rng.random_range(0..3)]),
             17..=18 if mode != Mode::Calm => Action::Kill(rng.random_bool(0.6)),
             _ if mode != Mode::Calm => {
                 let states = [TradingState::Running, TradingState::ReduceOnly, TradingState::Halted];
@@ -264,12 +267,10 @@ impl Life {
         let ended = tokio::select! {
             biased;
             () = world.died.notified() => false,
-            () = self.act(clock, script) => true,
+            ended = self.act(clock, script) => ended,
         };
         let at = world.lock().now();
-        if ended {
-            world.die();
-        }
+        world.die();
         (ended, at)
     }
 
@@ -309,7 +310,8 @@ impl Life {
         Arc::new(Engine::start(parts).await.expect("the journal can be read"))
     }
 
-    async fn act(&self, clock: Arc<LifeClock>, script: &mut Vec<(i64, Action)>) {
+    /// Gives whether the episode is over; it is not where the process was asked to stop.
+    async fn act(&self, clock: Arc<LifeClock>, script: &mut Vec<(i64, Action)>) -> bool {
         let engine = self.start(clock.clone()).await;
         // What was said before the process died and is on the disk holds on.
         let held = engine.system().await.trading;
@@ -326,6 +328,10 @@ impl Life {
             match script.last() {
                 Some((at, _)) if *at <= now => {
                     let (_, action) = script.pop().expect("it is there");
+                    if let Action::Stop(within) = action {
+                        self.stop(&engine, within).await;
+                        return false;
+                    }
                     self.perform(&engine, action).await;
                 }
                 Some((at, _)) => sleep_ms((*at - now).min(200)).await,
@@ -334,6 +340,24 @@ impl Life {
             }
         }
         self.settle(&engine).await;
+        true
+    }
+
+    /// An orderly end: nothing new is taken, and it does not take longer than it may.
+    async fn stop(&self, engine: &Arc<Engine>, within_ms: u64) {
+        self.world.lock().note(format!("asked to stop within {within_ms} ms"));
+        let began = tokio::time::Instant::now();
+        engine.stop(Duration::from_millis(within_ms)).await;
+        let request = DeltaControl::new(btc(), self.accounts.clone(), Delta::ZERO, ratio(1, 1));
+        let refused = engine.control_delta(request).await;
+        let mut state = self.world.lock();
+        if began.elapsed() > Duration::from_millis(within_ms + 100) {
+            state.oracle.violation(format!("I22: stopping took {:?} of {within_ms} ms", began.elapsed()));
+        }
+        if refused.is_ok() {
+            state.oracle.violation("I19: an operation began after the stop".to_owned());
+        }
+        *state.oracle.seldom.entry("stopped in order".to_owned()).or_default() += 1;
     }
 
     async fn perform(&self, engine: &Arc<Engine>, action: Action) {
@@ -378,6 +402,7 @@ impl Life {
                 })
                 .await;
             }
+            Action::Stop(_) => {}
             Action::Kill(engaged) => {
                 let request =
                     KillSwitch { engaged, reason: "the script".to_owned(), cancel_open_orders: true };
