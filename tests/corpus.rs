@@ -9,7 +9,7 @@ use deltaplane_ports::{AccountEvent, ControlPlane as _, DeltaControl, KillSwitch
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::venues::{Bench, Kind, Setup};
 use deltaplane_tests::{Place, World, engine, ready};
-use deltaplane_types::{Code, Decimal, Side};
+use deltaplane_types::{AlertSeverity, Code, Decimal, Side};
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
@@ -91,33 +91,66 @@ async fn an_accepted_order_is_not_forgotten_while_its_venue_cannot_be_reached() 
     assert_eq!((world.true_net(), world.orders_at(0)), (Decimal::ZERO, 1));
 }
 
-/// A kill switch that cleared the program's own picture and closed nothing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_kill_switch_cancels_at_the_venue_what_rests_of_ours_and_nothing_else() {
-    let (world, _) = world(two()).await;
-    // As an engine of this installation names its orders.
-    let parts = OrderIdParts { instance: 1, epoch: 1, sequence: 900, leg: 0 };
-    let ours = IdKey::new(b"a key of the tests").make(parts).to_string();
-    let rest = |client_id: &str| NewOrder {
+/// A name as an engine of this installation gives it to its orders.
+fn a_name_of_ours(sequence: u64) -> String {
+    let parts = OrderIdParts { instance: 1, epoch: 1, sequence, leg: 0 };
+    IdKey::new(b"a key of the tests").make(parts).to_string()
+}
+
+/// Lets an order rest at the exchange of the long account.
+fn rest(world: &World, client_id: &str) {
+    let order = NewOrder {
         kind: OrderKind::Limit,
         price: Decimal::from(64_000),
         client_id: Some(client_id.to_owned()),
         ..NewOrder::market("BTCUSDT", Side::Buy, delta("0.01").value())
     };
-    for name in [ours.as_str(), "a-stop-of-mine"] {
-        let order = rest(name);
-        world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
-    }
+    world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
+}
+
+fn open_at_long(world: &World) -> Vec<String> {
+    world.exchanges[0].sim().with(|exchange| {
+        let open = exchange.orders.values().filter(|order| order.status.is_open());
+        open.map(|order| order.client_id.clone()).collect()
+    })
+}
+
+/// A kill switch that cleared the program's own picture and closed nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kill_switch_cancels_at_the_venue_what_rests_of_ours_and_nothing_else() {
+    let (world, _) = world(two()).await;
+    let ours = a_name_of_ours(900);
+    rest(&world, &ours);
+    rest(&world, "a-stop-of-mine");
     let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
     let report = world.engine.kill_switch(engage).await;
     let canceled: Vec<(&str, &str)> =
         report.canceled.iter().map(|(id, what)| (id.as_str(), what.as_str())).collect();
     assert_eq!(canceled, [(ours.as_str(), "canceled")]);
-    let open: Vec<String> = world.exchanges[0].sim().with(|exchange| {
-        let open = exchange.orders.values().filter(|order| order.status.is_open());
-        open.map(|order| order.client_id.clone()).collect()
-    });
-    assert_eq!(open, ["a-stop-of-mine"]);
+    assert_eq!(open_at_long(&world), ["a-stop-of-mine"]);
+}
+
+/// The same while the venue does not answer: it was asked once, and then nobody did any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f62_what_the_kill_switch_could_not_cancel_is_canceled_when_the_venue_answers() {
+    let (world, _) = world(two()).await;
+    rest(&world, &a_name_of_ours(901));
+    let unreachable = Fault::new(FaultKind::Html, 100_000).on("GET", "/fapi/v1/openOrders");
+    world.exchanges[0].sim().inject(unreachable);
+    let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
+    let report = world.engine.kill_switch(engage).await;
+    let failed: Vec<&str> = report.unreachable.iter().map(|(account, _)| account.as_str()).collect();
+    assert_eq!((failed, open_at_long(&world).len()), (vec!["long"], 1));
+    let stands = async || {
+        let alerts = world.engine.alerts().await;
+        alerts
+            .iter()
+            .any(|alert| alert.topic == "kill-switch-cancel" && alert.severity == AlertSeverity::Critical)
+    };
+    assert!(stands().await);
+    world.exchanges[0].sim().clear_faults();
+    until("it is canceled", async || open_at_long(&world).is_empty()).await;
+    until("nobody needs to look any more", async || !stands().await).await;
 }
 
 /// A listen key that expired unseen: the socket stayed open and no event came any more.

@@ -9,21 +9,22 @@ use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountView, Alert, CancelOutcome, Clock, ControlPlane, DeltaControl, ExternalActivity,
-    Failure, Flatten, HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch,
-    MarketSummary, OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport,
-    PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started,
-    SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, VenueRules,
+    AccountReader, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity, Failure, Flatten,
+    HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
+    OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport, PriceFeed,
+    ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started, SymbolView,
+    SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Decimal, Delta, FeedId, OperationId,
-    RefusalReason, Symbol, Timestamp, TradingState, VenueId,
+    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Symbol,
+    Timestamp, TradingState, VenueId,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::{Alerts, Condition};
+use crate::canceling::Canceled;
 use crate::config::EngineConfig;
 use crate::control::{Goal, Spec};
 use crate::doubts::Doubts;
@@ -110,7 +111,7 @@ pub(crate) struct Core {
     pub(crate) rules: BTreeMap<AccountId, VenueRules>,
     ids: Arc<dyn IdSource>,
     slots: Arc<Semaphore>,
-    runtime: tokio::runtime::Handle,
+    pub(crate) runtime: tokio::runtime::Handle,
     started_at: Timestamp,
     recovering: AtomicU64,
     stopping: AtomicBool,
@@ -245,6 +246,9 @@ impl Engine {
         if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
             core.shared.raise(journal_condition(reason)).await;
         }
+        if core.shared.eyes.trading.order().kill {
+            tasks.spawn(core.clone().cancel_after_restart());
+        }
         for keeper in core.shared.eyes.accounts.values() {
             tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
         }
@@ -274,7 +278,7 @@ impl Engine {
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
             let _ = self.core.slots.acquire_many(all).await;
-            self.core.cancel_ours().await;
+            self.core.cancel_all_ours().await;
         };
         let _ = tokio::time::timeout(within, ended).await;
     }
@@ -389,45 +393,6 @@ impl Core {
                 core.recovering.fetch_sub(1, Ordering::SeqCst);
             });
         }
-    }
-
-    /// Cancels what rests of ours, by id; foreign and protective orders stay. Gives what came of each, and the
-    /// accounts that could not be asked.
-    async fn cancel_ours(&self) -> (Vec<(ClientOrderId, String)>, Vec<(AccountId, String)>) {
-        let key = &self.shared.eyes.config.id_key;
-        let of_account = self.shared.hands.gateways.iter().map(|(account, gateway)| async move {
-            let mut symbols = self.shared.ledger.symbols(account);
-            symbols.push(self.shared.eyes.config.primary_symbol.clone());
-            symbols.sort();
-            symbols.dedup();
-            let (mut canceled, mut unreachable) = (Vec::new(), Vec::new());
-            for symbol in symbols {
-                match gateway.fetch_open_orders(&symbol).await {
-                    Err(error) => unreachable.push((account.clone(), error.to_string())),
-                    Ok(open) => {
-                        let ours =
-                            open.into_iter().filter(|order| key.read(&order.client_order_id).is_some());
-                        for order in ours {
-                            let outcome = gateway.cancel(&order.client_order_id, &symbol).await;
-                            let text = match outcome {
-                                CancelOutcome::Canceled(_) => "canceled".to_owned(),
-                                CancelOutcome::NotOpen => "not open any more".to_owned(),
-                                CancelOutcome::Refused(refusal) => refusal.to_string(),
-                                CancelOutcome::Unknown(cause) => cause.to_string(),
-                            };
-                            canceled.push((order.client_order_id, text));
-                        }
-                    }
-                }
-            }
-            (canceled, unreachable)
-        });
-        let (mut canceled, mut unreachable) = (Vec::new(), Vec::new());
-        for (some, failed) in futures_util::future::join_all(of_account).await {
-            canceled.extend(some);
-            unreachable.extend(failed);
-        }
-        (canceled, unreachable)
     }
 
     /// Shrinks the side that is left when a venue closed a part of a book: back to the net delta before.
@@ -899,9 +864,9 @@ impl ControlPlane for Engine {
         shared.eyes.trading.tighten(&change);
         let canceling = async {
             if request.engaged && request.cancel_open_orders {
-                self.core.cancel_ours().await
+                self.core.cancel_all_ours().await
             } else {
-                (Vec::new(), Vec::new())
+                Canceled::default()
             }
         };
         let mut records = Vec::new();
@@ -919,13 +884,16 @@ impl ControlPlane for Engine {
             records.extend(shared.alerts.resolve("kill-switch", |_| true));
         }
         let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
-        let ((canceled, unreachable), changed) = tokio::join!(canceling, changing);
+        let (Canceled { orders: canceled, unreachable }, changed) = tokio::join!(canceling, changing);
         let durable = changed.is_ok();
+        if !unreachable.is_empty() {
+            self.core.cancel_later(unreachable.keys().cloned().collect()).await;
+        }
         KillReport {
             trading: changed.unwrap_or_else(|_| shared.eyes.trading.order()),
             durable,
-            canceled,
-            unreachable,
+            canceled: canceled.into_iter().collect(),
+            unreachable: unreachable.into_iter().collect(),
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod accounts;
 mod alerts;
+mod canceling;
 mod config;
 pub mod control;
 mod doubts;

@@ -375,7 +375,7 @@ pub struct KillReport {
     pub durable: bool,
     /// Orders of ours for which a cancel was sent, with what came of it.
     pub canceled: Vec<(ClientOrderId, String)>,
-    /// Accounts whose open orders could not be asked for, with why.
+    /// Accounts where orders of ours may still rest, with why: they are asked again until it is done.
     pub unreachable: Vec<(AccountId, String)>,
 }
 

@@ -1,7 +1,11 @@
 //! How an operation ends, and what it says of that.
 
+use std::time::Duration;
+
 use deltaplane_ports::{Failure, OperationKind, OperationState, Record};
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Delta, Timestamp};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Delta, RefusalReason, Timestamp,
+};
 
 use super::{Effect, Operation, Phase};
 use crate::alerts::Condition;
@@ -227,8 +231,15 @@ impl Operation {
             ));
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));
-        let mut failed =
-            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused");
+        let reasons = self.orders.values().filter_map(|order| Some(order.refusal.as_ref()?.reason));
+        let mut failed = if reasons.into_iter().all(|reason| reason == RefusalReason::RateLimited) {
+            let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
+            let mut failed = failure(Code::TooManyRequests, text, remedy);
+            failed.retry_after = Some(Duration::from_secs(1));
+            failed
+        } else {
+            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
+        };
         failed.details.insert("refusedLegs".to_owned(), refused);
         Some(failed)
     }

@@ -115,6 +115,12 @@ impl Operation {
                 (self.net, self.base) = (net, (net, traded));
                 self.adjustment_needed = true;
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
+                if failure.code == Code::DeltaBeyondLimit && self.orders.values().any(|o| o.refusal.is_some())
+                {
+                    // That an order was refused says more than that nobody is left to trade.
+                    (self.ending, self.reason) = (Some(Ending::Stuck), Some(failure.error.clone()));
+                    return self.finish(now, effects);
+                }
                 self.fail(failure, now, effects);
             }
             Verdict::Go { approved, net } => {
