@@ -20,7 +20,7 @@ fn yes(holds: bool) -> String {
 
 fn table() -> String {
     type Row = (&'static str, fn(&Capabilities) -> String);
-    let rows: [Row; 10] = [
+    let rows: [Row; 11] = [
         ("signature", |venue| venue.signing.to_owned()),
         ("orders go over", |venue| match venue.order_entry {
             OrderEntry::Rest => "REST".to_owned(),
@@ -30,6 +30,7 @@ fn table() -> String {
         ("an order can be asked for by our id", |venue| yes(venue.finds_by_client_id)),
         ("our id must be unique among", |venue| venue.client_id_scope.to_owned()),
         ("an order in doubt can be fenced off", |venue| yes(venue.fences)),
+        ("cancels what rests when we fall silent", |venue| yes(venue.counts_down)),
         ("longs and shorts held apart (hedge mode)", |venue| yes(venue.hedge_mode)),
         ("reduce-only is free of the smallest notional", |venue| yes(venue.reduce_only_exempt)),
         ("order book", |venue| venue.book.to_owned()),

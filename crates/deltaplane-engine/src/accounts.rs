@@ -162,13 +162,17 @@ impl AccountKeeper {
     pub(crate) async fn keep_checking(self: Arc<Self>, symbol: Symbol) {
         let mut told = None;
         let mut checked = None;
+        let mut is_first = true;
         loop {
             let is_due = checked.is_none_or(|at: Instant| at.elapsed() >= CHECK_EVERY);
-            if is_due || self.blocked().is_some() {
+            // What is not reconciled yet is not mended by looking.
+            if is_due || (self.is_reconciled() && self.blocked().is_some()) {
                 self.preflight(&symbol).await;
                 checked = Some(Instant::now());
             }
-            let blocked = self.blocked();
+            // At a start nothing is reconciled yet: that is told where it lasts.
+            let blocked = self.blocked().filter(|_| self.is_reconciled() || !is_first);
+            is_first = false;
             if blocked != told {
                 match &blocked {
                     Some(reason) => tracing::error!(account = %self.id, reason, "kept out of trading"),

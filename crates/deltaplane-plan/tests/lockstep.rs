@@ -146,3 +146,15 @@ fn a_shift_opens_on_one_account_what_it_closes_on_another() {
     assert_eq!(plan.worst_case_delta, Delta::new(3.into()));
     assert_eq!(plan.legs.iter().map(|leg| leg.reduce_only).collect::<Vec<_>>(), [true, false]);
 }
+
+#[test]
+fn a_slice_that_leaves_one_side_ahead_for_good_is_not_planned() {
+    let mut accounts = json!([account("a", "12", "1", "6"), account("b", "-12", "1", "7")]);
+    accounts[0]["minQty"] = json!("3");
+    accounts[1]["minQty"] = json!("2");
+    let input = input(accounts, "0", 3);
+    let plan = plan_lockstep(&input, &flat(&input)).unwrap();
+    // Of the books' 6 and 7, a second slice could sell 3 and buy only 2: 3 would leave 1, which b does not take.
+    assert_eq!(slices(&plan), [["a -3", "b 3"]]);
+    assert_eq!(plan.planned_final, Delta::ZERO);
+}

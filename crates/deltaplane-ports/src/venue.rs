@@ -123,6 +123,8 @@ pub struct Capabilities {
     pub hedge_mode: bool,
     /// Whether an order that may never have arrived can be kept from being carried out.
     pub fences: bool,
+    /// Whether it cancels what rests by itself when we fall silent.
+    pub counts_down: bool,
     /// How long a signed order may still be taken in.
     pub validity: &'static str,
     /// How the book comes.

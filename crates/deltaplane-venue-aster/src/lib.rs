@@ -38,6 +38,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     client_id_scope: "open orders",
     hedge_mode: true,
     fences: true,
+    counts_down: true,
     validity: "60 s from the nonce (V3), recvWindow (V1)",
     book: "1000 levels and changes every 100 ms, chained by pu",
     funding: "1, 2, 4 or 8 by symbol",

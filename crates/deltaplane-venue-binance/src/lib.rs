@@ -34,6 +34,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     client_id_scope: "open orders",
     hedge_mode: true,
     fences: false,
+    counts_down: true,
     validity: "recvWindow, 3 s here",
     book: "1000 levels and changes every 100 ms, chained by pu",
     funding: "8, 4 or 1 by symbol",

@@ -44,6 +44,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     client_id_scope: "all orders",
     hedge_mode: false,
     fences: false,
+    counts_down: false,
     validity: "expiry_window, 3 s here",
     book: "10 levels, whole every 250 ms, and best prices at once",
     funding: "1",
