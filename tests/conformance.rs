@@ -664,3 +664,122 @@ async fn a_stream_that_stays_open_and_silent_is_noticed() {
         result.unwrap();
     }
 }
+
+/// What comes of an order that a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The exchange has it when the answer comes, or does not come.
+    There,
+    /// It has it only after a while.
+    Later,
+    /// It never gets it.
+    Never,
+}
+
+/// What a fault is called in a script, and what it does, over every wire.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_fault_does_what_it_says_over_every_wire() {
+    let body = || "{\"code\":-1000,\"msg\":\"Unknown error\"}".to_owned();
+    let orders = [
+        (FaultKind::AcceptThenSilence, Fate::There),
+        (FaultKind::AcceptThenError { status: 503, body: body() }, Fate::There),
+        (FaultKind::ErrorThenAccept { status: 503, body: body(), millis: 1_150 }, Fate::Later),
+        (FaultKind::Refuse { status: 503, body: body() }, Fate::Never),
+        (FaultKind::RefuseFor { status: 503, body: body(), retry_after: 1 }, Fate::Never),
+        (FaultKind::RefuseIncreasing { status: 503, body: body() }, Fate::Never),
+        (FaultKind::Html, Fate::Never),
+        (FaultKind::Truncate, Fate::There),
+        (FaultKind::Late { millis: 300 }, Fate::There),
+        (FaultKind::Delay { millis: 300 }, Fate::There),
+        (FaultKind::Overfill { quantity: "0.01".to_owned() }, Fate::There),
+    ];
+    let mut waiting = tokio::task::JoinSet::new();
+    for kind in KINDS {
+        let orders = orders.clone();
+        waiting.spawn(async move {
+            let mut bench = Bench::start(kind, Setup::new(kind)).await;
+            let count = |bench: &Bench| bench.running.sim().with(|exchange| exchange.orders.len());
+            for (fault, fate) in orders {
+                let order = bench.order(Side::Buy, "0.01", "0.004").await;
+                let before = count(&bench);
+                bench.running.sim().inject(kind.on_orders(fault.clone()));
+                let began = tokio::time::Instant::now();
+                let (_, outcome) = bench.place(&order).await;
+                let took = began.elapsed();
+                let there = count(&bench) - before;
+                let told = matches!(outcome, SubmitOutcome::Acknowledged(_));
+                let slow = matches!(fault, FaultKind::Late { .. } | FaultKind::Delay { .. });
+                assert_eq!(there, usize::from(fate == Fate::There), "{kind:?} {fault:?}: {outcome:?}");
+                let answered = slow || matches!(fault, FaultKind::Overfill { .. });
+                assert_eq!(told, answered, "{kind:?} {fault:?}: {outcome:?}");
+                assert!(!slow || took >= Duration::from_millis(300), "{kind:?} {fault:?}: {took:?}");
+                tokio::time::sleep(Duration::from_millis(if fate == Fate::Later { 1_600 } else { 0 })).await;
+                let expected = usize::from(fate != Fate::Never);
+                assert_eq!(count(&bench) - before, expected, "{kind:?} {fault:?}");
+                if matches!(fault, FaultKind::Overfill { .. }) {
+                    let traded = bench
+                        .running
+                        .sim()
+                        .with(|exchange| exchange.orders.values().next_back().map(|order| order.executed));
+                    assert_eq!(traded, Some(dec("0.02")), "{kind:?}");
+                }
+                // A venue that said when to come again is left alone for so long.
+                if matches!(fault, FaultKind::RefuseFor { .. }) {
+                    tokio::time::sleep(Duration::from_millis(1_100)).await;
+                }
+            }
+            // What reduces is exempt from overload.
+            let mut reducing = bench.order(Side::Sell, "0.01", "0.004").await;
+            reducing.reduce_only = true;
+            bench
+                .running
+                .sim()
+                .inject(kind.on_orders(FaultKind::RefuseIncreasing { status: 503, body: "{}".to_owned() }));
+            let (id, outcome) = bench.place(&reducing).await;
+            assert!(matches!(outcome, SubmitOutcome::Acknowledged(_)), "{kind:?}: {outcome:?}");
+            bench.end_of(&id).await;
+            bench.running.sim().clear_faults();
+            told_events(&mut bench).await;
+        });
+    }
+    while let Some(result) = waiting.join_next().await {
+        result.unwrap();
+    }
+}
+
+/// Trades as the stream tells them: not at all, twice, late, behind an event that nobody knows.
+async fn told_events(bench: &mut Bench) {
+    let kind = bench.kind;
+    let event = None;
+    let late = Duration::from_millis(400);
+    for (fault, times) in [
+        (FaultKind::DropUserEvents { event: event.clone() }, 0),
+        (FaultKind::RepeatUserEvents { event: event.clone() }, 2),
+        (FaultKind::DelayUserEvents { event, millis: 400 }, 1),
+        (FaultKind::UnknownUserEvents, 1),
+    ] {
+        while bench.events.try_recv().is_ok() {}
+        bench.running.sim().inject(Fault::new(fault.clone(), 1_000));
+        let order = bench.order(Side::Buy, "0.001", "0.004").await;
+        let began = tokio::time::Instant::now();
+        let (id, _) = bench.place(&order).await;
+        let mut told: Vec<Duration> = Vec::new();
+        while let Ok(Ok(event)) = tokio::time::timeout(Duration::from_millis(700), bench.events.recv()).await
+        {
+            if matches!(&event, AccountEvent::Fill(fill) if fill.client_order_id.as_ref() == Some(&id)) {
+                told.push(began.elapsed());
+            }
+        }
+        let trades = bench.running.sim().with(|exchange| {
+            let of =
+                exchange.orders.values().find(|order| order.client_id == id.as_str()).map(|order| order.id);
+            exchange.trades.iter().filter(|trade| Some(trade.order_id) == of).count()
+        });
+        assert!(trades > 0, "{kind:?} {fault:?}");
+        assert_eq!(told.len(), trades * times, "{kind:?} {fault:?}: {told:?}");
+        if matches!(fault, FaultKind::DelayUserEvents { .. }) {
+            assert!(told.iter().all(|after| *after >= late), "{kind:?}: {told:?}");
+        }
+        bench.running.sim().clear_faults();
+    }
+}
