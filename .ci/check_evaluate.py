@@ -37,6 +37,7 @@ for kind, path in [
     ("worst-case", "crates/deltaplane-math/tests/data/worst_case.json"),
     ("plan", "crates/deltaplane-plan/tests/data/plan.json"),
     ("risk", "crates/deltaplane-risk/tests/data/risk.json"),
+    ("rebalance", "crates/deltaplane-math/tests/data/rebalance.json"),
 ]:
     with open(path, encoding="utf-8") as file:
         text = file.read()

@@ -1,6 +1,6 @@
 //! A what-if calculator over the pure crates: reads cases, prints results.
 //!
-//! `cargo run --example evaluate -- deviation|plan|worst-case|risk < cases.json`
+//! `cargo run --example evaluate -- deviation|plan|worst-case|risk|rebalance < cases.json`
 //!
 //! Cases are an array of `{"input": …}` (for `risk` an object of three such arrays); the results are printed as
 //! JSON in the same order. Numbers are strings with up to 18 significant digits.
@@ -9,8 +9,9 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use deltaplane_math::{
-    Decision, Interval, MarginUse, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
-    linear_delta, quantity_to_band, reference_exposure, shrink, smallest_order, worst_case,
+    Decision, Interval, MarginUse, OrderRules, RebalanceAccount, RebalanceInput, deviation_ratio,
+    effective_tolerance, exposure_of, linear_delta, quantity_to_band, rebalance, reference_exposure, shrink,
+    smallest_order, worst_case,
 };
 use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits, plan_hedge};
 use deltaplane_risk::{
@@ -30,12 +31,13 @@ fn main() -> Result<()> {
         "deviation" => each(&cases, deviation)?,
         "plan" => each(&cases, plan)?,
         "worst-case" => each(&cases, worst)?,
+        "rebalance" => each(&cases, rebalanced)?,
         "risk" => json!({
             "drawdown": each(field(&cases, "drawdown")?, drawdown)?,
             "slippage": each(field(&cases, "slippage")?, slippage)?,
             "dollarSeconds": each(field(&cases, "dollarSeconds")?, dollar_seconds)?,
         }),
-        other => bail!("{other:?} is not one of deviation, plan, worst-case, risk"),
+        other => bail!("{other:?} is not one of deviation, plan, worst-case, risk, rebalance"),
     };
     println!("{}", serde_json::to_string_pretty(&results)?);
     Ok(())
@@ -288,4 +290,57 @@ fn dollar_seconds(input: &Value) -> Result<Value> {
         });
     }
     unhedged_dollar_seconds(Delta::new(number(input, "target")?), &steps).map(shown).map_err(Into::into)
+}
+
+fn rebalanced(input: &Value) -> Result<Value> {
+    let price = Price::try_new(number(input, "price")?)?;
+    let accounts = list(input, "accounts")?;
+    let of = |account: &Value| -> Result<RebalanceAccount> {
+        Ok(RebalanceAccount {
+            position: Delta::new(number(account, "pos")?),
+            equity: Notional::new(number(account, "equity")?),
+            other_margin: Notional::new(number(account, "otherMargin")?),
+            initial_rate: Ratio::new(number(account, "imr")?),
+            lot: Quantity::try_new(number(account, "lot")?)?,
+            most_growth: None,
+            least_growth: Quantity::ZERO,
+            least_shrink: Quantity::ZERO,
+        })
+    };
+    let found = rebalance(&RebalanceInput {
+        price,
+        target: Ratio::new(number(input, "target")?),
+        tolerance: Ratio::new(number(input, "tolerance")?),
+        max_utilization: Ratio::new(number(input, "uMax")?),
+        allow_gross_increase: field(input, "allowGrossIncrease")?
+            .as_bool()
+            .context("allowGrossIncrease is not a boolean")?,
+        max_notional: None,
+        accounts: accounts.iter().map(of).collect::<Result<_>>()?,
+    })?;
+    let ratio = |ratio: Option<Ratio>| ratio.map_or(Value::Null, |ratio| shown(ratio.value()));
+    let mut lines = Vec::new();
+    for (account, change) in accounts.iter().zip(&found.changes) {
+        let amount = deltaplane_math::mul(change.change, price.value())?;
+        lines.push(json!({
+            "id": field(account, "id")?,
+            "utilization": ratio(change.utilization),
+            "deviationPercent": ratio(change.deviation),
+            "exactChange": shown(change.exact),
+            "changeInLots": shown(change.change),
+            "action": match change.change.cmp(&Decimal::ZERO) {
+                std::cmp::Ordering::Greater => "increase",
+                std::cmp::Ordering::Less => "decrease",
+                std::cmp::Ordering::Equal => "maintain",
+            },
+            "signedTrade": shown(change.trade.value()),
+            "adjustmentAmount": shown(amount),
+            "after": ratio(change.after),
+        }));
+    }
+    Ok(json!({
+        "rebalanceNeeded": found.needed,
+        "averageUtilization": shown(found.average.value()),
+        "accounts": lines,
+    }))
 }

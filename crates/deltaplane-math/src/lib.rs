@@ -9,6 +9,7 @@ mod exact;
 mod exposure;
 mod margin;
 mod order_size;
+mod rebalance;
 mod worst_case;
 
 pub use book::{BookWalk, cumulative, walk_book};
@@ -21,4 +22,5 @@ pub use margin::{
     MarginUse, leverage_ratio, liquidation_distance, maintenance_margin, margin_ratio, utilization,
 };
 pub use order_size::{OrderRules, ceil_to_step, floor_to_step, price_cap, round_down_to_lot, smallest_order};
+pub use rebalance::{Rebalance, RebalanceAccount, RebalanceChange, RebalanceInput, rebalance};
 pub use worst_case::{Interval, WorstCase, shrink, worst_case};
