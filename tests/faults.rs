@@ -597,7 +597,7 @@ async fn f46_f48_refusals_do_not_go_on_for_ever() {
     let mut kept_back = false;
     for _ in 0..12 {
         let report = world.control(spare.clone()).await;
-        assert_eq!(report.failure.as_ref().unwrap().code, Code::DeltaBeyondLimit, "{report:?}");
+        assert_eq!(report.failure.as_ref().unwrap().code, Code::HedgeFailed, "{report:?}");
         kept_back |= report.orders.iter().any(|order| {
             order.note.as_ref().is_some_and(|note| note.contains("5 orders in a row traded nothing"))
         });

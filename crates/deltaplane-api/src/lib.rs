@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `POST /api/v1/delta/control` | brings net delta to its target |
 //! | `POST /api/v1/delta/flatten` | closes positions, both sides in lock step |
+//! | `POST /api/v1/utilization/rebalance` | brings utilization near a target, the net delta stays |
 //! | `POST /api/v1/hedge/execute` | trades an amount |
 //! | `POST /api/v1/account/sync` | reads accounts now |
 //! | `GET /api/v1/accounts` | the configured accounts |

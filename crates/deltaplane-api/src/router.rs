@@ -19,6 +19,7 @@ use crate::state::ApiState;
 pub fn router(state: Arc<ApiState>) -> Router {
     let guarded = Router::new()
         .route("/api/v1/delta/control", post(handlers::delta_control))
+        .route("/api/v1/utilization/rebalance", post(handlers::utilization_rebalance))
         .route("/api/v1/delta/flatten", post(handlers::flatten))
         .route("/api/v1/hedge/execute", post(handlers::hedge_execute))
         .route("/api/v1/account/sync", post(handlers::account_sync))

@@ -10,15 +10,17 @@ use deltaplane_math::{
 use deltaplane_plan::{
     PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge, plan_lockstep,
 };
-use deltaplane_ports::{Failure, HedgeTo, OnShortfall};
+use deltaplane_ports::{Failure, HedgeTo, OnShortfall, RebalanceView};
 use deltaplane_risk::{AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal};
 use deltaplane_types::{
-    AccountId, Code, Decimal, Delta, Plan, Price, Quantity, Ratio, Side, Symbol, TradingState,
+    AccountId, Code, Decimal, Delta, Instrument, Notional, Plan, Price, Quantity, Ratio, Side, Symbol,
+    TradingState,
 };
 
 use crate::config::EngineConfig;
 use crate::report::failure;
 use crate::snapshot::{AccountFacts, Snapshot};
+use crate::utilization;
 
 /// What an operation wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,14 +54,29 @@ pub enum Goal {
         /// How much each account's position changes; the sum is zero.
         changes: BTreeMap<AccountId, Delta>,
     },
+    /// Every account's utilization near a target, by a shift that the first reading decides.
+    Utilization(UtilizationGoal),
     /// Orders of an earlier run settled.
     Settle,
+}
+
+/// What a utilization rebalance wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UtilizationGoal {
+    /// The utilization of every account.
+    pub target: Ratio,
+    /// Part of the target inside which an account counts as being there.
+    pub tolerance: Ratio,
+    /// The most that may be traded, as a value.
+    pub max_amount: Option<Notional>,
+    /// Whether the gross position may grow.
+    pub allow_gross_increase: bool,
 }
 
 impl Goal {
     /// Whether it trades both ways, so that one leg without the other opens what should stay closed.
     pub const fn is_two_sided(&self) -> bool {
-        matches!(self, Self::Flatten | Self::Shift { .. })
+        matches!(self, Self::Flatten | Self::Shift { .. } | Self::Utilization(_))
     }
 }
 
@@ -93,6 +110,10 @@ pub struct Anchor {
     pub arrival_mids: BTreeMap<AccountId, Price>,
     /// What a unit of each account's quote currency is worth in USD.
     pub quote_rates: BTreeMap<AccountId, Decimal>,
+    /// How each account's position shall change, signed, where both sides trade.
+    pub changes: BTreeMap<AccountId, Delta>,
+    /// What a utilization rebalance found.
+    pub rebalance: Option<RebalanceView>,
     /// Net delta over all accounts, where accounts that hold the symbol are not named.
     pub net_all: Option<Delta>,
     /// What the caller should know.
@@ -228,7 +249,15 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         Goal::Flatten => held(spec, snapshot)
             .try_fold(exposure.net, |net, (_, position)| net.minus(position))
             .map_err(internal)?,
-        Goal::Shift { .. } | Goal::Settle => exposure.net,
+        Goal::Shift { .. } | Goal::Utilization(_) | Goal::Settle => exposure.net,
+    };
+    let (changes, rebalance) = match &spec.goal {
+        Goal::Shift { changes } => (changes.clone(), None),
+        Goal::Utilization(goal) => {
+            let (changes, view) = utilization::changes(goal, spec, snapshot, config).map_err(internal)?;
+            (changes, Some(view))
+        }
+        _ => (BTreeMap::new(), None),
     };
     let reference = reference_exposure(&exposure, target, config.reference_floor, snapshot.reference_price)
         .map_err(internal)?;
@@ -239,6 +268,8 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         price: snapshot.reference_price,
         arrival_mids,
         quote_rates,
+        changes,
+        rebalance,
         net_all,
         warnings,
     };
@@ -354,7 +385,9 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             let reason = "nothing is planned".to_owned();
             return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
         }
-        Goal::Flatten | Goal::Shift { .. } => return decide_two_sided(round, anchor, net, accounts),
+        Goal::Flatten | Goal::Shift { .. } | Goal::Utilization(_) => {
+            return decide_two_sided(round, anchor, net, accounts);
+        }
         Goal::Delta { target, max_deviation, tolerance, hedge_to, .. } => {
             let tolerance = effective_tolerance(*tolerance, *max_deviation);
             let ratio = deviation_ratio(net, *target, anchor.reference).map_err(internal)?;
@@ -461,8 +494,8 @@ pub(crate) fn changes_left(round: &Round<'_>) -> Result<BTreeMap<AccountId, Delt
                 held(round.spec, round.snapshot).map(|(id, position)| (id.clone(), position.negated())),
             );
         }
-        Goal::Shift { changes } => {
-            for (id, change) in changes {
+        Goal::Shift { .. } | Goal::Utilization(_) => {
+            for (id, change) in round.anchor.iter().flat_map(|anchor| &anchor.changes) {
                 let traded = round.traded_by.get(id).copied().unwrap_or_default();
                 left.insert(id.clone(), change.minus(traded)?);
             }
@@ -494,11 +527,13 @@ fn decide_two_sided(
 ) -> Result<Verdict, Box<Failure>> {
     let left = changes_left(round).map_err(internal)?;
     if left.is_empty() {
+        let why_nothing = anchor.rebalance.as_ref().and_then(|view| view.reason.clone());
         let reason = match round.spec.goal {
             Goal::Flatten => "flat: no position is left",
             _ => "every position is where it should be",
         };
-        return Ok(Verdict::Done { ending: Ending::Reached, reason: reason.to_owned(), net });
+        let reason = why_nothing.unwrap_or_else(|| reason.to_owned());
+        return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
     }
     let input = PlanInput {
         symbol: round.spec.symbol.clone(),
@@ -724,6 +759,16 @@ fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {
     failure(code, refusal.to_string(), remedy)
 }
 
+/// The venue's rules on the size of orders.
+pub(crate) fn order_rules(instrument: &Instrument) -> OrderRules {
+    OrderRules {
+        lot_size: instrument.lot_size,
+        min_quantity: instrument.min_quantity,
+        min_notional: instrument.min_notional,
+        reduce_only_exempt: instrument.reduce_only_exempt,
+    }
+}
+
 fn plan_accounts(round: &Round<'_>, anchor: &Anchor) -> Result<Vec<PlanAccount>, MathError> {
     let mut accounts = Vec::new();
     for id in &round.spec.accounts {
@@ -760,12 +805,7 @@ fn plan_account(
     Ok(PlanAccount {
         id: id.clone(),
         position: facts.account.position(&round.spec.symbol),
-        rules: OrderRules {
-            lot_size: instrument.lot_size,
-            min_quantity: instrument.min_quantity,
-            min_notional: instrument.min_notional,
-            reduce_only_exempt: instrument.reduce_only_exempt,
-        },
+        rules: order_rules(instrument),
         tick_size: instrument.tick_size,
         max_quantity: instrument.max_quantity,
         quote_rate: facts.quote_rate,

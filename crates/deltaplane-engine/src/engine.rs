@@ -13,7 +13,7 @@ use deltaplane_ports::{
     HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
     OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport, PriceFeed,
     ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started, SymbolView,
-    SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, VenueRules,
+    SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Symbol,
@@ -26,7 +26,7 @@ use crate::accounts::AccountKeeper;
 use crate::alerts::{Alerts, Condition};
 use crate::canceling::Canceled;
 use crate::config::EngineConfig;
-use crate::control::{Goal, Spec};
+use crate::control::{Goal, Spec, UtilizationGoal};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
 use crate::gate::{DryRun, GateParts, OrderGate};
@@ -702,6 +702,22 @@ impl ControlPlane for Engine {
             only_reduces: true,
         };
         self.core.launch(OperationKind::Flatten, spec, request.timeout, request.dry_run, request.meta).await
+    }
+
+    async fn rebalance_utilization(&self, request: UtilizationRebalance) -> Result<Started, Box<Failure>> {
+        let spec = Spec {
+            goal: Goal::Utilization(UtilizationGoal {
+                target: request.target,
+                tolerance: request.tolerance,
+                max_amount: request.max_amount,
+                allow_gross_increase: request.allow_gross_increase,
+            }),
+            symbol: request.symbol,
+            accounts: request.accounts,
+            max_slippage: request.max_slippage,
+            only_reduces: false,
+        };
+        self.core.launch(OperationKind::Rebalance, spec, request.timeout, request.dry_run, request.meta).await
     }
 
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {

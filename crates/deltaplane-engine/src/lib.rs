@@ -30,6 +30,7 @@ mod report;
 mod runner;
 mod snapshot;
 mod trading;
+mod utilization;
 mod watch;
 
 pub use alerts::Condition;

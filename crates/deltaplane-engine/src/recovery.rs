@@ -88,6 +88,7 @@ impl Recovered {
                     OperationKind::DeltaControl,
                     OperationKind::Hedge,
                     OperationKind::Flatten,
+                    OperationKind::Rebalance,
                     OperationKind::Recovery,
                     OperationKind::LossResponse,
                 ];
@@ -307,6 +308,7 @@ impl RecoveredOperation {
             max_transient_delta: Delta::ZERO,
             worst_case: None,
             interval: None,
+            rebalance: None,
             warnings: vec!["of an earlier run: only what the journal keeps is shown".to_owned()],
             net_delta_all: None,
             failure: None,

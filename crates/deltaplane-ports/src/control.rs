@@ -151,6 +151,31 @@ impl Flatten {
     }
 }
 
+/// `POST /api/v1/utilization/rebalance`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UtilizationRebalance {
+    /// The utilization that every account should have, 0 to 1.
+    pub target: Ratio,
+    /// The accounts; distinct.
+    pub accounts: Vec<AccountId>,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Part of the target inside which an account counts as being there.
+    pub tolerance: Ratio,
+    /// The most that may be traded, as a value in quote; none without a cap.
+    pub max_amount: Option<Notional>,
+    /// Whether the gross position may grow.
+    pub allow_gross_increase: bool,
+    /// How far a fill may be from the mid at arrival.
+    pub max_slippage: Ratio,
+    /// How long the operation may take.
+    pub timeout: Duration,
+    /// Plan only.
+    pub dry_run: bool,
+    /// What came beside the body.
+    pub meta: RequestMeta,
+}
+
 /// What kind of request an operation serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperationKind {
@@ -160,6 +185,8 @@ pub enum OperationKind {
     Hedge,
     /// `delta/flatten`.
     Flatten,
+    /// `utilization/rebalance`.
+    Rebalance,
     /// Orders of an earlier run whose fate had to be settled.
     Recovery,
     /// A venue closed one side of a book: the other side is shrunk.
@@ -169,7 +196,7 @@ pub enum OperationKind {
 impl OperationKind {
     /// Whether operations of the kind trade both ways, so that one leg without the other opens something.
     pub const fn is_two_sided(self) -> bool {
-        matches!(self, Self::Flatten)
+        matches!(self, Self::Flatten | Self::Rebalance)
     }
 
     /// How operation ids of the kind begin.
@@ -178,6 +205,7 @@ impl OperationKind {
             Self::DeltaControl => "delta-ctrl",
             Self::Hedge => "hedge",
             Self::Flatten => "flatten",
+            Self::Rebalance => "rebalance",
             Self::Recovery => "recovery",
             Self::LossResponse => "loss-response",
         }
@@ -315,10 +343,67 @@ pub struct OperationReport {
     pub worst_case: Option<Delta>,
     /// All that the net delta of its accounts can be now: lowest and highest, apart while orders are in doubt.
     pub interval: Option<(Delta, Delta)>,
+    /// What a utilization rebalance found and planned.
+    pub rebalance: Option<RebalanceView>,
     /// Why it did not do what was asked.
     pub failure: Option<Failure>,
     /// Its story.
     pub timeline: Vec<TimelineEntry>,
+}
+
+/// What a utilization rebalance found at its start, and what it planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebalanceView {
+    /// The utilization that every account should have.
+    pub target: Ratio,
+    /// Part of the target inside which an account counts as being there.
+    pub tolerance: Ratio,
+    /// Whether any account was outside.
+    pub needed: bool,
+    /// Mean utilization of the accounts that have equity.
+    pub average: Ratio,
+    /// Each account.
+    pub accounts: Vec<RebalanceLine>,
+    /// Money that would mend what trading cannot. Nothing here ever moves money.
+    pub transfers: Vec<Transfer>,
+    /// Why nothing is to be traded, where that is so.
+    pub reason: Option<String>,
+}
+
+/// One account of a utilization rebalance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebalanceLine {
+    /// The account.
+    pub account: AccountId,
+    /// Utilization before; none where the equity is not above zero.
+    pub utilization: Option<Ratio>,
+    /// `(u − target) ÷ target`, or `u` where the target is zero.
+    pub deviation: Option<Ratio>,
+    /// Whether that is within the tolerance.
+    pub within: bool,
+    /// How much its position shall grow, base units; below zero it shrinks.
+    pub change: Decimal,
+    /// The same as a value in quote.
+    pub amount: Notional,
+    /// The same as a trade: bought above zero.
+    pub trade: Delta,
+    /// Utilization after it.
+    pub utilization_after: Option<Ratio>,
+    /// Adverse move to liquidation before; none where there is none.
+    pub liquidation_distance_before: Option<Ratio>,
+    /// The same after it.
+    pub liquidation_distance_after: Option<Ratio>,
+}
+
+/// A suggestion to a person: move money from one account to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// From which account.
+    pub from: AccountId,
+    /// To which.
+    pub to: AccountId,
+    /// How much, quote.
+    pub amount: Notional,
 }
 
 /// An operation that began.
@@ -550,6 +635,9 @@ pub trait ControlPlane: Send + Sync {
 
     /// Starts to close every position of the named accounts, both sides in lock step.
     async fn flatten(&self, request: Flatten) -> Result<Started, Box<Failure>>;
+
+    /// Starts to bring accounts' utilization near a target; the net delta stays.
+    async fn rebalance_utilization(&self, request: UtilizationRebalance) -> Result<Started, Box<Failure>>;
 
     /// Asks the venues for the accounts' state.
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>>;

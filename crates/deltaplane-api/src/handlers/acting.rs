@@ -92,6 +92,19 @@ pub(crate) async fn flatten(State(state): Shared, request: Request) -> Response<
     result.await.unwrap_or_else(|reply| reply).into_response()
 }
 
+pub(crate) async fn utilization_rebalance(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let meta = meta(&asked)?;
+        let parsed = requests::utilization_rebalance(&asked.body, meta.clone())
+            .map_err(|problems| invalid(&problems, &asked.path))?;
+        let (plane, dry_run) = (state.plane.clone(), parsed.dry_run);
+        let start = async move { plane.rebalance_utilization(parsed).await };
+        Ok(act(state, asked, meta, dry_run, start, operation::utilization_rebalance).await)
+    };
+    result.await.unwrap_or_else(|reply| reply).into_response()
+}
+
 /// Starts an operation once per idempotency key and answers with its report.
 ///
 /// All of it is on a task of its own: what began is finished and its answer kept although the client goes away.

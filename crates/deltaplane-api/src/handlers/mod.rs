@@ -5,6 +5,7 @@ mod reading;
 
 pub(crate) use acting::{
     account_sync, answer, delta_control, flatten, hedge_execute, kill_switch, resolve, trading_state,
+    utilization_rebalance,
 };
 pub(crate) use reading::{
     accounts, alerts, healthz, operation, operations, portfolio, preflight, readyz, reconciliation,

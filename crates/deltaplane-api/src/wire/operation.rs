@@ -1,6 +1,8 @@
 //! Operations: the answers to `delta/control` and `hedge/execute`, and what `operations` shows.
 
-use deltaplane_ports::{OperationKind, OperationReport, OperationState, OrderReport};
+use deltaplane_ports::{
+    OperationKind, OperationReport, OperationState, OrderReport, RebalanceLine, RebalanceView,
+};
 use deltaplane_types::{Decimal, Leg, Plan};
 
 use super::json::{JsonObject, Number};
@@ -83,6 +85,87 @@ pub(crate) fn hedge_execution(report: &OperationReport) -> JsonObject {
     json
 }
 
+/// `UtilizationRebalanceResponse`.
+pub(crate) fn utilization_rebalance(report: &OperationReport) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("success", &report.failure.is_none());
+    json.put("operationId", report.id.as_str());
+    json.put("timestamp", &report.started_at.as_millis());
+    json.put("accountsProcessed", &names(report));
+    json.put("executionTime", &millis(report.execution_time));
+    if let Some(view) = &report.rebalance {
+        json.number("averageUtilization", view.average.value());
+        json.number("targetUtilization", view.target.value());
+        json.put("rebalanceNeeded", &view.needed);
+        json.put(
+            "rebalanceActions",
+            &view.accounts.iter().map(|line| action(line, view)).collect::<Vec<_>>(),
+        );
+        let metrics: Vec<JsonObject> = view.accounts.iter().map(|line| metric(line, view)).collect();
+        json.put("utilizationMetrics", &metrics);
+        let transfers: Vec<JsonObject> = view
+            .transfers
+            .iter()
+            .map(|transfer| {
+                let mut json = JsonObject::default();
+                json.put("from", transfer.from.as_str());
+                json.put("to", transfer.to.as_str());
+                json.number("amount", transfer.amount.value());
+                json
+            })
+            .collect();
+        json.put("transferSuggestions", &transfers);
+    }
+    let cost = report.plan.as_ref().map_or(Decimal::ZERO, |plan| plan.cost.value());
+    json.number("estimatedCost", cost);
+    json.number("initialDelta", report.initial_delta.value());
+    json.number("finalDelta", report.final_delta.value());
+    if !report.dry_run && report.adjustment_needed {
+        let mut hedge = JsonObject::default();
+        hedge_fields(&mut hedge, report);
+        json.put("hedgeResults", &hedge);
+    }
+    shared_fields(&mut json, report);
+    json
+}
+
+/// `UtilizationAction`, with what it is expected to lead to.
+fn action(line: &RebalanceLine, view: &RebalanceView) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("accountId", line.account.as_str());
+    json.put(
+        "action",
+        match line.change.cmp(&Decimal::ZERO) {
+            std::cmp::Ordering::Greater => "increase",
+            std::cmp::Ordering::Less => "decrease",
+            std::cmp::Ordering::Equal => "maintain",
+        },
+    );
+    json.put("currentUtilization", &line.utilization.map(|ratio| Number(ratio.value())));
+    json.number("targetUtilization", view.target.value());
+    json.number("adjustmentAmount", line.amount.value());
+    json.number("amount", line.trade.value());
+    for (name, ratio) in [
+        ("utilizationAfter", line.utilization_after),
+        ("liquidationDistanceBefore", line.liquidation_distance_before),
+        ("liquidationDistanceAfter", line.liquidation_distance_after),
+    ] {
+        json.put(name, &ratio.map(|ratio| Number(ratio.value())));
+    }
+    json
+}
+
+/// `UtilizationMetric`.
+fn metric(line: &RebalanceLine, view: &RebalanceView) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("accountId", line.account.as_str());
+    json.put("currentUtilization", &line.utilization.map(|ratio| Number(ratio.value())));
+    json.number("targetUtilization", view.target.value());
+    json.put("deviationPercent", &line.deviation.map(|ratio| Number(ratio.value())));
+    json.put("withinTolerance", &line.within);
+    json
+}
+
 fn names(report: &OperationReport) -> Vec<String> {
     report.accounts.iter().map(ToString::to_string).collect()
 }
@@ -120,6 +203,7 @@ const fn kind(kind: OperationKind) -> &'static str {
         OperationKind::DeltaControl => "delta-control",
         OperationKind::Hedge => "hedge",
         OperationKind::Flatten => "flatten",
+        OperationKind::Rebalance => "rebalance",
         OperationKind::Recovery => "recovery",
         OperationKind::LossResponse => "loss-response",
     }
@@ -129,6 +213,7 @@ const fn kind(kind: OperationKind) -> &'static str {
 pub(crate) fn answer_of(report: &OperationReport) -> JsonObject {
     match report.kind {
         OperationKind::Hedge => hedge_execution(report),
+        OperationKind::Rebalance => utilization_rebalance(report),
         OperationKind::DeltaControl
         | OperationKind::Flatten
         | OperationKind::Recovery

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     DeltaControl, Flatten, HedgeExecution, HedgeTo, KillSwitch, OnShortfall, RequestMeta, ResolveOrder,
-    Settlement, SyncRequest, TradingChange,
+    Settlement, SyncRequest, TradingChange, UtilizationRebalance,
 };
-use deltaplane_types::{Decimal, Delta, OperationId, Quantity, Ratio, Side, Symbol, TradingState};
+use deltaplane_types::{Decimal, Delta, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingState};
 
 use crate::request::{Fields, Problems, Range};
 
@@ -121,6 +121,33 @@ pub(crate) fn flatten(body: &[u8], meta: RequestMeta) -> Result<Flatten, Problem
     let request = Flatten {
         symbol: symbol.unwrap_or_else(placeholder),
         accounts: fields.need_accounts("accounts"),
+        max_slippage: slippage(&mut fields),
+        timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
+        dry_run: fields.flag("dryRun").unwrap_or(false),
+        meta,
+    };
+    fields.finish()?;
+    Ok(request)
+}
+
+/// `POST utilization/rebalance`.
+pub(crate) fn utilization_rebalance(
+    body: &[u8],
+    meta: RequestMeta,
+) -> Result<UtilizationRebalance, Problems> {
+    let mut fields = Fields::read(body)?;
+    let target = fields.need_decimal("targetUtilization", fraction());
+    let accounts = fields.need_accounts("accounts");
+    let symbol = fields.need_symbol("symbol");
+    let tolerance = fields.decimal("tolerancePercent", fraction());
+    let above_zero = Range { least: Some((Decimal::ZERO, false)), most: None };
+    let request = UtilizationRebalance {
+        target: Ratio::new(target),
+        accounts,
+        symbol: symbol.unwrap_or_else(placeholder),
+        tolerance: Ratio::new(tolerance.unwrap_or(Decimal::from_i128_with_scale(1, 1))),
+        max_amount: fields.decimal("maxRebalanceAmount", above_zero).map(Notional::new),
+        allow_gross_increase: fields.flag("allowGrossIncrease").unwrap_or(false),
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         dry_run: fields.flag("dryRun").unwrap_or(false),

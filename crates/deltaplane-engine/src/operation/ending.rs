@@ -199,7 +199,7 @@ impl Operation {
                 }
                 format!("{left} of {} was not hedged", wanted.abs())
             }
-            Goal::Flatten | Goal::Shift { .. } => {
+            Goal::Flatten | Goal::Shift { .. } | Goal::Utilization(_) => {
                 if matches!(self.ending, Some(Ending::Reached | Ending::Dust)) {
                     return None;
                 }

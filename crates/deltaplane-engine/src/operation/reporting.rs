@@ -120,6 +120,7 @@ impl Operation {
             warnings: anchor.map(|anchor| anchor.warnings.clone()).unwrap_or_default(),
             net_delta_all: anchor.and_then(|anchor| anchor.net_all),
             worst_case: self.worst_case,
+            rebalance: anchor.and_then(|anchor| anchor.rebalance.clone()),
             interval: self.interval().map(|interval| (interval.low, interval.high)),
             failure: self.failure.as_deref().cloned(),
             timeline: self.timeline.clone(),

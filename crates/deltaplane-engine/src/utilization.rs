@@ -1,0 +1,207 @@
+//! What a utilization rebalance changes: the account facts as the solver wants them, and its answer as people read it.
+
+use std::collections::BTreeMap;
+
+use deltaplane_math::{
+    MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, liquidation_distance, mul_rounded,
+    rebalance, smallest_order,
+};
+use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
+use deltaplane_types::{AccountId, Decimal, Delta, Notional, Price, Quantity, Ratio, Side};
+
+use crate::config::EngineConfig;
+use crate::control::{Spec, UtilizationGoal, order_rules};
+use crate::snapshot::{AccountFacts, Snapshot};
+
+/// The changes of each account's position, signed, and the view of them.
+pub(crate) fn changes(
+    goal: &UtilizationGoal,
+    spec: &Spec,
+    snapshot: &Snapshot,
+    config: &EngineConfig,
+) -> Result<(BTreeMap<AccountId, Delta>, RebalanceView), MathError> {
+    let named: Vec<(&AccountId, &AccountFacts)> =
+        spec.accounts.iter().filter_map(|id| Some((id, snapshot.accounts.get(id)?))).collect();
+    let mut accounts = Vec::with_capacity(named.len());
+    for (_, facts) in &named {
+        accounts.push(solver_account(facts, spec, snapshot.reference_price, config)?);
+    }
+    let input = RebalanceInput {
+        price: snapshot.reference_price,
+        target: goal.target,
+        tolerance: goal.tolerance,
+        max_utilization: config.costs.max_utilization,
+        allow_gross_increase: goal.allow_gross_increase,
+        max_notional: goal.max_amount,
+        accounts,
+    };
+    let found = rebalance(&input)?;
+    let mut lines = Vec::with_capacity(named.len());
+    let mut changes = BTreeMap::new();
+    for ((id, facts), change) in named.iter().zip(&found.changes) {
+        let position = facts.account.position(&spec.symbol);
+        let after = position.plus(change.trade)?;
+        let margin = facts.margin(&spec.symbol)?;
+        let distance = |position| liquidation_distance(&margin, position, snapshot.reference_price);
+        lines.push(RebalanceLine {
+            account: (*id).clone(),
+            utilization: change.utilization,
+            deviation: change.deviation,
+            within: change.within,
+            change: change.change,
+            amount: Notional::new(mul_rounded(change.change, snapshot.reference_price.value())?),
+            trade: change.trade,
+            utilization_after: change.after,
+            liquidation_distance_before: distance(position)?,
+            liquidation_distance_after: distance(after)?,
+        });
+        if !change.trade.is_zero() {
+            changes.insert((*id).clone(), change.trade);
+        }
+    }
+    let transfers = transfers(goal, &named, &found, spec)?;
+    let reason = changes.is_empty().then(|| nothing_moves(goal, &found));
+    let view = RebalanceView {
+        target: goal.target,
+        tolerance: goal.tolerance,
+        needed: found.needed,
+        average: found.average,
+        accounts: lines,
+        transfers,
+        reason,
+    };
+    Ok((changes, view))
+}
+
+fn nothing_moves(goal: &UtilizationGoal, found: &Rebalance) -> String {
+    let above = found
+        .changes
+        .iter()
+        .any(|change| !change.within && change.deviation.is_none_or(|deviation| deviation > Ratio::ZERO));
+    if !found.needed {
+        format!("withinTolerance: every account is within {} of {}", goal.tolerance, goal.target)
+    } else if !above && !goal.allow_gross_increase {
+        "no account is above its tolerance, and raising utilization needs more exposure: send allowGrossIncrease: true"
+            .to_owned()
+    } else {
+        "trading within the limits brings no account nearer; see transferSuggestions".to_owned()
+    }
+}
+
+fn solver_account(
+    facts: &AccountFacts,
+    spec: &Spec,
+    price: Price,
+    config: &EngineConfig,
+) -> Result<RebalanceAccount, MathError> {
+    let position = facts.account.position(&spec.symbol);
+    let margin = facts.margin(&spec.symbol)?;
+    let rules = order_rules(&facts.instrument);
+    let lot = facts.instrument.lot_size;
+    let mid = facts.market.mid().unwrap_or(price);
+    // The smallest order depends on the side only where it reduces.
+    let grow = if position.is_negative() { Side::Sell } else { Side::Buy };
+    let least = |side: Side| {
+        smallest_order(&rules, position, Quantity::try_new(lot.value())?.signed(side), mid, spec.max_slippage)
+    };
+    let shrink = if grow == Side::Buy { Side::Sell } else { Side::Buy };
+    let closable = !position.is_zero() && facts.instrument.tradable;
+    Ok(RebalanceAccount {
+        position,
+        equity: margin.equity,
+        other_margin: margin.other_margin,
+        initial_rate: margin.initial_rate,
+        lot,
+        most_growth: Some(most_growth(facts, spec, price, config)?),
+        least_growth: least(grow)?,
+        least_shrink: if closable { least(shrink)? } else { Quantity::ZERO },
+    })
+}
+
+/// How far a position may grow before the cap on positions or the liquidation distance stops it.
+fn most_growth(
+    facts: &AccountFacts,
+    spec: &Spec,
+    price: Price,
+    config: &EngineConfig,
+) -> Result<Quantity, MathError> {
+    if !facts.instrument.tradable {
+        return Ok(Quantity::ZERO);
+    }
+    let position = facts.account.position(&spec.symbol);
+    let margin = facts.margin(&spec.symbol)?;
+    let lot = facts.instrument.lot_size.value();
+    let cap = deltaplane_math::div(config.limits.max_position_notional.value(), price.value())?;
+    let room = deltaplane_math::sub(cap, position.abs().value())?.max(Decimal::ZERO);
+    let sides: &[Side] = match (position.is_zero(), position.is_negative()) {
+        (true, _) => &[Side::Buy, Side::Sell],
+        (false, true) => &[Side::Sell],
+        (false, false) => &[Side::Buy],
+    };
+    let fits = |growth: Decimal| -> Result<bool, MathError> {
+        for side in sides {
+            let after = position.plus(Quantity::try_new(growth)?.signed(*side))?;
+            let distance = liquidation_distance(&margin, after, price)?;
+            if distance.is_some_and(|distance| distance < config.costs.min_liquidation_distance) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    // Growth brings liquidation nearer: the largest number of lots that fits, by halving.
+    let (mut good, mut bad) = (
+        Decimal::ZERO,
+        deltaplane_math::add(deltaplane_math::div(floor_to_step(room, lot)?, lot)?, Decimal::ONE)?,
+    );
+    while deltaplane_math::sub(bad, good)? > Decimal::ONE {
+        let middle = deltaplane_math::div(deltaplane_math::add(good, bad)?, Decimal::TWO)?.floor();
+        if fits(mul_rounded(middle, lot)?)? {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Ok(Quantity::try_new(mul_rounded(good, lot)?)?)
+}
+
+/// What trading cannot mend: money that would bring accounts to the target, from those that have more than it asks.
+fn transfers(
+    goal: &UtilizationGoal,
+    named: &[(&AccountId, &AccountFacts)],
+    found: &Rebalance,
+    spec: &Spec,
+) -> Result<Vec<Transfer>, MathError> {
+    if goal.target.value().is_zero() {
+        return Ok(Vec::new());
+    }
+    let (mut poor, mut rich) = (Vec::new(), Vec::new());
+    for ((id, facts), change) in named.iter().zip(&found.changes) {
+        let equity = facts.margin(&spec.symbol)?.equity.value();
+        let Some(after) = change.after.map(Ratio::value) else { continue };
+        // The equity at which the margin in use is the target's part of it.
+        let wanted = deltaplane_math::div(mul_rounded(after, equity)?, goal.target.value())?;
+        let off = deltaplane_math::sub(after, goal.target.value())?;
+        let tolerated = mul_rounded(goal.tolerance.value(), goal.target.value())?;
+        let surplus = deltaplane_math::sub(equity, wanted)?;
+        if off > tolerated {
+            poor.push(((*id).clone(), surplus.abs()));
+        } else if surplus > Decimal::ZERO {
+            rich.push(((*id).clone(), surplus));
+        }
+    }
+    poor.sort_by_key(|(_, amount)| std::cmp::Reverse(*amount));
+    rich.sort_by_key(|(_, amount)| std::cmp::Reverse(*amount));
+    let mut all = Vec::new();
+    for (to, mut lacks) in poor {
+        for (from, has) in &mut rich {
+            // Whole units of money: nobody transfers less.
+            let amount = lacks.min(*has).floor();
+            if amount <= Decimal::ZERO {
+                continue;
+            }
+            (*has, lacks) = (deltaplane_math::sub(*has, amount)?, deltaplane_math::sub(lacks, amount)?);
+            all.push(Transfer { from: from.clone(), to: to.clone(), amount: Notional::new(amount) });
+        }
+    }
+    Ok(all)
+}

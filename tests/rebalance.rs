@@ -1,0 +1,152 @@
+//! Utilization brought near a target while the net delta stays, over real sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_engine::EngineConfig;
+use deltaplane_ports::{
+    ControlPlane as _, OperationReport, OperationState, RebalanceLine, RequestMeta, UtilizationRebalance,
+};
+use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
+use deltaplane_tests::{Place, World, btc, config};
+use deltaplane_types::{Code, Decimal, Delta, Notional};
+use deltaplane_venue_sim::{Fault, FaultKind};
+
+fn small_steps() -> EngineConfig {
+    let mut config = config();
+    config.limits.max_in_flight_delta = Notional::new(Decimal::from(13_300));
+    config
+}
+
+/// At 66,000 and leverage 10: 1 BTC on 9,000 USDT is 73 % used, 0.5 on 20,000 is 16 %.
+fn places() -> Vec<Place> {
+    vec![
+        Place { wallet: "9000", ..Place::new("tight", "1") },
+        Place { wallet: "20000", ..Place::new("easy", "0.5") },
+        Place { wallet: "40000", ..Place::new("short", "-1.5") },
+    ]
+}
+
+async fn world(places: Vec<Place>) -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    (World::start_with(places, journal.clone(), small_steps()).await, journal)
+}
+
+fn to(world: &World, target: &str) -> UtilizationRebalance {
+    UtilizationRebalance {
+        target: ratio(target),
+        accounts: world.accounts.clone(),
+        symbol: btc(),
+        tolerance: ratio("0.1"),
+        max_amount: None,
+        allow_gross_increase: false,
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(20),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    }
+}
+
+async fn run(world: &World, request: UtilizationRebalance) -> OperationReport {
+    world.engine.rebalance_utilization(request).await.unwrap().report.await.unwrap()
+}
+
+fn line<'a>(report: &'a OperationReport, account: &str) -> &'a RebalanceLine {
+    let view = report.rebalance.as_ref().unwrap();
+    view.accounts.iter().find(|line| line.account.as_str() == account).unwrap()
+}
+
+fn positions(world: &World) -> Vec<Decimal> {
+    let net = |running: &deltaplane_venue_sim::Running| {
+        running.sim().with(|exchange| exchange.accounts.values().map(|a| a.net("BTCUSDT")).sum::<Decimal>())
+    };
+    world.exchanges.iter().map(net).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_tight_moves_to_what_is_easy_and_the_net_delta_stays() {
+    let (world, _) = world(places()).await;
+    let before = positions(&world);
+    let planned = run(&world, UtilizationRebalance { dry_run: true, ..to(&world, "0.4") }).await;
+    assert_eq!((planned.failure.clone(), positions(&world)), (None, before.clone()), "{planned:#?}");
+    let report = run(&world, to(&world, "0.4")).await;
+    assert_eq!((report.failure.clone(), report.state), (None, OperationState::Succeeded), "{report:#?}");
+    let view = report.rebalance.as_ref().unwrap();
+    assert!(view.needed);
+    let after = positions(&world);
+    assert_eq!(after.iter().sum::<Decimal>(), before.iter().sum::<Decimal>(), "{after:?}");
+    for (index, account) in ["tight", "easy", "short"].iter().enumerate() {
+        let line = line(&report, account);
+        assert_eq!(after[index] - before[index], line.trade.value(), "{account}: {line:?}");
+        // What was promised: positions times price times a tenth over the equity, within what prices moved.
+        let equity = Decimal::from([9_000, 20_000, 40_000][index]);
+        let used = after[index].abs() * Decimal::from(6_600) / equity;
+        let promised = line.utilization_after.unwrap().value();
+        assert!((used - promised).abs() < "0.01".parse().unwrap(), "{account}: {used} and {promised}");
+    }
+    let (tight, easy) = (line(&report, "tight"), line(&report, "easy"));
+    assert!(tight.change < Decimal::ZERO && easy.change > Decimal::ZERO, "{view:#?}");
+    assert!(tight.liquidation_distance_after > tight.liquidation_distance_before, "{tight:?}");
+    let most = delta("0.203");
+    assert!(report.max_transient_delta <= most, "two tenths of a BTC at most: {report:#?}");
+    assert_eq!(
+        run(&world, to(&world, "0.4")).await.orders.len(),
+        0,
+        "the second time there is nothing to do"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cap_on_what_is_traded_binds() {
+    let (world, _) = world(places()).await;
+    let request = UtilizationRebalance { max_amount: Some(notional("20000")), ..to(&world, "0.4") };
+    let report = run(&world, request).await;
+    assert_eq!(report.failure, None, "{report:#?}");
+    let traded = report.total_cost.value();
+    assert!(traded <= Decimal::from(20_000) && traded > Decimal::from(18_500), "{traded}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raising_utilization_needs_leave_and_a_tight_book_is_told_what_would_help() {
+    let (world, _) = world(places()).await;
+    let report = run(&world, to(&world, "0.9")).await;
+    assert_eq!((report.failure.clone(), report.orders.len()), (None, 0));
+    let reason = report.reason.unwrap();
+    assert!(
+        reason.contains("no account is above its tolerance") && reason.contains("allowGrossIncrease"),
+        "{reason}"
+    );
+    // Nothing can be shifted among longs; both sides shrink until the short one is flat, and that is not enough.
+    let (world, _) = self::world(vec![
+        Place { wallet: "9000", ..Place::new("tight", "1") },
+        Place { wallet: "400000", ..Place::new("short", "-0.2") },
+    ])
+    .await;
+    let report = run(&world, to(&world, "0.3")).await;
+    assert_eq!(report.failure, None, "{report:#?}");
+    let held = positions(&world);
+    assert_eq!(held, [delta("0.8").value(), Decimal::ZERO]);
+    let view = report.rebalance.unwrap();
+    assert!(!view.transfers.is_empty(), "{view:?}");
+    let transfer = &view.transfers[0];
+    assert_eq!((transfer.from.as_str(), transfer.to.as_str()), ("short", "tight"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partner_that_refuses_is_unwound_and_the_book_stays_neutral() {
+    let (world, _) = world(places()).await;
+    let before = positions(&world);
+    let body = r#"{"code":-2019,"msg":"Margin is insufficient."}"#.to_owned();
+    let refuse = Fault::new(FaultKind::Refuse { status: 400, body }, 1_000);
+    // The tight account takes no order: what the easy one opened is closed again.
+    world.exchanges[0].sim().inject(refuse.on("POST", "/fapi/v1/order"));
+    let report = run(&world, to(&world, "0.4")).await;
+    let failure = report.failure.clone().unwrap();
+    assert_eq!(failure.code, Code::HedgeFailed, "{failure:?}");
+    let after = positions(&world);
+    assert_eq!((after[0], after[1]), (before[0], before[1]), "{report:#?}");
+    assert_eq!(after.iter().sum::<Decimal>(), before.iter().sum::<Decimal>());
+    assert_eq!(report.final_delta, Delta::new(before.iter().sum()));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "one-legged"));
+}
