@@ -33,6 +33,7 @@ fn hedge(account: &AccountId, side: Side, amount: &str) -> HedgeExecution {
         accounts: vec![account.clone()],
         amount: quantity(amount),
         side: Some(side),
+        strategy: deltaplane_ports::HedgeStrategy::DeltaNeutral,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
         dry_run: false,

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use deltaplane_engine::{ExternalDelta, Holdings};
 use deltaplane_ports::{
-    Check, Clock as _, ControlPlane as _, DeltaControl, Flatten, HedgeExecution, IntentRecord, KillSwitch,
-    OperationState, Record, RequestMeta, Severity, SyncRequest,
+    Check, Clock as _, ControlPlane as _, DeltaControl, Flatten, HedgeExecution, HedgeStrategy, IntentRecord,
+    KillSwitch, OperationReport, OperationState, Record, RequestMeta, Severity, SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
-use deltaplane_types::{Code, Decimal, Side, Timestamp};
+use deltaplane_types::{AccountId, Code, Decimal, Side, Timestamp};
 use deltaplane_venue_sim::core::PositionSide;
 use deltaplane_venue_sim::{Fault, FaultKind};
 
@@ -443,6 +443,7 @@ async fn orders_that_a_crash_left_in_doubt_are_settled_at_the_next_start() {
         accounts: vec!["long".parse().unwrap()],
         amount: quantity("0.01"),
         side: Some(Side::Sell),
+        strategy: HedgeStrategy::DeltaNeutral,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
         dry_run: false,
@@ -462,6 +463,7 @@ async fn a_hedge_takes_its_side_from_the_exposure_and_never_overshoots() {
         accounts: world.accounts.clone(),
         amount: quantity(amount),
         side: None,
+        strategy: HedgeStrategy::DeltaNeutral,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
         dry_run: false,
@@ -637,4 +639,43 @@ async fn a_hedge_mode_account_closes_its_long_side() {
     let quarter = Decimal::from_i128_with_scale(25, 2);
     // The long side was shrunk and no short side was opened beside it.
     assert_eq!((sides(0), sides(1)), ((quarter, Decimal::ZERO), (Decimal::ZERO, -quarter)));
+}
+
+/// The long leg's exchange carries the exposure of 0.25: 0.5 there, 0.25 short elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
+    let (world, _) = world().await;
+    let hedge = |strategy, accounts: &[AccountId], amount: &str| HedgeExecution {
+        symbol: btc(),
+        accounts: accounts.to_vec(),
+        amount: quantity(amount),
+        side: None,
+        strategy,
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    };
+    let run = async |request| world.engine.execute_hedge(request).await.unwrap().report.await.unwrap();
+    let used = |report: &OperationReport| {
+        let mut names: Vec<String> = report.orders.iter().map(|order| order.account.to_string()).collect();
+        names.dedup();
+        names
+    };
+    let report = run(hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.1")).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    assert!(!used(&report).contains(&"long".to_owned()), "the position there stays: {report:?}");
+    let report = run(hedge(HedgeStrategy::SamePlatform, &world.accounts, "0.15")).await;
+    assert_eq!((report.failure.clone(), used(&report)), (None, vec!["long".to_owned()]), "{report:?}");
+    assert_eq!(world.true_net(), Decimal::ZERO);
+    // Nothing is exposed now, and a side alone says which exchange is meant.
+    let sell = HedgeExecution {
+        side: Some(Side::Sell),
+        ..hedge(HedgeStrategy::CrossPlatform, &world.accounts[..1], "0.1")
+    };
+    let failure = world.engine.execute_hedge(sell).await.unwrap_err();
+    assert_eq!(failure.code, Code::InvalidRequest);
+    assert!(failure.error.contains("is on another exchange than long"), "{failure:?}");
+    let nobody = hedge(HedgeStrategy::SamePlatform, &["nobody".parse().unwrap()], "0.1");
+    assert_eq!(world.engine.execute_hedge(nobody).await.unwrap_err().code, Code::InvalidAccount);
 }

@@ -8,6 +8,7 @@ use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
 use deltaplane_ports::{
     ControlPlane, DeltaControl, Flatten, HedgeExecution, HedgeTo, IdSource, KillSwitch, OnShortfall,
     OperationReport, OperationState, PriceFeed, RequestMeta, ResolveOrder, Settlement, TradingChange,
+    UtilizationRebalance,
 };
 use deltaplane_types::{AccountId, Decimal, Delta, Notional, Quantity, Ratio, Side, TradingState};
 use rand::{Rng as _, SeedableRng as _};
@@ -67,6 +68,12 @@ enum Action {
     },
     Flatten {
         accounts: Vec<AccountId>,
+        timeout: u64,
+    },
+    Rebalance {
+        target: Decimal,
+        accounts: Vec<AccountId>,
+        grow: bool,
         timeout: u64,
     },
     Kill(bool),
@@ -208,7 +215,7 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
             accounts = names.to_vec();
         }
         let timeout = [300, 2_000, 10_000, 30_000][rng.random_range(0..4)];
-        let draw = rng.random_range(0..24);
+        let draw = rng.random_range(0..27);
         let action = match draw {
             0..=10 => Action::Control {
                 target: thousandths(if rng.random_bool(0.5) { 0 } else { rng.random_range(-500..=500) }),
@@ -229,6 +236,13 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
                 let accounts = if rng.random_bool(0.8) { names.to_vec() } else { accounts };
                 Action::Flatten { accounts, timeout }
             }
+            // A hundredth of the equity is near what positions use here.
+            24..=26 => Action::Rebalance {
+                target: thousandths(rng.random_range(0..8)),
+                accounts,
+                grow: rng.random_bool(0.4),
+                timeout,
+            },
             23 if mode != Mode::Calm => Action::Stop([0, 200, 10_000][rng.random_range(0..3)]),
             17..=18 if mode != Mode::Calm => Action::Kill(rng.random_bool(0.6)),
             _ if mode != Mode::Calm => {
@@ -384,6 +398,7 @@ impl Life {
                     accounts,
                     amount: Quantity::try_new(amount).expect("above zero"),
                     side,
+                    strategy: deltaplane_ports::HedgeStrategy::DeltaNeutral,
                     max_slippage: ratio(5, 3),
                     timeout: Duration::from_millis(timeout),
                     dry_run: false,
@@ -399,6 +414,24 @@ impl Life {
                     Flatten { timeout: Duration::from_millis(timeout), ..Flatten::new(btc(), accounts) };
                 self.launch(engine.clone(), timeout, None, async |engine: &Engine| {
                     engine.flatten(request).await
+                })
+                .await;
+            }
+            Action::Rebalance { target, accounts, grow, timeout } => {
+                let request = UtilizationRebalance {
+                    target: Ratio::new(target),
+                    accounts,
+                    symbol: btc(),
+                    tolerance: ratio(1, 1),
+                    max_amount: None,
+                    allow_gross_increase: grow,
+                    max_slippage: ratio(5, 3),
+                    timeout: Duration::from_millis(timeout),
+                    dry_run: false,
+                    meta: RequestMeta::default(),
+                };
+                self.launch(engine.clone(), timeout, None, async |engine: &Engine| {
+                    engine.rebalance_utilization(request).await
                 })
                 .await;
             }

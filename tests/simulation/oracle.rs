@@ -138,7 +138,8 @@ impl Oracle {
     /// What trades both ways ends no further from its target than it began, or somebody is told.
     fn check_both_sides(&mut self, operation: &OperationId, venues: &BTreeMap<AccountId, Venue>) {
         let Some(began) = self.began.get(operation).copied() else { return };
-        if !operation.as_str().starts_with("flatten-") || self.outsiders {
+        let kind = operation.as_str().split('-').next().unwrap_or_default();
+        if !["flatten", "rebalance"].contains(&kind) || self.outsiders {
             return;
         }
         let orders = self.intents.values().filter(|intent| intent.operation == *operation);
@@ -152,7 +153,7 @@ impl Oracle {
             price = price.min(intent.order.limit_price.value());
         }
         if sides.len() == 2 {
-            *self.seldom.entry("closed both sides".to_owned()).or_default() += 1;
+            *self.seldom.entry(format!("{kind} of both sides")).or_default() += 1;
         }
         // Dust is up to 200 USD; prices move a little.
         if away.abs() > began.abs() && away.abs() * price > Decimal::from(210) {

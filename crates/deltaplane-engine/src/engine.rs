@@ -10,14 +10,15 @@ use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity, Failure, Flatten,
-    HedgeExecution, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
-    OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport, PriceFeed,
-    ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started, SymbolView,
-    SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, UtilizationRebalance, VenueRules,
+    HedgeExecution, HedgeStrategy, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch,
+    MarketSummary, OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport,
+    PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started,
+    SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
+    VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Symbol,
-    Timestamp, TradingState, VenueId,
+    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Side,
+    Symbol, Timestamp, TradingState, VenueId,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -496,6 +497,53 @@ impl Core {
         Ok(())
     }
 
+    /// The accounts that a hedge's strategy leaves of those named.
+    fn accounts_for(&self, request: &HedgeExecution) -> Result<Vec<AccountId>, Box<Failure>> {
+        let stays = match request.strategy {
+            HedgeStrategy::DeltaNeutral => return Ok(request.accounts.clone()),
+            HedgeStrategy::CrossPlatform => false,
+            HedgeStrategy::SamePlatform => true,
+        };
+        let eyes = &self.shared.eyes;
+        let mut by_venue = BTreeMap::<VenueId, Delta>::new();
+        for keeper in eyes.accounts.values() {
+            let delta = keeper
+                .known(KNOWN_FOR)
+                .and_then(|snapshot| eyes.config.holdings.delta(&snapshot, &request.symbol).ok());
+            let Some(delta) = delta else {
+                let text = format!(
+                    "which exchange carries the exposure cannot be told: the state of {} is not known",
+                    keeper.id
+                );
+                let remedy = "wait until it can be read, or send hedgeStrategy: \"delta-neutral\"";
+                return Err(failure(Code::InvalidRequest, text, remedy));
+            };
+            let sum = by_venue.entry(keeper.venue.clone()).or_default();
+            *sum = sum.plus(delta).unwrap_or(*sum);
+        }
+        let external = eyes.config.holdings.external(&request.symbol, eyes.clock.now())?;
+        let net = by_venue.values().fold(external, |sum, delta| sum.plus(*delta).unwrap_or(sum));
+        // What is sold lowers a long, so a side says which sign is exposed.
+        let exposed = request.side.map_or(net.side(), Side::opposite);
+        let of_that_sign = by_venue.iter().filter(|(_, delta)| !delta.is_zero() && delta.side() == exposed);
+        let Some((carries, _)) = of_that_sign.max_by_key(|(_, delta)| delta.abs()) else {
+            let sign = if exposed == Side::Buy { "long" } else { "short" };
+            let text = format!("no exchange is {sign} of {}", request.symbol);
+            return Err(failure(Code::InvalidRequest, text, "send hedgeStrategy: \"delta-neutral\""));
+        };
+        let fits = |id: &&AccountId| {
+            eyes.accounts.get(*id).is_some_and(|keeper| (keeper.venue == *carries) == stays)
+        };
+        let left: Vec<AccountId> = request.accounts.iter().filter(fits).cloned().collect();
+        if left.is_empty() {
+            let which = if stays { "is on" } else { "is on another exchange than" };
+            let text = format!("none of the named accounts {which} {carries}, which carries the exposure");
+            let remedy = "name other accounts, or choose another hedgeStrategy";
+            return Err(failure(Code::InvalidRequest, text, remedy));
+        }
+        Ok(left)
+    }
+
     fn new_id(&self, kind: OperationKind, now: Timestamp) -> OperationId {
         let date = jiff::Timestamp::from_millisecond(now.as_millis())
             .map(|at| at.strftime("%Y%m%d").to_string())
@@ -683,10 +731,12 @@ impl ControlPlane for Engine {
     }
 
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
+        self.core.check_accounts(&request.accounts)?;
+        let accounts = self.core.accounts_for(&request)?;
         let spec = Spec {
             goal: Goal::Hedge { amount: request.amount, side: request.side },
             symbol: request.symbol,
-            accounts: request.accounts,
+            accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
         };

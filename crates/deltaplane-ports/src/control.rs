@@ -99,7 +99,20 @@ impl DeltaControl {
     }
 }
 
-/// `POST /api/v1/hedge/execute` with the strategy `delta-neutral`.
+/// Which of the named accounts a hedge may use. The exchange that carries the exposure is the one with the largest net
+/// position of the exposed sign.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HedgeStrategy {
+    /// Any of them, at least cost.
+    #[default]
+    DeltaNeutral,
+    /// Only those on other exchanges, so that the position on that one stays.
+    CrossPlatform,
+    /// Only those on that exchange.
+    SamePlatform,
+}
+
+/// `POST /api/v1/hedge/execute`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HedgeExecution {
     /// The symbol.
@@ -110,6 +123,8 @@ pub struct HedgeExecution {
     pub amount: Quantity,
     /// Which way; none means the way that lowers the symbol's net delta over all accounts.
     pub side: Option<Side>,
+    /// Which of the accounts it may use.
+    pub strategy: HedgeStrategy,
     /// How far a fill may be from the mid at arrival.
     pub max_slippage: Ratio,
     /// How long the operation may take.

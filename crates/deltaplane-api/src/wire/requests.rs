@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use deltaplane_ports::{
-    DeltaControl, Flatten, HedgeExecution, HedgeTo, KillSwitch, OnShortfall, RequestMeta, ResolveOrder,
-    Settlement, SyncRequest, TradingChange, UtilizationRebalance,
+    DeltaControl, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch, OnShortfall, RequestMeta,
+    ResolveOrder, Settlement, SyncRequest, TradingChange, UtilizationRebalance,
 };
 use deltaplane_types::{Decimal, Delta, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingState};
 
@@ -71,13 +71,6 @@ pub(crate) fn delta_control(body: &[u8], meta: RequestMeta) -> Result<DeltaContr
     Ok(request)
 }
 
-/// Strategies of `hedge/execute`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Strategy {
-    DeltaNeutral,
-    NotYet,
-}
-
 pub(crate) fn hedge_execution(
     body: &[u8],
     meta: RequestMeta,
@@ -89,13 +82,11 @@ pub(crate) fn hedge_execution(
     let above_zero = Range { least: Some((Decimal::ZERO, false)), most: None };
     let amount = fields.need_decimal("hedgeAmount", above_zero);
     let strategies = [
-        ("delta-neutral", Strategy::DeltaNeutral),
-        ("cross-platform", Strategy::NotYet),
-        ("same-platform", Strategy::NotYet),
+        ("delta-neutral", HedgeStrategy::DeltaNeutral),
+        ("cross-platform", HedgeStrategy::CrossPlatform),
+        ("same-platform", HedgeStrategy::SamePlatform),
     ];
-    if fields.need_choice("hedgeStrategy", &strategies) == Some(Strategy::NotYet) {
-        fields.reject("hedgeStrategy", "this version executes delta-neutral only; send delta-neutral");
-    }
+    let strategy = fields.need_choice("hedgeStrategy", &strategies).unwrap_or_default();
     let side = fields.choice("side", &[("buy", Side::Buy), ("sell", Side::Sell)]);
     if live && side.is_some() && meta.idempotency.is_none() {
         fields.reject("side", "a hedge with a side needs an Idempotency-Key header in live mode");
@@ -105,6 +96,7 @@ pub(crate) fn hedge_execution(
         accounts,
         amount: Quantity::try_new(amount).unwrap_or_default(),
         side,
+        strategy,
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         dry_run: fields.flag("dryRun").unwrap_or(false),
