@@ -453,3 +453,85 @@ async fn observe_mode_needs_its_key_and_never_sends() {
         "{answer}"
     );
 }
+
+/// The numbered steps of the documented session, one after the other, with the bodies as they stand there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_session_runs_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let text = |value: &Value| value.to_string();
+    let (status, system) = server.get("/api/v1/system/status").await;
+    assert_eq!((status, &system["status"]), (200, &"running".into()));
+    let sync = r#"{"accounts": ["pacifica-main", "aster-hedge"], "includePositions": true}"#;
+    assert_eq!(server.post("/api/v1/account/sync", &[], sync).await.1["success"], true);
+    let (status, risk) = server.get("/api/v1/risk/metrics/pacifica-main").await;
+    assert_eq!((status, &risk["accountId"]), (200, &"pacifica-main".into()), "{risk}");
+    let number = |name: &str| risk[name].to_string().parse::<f64>().unwrap();
+    // 0.5 BTC on what the paper account has: notional over equity, a tenth of it initial margin.
+    let notional = risk["positions"][0]["notional"].to_string().parse::<f64>().unwrap();
+    assert!((number("leverageRatio") - notional / number("equity")).abs() < 1e-9, "{risk}");
+    assert!(number("utilizationRate") > 0.0 && number("utilizationRate") < 1.0, "{risk}");
+    assert!(number("marginRatio") < number("utilizationRate") && number("maxDrawdown") >= 0.0, "{risk}");
+    assert_eq!(text(&risk["deltaDeviation"]), "1", "one position alone is all delta");
+    assert_eq!(
+        text(&risk["liquidationDistance"]),
+        "null",
+        "a long of a third of the equity is never liquidated"
+    );
+    let (_, short) = server.get("/api/v1/risk/metrics/aster-hedge").await;
+    let of = |value: &Value| value.to_string().parse::<f64>().unwrap();
+    let (price, mark) =
+        (of(&short["positions"][0]["liquidationPrice"]), of(&short["positions"][0]["markPrice"]));
+    assert!((price / mark - 1.0 - of(&short["liquidationDistance"])).abs() < 1e-6, "{short}");
+    let control = r#"{"targetDelta": 0.0, "accounts": ["pacifica-main", "aster-hedge"], "maxDeviation": 0.1, "symbol": "BTC-USD"}"#;
+    // The third account holds nothing, so that two may be named.
+    let (status, done) = server.post("/api/v1/delta/control", &[], control).await;
+    assert_eq!((status, text(&done["finalDelta"]).as_str()), (200, "0"), "{done}");
+    assert_eq!(server.get("/api/v1/risk/alerts").await, (200, serde_json::json!([])));
+    assert_eq!(server.get("/api/v1/risk/alerts?severity=CRITICAL").await.0, 200);
+    let rebalance = r#"{"targetUtilization": 0.75, "accounts": ["pacifica-main", "aster-hedge", "binance-backup"], "symbol": "BTC-USD", "tolerancePercent": 0.1}"#;
+    let (status, calm) = server.post("/api/v1/utilization/rebalance", &[], rebalance).await;
+    assert_eq!(
+        (status, &calm["success"], &calm["rebalanceNeeded"]),
+        (200, &true.into(), &true.into()),
+        "{calm}"
+    );
+    assert!(calm["reason"].as_str().unwrap().contains("no account is above its tolerance"), "{calm}");
+    assert_eq!(calm["rebalanceActions"].as_array().unwrap().len(), 3);
+    assert!(calm["rebalanceActions"].as_array().unwrap().iter().all(|line| line["action"] == "maintain"));
+    // A low target: what is above it goes to where there is room, and the net delta stays.
+    let low =
+        rebalance.replace("0.75", "0.005").replace("\"symbol\"", "\"allowGrossIncrease\": false, \"symbol\"");
+    let (status, moved) = server.post("/api/v1/utilization/rebalance", &[], low).await;
+    assert_eq!((status, &moved["success"]), (200, &true.into()), "{moved}");
+    assert_eq!(text(&moved["initialDelta"]), text(&moved["finalDelta"]), "{moved}");
+    assert!(moved["hedgeResults"]["executedOrders"].as_array().unwrap().len() >= 2, "{moved}");
+    let flat = r#"{"symbol": "BTC-USD", "accounts": ["pacifica-main", "aster-hedge", "binance-backup"]}"#;
+    let (status, closed) = server.post("/api/v1/delta/flatten", &[], flat).await;
+    assert_eq!((status, &closed["success"]), (200, &true.into()), "{closed}");
+    let (_, portfolio) = server.get("/api/v1/portfolio").await;
+    assert_eq!(text(&portfolio["symbols"][0]["longExposure"]), "0", "{portfolio}");
+    // Nonsense is named, field by field.
+    for (path, body, pointers) in [
+        (
+            "/api/v1/utilization/rebalance",
+            r#"{"targetUtilization": 1.5, "accounts": [], "symbol": "BTC-USD", "maxRebalanceAmount": 0}"#,
+            vec!["/targetUtilization", "/accounts", "/maxRebalanceAmount"],
+        ),
+        (
+            "/api/v1/delta/flatten",
+            r#"{"symbol": "btc", "targetDelta": 0}"#,
+            vec!["/symbol", "/accounts", "/targetDelta"],
+        ),
+    ] {
+        let (status, answer) = server.post(path, &[], body).await;
+        let found: Vec<&str> =
+            answer["errors"].as_array().into_iter().flatten().filter_map(|e| e["pointer"].as_str()).collect();
+        assert_eq!(status, 400, "{answer}");
+        assert!(pointers.iter().all(|pointer| found.contains(pointer)), "{body}: {answer}");
+    }
+    for unknown in ["nobody", "..%2f..%2fetc", "%00"] {
+        let (status, answer) = server.get(&format!("/api/v1/risk/metrics/{unknown}")).await;
+        assert_eq!((status, &answer["code"]), (404, &1001.into()), "{unknown}: {answer}");
+    }
+}

@@ -12,6 +12,7 @@
 //! | `GET /api/v1/operations[/{id}]` | what was done and why |
 //! | `POST /api/v1/operations/{id}/resolve` | a person's word for an order in doubt |
 //! | `GET /api/v1/reconciliation` | what moved positions without an order of ours |
+//! | `GET /api/v1/risk/metrics/{accountId}` | how an account stands |
 //! | `GET /api/v1/risk/alerts` | the alerts that stand |
 //! | `PUT /api/v1/trading-state` | what may be traded |
 //! | `POST /api/v1/system/kill-switch` | from then on only what reduces a position |

@@ -30,6 +30,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/operations/{id}", get(handlers::operation))
         .route("/api/v1/operations/{id}/resolve", post(handlers::resolve))
         .route("/api/v1/reconciliation", get(handlers::reconciliation))
+        .route("/api/v1/risk/metrics/{id}", get(handlers::risk_metrics))
         .route("/api/v1/risk/alerts", get(handlers::alerts))
         .route("/api/v1/trading-state", put(handlers::trading_state))
         .route("/api/v1/system/kill-switch", post(handlers::kill_switch))

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::equity::EquityTrack;
 use deltaplane_ports::{AccountEvent, AccountReader, Check, Clock, Finding, ReadError, Severity};
 use deltaplane_types::{AccountId, AccountSnapshot, Delta, Fill, Symbol, Timestamp, TradeId, VenueId};
 use tokio::sync::broadcast::error::RecvError;
@@ -59,6 +60,8 @@ pub(crate) struct AccountKeeper {
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
     wake: Notify,
+    /// What its equity did.
+    pub(crate) equity: EquityTrack,
     /// Counts whole states that were read.
     readings: watch::Sender<u64>,
 }
@@ -103,6 +106,7 @@ impl AccountKeeper {
             clock,
             state: RwLock::default(),
             wake: Notify::new(),
+            equity: EquityTrack::default(),
             readings: watch::Sender::new(0),
         }
     }
@@ -198,6 +202,11 @@ impl AccountKeeper {
 
     pub(crate) fn set_reconciled(&self) {
         self.write(|state| state.reconciled = true);
+    }
+
+    /// The clock that its readings are stamped with.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Tells whenever a whole state was read.

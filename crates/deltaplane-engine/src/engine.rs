@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity, Failure, Flatten,
-    HedgeExecution, HedgeStrategy, HedgeTo, IdSource, Journal, JournalError, KillReport, KillSwitch,
-    MarketSummary, OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView, PreflightReport,
-    PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started,
-    SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
-    VenueRules,
+    AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity,
+    Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, IdSource, Journal, JournalError, KillReport,
+    KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView,
+    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView,
+    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder,
+    UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Side,
@@ -30,6 +30,7 @@ use crate::config::EngineConfig;
 use crate::control::{Goal, Spec, UtilizationGoal};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
+use crate::equity;
 use crate::gate::{DryRun, GateParts, OrderGate};
 use crate::guard::DeadMan;
 use crate::lanes::Lanes;
@@ -198,6 +199,7 @@ impl Engine {
         tasks.spawn(dead_man.keep());
         for keeper in keepers.values() {
             tasks.spawn(keeper.clone().keep());
+            tasks.spawn(equity::keep_track(keeper.clone()));
             tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
             tasks.spawn(keeper.clone().keep_checking(config.primary_symbol.clone()));
         }
@@ -982,6 +984,10 @@ impl ControlPlane for Engine {
             let _ = shared.hands.recorder.append(records).await;
         }
         Ok(order)
+    }
+
+    async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>> {
+        self.core.account_risk(account).await
     }
 
     async fn alerts(&self) -> Vec<Alert> {

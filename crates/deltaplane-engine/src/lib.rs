@@ -17,6 +17,7 @@ pub mod control;
 mod doubts;
 mod durable;
 mod engine;
+mod equity;
 mod gate;
 mod guard;
 mod holdings;

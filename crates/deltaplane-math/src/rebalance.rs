@@ -5,7 +5,7 @@
 //! the same sum, and since the gross position must not grow that sum is not above zero: each side is a problem with one
 //! equation, piecewise linear in one multiplier, and solved exactly by its breakpoints.
 
-use deltaplane_types::{Decimal, Delta, Notional, Price, Quantity, Ratio};
+use deltaplane_types::{Decimal, Delta, Notional, Price, Quantity, Ratio, Side};
 
 use crate::{MathError, add, div, floor_to_step, mul_rounded, sub};
 
@@ -65,6 +65,8 @@ pub struct RebalanceChange {
     pub deviation: Option<Ratio>,
     /// Whether that is within the tolerance.
     pub within: bool,
+    /// The side on which its position is, or would be where it is flat.
+    pub side: Side,
     /// The best change of the position's size before rounding, base units.
     pub exact: Decimal,
     /// The change in whole lots.
@@ -133,7 +135,7 @@ impl Unknown {
 /// The number with its sign, or with the other one.
 fn signed(value: Decimal, keep: bool) -> Decimal {
     let mut value = value;
-    if !keep {
+    if !keep && !value.is_zero() {
         value.set_sign_negative(value.is_sign_positive());
     }
     value
@@ -436,6 +438,7 @@ pub fn rebalance(input: &RebalanceInput) -> Result<Rebalance, MathError> {
             utilization: before.utilization,
             deviation: before.deviation,
             within: before.within,
+            side: if unknown.is_long { Side::Buy } else { Side::Sell },
             exact: exact[index],
             change,
             trade: Delta::new(signed(change, unknown.is_long)),

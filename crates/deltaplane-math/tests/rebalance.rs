@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use deltaplane_math::{Rebalance, RebalanceAccount, RebalanceInput, rebalance};
-use deltaplane_types::{Decimal, Delta, Notional, Price, Quantity, Ratio, parse_exact};
+use deltaplane_types::{Decimal, Delta, Notional, Price, Quantity, Ratio, Side, parse_exact};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -152,15 +152,8 @@ fn exhaustive(input: &RebalanceInput) -> Decimal {
     best
 }
 
-fn sides_of(found: &Rebalance, input: &RebalanceInput) -> Vec<bool> {
-    let of = |(change, account): (&deltaplane_math::RebalanceChange, &RebalanceAccount)| {
-        if account.position.is_zero() {
-            change.trade.is_negative() == change.change.is_sign_negative()
-        } else {
-            !account.position.is_negative()
-        }
-    };
-    found.changes.iter().zip(&input.accounts).map(of).collect()
+fn sides_of(found: &Rebalance) -> Vec<bool> {
+    found.changes.iter().map(|change| change.side == Side::Buy).collect()
 }
 
 proptest! {
@@ -176,7 +169,7 @@ proptest! {
     ) {
         let input = input(&positions, &equities, target, grows, cap);
         let found = rebalance(&input).unwrap();
-        let longs = sides_of(&found, &input);
+        let longs = sides_of(&found);
         let room = small(1, 12);
         let exact: Vec<Decimal> = found.changes.iter().map(|change| change.exact).collect();
         let reached = cost(&input, &longs, &exact, room);

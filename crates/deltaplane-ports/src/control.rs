@@ -430,6 +430,52 @@ pub struct Started {
     pub report: tokio::sync::oneshot::Receiver<OperationReport>,
 }
 
+/// How an account stands, valued at its own venue's mark prices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountRisk {
+    /// The account.
+    pub account: AccountId,
+    /// When the venue was asked for what this is made from.
+    pub as_of: Timestamp,
+    /// Wallet and unrealized profit, USD.
+    pub equity: Notional,
+    /// Unrealized profit, USD.
+    pub unrealized: Notional,
+    /// Initial margin over equity; none where the equity is not above zero, as the other ratios.
+    pub utilization: Option<Ratio>,
+    /// Gross notional over equity.
+    pub leverage: Option<Ratio>,
+    /// Maintenance margin over equity; liquidation is at 1.
+    pub margin_ratio: Option<Ratio>,
+    /// The largest loss from a peak since this server started, deposits and withdrawals taken out.
+    pub max_drawdown: Ratio,
+    /// Its own `|net delta| ÷ gross` in the symbol where that is largest; zero where it holds nothing.
+    pub delta_deviation: Ratio,
+    /// The joint move of all prices at which it is liquidated; none where there is none.
+    pub liquidation_distance: Option<Ratio>,
+    /// Its positions.
+    pub positions: Vec<PositionRisk>,
+}
+
+/// How one position stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PositionRisk {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Signed base units.
+    pub quantity: Delta,
+    /// The venue's mark price, where it told one.
+    pub mark: Option<Price>,
+    /// Value at the mark, USD.
+    pub notional: Notional,
+    /// Unrealized profit, USD.
+    pub unrealized: Notional,
+    /// Adverse move of this symbol alone at which the account is liquidated; none where there is none.
+    pub liquidation_distance: Option<Ratio>,
+    /// The price at that move.
+    pub liquidation_price: Option<Price>,
+}
+
 /// What a person says became of an order in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
@@ -684,6 +730,9 @@ pub trait ControlPlane: Send + Sync {
 
     /// Says what may be traded, beside the kill switch. `Err` means that nothing changed.
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>>;
+
+    /// How an account stands, from its newest known state.
+    async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>>;
 
     /// The alerts that stand, oldest first.
     async fn alerts(&self) -> Vec<Alert>;

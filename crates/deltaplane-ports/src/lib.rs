@@ -11,11 +11,12 @@ mod time;
 mod venue;
 
 pub use control::{
-    AccountView, ControlPlane, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo,
-    IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport,
-    OperationState, OrderReport, PortfolioView, PreflightReport, QuoteExposure, RebalanceLine, RebalanceView,
-    RequestMeta, ResolveOrder, ServiceState, ServiceView, Settlement, Started, SymbolView, SyncReport,
-    SyncRequest, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
+    AccountRisk, AccountView, ControlPlane, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy,
+    HedgeTo, IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind,
+    OperationReport, OperationState, OrderReport, PortfolioView, PositionRisk, PreflightReport,
+    QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, ServiceState, ServiceView,
+    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry, TradingChange,
+    Transfer, UtilizationRebalance,
 };
 pub use journal::{
     Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,

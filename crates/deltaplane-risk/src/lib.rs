@@ -6,7 +6,9 @@
 mod drawdown;
 mod execution;
 mod gate;
+mod liquidation;
 
 pub use drawdown::{Drawdown, EquityPoint};
 pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds};
 pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal, Limits};
+pub use liquidation::{MarkedPosition, joint_liquidation_distance};

@@ -9,7 +9,7 @@ pub(crate) use acting::{
 };
 pub(crate) use reading::{
     accounts, alerts, healthz, operation, operations, portfolio, preflight, readyz, reconciliation,
-    system_status,
+    risk_metrics, system_status,
 };
 
 use std::time::Duration;

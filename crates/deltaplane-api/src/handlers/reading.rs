@@ -44,6 +44,22 @@ pub(crate) async fn preflight(State(state): Shared, Path(id): Path<String>) -> R
     }
 }
 
+pub(crate) async fn risk_metrics(State(state): Shared, Path(id): Path<String>) -> Response<Body> {
+    let shown: String = id.chars().filter(|c| !c.is_control()).take(80).collect();
+    let path = format!("/api/v1/risk/metrics/{shown}");
+    let found = match id.parse::<AccountId>() {
+        Ok(account) => state.plane.account_risk(&account).await,
+        Err(error) => {
+            let text = format!("no account {shown:?} can be configured: {error}");
+            Err(Box::new(problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts")))
+        }
+    };
+    match found {
+        Ok(risk) => Reply::json(StatusCode::OK, &account::risk(&risk)).into_response(),
+        Err(failure) => failed(&failure, &path).into_response(),
+    }
+}
+
 pub(crate) async fn portfolio(State(state): Shared) -> Response<Body> {
     let symbol = state.plane.system().await.primary_symbol;
     Reply::json(StatusCode::OK, &account::portfolio(&state.plane.portfolio().await, &symbol)).into_response()

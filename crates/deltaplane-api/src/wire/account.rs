@@ -1,7 +1,7 @@
 //! Accounts and the portfolio.
 
-use deltaplane_ports::{AccountView, PortfolioView, PreflightReport, SyncReport};
-use deltaplane_types::{Notional, Price, Symbol, Timestamp};
+use deltaplane_ports::{AccountRisk, AccountView, PortfolioView, PreflightReport, SyncReport};
+use deltaplane_types::{Notional, Price, Ratio, Symbol, Timestamp};
 
 use super::json::{JsonObject, Number};
 
@@ -149,5 +149,38 @@ pub(crate) fn preflight(report: &PreflightReport) -> JsonObject {
         })
         .collect();
     json.put("findings", &findings);
+    json
+}
+
+/// `RiskMetrics`, with what it is made from.
+pub(crate) fn risk(risk: &AccountRisk) -> JsonObject {
+    let ratio = |ratio: Option<Ratio>| ratio.map(|ratio| Number(ratio.value()));
+    let mut json = JsonObject::default();
+    json.put("accountId", risk.account.as_str());
+    json.number("deltaDeviation", risk.delta_deviation.value());
+    json.put("utilizationRate", &ratio(risk.utilization));
+    json.put("leverageRatio", &ratio(risk.leverage));
+    json.number("unrealizedPnl", risk.unrealized.value());
+    json.number("maxDrawdown", risk.max_drawdown.value());
+    json.put("timestamp", &risk.as_of.as_millis());
+    json.number("equity", risk.equity.value());
+    json.put("marginRatio", &ratio(risk.margin_ratio));
+    json.put("liquidationDistance", &ratio(risk.liquidation_distance));
+    let positions: Vec<JsonObject> = risk
+        .positions
+        .iter()
+        .map(|position| {
+            let mut json = JsonObject::default();
+            json.put("symbol", position.symbol.as_str());
+            json.number("amount", position.quantity.value());
+            json.number_if("markPrice", position.mark.map(Price::value));
+            json.number("notional", position.notional.value());
+            json.number("unrealizedPnl", position.unrealized.value());
+            json.put("liquidationDistance", &ratio(position.liquidation_distance));
+            json.number_if("liquidationPrice", position.liquidation_price.map(Price::value));
+            json
+        })
+        .collect();
+    json.put("positions", &positions);
     json
 }

@@ -1,0 +1,309 @@
+//! What an account's equity did since the start, and how it stands now.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_math::{MathError, div, mul_rounded};
+use deltaplane_ports::{AccountEvent, AccountRisk, Failure, PositionRisk};
+use deltaplane_risk::{Drawdown, EquityPoint, MarkedPosition, joint_liquidation_distance};
+use deltaplane_types::{
+    AccountId, Code, Decimal, Delta, Instrument, MarginBracket, Notional, Position, Price, Ratio, Timestamp,
+};
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::accounts::AccountKeeper;
+use crate::engine::Core;
+use crate::report::failure;
+
+/// A reading counts when no money moved for this long after it: the two are told apart by nothing else.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Equity of one account over time.
+#[derive(Default)]
+pub(crate) struct EquityTrack(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    drawdown: Drawdown,
+    /// What was paid in and out since the last point.
+    flow: Decimal,
+    /// An amount was not told: the next point only starts anew.
+    unknown_flow: bool,
+    flowed_at: Timestamp,
+    last: Option<Notional>,
+}
+
+impl EquityTrack {
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Money moved that no trade and no funding moved.
+    fn on_flow(&self, amount: Option<Notional>, now: Timestamp) {
+        self.with(|state| {
+            state.flowed_at = now;
+            match amount.and_then(|amount| state.flow.checked_add(amount.value())) {
+                Some(flow) => state.flow = flow,
+                None => state.unknown_flow = true,
+            }
+        });
+    }
+
+    /// Takes a reading that was asked for at `as_of`, unless money moved since: that may be in it or not.
+    fn observe(&self, equity: Notional, as_of: Timestamp) {
+        self.with(|state| {
+            if state.flowed_at > as_of {
+                return;
+            }
+            let flow = match (state.unknown_flow, state.last) {
+                (true, Some(last)) => equity.minus(last).unwrap_or_default(),
+                _ => Notional::new(state.flow),
+            };
+            (state.flow, state.unknown_flow, state.last) = (Decimal::ZERO, false, Some(equity));
+            // A number that cannot be held changes nothing.
+            let _ = state.drawdown.observe(EquityPoint { equity, flow });
+        });
+    }
+
+    fn max_drawdown(&self) -> Ratio {
+        self.with(|state| state.drawdown.maximum())
+    }
+}
+
+/// Follows an account's equity until dropped.
+pub(crate) async fn keep_track(keeper: Arc<AccountKeeper>) {
+    let mut readings = keeper.readings();
+    let mut events = keeper.reader.subscribe();
+    loop {
+        tokio::select! {
+            biased;
+            event = events.recv() => if !note(&keeper, &event) { return },
+            changed = readings.changed() => {
+                let (Ok(()), Some(snapshot)) = (changed, keeper.newest()) else { return };
+                // What comes in this moment decides whether the reading counts.
+                let quiet = tokio::time::sleep(QUIET);
+                tokio::pin!(quiet);
+                loop {
+                    tokio::select! {
+                        biased;
+                        event = events.recv() => if !note(&keeper, &event) { return },
+                        () = &mut quiet => break,
+                    }
+                }
+                if let Ok(equity) = snapshot.equity() {
+                    keeper.equity.observe(equity, snapshot.as_of);
+                }
+            }
+        }
+    }
+}
+
+/// Takes an event; gives whether the stream goes on.
+fn note(keeper: &AccountKeeper, event: &Result<AccountEvent, RecvError>) -> bool {
+    let now = keeper.now();
+    match event {
+        Ok(AccountEvent::BalanceChanged { amount, funding: false }) => keeper.equity.on_flow(*amount, now),
+        // What was missed may have been a deposit.
+        Ok(AccountEvent::Disconnected) | Err(broadcast::error::RecvError::Lagged(_)) => {
+            keeper.equity.on_flow(None, now);
+        }
+        Ok(_) => {}
+        Err(broadcast::error::RecvError::Closed) => return false,
+    }
+    true
+}
+
+fn worth(amount: Notional, rate: Decimal) -> Result<Notional, MathError> {
+    mul_rounded(amount.value(), rate).map(Notional::new)
+}
+
+impl Core {
+    /// How an account stands, from its newest known state.
+    pub(crate) async fn account_risk(&self, id: &AccountId) -> Result<AccountRisk, Box<Failure>> {
+        let Some(keeper) = self.shared.eyes.accounts.get(id) else {
+            let text = format!("no account {id} is configured");
+            return Err(failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"));
+        };
+        let Some(snapshot) = keeper.newest() else {
+            let text = format!("account {id} was not read yet");
+            return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
+        };
+        let mut instruments = Vec::new();
+        let feed = self.shared.eyes.feed_of.get(id).and_then(|feed| self.shared.eyes.feeds.get(feed));
+        for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
+            let mut position = position.clone();
+            // Some venues tell the mark with prices only.
+            let streamed = || feed?.view(&position.symbol)?.mark;
+            position.mark_price = position.mark_price.or_else(streamed);
+            // Kept for a minute by the connector; without it a position counts without its margin table.
+            let instrument = keeper.reader.fetch_instrument(&position.symbol).await.ok();
+            instruments.push((position, instrument));
+        }
+        let holdings = &self.shared.eyes.config.holdings;
+        let rate = |instrument: &Option<Instrument>| {
+            instrument.as_ref().map_or(Decimal::ONE, |instrument| holdings.rate(&instrument.quote))
+        };
+        // An account has one quote currency here; where it holds nothing its money counts as it is.
+        let own_rate = instruments.first().map_or(Decimal::ONE, |(_, instrument)| rate(instrument));
+        let assess = || -> Result<AccountRisk, MathError> {
+            let equity = worth(snapshot.equity()?, own_rate)?;
+            let marked: Vec<(&Position, Option<MarkedPosition>)> = instruments
+                .iter()
+                .map(|(position, instrument)| {
+                    Ok((position, marked(position, instrument.as_ref(), rate(instrument))?))
+                })
+                .collect::<Result<_, MathError>>()?;
+            let mut gross = Notional::ZERO;
+            let mut positions = Vec::new();
+            let known: Vec<MarkedPosition> = marked.iter().filter_map(|(_, marked)| marked.clone()).collect();
+            for (position, marked) in &marked {
+                let notional = match marked {
+                    Some(marked) => marked.quantity.abs().notional_at(marked.mark)?,
+                    None => Notional::ZERO,
+                };
+                gross = gross.plus(notional)?;
+                positions.push(alone(position, marked.as_ref(), notional, (equity, &known), own_rate)?);
+            }
+            let over_equity = |amount: Notional| -> Result<Option<Ratio>, MathError> {
+                if !equity.is_positive() {
+                    return Ok(None);
+                }
+                div(amount.value(), equity.value()).map(|ratio| Some(Ratio::new(ratio)))
+            };
+            let mut deviation = Decimal::ZERO;
+            for (position, _) in &marked {
+                let net = holdings.delta(&snapshot, &position.symbol)?;
+                let rest = net.minus(position.delta)?.abs().value();
+                let both = deltaplane_math::add(position.delta.abs().value(), rest)?;
+                deviation = deviation.max(div(net.abs().value(), both)?);
+            }
+            Ok(AccountRisk {
+                account: id.clone(),
+                as_of: snapshot.as_of,
+                equity,
+                unrealized: worth(snapshot.unrealized, own_rate)?,
+                utilization: over_equity(worth(snapshot.initial_margin, own_rate)?)?,
+                leverage: over_equity(gross)?,
+                margin_ratio: over_equity(worth(snapshot.maintenance_margin, own_rate)?)?,
+                max_drawdown: keeper.equity.max_drawdown(),
+                delta_deviation: Ratio::new(deviation),
+                liquidation_distance: joint_liquidation_distance(equity, &known)?,
+                positions,
+            })
+        };
+        assess().map_err(|error| {
+            let text = format!("the numbers of account {id} lead beyond exact arithmetic: {error}");
+            failure(Code::Internal, text, "look at the account at its venue")
+        })
+    }
+}
+
+/// A position at its mark, in USD; none where the venue told no mark or its margin table is not known.
+fn marked(
+    position: &Position,
+    instrument: Option<&Instrument>,
+    rate: Decimal,
+) -> Result<Option<MarkedPosition>, MathError> {
+    let (Some(mark), Some(instrument)) = (position.mark_price, instrument) else { return Ok(None) };
+    let bracket = |bracket: &MarginBracket| -> Result<MarginBracket, MathError> {
+        Ok(MarginBracket {
+            floor: worth(bracket.floor, rate)?,
+            // A last step without end stays so.
+            cap: worth(bracket.cap, rate).unwrap_or(bracket.cap),
+            deduction: worth(bracket.deduction, rate)?,
+            ..*bracket
+        })
+    };
+    Ok(Some(MarkedPosition {
+        quantity: position.delta,
+        mark: Price::try_new(mul_rounded(mark.value(), rate)?)?,
+        brackets: instrument.brackets.iter().map(bracket).collect::<Result<_, _>>()?,
+    }))
+}
+
+/// One position, while the prices of all others stay.
+fn alone(
+    position: &Position,
+    marked: Option<&MarkedPosition>,
+    notional: Notional,
+    (equity, all): (Notional, &[MarkedPosition]),
+    rate: Decimal,
+) -> Result<PositionRisk, MathError> {
+    let mut distance = None;
+    let mut price = None;
+    if let (Some(marked), Some(mark)) = (marked, position.mark_price) {
+        // What the others must keep is not there for this one.
+        let mut free = equity;
+        for other in all.iter().filter(|other| *other != marked) {
+            let kept = deltaplane_math::maintenance_margin(&other.brackets, other.quantity, other.mark)?;
+            free = free.minus(kept)?;
+        }
+        distance = joint_liquidation_distance(free, std::slice::from_ref(marked))?;
+        if let Some(distance) = distance {
+            let down = marked.quantity > Delta::ZERO;
+            let factor = if down {
+                deltaplane_math::sub(Decimal::ONE, distance.value())?
+            } else {
+                deltaplane_math::add(Decimal::ONE, distance.value())?
+            };
+            price = Price::try_new(mul_rounded(mark.value(), factor)?.round_dp(8).normalize()).ok();
+        }
+    }
+    Ok(PositionRisk {
+        symbol: position.symbol.clone(),
+        quantity: position.delta,
+        mark: position.mark_price,
+        notional,
+        unrealized: worth(position.unrealized, rate)?,
+        liquidation_distance: distance,
+        liquidation_price: price,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::{notional, ratio};
+
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1_000)
+    }
+
+    #[test]
+    fn deposits_hide_no_loss_and_withdrawals_are_none() {
+        let track = EquityTrack::default();
+        track.observe(notional("1000"), at(1));
+        track.on_flow(Some(notional("-500")), at(2));
+        track.observe(notional("500"), at(3));
+        assert_eq!(track.max_drawdown(), ratio("0"));
+        track.observe(notional("450"), at(4));
+        assert_eq!(track.max_drawdown(), ratio("0.1"));
+        track.on_flow(Some(notional("1000")), at(5));
+        track.observe(notional("1450"), at(6));
+        assert_eq!(track.max_drawdown(), ratio("0.1"));
+        // 290 of 1,450 are lost: a fifth of the 0.9 that were left.
+        track.observe(notional("1160"), at(7));
+        assert_eq!(track.max_drawdown(), ratio("0.28"));
+    }
+
+    #[test]
+    fn a_reading_from_before_a_flow_does_not_count() {
+        let track = EquityTrack::default();
+        track.observe(notional("1000"), at(1));
+        track.on_flow(Some(notional("-500")), at(3));
+        track.observe(notional("500"), at(2));
+        track.observe(notional("500"), at(4));
+        assert_eq!(track.max_drawdown(), ratio("0"));
+    }
+
+    #[test]
+    fn after_an_amount_that_was_not_told_the_count_goes_on_from_there() {
+        let track = EquityTrack::default();
+        track.observe(notional("1000"), at(1));
+        track.on_flow(None, at(2));
+        track.observe(notional("300"), at(3));
+        track.observe(notional("270"), at(4));
+        assert_eq!(track.max_drawdown(), ratio("0.1"));
+    }
+}
