@@ -302,6 +302,7 @@ fn rebalanced(input: &Value) -> Result<Value> {
             other_margin: Notional::new(number(account, "otherMargin")?),
             initial_rate: Ratio::new(number(account, "imr")?),
             lot: Quantity::try_new(number(account, "lot")?)?,
+            is_fixed: false,
             most_growth: None,
             least_growth: Quantity::ZERO,
             least_shrink: Quantity::ZERO,

@@ -156,7 +156,8 @@ impl Oracle {
             *self.seldom.entry(format!("{kind} of both sides")).or_default() += 1;
         }
         // Dust is up to 200 USD; prices move a little.
-        if away.abs() > began.abs() && away.abs() * price > Decimal::from(210) {
+        let past = away * began < Decimal::ZERO;
+        if (away.abs() > began.abs() || past) && away.abs() * price > Decimal::from(210) {
             *self.seldom.entry("one side stood alone".to_owned()).or_default() += 1;
             if !self.alerts.values().any(|topic| topic == "one-legged") {
                 self.violation(format!("I7: {operation} left {away} alone and nobody is told"));

@@ -417,7 +417,12 @@ mod tests {
         pass(500).await;
         assert_eq!(readings.load(Ordering::SeqCst), 1, "at the start");
         for _ in 0..5 {
-            events.send(AccountEvent::BalanceChanged { amount: None, funding: false }).unwrap();
+            events
+                .send(AccountEvent::BalanceChanged {
+                    amount: None,
+                    cause: deltaplane_ports::BalanceCause::Other,
+                })
+                .unwrap();
             pass(100).await;
         }
         pass(600).await;

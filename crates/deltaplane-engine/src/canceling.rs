@@ -75,15 +75,15 @@ impl Core {
         });
     }
 
-    /// The kill switch was engaged when the process ended: what it had begun is done to the end.
+    /// Where the process ended while orders could not be canceled, that is done to the end.
     pub(crate) async fn cancel_after_restart(self: Arc<Self>) {
-        let unreachable: BTreeSet<AccountId> =
-            self.cancel_all_ours().await.unreachable.keys().cloned().collect();
-        let all = self.shared.hands.gateways.keys();
-        self.no_longer_resting(all.filter(|account| !unreachable.contains(*account)).cloned().collect())
-            .await;
-        if !unreachable.is_empty() {
-            self.cancel_later(unreachable).await;
+        let standing = self.shared.alerts.standing().into_iter();
+        let accounts: BTreeSet<AccountId> =
+            standing.filter(|alert| alert.topic == STILL_RESTING).filter_map(|alert| alert.account).collect();
+        if self.shared.eyes.trading.order().kill {
+            self.cancel_later(accounts).await;
+        } else {
+            self.no_longer_resting(accounts).await;
         }
     }
 

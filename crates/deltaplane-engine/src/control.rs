@@ -158,6 +158,8 @@ pub enum Verdict {
         approved: Approved,
         /// Net delta now.
         net: Delta,
+        /// Whether it closes again what the operation itself opened.
+        unwinds: bool,
     },
 }
 
@@ -174,6 +176,8 @@ pub struct Round<'a> {
     pub traded: Delta,
     /// The same of each account.
     pub traded_by: &'a BTreeMap<AccountId, Delta>,
+    /// Whether nothing more is wanted but to close again what the operation opened and has no counterpart.
+    pub unwinding: bool,
     /// Accounts that refused and are left out from now on.
     pub excluded: &'a BTreeSet<AccountId>,
     /// The engine's settings.
@@ -478,7 +482,7 @@ fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<Verdict, Box<Fai
     }
     let kept = plan.clone();
     match Gate::new(round.config.limits).approve(plan, &gate_facts(round)) {
-        Ok(approved) => Ok(Verdict::Go { approved, net }),
+        Ok(approved) => Ok(Verdict::Go { approved, net, unwinds: false }),
         Err(refusal) => {
             Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net })
         }
@@ -495,9 +499,11 @@ pub(crate) fn changes_left(round: &Round<'_>) -> Result<BTreeMap<AccountId, Delt
             );
         }
         Goal::Shift { .. } | Goal::Utilization(_) => {
-            for (id, change) in round.anchor.iter().flat_map(|anchor| &anchor.changes) {
+            // What was traded on others while an order was in doubt is to be taken back too.
+            for id in &round.spec.accounts {
+                let wanted = round.anchor.and_then(|anchor| anchor.changes.get(id)).copied();
                 let traded = round.traded_by.get(id).copied().unwrap_or_default();
-                left.insert(id.clone(), change.minus(traded)?);
+                left.insert(id.clone(), wanted.unwrap_or_default().minus(traded)?);
             }
         }
         Goal::Delta { .. } | Goal::Hedge { .. } | Goal::Settle => {}
@@ -506,14 +512,16 @@ pub(crate) fn changes_left(round: &Round<'_>) -> Result<BTreeMap<AccountId, Delt
     Ok(left)
 }
 
-/// What this operation opened, to be closed again: of each account the part of its position that it traded itself.
-fn unwinds(round: &Round<'_>) -> BTreeMap<AccountId, Delta> {
+/// What this operation opened, to be closed again: of each account the part of its position that it traded itself,
+/// where closing it brings net delta nearer to its target. `away` is how far that is.
+fn unwinds(round: &Round<'_>, away: Delta) -> BTreeMap<AccountId, Delta> {
     held(round.spec, round.snapshot)
         .filter_map(|(id, position)| {
             let traded =
                 round.traded_by.get(id).copied().filter(|traded| traded.side() == position.side())?;
             let opened = if traded.abs() < position.abs() { traded } else { position };
-            (!opened.is_zero()).then(|| (id.clone(), opened.negated()))
+            let nearer = !opened.is_zero() && !away.is_zero() && opened.side() == away.side();
+            nearer.then(|| (id.clone(), opened.negated()))
         })
         .collect()
 }
@@ -548,12 +556,16 @@ fn decide_two_sided(
         accounts,
     };
     let plan = plan_lockstep(&input, &left).map_err(not_planned)?;
-    if !plan.legs.is_empty() {
+    if !plan.legs.is_empty() && !round.unwinding {
         return approve(round, plan, net);
     }
-    let back = plan_lockstep(&input, &unwinds(round)).map_err(not_planned)?;
+    let away = net.minus(anchor.target).map_err(internal)?;
+    let back = plan_lockstep(&input, &unwinds(round, away)).map_err(not_planned)?;
     if !back.legs.is_empty() {
-        return approve(round, back, net);
+        return Ok(match approve(round, back, net)? {
+            Verdict::Go { approved, net, .. } => Verdict::Go { approved, net, unwinds: true },
+            other => other,
+        });
     }
     let smallest = |id: &AccountId, change: Delta| {
         let own: Vec<_> = input.accounts.iter().filter(|account| account.id == *id).cloned().collect();
@@ -586,7 +598,11 @@ fn decide_two_sided(
 /// `interval` is all that the net delta of the named accounts can be. Accounts with orders in doubt are among the
 /// excluded ones.
 pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) -> Option<Approved> {
-    let accounts = plan_accounts(round, anchor).ok()?;
+    let mut accounts = plan_accounts(round, anchor).ok()?;
+    for account in &mut accounts {
+        // What trades both ways never opens again what it closed, not even in doubt.
+        account.only_reduces |= round.spec.goal.is_two_sided();
+    }
     let finest = accounts.iter().map(|account| account.rules.lot_size).min()?;
     let best = deltaplane_math::shrink(interval, anchor.target).ok()?;
     let needed = round_down_to_lot(best, finest).ok()?;

@@ -11,10 +11,10 @@ use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity,
     Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, IdSource, Journal, JournalError, KillReport,
-    KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OrderGateway, PortfolioView,
-    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView,
-    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder,
-    UtilizationRebalance, VenueRules,
+    KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState, OrderGateway,
+    PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState,
+    ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange,
+    TradingOrder, UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Side,
@@ -249,9 +249,7 @@ impl Engine {
         if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
             core.shared.raise(journal_condition(reason)).await;
         }
-        if core.shared.eyes.trading.order().kill {
-            tasks.spawn(core.clone().cancel_after_restart());
-        }
+        tasks.spawn(core.clone().cancel_after_restart());
         for keeper in core.shared.eyes.accounts.values() {
             tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
         }
@@ -332,7 +330,12 @@ impl Core {
     /// Settles what earlier runs left open. Lanes stay closed until their orders are settled.
     async fn recover(self: &Arc<Self>, recovered: Recovered) {
         for operation in recovered.operations {
-            self.shared.reports.publish(operation.report());
+            let mut report = operation.report();
+            if operation.is_open() {
+                // Its orders are still to be settled: it is at work until then.
+                report.state = OperationState::Running;
+            }
+            self.shared.reports.publish(report);
             if let Some(key) = operation.key() {
                 self.shared.reports.tie(key, &operation.id);
             }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_math::{MathError, div, mul_rounded};
-use deltaplane_ports::{AccountEvent, AccountRisk, Failure, PositionRisk};
+use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, Failure, PositionRisk};
 use deltaplane_risk::{Drawdown, EquityPoint, MarkedPosition, joint_liquidation_distance};
 use deltaplane_types::{
     AccountId, Code, Decimal, Delta, Instrument, MarginBracket, Notional, Position, Price, Ratio, Timestamp,
@@ -102,7 +102,9 @@ pub(crate) async fn keep_track(keeper: Arc<AccountKeeper>) {
 fn note(keeper: &AccountKeeper, event: &Result<AccountEvent, RecvError>) -> bool {
     let now = keeper.now();
     match event {
-        Ok(AccountEvent::BalanceChanged { amount, funding: false }) => keeper.equity.on_flow(*amount, now),
+        Ok(AccountEvent::BalanceChanged { amount, cause: BalanceCause::Transfer }) => {
+            keeper.equity.on_flow(*amount, now);
+        }
         // What was missed may have been a deposit.
         Ok(AccountEvent::Disconnected) | Err(broadcast::error::RecvError::Lagged(_)) => {
             keeper.equity.on_flow(None, now);
@@ -135,34 +137,32 @@ impl Core {
             // Some venues tell the mark with prices only.
             let streamed = || feed?.view(&position.symbol)?.mark;
             position.mark_price = position.mark_price.or_else(streamed);
-            // Kept for a minute by the connector; without it a position counts without its margin table.
-            let instrument = keeper.reader.fetch_instrument(&position.symbol).await.ok();
+            // Kept for a minute by the connector.
+            let instrument = keeper.reader.fetch_instrument(&position.symbol).await;
+            // A position that cannot be valued must not look like none.
+            let (Ok(instrument), true) = (instrument, position.mark_price.is_some()) else {
+                let text = format!("the position of {id} in {} cannot be valued now", position.symbol);
+                let remedy = "wait until its venue tells the mark price and the margin table again";
+                return Err(failure(Code::MarketDataUnavailable, text, remedy));
+            };
             instruments.push((position, instrument));
         }
         let holdings = &self.shared.eyes.config.holdings;
-        let rate = |instrument: &Option<Instrument>| {
-            instrument.as_ref().map_or(Decimal::ONE, |instrument| holdings.rate(&instrument.quote))
-        };
+        let rate = |instrument: &Instrument| holdings.rate(&instrument.quote);
         // An account has one quote currency here; where it holds nothing its money counts as it is.
         let own_rate = instruments.first().map_or(Decimal::ONE, |(_, instrument)| rate(instrument));
         let assess = || -> Result<AccountRisk, MathError> {
             let equity = worth(snapshot.equity()?, own_rate)?;
-            let marked: Vec<(&Position, Option<MarkedPosition>)> = instruments
-                .iter()
-                .map(|(position, instrument)| {
-                    Ok((position, marked(position, instrument.as_ref(), rate(instrument))?))
-                })
-                .collect::<Result<_, MathError>>()?;
+            let mut known = Vec::with_capacity(instruments.len());
+            for (position, instrument) in &instruments {
+                known.push(marked(position, instrument, rate(instrument))?);
+            }
             let mut gross = Notional::ZERO;
             let mut positions = Vec::new();
-            let known: Vec<MarkedPosition> = marked.iter().filter_map(|(_, marked)| marked.clone()).collect();
-            for (position, marked) in &marked {
-                let notional = match marked {
-                    Some(marked) => marked.quantity.abs().notional_at(marked.mark)?,
-                    None => Notional::ZERO,
-                };
-                gross = gross.plus(notional)?;
-                positions.push(alone(position, marked.as_ref(), notional, (equity, &known), own_rate)?);
+            for (index, (position, instrument)) in instruments.iter().enumerate() {
+                let one = alone(position, index, (equity, &known), rate(instrument))?;
+                gross = gross.plus(one.notional)?;
+                positions.push(one);
             }
             let over_equity = |amount: Notional| -> Result<Option<Ratio>, MathError> {
                 if !equity.is_positive() {
@@ -171,7 +171,7 @@ impl Core {
                 div(amount.value(), equity.value()).map(|ratio| Some(Ratio::new(ratio)))
             };
             let mut deviation = Decimal::ZERO;
-            for (position, _) in &marked {
+            for (position, _) in &instruments {
                 let net = holdings.delta(&snapshot, &position.symbol)?;
                 let rest = net.minus(position.delta)?.abs().value();
                 let both = deltaplane_math::add(position.delta.abs().value(), rest)?;
@@ -198,13 +198,8 @@ impl Core {
     }
 }
 
-/// A position at its mark, in USD; none where the venue told no mark or its margin table is not known.
-fn marked(
-    position: &Position,
-    instrument: Option<&Instrument>,
-    rate: Decimal,
-) -> Result<Option<MarkedPosition>, MathError> {
-    let (Some(mark), Some(instrument)) = (position.mark_price, instrument) else { return Ok(None) };
+/// A position at its mark, in USD.
+fn marked(position: &Position, instrument: &Instrument, rate: Decimal) -> Result<MarkedPosition, MathError> {
     let bracket = |bracket: &MarginBracket| -> Result<MarginBracket, MathError> {
         Ok(MarginBracket {
             floor: worth(bracket.floor, rate)?,
@@ -214,46 +209,43 @@ fn marked(
             ..*bracket
         })
     };
-    Ok(Some(MarkedPosition {
+    let mark = position.mark_price.ok_or(MathError::NoReference)?;
+    Ok(MarkedPosition {
         quantity: position.delta,
         mark: Price::try_new(mul_rounded(mark.value(), rate)?)?,
         brackets: instrument.brackets.iter().map(bracket).collect::<Result<_, _>>()?,
-    }))
+    })
 }
 
 /// One position, while the prices of all others stay.
 fn alone(
     position: &Position,
-    marked: Option<&MarkedPosition>,
-    notional: Notional,
+    index: usize,
     (equity, all): (Notional, &[MarkedPosition]),
     rate: Decimal,
 ) -> Result<PositionRisk, MathError> {
-    let mut distance = None;
+    let mut free = equity;
+    // What the others must keep is not there for this one.
+    for (_, other) in all.iter().enumerate().filter(|(other, _)| *other != index) {
+        let kept = deltaplane_math::maintenance_margin(&other.brackets, other.quantity, other.mark)?;
+        free = free.minus(kept)?;
+    }
+    let own = all.get(index).ok_or(MathError::NoReference)?;
+    let distance = joint_liquidation_distance(free, std::slice::from_ref(own))?;
     let mut price = None;
-    if let (Some(marked), Some(mark)) = (marked, position.mark_price) {
-        // What the others must keep is not there for this one.
-        let mut free = equity;
-        for other in all.iter().filter(|other| *other != marked) {
-            let kept = deltaplane_math::maintenance_margin(&other.brackets, other.quantity, other.mark)?;
-            free = free.minus(kept)?;
-        }
-        distance = joint_liquidation_distance(free, std::slice::from_ref(marked))?;
-        if let Some(distance) = distance {
-            let down = marked.quantity > Delta::ZERO;
-            let factor = if down {
-                deltaplane_math::sub(Decimal::ONE, distance.value())?
-            } else {
-                deltaplane_math::add(Decimal::ONE, distance.value())?
-            };
-            price = Price::try_new(mul_rounded(mark.value(), factor)?.round_dp(8).normalize()).ok();
-        }
+    if let (Some(distance), Some(mark)) = (distance, position.mark_price) {
+        let factor = if own.quantity > Delta::ZERO {
+            deltaplane_math::sub(Decimal::ONE, distance.value())?
+        } else {
+            deltaplane_math::add(Decimal::ONE, distance.value())?
+        };
+        price = Price::try_new(mul_rounded(mark.value(), factor)?.round_dp(8).normalize()).ok();
     }
     Ok(PositionRisk {
         symbol: position.symbol.clone(),
         quantity: position.delta,
         mark: position.mark_price,
-        notional,
+        notional: own.quantity.abs().notional_at(own.mark)?,
         unrealized: worth(position.unrealized, rate)?,
         liquidation_distance: distance,
         liquidation_price: price,

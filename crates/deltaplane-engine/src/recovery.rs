@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    Alert, AlertChange, ExternalActivity, IntentRecord, OperationKind, OperationReport, OperationState,
-    OutcomeRecord, Record, StoredRecord, TradingOrder,
+    Alert, AlertChange, ExternalActivity, Failure, IntentRecord, OperationKind, OperationReport,
+    OperationState, OutcomeRecord, Record, StoredRecord, TradingOrder,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Delta, Fill, Notional, OperationId, Quantity, Ratio, Side, Symbol, Timestamp,
-    TradeId,
+    AccountId, ClientOrderId, Code, Delta, Fill, Notional, OperationId, Quantity, Ratio, Side, Symbol,
+    Timestamp, TradeId,
 };
 
-use crate::operation::KnownOperation;
+use crate::operation::{KnownOperation, interrupted};
 use crate::orders::TrackedOrder;
+use crate::report::failure;
 
 /// The state that a journal leads to.
 #[derive(Default)]
@@ -65,6 +66,14 @@ pub(crate) struct RecoveredOperation {
     began_at: Option<Delta>,
     key: Option<String>,
     closed: Option<(String, String, Timestamp)>,
+}
+
+/// What an operation of an earlier run said when it ended short of what was asked: `code: text`.
+fn ended_short(summary: Option<&str>) -> Box<Failure> {
+    let (code, text) = summary.and_then(|summary| summary.split_once(": ")).unwrap_or(("", ""));
+    let code = code.parse().ok().and_then(Code::from_number).unwrap_or(Code::HedgeFailed);
+    let text = if text.is_empty() { "it ended short of what was asked" } else { text };
+    failure(code, text, "look at its orders before you ask again")
 }
 
 impl Recovered {
@@ -240,6 +249,7 @@ impl RecoveredOperation {
             positions: self.positions.clone(),
             read_at: self.read_at,
             began_at: self.began_at.filter(|_| self.kind.is_two_sided()),
+            kind: Some(self.kind),
         }
     }
 
@@ -273,6 +283,12 @@ impl RecoveredOperation {
             "failed" => OperationState::Failed,
             "frozen" => OperationState::Frozen,
             _ => OperationState::Interrupted,
+        };
+        // An answer that is made from this must not call a success what was none.
+        let failure = match state {
+            OperationState::Succeeded => None,
+            OperationState::Interrupted | OperationState::Running => Some(*interrupted()),
+            _ => Some(*ended_short(reason.as_deref())),
         };
         let sum = |values: Vec<Notional>| {
             values.into_iter().fold(Notional::ZERO, |sum, v| sum.plus(v).unwrap_or(sum))
@@ -311,7 +327,7 @@ impl RecoveredOperation {
             rebalance: None,
             warnings: vec!["of an earlier run: only what the journal keeps is shown".to_owned()],
             net_delta_all: None,
-            failure: None,
+            failure,
             timeline: Vec::new(),
         }
     }

@@ -105,16 +105,16 @@ fn solver_account(
         smallest_order(&rules, position, Quantity::try_new(lot.value())?.signed(side), mid, spec.max_slippage)
     };
     let shrink = if grow == Side::Buy { Side::Sell } else { Side::Buy };
-    let closable = !position.is_zero() && facts.instrument.tradable;
     Ok(RebalanceAccount {
         position,
         equity: margin.equity,
         other_margin: margin.other_margin,
         initial_rate: margin.initial_rate,
         lot,
+        is_fixed: !facts.instrument.tradable,
         most_growth: Some(most_growth(facts, spec, price, config)?),
         least_growth: least(grow)?,
-        least_shrink: if closable { least(shrink)? } else { Quantity::ZERO },
+        least_shrink: least(shrink)?,
     })
 }
 
@@ -125,9 +125,6 @@ fn most_growth(
     price: Price,
     config: &EngineConfig,
 ) -> Result<Quantity, MathError> {
-    if !facts.instrument.tradable {
-        return Ok(Quantity::ZERO);
-    }
     let position = facts.account.position(&spec.symbol);
     let margin = facts.margin(&spec.symbol)?;
     let lot = facts.instrument.lot_size.value();

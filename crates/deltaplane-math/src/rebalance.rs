@@ -29,6 +29,8 @@ pub struct RebalanceAccount {
     pub initial_rate: Ratio,
     /// The step of quantities.
     pub lot: Quantity,
+    /// Whether it cannot trade now.
+    pub is_fixed: bool,
     /// The most that the position may grow, by the liquidation distance or a cap; none where nothing limits it.
     pub most_growth: Option<Quantity>,
     /// The smallest order that lets it grow.
@@ -353,7 +355,7 @@ fn unknown(
     let target = input.target.value();
     let mut lo = signed(account.position.abs().value(), false);
     let mut hi = account.most_growth.map_or(Decimal::from(1_000_000_000_000_u64), Quantity::value);
-    if gain.is_zero() {
+    if gain.is_zero() || account.is_fixed {
         (lo, hi) = (Decimal::ZERO, Decimal::ZERO);
     } else {
         let ceiling = input.max_utilization.value().max(before.raw);

@@ -30,6 +30,7 @@ fn account(
         other_margin: Notional::new(other),
         initial_rate: Ratio::new(rate),
         lot: Quantity::try_new(lot).unwrap(),
+        is_fixed: false,
         most_growth: None,
         least_growth: Quantity::ZERO,
         least_shrink: Quantity::ZERO,

@@ -26,8 +26,8 @@ pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
 pub use time::{Clock, IdSource};
 pub use venue::{
-    AccountEvent, AccountReader, CancelOutcome, Capabilities, FeedStatus, FenceOutcome, OrderEntry,
-    OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
+    AccountEvent, AccountReader, BalanceCause, CancelOutcome, Capabilities, FeedStatus, FenceOutcome,
+    OrderEntry, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
 };
 
 #[cfg(feature = "mock")]

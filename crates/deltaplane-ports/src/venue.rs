@@ -52,13 +52,24 @@ pub enum AccountEvent {
     BalanceChanged {
         /// What the wallet gained, where the venue tells, quote.
         amount: Option<Notional>,
-        /// Whether it is known to be funding.
-        funding: bool,
+        /// What moved it.
+        cause: BalanceCause,
     },
     /// The stream broke; what happens until [`AccountEvent::Connected`] may never be told.
     Disconnected,
     /// The stream is live again; whoever waits for an order must ask for it.
     Connected,
+}
+
+/// What moved money without an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BalanceCause {
+    /// Funding between longs and shorts.
+    Funding,
+    /// A deposit, a withdrawal or a transfer: money that was not earned or lost.
+    Transfer,
+    /// Something else, or the venue does not tell.
+    Other,
 }
 
 /// What a venue says when it is asked for an order by our id.

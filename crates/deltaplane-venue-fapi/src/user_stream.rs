@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, WebSocket, WebSocketError};
-use deltaplane_ports::{AccountEvent, SymbolMap};
+use deltaplane_ports::{AccountEvent, BalanceCause, SymbolMap};
 use deltaplane_types::{AccountId, Decimal, Notional, Timestamp};
 use tokio::sync::broadcast;
 
 use crate::map::{self, MapError};
 use crate::rest::{Rest, RestError};
 use crate::wire::{AccountUpdate, EventType, OrderTradeUpdate};
+
+/// Assets whose amounts are money.
+const DOLLARS: [&str; 6] = ["USDT", "USDC", "USDF", "USD1", "FDUSD", "BUSD"];
 
 /// Keys live for 60 minutes; they are extended well before.
 const KEEP_ALIVE: Duration = Duration::from_secs(25 * 60);
@@ -130,10 +133,19 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
                 told.push(AccountEvent::Position { symbol, delta, venue_time });
             }
             if update.a.reason != "ORDER" {
+                // Other assets than dollars have no amount in quote.
+                let in_dollars =
+                    update.a.balances.iter().all(|b| DOLLARS.contains(&b.a.as_str()) || b.bc.is_none());
                 let changes = update.a.balances.iter().filter_map(|balance| balance.bc);
                 let sum = changes.fold(Decimal::ZERO, |sum, change| sum.saturating_add(change.0));
-                let amount = (!sum.is_zero()).then(|| Notional::new(sum));
-                told.push(AccountEvent::BalanceChanged { amount, funding: update.a.reason == "FUNDING_FEE" });
+                let amount = (in_dollars && !sum.is_zero()).then(|| Notional::new(sum));
+                let cause = match update.a.reason.as_str() {
+                    "FUNDING_FEE" => BalanceCause::Funding,
+                    "DEPOSIT" | "WITHDRAW" | "WITHDRAW_REJECT" | "ADMIN_DEPOSIT" | "ADMIN_WITHDRAW"
+                    | "ASSET_TRANSFER" | "COIN_SWAP_DEPOSIT" | "COIN_SWAP_WITHDRAW" => BalanceCause::Transfer,
+                    _ => BalanceCause::Other,
+                };
+                told.push(AccountEvent::BalanceChanged { amount, cause });
             }
         }
         "listenKeyExpired" => return Err(StreamError::KeyExpired),

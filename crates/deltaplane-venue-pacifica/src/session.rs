@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, WebSocket, WebSocketError, WeightBudget};
-use deltaplane_ports::{AccountEvent, Clock, SymbolMap};
+use deltaplane_ports::{AccountEvent, BalanceCause, Clock, SymbolMap};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, ExecutionReport, Notional, Price, Symbol, Timestamp,
     UnknownCause,
@@ -313,7 +313,8 @@ impl Session {
                     && !change.is_zero()
                 {
                     let amount = Some(Notional::new(change));
-                    self.tell(AccountEvent::BalanceChanged { amount, funding: false });
+                    // Trades settle into it too, and what moved it is not told.
+                    self.tell(AccountEvent::BalanceChanged { amount, cause: BalanceCause::Other });
                 }
             }
             "prices" => {

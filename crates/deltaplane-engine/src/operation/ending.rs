@@ -15,8 +15,19 @@ use crate::report::failure;
 
 /// The topic of orders whose fate only a person can decide.
 const FROZEN: &str = "frozen-order";
+/// What is told of orders and is over when all are settled.
+pub(super) const TOPICS: [&str; 2] = [FROZEN, super::shrinking::IN_DOUBT];
 /// The topic of a leg that lost its counterpart.
 pub(crate) const UNMATCHED: &str = "one-legged";
+
+/// What is said of an operation that the end of the process cut off.
+pub(crate) fn interrupted() -> Box<Failure> {
+    failure(
+        Code::Timeout,
+        "the process ended while the operation was at work; its orders were settled afterwards",
+        "look at its orders, then send a new request with a new Idempotency-Key for what is left",
+    )
+}
 
 impl Operation {
     pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -39,7 +50,7 @@ impl Operation {
         }
         self.failure = Some(failed);
         self.note(now, "the timeout passed");
-        if doubtful.is_empty() && self.phase != Phase::Reserving {
+        if doubtful.is_empty() && self.phase != Phase::Reserving && !self.unwinding {
             return self.finish(now, effects);
         }
         self.answered = true;
@@ -105,7 +116,21 @@ impl Operation {
             _ => return None,
         };
         let worth = away.abs().notional_at(price).ok()?;
-        (away.abs() > before.abs() && worth > self.config.dust_limit).then_some(away)
+        // What went past the target stands alone too, however far it was before.
+        let past = !before.is_zero() && away.side() != before.side();
+        ((away.abs() > before.abs() || past) && worth > self.config.dust_limit).then_some(away)
+    }
+
+    /// Whether every account that holds the symbol is in, and net delta is at its target but for dust.
+    fn is_whole_book_on_target(&self) -> bool {
+        let (Some(anchor), Goal::Delta { subset: false, .. } | Goal::Flatten) =
+            (&self.anchor, &self.spec.goal)
+        else {
+            return false;
+        };
+        let away = self.net.minus(anchor.target).map(Delta::abs);
+        let worth = away.and_then(|away| away.notional_at(anchor.price));
+        anchor.net_all.is_none() && worth.is_ok_and(|worth| worth <= self.config.dust_limit)
     }
 
     /// A leg stands alone and cannot be closed again: a person must know at once.
@@ -118,7 +143,7 @@ impl Operation {
             account: None,
             symbol: Some(self.spec.symbol.clone()),
             message: format!(
-                "operation {} traded one side and the other could not follow: net delta is {unmatched} from where it should be; bring it back with POST /api/v1/delta/control, or repeat the request when the venue is back",
+                "operation {} traded one side and the other could not follow: net delta is {unmatched} from where it should be; bring it back with POST /api/v1/delta/control and every account that holds the symbol",
                 self.id
             ),
         }));
@@ -129,8 +154,11 @@ impl Operation {
         if self.failure.is_none() {
             self.failure = self.judge();
         }
-        if self.failure.is_none() && matches!(self.spec.goal, Goal::Delta { .. } | Goal::Flatten) {
-            // The book is where it should be: whatever stood alone does so no more.
+        if self.failure.is_none() && self.kind == OperationKind::Recovery {
+            self.failure = Some(interrupted());
+        }
+        if self.failure.is_none() && self.is_whole_book_on_target() {
+            // Whatever stood alone does so no more.
             effects.push(Effect::Resolve(UNMATCHED));
         }
         self.tell_unmatched(effects);
@@ -232,14 +260,17 @@ impl Operation {
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));
         let reasons = self.orders.values().filter_map(|order| Some(order.refusal.as_ref()?.reason));
-        let mut failed = if reasons.into_iter().all(|reason| reason == RefusalReason::RateLimited) {
-            let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
-            let mut failed = failure(Code::TooManyRequests, text, remedy);
-            failed.retry_after = Some(Duration::from_secs(1));
-            failed
-        } else {
-            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
-        };
+        // A client that comes again by itself after a 429 must not trade twice.
+        let untouched = self.turnover().is_zero();
+        let mut failed =
+            if untouched && reasons.into_iter().all(|reason| reason == RefusalReason::RateLimited) {
+                let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
+                let mut failed = failure(Code::TooManyRequests, text, remedy);
+                failed.retry_after = Some(Duration::from_secs(1));
+                failed
+            } else {
+                failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
+            };
         failed.details.insert("refusedLegs".to_owned(), refused);
         Some(failed)
     }

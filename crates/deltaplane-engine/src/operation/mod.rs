@@ -25,6 +25,7 @@ use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
 
 mod ending;
+pub(crate) use ending::interrupted;
 mod evidence;
 mod reporting;
 mod rounds;
@@ -63,6 +64,8 @@ pub struct KnownOperation {
     pub read_at: Timestamp,
     /// How far net delta was from its target at the start, where the operation traded both ways.
     pub began_at: Option<Delta>,
+    /// What kind of request it served.
+    pub kind: Option<OperationKind>,
 }
 
 /// What happened.
@@ -183,9 +186,12 @@ enum Shrink {
 }
 
 /// One operation.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Operation {
     id: OperationId,
     kind: OperationKind,
+    /// The kind of request that it serves: another one where it settles what an earlier run left.
+    served: OperationKind,
     spec: Spec,
     config: EngineConfig,
     rules: BTreeMap<AccountId, VenueRules>,
@@ -235,6 +241,8 @@ pub struct Operation {
     max_transient: Delta,
     /// The largest bound of its plans.
     worst_case: Option<Delta>,
+    /// Nothing more is wanted but to close again what has no counterpart.
+    unwinding: bool,
     /// What a two-sided operation could not change, by account, at the newest reading.
     changes_left: BTreeMap<AccountId, Delta>,
     pending: Vec<Record>,
@@ -277,7 +285,7 @@ impl Operation {
         now: Timestamp,
         known: KnownOperation,
     ) -> (Self, Vec<Effect>) {
-        let KnownOperation { orders: intents, fills, positions, read_at, began_at } = known;
+        let KnownOperation { orders: intents, fills, positions, read_at, began_at, kind } = known;
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
@@ -312,6 +320,9 @@ impl Operation {
             }
         }
         operation.began_at = began_at;
+        operation.served = kind.unwrap_or(OperationKind::Recovery);
+        // What the run before told people of its orders is over when they are settled.
+        operation.raised.extend(ending::TOPICS);
         (operation.positions, operation.read_at) = (positions, read_at);
         operation.traded_at_start =
             operation.spec.accounts.iter().map(|id| (id.clone(), operation.traded_by(id))).collect();
@@ -331,6 +342,7 @@ impl Operation {
         Self {
             id,
             kind,
+            served: kind,
             spec,
             config,
             rules,
@@ -368,6 +380,7 @@ impl Operation {
             ended_at: None,
             max_transient: Delta::ZERO,
             worst_case: None,
+            unwinding: false,
             changes_left: BTreeMap::new(),
             pending: Vec::new(),
             timeline: Vec::new(),

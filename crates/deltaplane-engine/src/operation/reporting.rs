@@ -95,7 +95,7 @@ impl Operation {
             anchor.and_then(|anchor| deltaplane_math::deviation_ratio(net, target, anchor.reference).ok());
         OperationReport {
             id: self.id.clone(),
-            kind: self.kind,
+            kind: self.served,
             state: self.state,
             symbol: self.spec.symbol.clone(),
             accounts: self.spec.accounts.clone(),

@@ -34,12 +34,17 @@ impl Operation {
         }
         let snapshot = match result {
             Ok(snapshot) => snapshot,
+            // One side may stand alone: the venues are asked again as long as there is time.
+            Err(_) if self.has_two_open_sides() && now < self.ends_at => {
+                self.note(now, "an account cannot be read: asking again");
+                return self.read(true, REREAD_PAUSE, effects);
+            }
             Err(failure) => return self.fail(failure, now, effects),
         };
         if let Some(doubt) = snapshot.doubt {
             // What another operation does not know freezes the symbol for a while.
             let thaws = doubt.since.after(self.config.freeze_for);
-            if now < thaws && now < self.ends_at {
+            if now < thaws && (now < self.ends_at || self.unwinding) {
                 let wait = thaws.since(now).max(ROUND_PAUSE);
                 self.note(now, "waiting: an order of another operation is in doubt");
                 return self.read(true, wait, effects);
@@ -53,7 +58,7 @@ impl Operation {
                 self.rereads = 0;
                 self.last_unexplained.clone_from(&unexplained);
             }
-            if self.rereads < MAX_REREADS && now < self.ends_at {
+            if self.rereads < MAX_REREADS && (now < self.ends_at || self.unwinding) {
                 self.rereads += 1;
                 return self.read(true, REREAD_PAUSE, effects);
             }
@@ -99,6 +104,7 @@ impl Operation {
             anchor: Some(anchor),
             traded,
             traded_by: &traded_by,
+            unwinding: self.unwinding,
             excluded: &self.excluded,
             config: &self.config,
         };
@@ -115,6 +121,9 @@ impl Operation {
                 (self.net, self.base) = (net, (net, traded));
                 self.adjustment_needed = true;
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
+                if self.unwind_instead(now, effects) {
+                    return;
+                }
                 if failure.code == Code::DeltaBeyondLimit && self.orders.values().any(|o| o.refusal.is_some())
                 {
                     // That an order was refused says more than that nobody is left to trade.
@@ -123,11 +132,30 @@ impl Operation {
                 }
                 self.fail(failure, now, effects);
             }
-            Verdict::Go { approved, net } => {
+            Verdict::Go { approved, net, unwinds } => {
                 (self.net, self.base) = (net, (net, traded));
+                self.unwinding |= unwinds;
                 self.begin(&approved, now, effects);
             }
         }
+    }
+
+    /// Whether it trades both ways and traded.
+    fn has_two_open_sides(&self) -> bool {
+        self.spec.goal.is_two_sided() && !self.turnover().is_zero()
+    }
+
+    /// Where a two-sided operation ends before both sides are where they should be, what it opened and has no
+    /// counterpart is closed again first. Gives whether there is such a round to come.
+    fn unwind_instead(&mut self, now: Timestamp, effects: &mut Vec<Effect>) -> bool {
+        if self.unwinding || !self.has_two_open_sides() {
+            return false;
+        }
+        self.note(now, "it ends here: closing again what was opened and has no counterpart");
+        (self.unwinding, self.rounds, self.idle_rounds) = (true, 0, 0);
+        self.phase = Phase::Reading;
+        self.read(true, ROUND_PAUSE, effects);
+        true
     }
 
     /// A position that our own trades do not explain: somebody else traded, and the plan is made from the truth.
@@ -321,7 +349,7 @@ impl Operation {
             }
         }
         let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
-        if now >= self.ends_at || frozen {
+        if (now >= self.ends_at && !self.unwinding) || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
                 let text = "the world changed while the journal was written".to_owned();
@@ -359,7 +387,10 @@ impl Operation {
                 self.excluded.insert(order.intent.order.account.clone());
             }
         }
-        if now >= self.ends_at {
+        if now >= self.ends_at && !self.unwinding {
+            if self.unwind_instead(now, effects) {
+                return;
+            }
             return self.time_out(now, effects);
         }
         if whole && running.slice + 1 < running.plan.slices.len() {
@@ -377,6 +408,9 @@ impl Operation {
         let idle = self.turnover() == running.turnover_before;
         self.idle_rounds = if idle { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds >= MAX_IDLE_ROUNDS || self.rounds >= MAX_ROUNDS {
+            if self.unwind_instead(now, effects) {
+                return;
+            }
             self.ending = Some(Ending::Stuck);
             self.reason = Some(format!("no progress after {} rounds", self.rounds));
             return self.finish(now, effects);

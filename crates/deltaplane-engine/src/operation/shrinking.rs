@@ -16,6 +16,9 @@ use crate::snapshot::Snapshot;
 /// An order in doubt for longer than this past the moment at which its absence could be proven is told to people.
 const DOUBT_TOLD: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// The topic of orders whose fate is not known for long.
+pub(super) const IN_DOUBT: &str = "order-in-doubt";
+
 impl Operation {
     fn doubtful(&self) -> impl Iterator<Item = &TrackedOrder> {
         self.orders.values().filter(|order| !order.doubtful().is_zero())
@@ -59,6 +62,7 @@ impl Operation {
             anchor: Some(anchor),
             traded: self.traded(),
             traded_by: &traded_by,
+            unwinding: false,
             excluded: &excluded,
             config: &self.config,
         };
@@ -95,7 +99,6 @@ impl Operation {
 
     /// Tells people of a doubt that lasts, and that it is over.
     pub(super) fn tell_doubt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        const TOPIC: &str = "order-in-doubt";
         let slack = |order: &TrackedOrder| {
             self.rules.get(&order.intent.order.account).map(|rules| rules.proof_slack).unwrap_or_default()
         };
@@ -103,10 +106,10 @@ impl Operation {
             .doubtful()
             .find(|order| now >= order.intent.order.deadline.after(slack(order)).after(DOUBT_TOLD));
         match long {
-            Some(order) if !self.raised.contains(TOPIC) => {
+            Some(order) if !self.raised.contains(IN_DOUBT) => {
                 let condition = Condition {
                     kind: AlertKind::Execution,
-                    topic: TOPIC,
+                    topic: IN_DOUBT,
                     severity: AlertSeverity::Critical,
                     account: Some(order.intent.order.account.clone()),
                     symbol: Some(self.spec.symbol.clone()),
@@ -115,13 +118,13 @@ impl Operation {
                         order.intent.client_order_id, self.id, self.id
                     ),
                 };
-                self.raised.insert(TOPIC);
+                self.raised.insert(IN_DOUBT);
                 effects.push(Effect::Raise(condition));
             }
             Some(_) => {}
             None => {
-                if self.raised.remove(TOPIC) {
-                    effects.push(Effect::Resolve(TOPIC));
+                if self.raised.remove(IN_DOUBT) {
+                    effects.push(Effect::Resolve(IN_DOUBT));
                 }
             }
         }

@@ -220,11 +220,11 @@ impl Bench {
     }
 
     fn is_refused(&mut self, order: &ClientOrderId) {
-        let refusal = Refusal {
-            reason: RefusalReason::Rejected,
-            code: Some(-2019),
-            text: "Margin is insufficient.".to_owned(),
-        };
+        self.is_refused_for(order, RefusalReason::Rejected);
+    }
+
+    fn is_refused_for(&mut self, order: &ClientOrderId, reason: RefusalReason) {
+        let refusal = Refusal { reason, code: Some(-2019), text: "Margin is insufficient.".to_owned() };
         self.step(Event::Submitted(order.clone(), SubmitOutcome::NotAccepted(refusal)));
     }
 
@@ -285,6 +285,74 @@ fn what_was_opened_is_closed_again_when_its_partner_is_refused() {
     assert!(failure.error.contains("not moved: 5 of poor, 5 of rich"), "{failure:?}");
     assert_eq!(report.final_delta, report.initial_delta, "neutral as before");
     assert_eq!(bench.alerts(), Vec::<&str>::new());
+}
+
+/// A refusal that may pass is tried again, and then the time for that is over.
+#[test]
+fn what_was_opened_is_closed_again_when_its_partner_is_held_up() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.is_refused_for(&first[0].1, RefusalReason::RateLimited);
+    bench.fills(&first[1].1);
+    bench.shows(&[("rich", "9"), ("poor", "3")]);
+    // Net delta is 3 too long: the seller alone may go on.
+    for _ in 0..2 {
+        let again = bench.reserved();
+        assert_eq!(texts(&again), [("rich -3", true)]);
+        bench.is_refused_for(&again[0].1, RefusalReason::RateLimited);
+        bench.shows(&[("rich", "9"), ("poor", "3")]);
+    }
+    let back = bench.reserved();
+    assert_eq!(texts(&back), [("poor -3", true)]);
+    bench.fills(&back[0].1);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let report = bench.operation.report(bench.now);
+    assert_eq!((report.state, report.final_delta), (OperationState::Partial, delta("9")));
+    assert_eq!(
+        report.failure.unwrap().code.number(),
+        1003,
+        "not 3002: a client that repeats would trade twice"
+    );
+    assert_eq!(bench.alerts(), Vec::<&str>::new());
+}
+
+#[test]
+fn what_was_opened_is_closed_again_when_the_time_is_over() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills(&first[1].1);
+    bench.now = bench.now.after(Duration::from_secs(31));
+    bench.is_refused_for(&first[0].1, RefusalReason::Overloaded);
+    assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Answer)), "the caller is told");
+    bench.shows(&[("rich", "9"), ("poor", "3")]);
+    let back = bench.reserved();
+    assert_eq!(texts(&back), [("poor -3", true)]);
+    bench.fills(&back[0].1);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    assert!(bench.operation.is_finished());
+    let report = bench.operation.report(bench.now);
+    assert_eq!((report.failure.unwrap().code.number(), report.final_delta), (2001, delta("9")));
+    assert_eq!(bench.alerts(), Vec::<&str>::new());
+}
+
+/// What is matched stays: undoing both sides would only cost.
+#[test]
+fn both_sides_that_grew_alike_are_left_where_the_rest_is_dust() {
+    let mut bench = Bench::shifting(&[("long", "5"), ("short", "-5")]);
+    bench.shows(&[("long", "0"), ("short", "0")]);
+    let first = bench.reserved();
+    assert_eq!(texts(&first), [("short -3", false), ("long 3", false)]);
+    bench.fills(&first[0].1);
+    bench.fills(&first[1].1);
+    let second = bench.reserved();
+    bench.is_refused(&second[0].1);
+    bench.is_refused(&second[1].1);
+    bench.shows(&[("long", "3"), ("short", "-3")]);
+    assert_eq!(bench.reserved(), []);
+    let report = bench.operation.report(bench.now);
+    assert_eq!((report.state, report.final_delta), (OperationState::Partial, delta("0")));
 }
 
 #[test]
@@ -377,6 +445,7 @@ fn funding_is_expected_by_the_venues_own_interval() {
             anchor: Some(&anchor),
             traded: Delta::ZERO,
             traded_by: &BTreeMap::new(),
+            unwinding: false,
             excluded: &BTreeSet::new(),
             config: &config,
         };

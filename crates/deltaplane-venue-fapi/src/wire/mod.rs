@@ -558,6 +558,9 @@ pub struct AccountChange {
 /// One balance of an `ACCOUNT_UPDATE`.
 #[derive(Debug, Deserialize)]
 pub struct BalanceEvent {
+    /// The asset.
+    #[serde(default)]
+    pub a: String,
     /// Change beside profit and fees.
     pub bc: Option<Number>,
 }
