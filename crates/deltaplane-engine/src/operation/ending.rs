@@ -16,7 +16,7 @@ use crate::report::failure;
 /// The topic of orders whose fate only a person can decide.
 const FROZEN: &str = "frozen-order";
 /// What is told of orders and is over when all are settled.
-pub(super) const TOPICS: [&str; 2] = [FROZEN, super::shrinking::IN_DOUBT];
+const TOPICS: [&str; 2] = [FROZEN, super::shrinking::IN_DOUBT];
 /// The topic of a leg that lost its counterpart.
 pub(crate) const UNMATCHED: &str = "one-legged";
 
@@ -97,7 +97,8 @@ impl Operation {
 
     pub(super) fn fail(&mut self, failed: Box<Failure>, now: Timestamp, effects: &mut Vec<Effect>) {
         self.note(now, failed.error.clone());
-        self.failure = Some(failed);
+        // What came first says why it ends.
+        self.failure.get_or_insert(failed);
         self.finish(now, effects);
     }
 
@@ -143,7 +144,7 @@ impl Operation {
             account: None,
             symbol: Some(self.spec.symbol.clone()),
             message: format!(
-                "operation {} traded one side and the other could not follow: net delta is {unmatched} from where it should be; bring it back with POST /api/v1/delta/control and every account that holds the symbol",
+                "operation {} traded one side and the other could not follow: net delta is {unmatched} from where it should be; bring it back with POST /api/v1/delta/control, every account that holds the symbol and tolerancePercent 0",
                 self.id
             ),
         }));
@@ -179,6 +180,10 @@ impl Operation {
     }
 
     pub(super) fn close(&mut self, now: Timestamp, state: &str, effects: &mut Vec<Effect>) {
+        if self.kind == OperationKind::Recovery {
+            // What the run before told people of these orders is over too.
+            self.raised.extend(TOPICS);
+        }
         for topic in std::mem::take(&mut self.raised) {
             effects.push(Effect::Resolve(topic));
         }

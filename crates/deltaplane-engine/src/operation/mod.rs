@@ -321,8 +321,6 @@ impl Operation {
         }
         operation.began_at = began_at;
         operation.served = kind.unwrap_or(OperationKind::Recovery);
-        // What the run before told people of its orders is over when they are settled.
-        operation.raised.extend(ending::TOPICS);
         (operation.positions, operation.read_at) = (positions, read_at);
         operation.traded_at_start =
             operation.spec.accounts.iter().map(|id| (id.clone(), operation.traded_by(id))).collect();
@@ -509,6 +507,10 @@ impl Operation {
         }
         self.tell_doubt(now, effects);
         if !self.answered && self.phase != Phase::Finished && now >= self.ends_at {
+            if self.phase == Phase::Reading {
+                // Between two rounds something may stand alone.
+                self.unwind_instead(now, effects);
+            }
             self.time_out(now, effects);
         }
         let urgent = self

@@ -39,7 +39,16 @@ impl Operation {
                 self.note(now, "an account cannot be read: asking again");
                 return self.read(true, REREAD_PAUSE, effects);
             }
-            Err(failure) => return self.fail(failure, now, effects),
+            Err(failure) => {
+                if self.unwind_instead(now, effects) {
+                    return;
+                }
+                if self.unwinding && self.rereads < MAX_REREADS {
+                    self.rereads += 1;
+                    return self.read(true, REREAD_PAUSE, effects);
+                }
+                return self.fail(failure, now, effects);
+            }
         };
         if let Some(doubt) = snapshot.doubt {
             // What another operation does not know freezes the symbol for a while.
@@ -122,6 +131,10 @@ impl Operation {
                 self.adjustment_needed = true;
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
                 if self.unwind_instead(now, effects) {
+                    let refused = self.orders.values().any(|order| order.refusal.is_some());
+                    if failure.code != Code::DeltaBeyondLimit || !refused {
+                        self.failure.get_or_insert(failure);
+                    }
                     return;
                 }
                 if failure.code == Code::DeltaBeyondLimit && self.orders.values().any(|o| o.refusal.is_some())
@@ -147,12 +160,14 @@ impl Operation {
 
     /// Where a two-sided operation ends before both sides are where they should be, what it opened and has no
     /// counterpart is closed again first. Gives whether there is such a round to come.
-    fn unwind_instead(&mut self, now: Timestamp, effects: &mut Vec<Effect>) -> bool {
+    pub(super) fn unwind_instead(&mut self, now: Timestamp, effects: &mut Vec<Effect>) -> bool {
         if self.unwinding || !self.has_two_open_sides() {
             return false;
         }
         self.note(now, "it ends here: closing again what was opened and has no counterpart");
-        (self.unwinding, self.rounds, self.idle_rounds) = (true, 0, 0);
+        (self.unwinding, self.rounds, self.idle_rounds, self.rereads) = (true, 0, 0, 0);
+        // Whoever refused to open or could not follow may well take an order that only reduces.
+        self.excluded.clear();
         self.phase = Phase::Reading;
         self.read(true, ROUND_PAUSE, effects);
         true

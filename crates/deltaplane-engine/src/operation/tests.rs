@@ -337,6 +337,39 @@ fn what_was_opened_is_closed_again_when_the_time_is_over() {
     assert_eq!(bench.alerts(), Vec::<&str>::new());
 }
 
+/// The same while the next round was being read, and while an account could not be read at all.
+#[test]
+fn what_was_opened_is_closed_again_when_the_time_is_over_between_two_rounds() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills(&first[1].1);
+    bench.is_refused(&first[0].1);
+    let reading = |effects: &[Effect]| {
+        let mut readings = effects.iter().rev().filter_map(|effect| match effect {
+            Effect::Read { reading, .. } => Some(*reading),
+            _ => None,
+        });
+        readings.next().expect("a reading is asked for")
+    };
+    let failed = || Err(crate::report::failure(deltaplane_types::Code::Timeout, "not read", "wait"));
+    bench.step(Event::Read(reading(&bench.effects), failed()));
+    bench.now = bench.now.after(Duration::from_secs(31));
+    bench.step(Event::Tick);
+    assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Answer)), "the caller is told");
+    bench.step(Event::Read(reading(&bench.effects), failed()));
+    let last = reading(&bench.effects);
+    bench.step(Event::Read(last, Ok(snapshot(&[("rich", "9"), ("poor", "3")]))));
+    let back = bench.reserved();
+    assert_eq!(texts(&back), [("poor -3", true)]);
+    bench.fills(&back[0].1);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    assert!(bench.operation.is_finished());
+    let report = bench.operation.report(bench.now);
+    assert_eq!((report.failure.unwrap().code.number(), report.final_delta), (2001, delta("9")));
+    assert_eq!(bench.alerts(), Vec::<&str>::new());
+}
+
 /// What is matched stays: undoing both sides would only cost.
 #[test]
 fn both_sides_that_grew_alike_are_left_where_the_rest_is_dust() {
