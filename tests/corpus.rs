@@ -159,30 +159,12 @@ async fn f31_a_listen_key_that_ran_out_is_replaced() {
     for kind in [Kind::Binance, Kind::AsterAgent, Kind::AsterHmac] {
         let mut bench = Bench::start(kind, Setup::new(kind)).await;
         bench.running.sim().expire_listen_keys();
-        let mut lost = false;
-        for _ in 0..500 {
-            while let Ok(event) = bench.events.try_recv() {
-                lost |= event == AccountEvent::Disconnected;
-            }
-            if lost && bench.reader.is_streaming() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert!(lost && bench.reader.is_streaming(), "{kind:?}");
+        bench.event("the stream is given up", |event| matches!(event, AccountEvent::Disconnected)).await;
+        bench.event("the stream is back", |event| matches!(event, AccountEvent::Connected)).await;
         let order = bench.order(Side::Buy, "0.01", "0.004").await;
-        bench.place(&order).await;
-        let mut filled = false;
-        for _ in 0..250 {
-            while let Ok(event) = bench.events.try_recv() {
-                filled |= matches!(event, AccountEvent::Fill(_));
-            }
-            if filled {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert!(filled, "{kind:?}: the new key tells of trades");
+        let (id, _) = bench.place(&order).await;
+        // The new key tells of trades.
+        bench.fills_of(&id, order.quantity).await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use deltaplane_engine::{ExternalDelta, Holdings};
 use deltaplane_ports::{
     Check, Clock as _, ControlPlane as _, DeltaControl, Flatten, HedgeExecution, HedgeStrategy, IntentRecord,
-    KillSwitch, OperationReport, OperationState, Record, RequestMeta, Severity, SyncRequest,
+    KillSwitch, OperationKind, OperationReport, OperationState, Record, RequestMeta, Severity, SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
@@ -433,6 +433,8 @@ async fn orders_that_a_crash_left_in_doubt_are_settled_at_the_next_start() {
     ready(&restarted).await;
     let settled = restarted.operation(&report.id).await.unwrap();
     assert_eq!(settled.state, OperationState::Interrupted, "{settled:?}");
+    assert_eq!(settled.failure.as_ref().map(|failure| failure.code), Some(Code::Timeout), "no success");
+    assert_eq!(settled.kind, OperationKind::DeltaControl, "what was asked for, not what settled it");
     assert_eq!(settled.orders[0].state, "filled");
     assert_eq!(settled.orders[0].client_order_id, report.orders[0].client_order_id);
     let next = journal.records().iter().filter(|record| matches!(record, Record::Intent(_))).count();
