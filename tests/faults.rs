@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, ExternalCause, Journal, JournalError, KillSwitch, OperationState,
-    OrderSighting, OutcomeRecord, ReadError, Record, ResolveOrder, Settlement, StoredRecord, TradingChange,
+    ControlPlane as _, DeltaControl, ExternalCause, HedgeExecution, HedgeStrategy, Journal, JournalError,
+    KillSwitch, OperationState, OrderSighting, OutcomeRecord, ReadError, Record, RequestMeta, ResolveOrder,
+    Settlement, StoredRecord, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
 use deltaplane_tests::venues::{Bench, Kind, Setup};
 use deltaplane_tests::{Place, World, btc, config, engine, engine_through, exchanges, names, ready};
 use deltaplane_types::{
-    AccountId, AlertSeverity, Code, Decimal, RefusalReason, Side, SubmitOutcome, TradingState, UnknownCause,
+    AccountId, AlertSeverity, Code, Decimal, Delta, Quantity, RefusalReason, Side, SubmitOutcome,
+    TradingState, UnknownCause,
 };
 use deltaplane_venue_sim::core::{Command, NewOrder};
-use deltaplane_venue_sim::{Fault, FaultKind};
+use deltaplane_venue_sim::{Fault, FaultKind, Running};
 
 const FAPI: [Kind; 3] = [Kind::Binance, Kind::AsterAgent, Kind::AsterHmac];
 
@@ -240,8 +242,13 @@ async fn f11_f12_a_venue_that_asks_for_silence_gets_it() {
             assert!(limited, "{status}: {error}");
         }
         assert_eq!(proxy.attempts("GET /fapi/v3/account"), asked, "{status}: nothing was asked meanwhile");
-        let (_, outcome) = bench.place(&order).await;
+        let (id, outcome) = bench.place(&order).await;
         assert_eq!(reason(&outcome), Some(RefusalReason::KeptBack), "{status}: {outcome:?}");
+        // What protects still goes out where the venue only asked for less, and nothing at all where it banned us.
+        let canceled = bench.gateway.cancel(&id, &btc()).await;
+        let sent = proxy.attempts("DELETE /fapi/v1/order");
+        assert_eq!(sent, usize::from(status == 429), "{status}: {canceled:?}");
+        assert!(bench.gateway.fetch_open_orders(&btc()).await.is_ok() == (status == 429));
         if status == 429 {
             tokio::time::sleep(Duration::from_millis(2_200)).await;
             bench.reader.fetch_account().await.unwrap();
@@ -571,15 +578,93 @@ async fn f42_the_surviving_leg_is_shrunk_where_the_configuration_says_so() {
     let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
     let config = EngineConfig { shrink_after_loss: true, ..config() };
     let (world, _) = world_with(places, config).await;
+    deleverage(&world, "0.2");
+    until("the long side is shrunk", async || world.true_net().is_zero()).await;
+    assert_eq!(held(&world, 0), delta("0.3"));
+}
+
+fn deleverage(world: &World, amount: &str) {
     let command = Command::Deleverage {
         account: "short".to_owned(),
         symbol: "BTCUSDT".to_owned(),
-        quantity: deltaplane_testkit::quantity("0.2").value(),
+        quantity: deltaplane_testkit::quantity(amount).value(),
     };
     world.exchanges[1].sim().apply(command).unwrap();
-    until("the long side is shrunk", async || world.true_net().is_zero()).await;
-    let held = world.exchanges[0].sim().with(|exchange| exchange.accounts["long"].net("BTCUSDT"));
-    assert_eq!(held, delta("0.3").value());
+}
+
+fn held(world: &World, index: usize) -> Delta {
+    let name = world.accounts[index].as_str();
+    Delta::new(world.exchanges[index].sim().with(|exchange| exchange.accounts[name].net("BTCUSDT")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f42_a_loss_that_a_hedge_finds_is_followed_when_the_hedge_ends() {
+    let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
+    let config = EngineConfig { shrink_after_loss: true, ..config() };
+    let (world, journal) = world_with(places, config).await;
+    world.exchanges[0].sim().inject(on_orders(FaultKind::Delay { millis: 600 }, 1));
+    let hedge = HedgeExecution {
+        amount: deltaplane_testkit::quantity("0.1"),
+        side: Some(Side::Sell),
+        accounts: world.accounts.clone(),
+        strategy: HedgeStrategy::SamePlatform,
+        symbol: btc(),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(20),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    };
+    let hedge = world.engine.execute_hedge(hedge).await.unwrap();
+    until("its order is at the exchange", async || world.orders_at(0) == 1).await;
+    deleverage(&world, "0.2");
+    let report = hedge.report.await.unwrap();
+    assert_eq!((report.failure, report.orders.len()), (None, 1));
+    // 0.5 − 0.1 is 0.1 short of the 0.5 on the other side; that stays when 0.2 of it are gone.
+    until("the long side follows", async || held(&world, 0) == delta("0.2")).await;
+    assert_eq!(kinds(&journal), ["hedge", "loss-response"]);
+    assert_eq!(held(&world, 1), delta("-0.3"));
+}
+
+fn kinds(journal: &MemoryJournal) -> Vec<String> {
+    let kind = |record: Record| match record {
+        Record::OperationAccepted { kind, .. } => Some(kind),
+        _ => None,
+    };
+    journal.records().into_iter().filter_map(kind).collect()
+}
+
+/// The run that saw it ended before it did anything about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f42_a_loss_that_an_earlier_run_saw_is_followed_once() {
+    let places = || vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
+    let (world, journal) = world_with(places(), config()).await;
+    deleverage(&world, "0.2");
+    until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
+    let World { exchanges, engine: old, accounts } = world;
+    drop(old);
+    let shrinking = EngineConfig { shrink_after_loss: true, ..config() };
+    let restart = async |journal: &Arc<MemoryJournal>| {
+        let journal = Arc::new(MemoryJournal::with(journal.records()));
+        let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+        let engine = engine_through(&places(), &exchanges, &urls, journal.clone(), shrinking.clone()).await;
+        ready(&engine).await;
+        (engine, journal)
+    };
+    let (engine, journal) = restart(&journal).await;
+    until("the long side is shrunk", async || {
+        let held = exchanges[0].sim().with(|exchange| exchange.accounts["long"].net("BTCUSDT"));
+        held == delta("0.3").value()
+    })
+    .await;
+    until("that ended", async || {
+        journal.records().iter().any(|record| matches!(record, Record::OperationClosed { .. }))
+    })
+    .await;
+    drop(engine);
+    let (engine, journal) = restart(&journal).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let world = World { exchanges, engine, accounts };
+    assert_eq!((kinds(&journal), held(&world, 0)), (vec!["loss-response".to_owned()], delta("0.3")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -620,6 +705,27 @@ async fn f47_funding_is_no_break() {
     assert_eq!((named[0].cause, named[0].change), (ExternalCause::ForeignTrade, delta("0.01")));
     let report = world.control(world.to_flat()).await;
     assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+}
+
+/// A venue changes the step of its prices between two orders: the next round keeps to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f35_rules_that_change_are_read_anew_after_a_refusal() {
+    let (world, _) = world().await;
+    let control = reqwest::Client::builder().no_proxy().build().unwrap();
+    // What is known of the instruments is old enough to be doubted.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for running in &world.exchanges {
+        let url = format!("{}/symbols/BTCUSDT", running.control().unwrap());
+        let answer = control.put(url).json(&serde_json::json!({"tickSize": "50"})).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+    let first = report.orders.first().unwrap();
+    let note = first.note.as_ref().unwrap();
+    assert!(first.filled == Quantity::ZERO && note.contains("-1111"), "{note}");
+    let last = report.orders.last().unwrap().limit_price.value();
+    assert_eq!(last % Decimal::from(50), Decimal::ZERO);
 }
 
 /// The venue knows newer orders than the journal: somebody put an old copy back.

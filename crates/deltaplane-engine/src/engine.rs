@@ -10,15 +10,15 @@ use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity,
-    Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, IdSource, Journal, JournalError, KillReport,
-    KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState, OrderGateway,
-    PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState,
-    ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange,
-    TradingOrder, UtilizationRebalance, VenueRules,
+    Failure, Flatten, HedgeExecution, HedgeStrategy, IdSource, Journal, JournalError, KillReport, KillSwitch,
+    MarketSummary, OperationKind, OperationReport, OperationState, OrderGateway, PortfolioView,
+    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView,
+    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder,
+    UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, FeedId, OperationId, RefusalReason, Side,
-    Symbol, Timestamp, TradingState, VenueId,
+    AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
+    Timestamp, TradingState, VenueId,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -34,6 +34,7 @@ use crate::equity;
 use crate::gate::{DryRun, GateParts, OrderGate};
 use crate::guard::DeadMan;
 use crate::lanes::Lanes;
+use crate::losses::{self, Losses};
 use crate::operation::{Event, Operation};
 use crate::reconcile::Ledger;
 use crate::recovery::Recovered;
@@ -217,6 +218,7 @@ impl Engine {
             reports: Reports::default(),
             alerts: Alerts::default(),
             ledger: Ledger::default(),
+            losses: Losses::default(),
             running: Mutex::default(),
         });
         let core = Arc::new(Core {
@@ -245,6 +247,7 @@ impl Engine {
         for ((account, symbol), (position, at)) in recovered.positions() {
             core.shared.ledger.set(&account, &symbol, position, at);
         }
+        core.shared.losses.restore(std::mem::take(&mut recovered.losses), started_at);
         core.recover(recovered).await;
         if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
             core.shared.raise(journal_condition(reason)).await;
@@ -254,6 +257,7 @@ impl Engine {
             tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
         }
         tasks.spawn(watch::keep_alerts(core.clone()));
+        tasks.spawn(losses::keep_answering(core.clone()));
         let engine = Self { core, _tasks: tasks };
         // A venue that answers is checked before the first request; one that does not is not waited for.
         let checked = async {
@@ -401,60 +405,6 @@ impl Core {
         }
     }
 
-    /// Shrinks the side that is left when a venue closed a part of a book: back to the net delta before.
-    pub(crate) async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, lost: Delta) {
-        let eyes = &self.shared.eyes;
-        let mut net = Delta::ZERO;
-        let mut accounts = Vec::new();
-        for (id, keeper) in &eyes.accounts {
-            let Some(snapshot) = keeper.newest() else { return };
-            let Ok(delta) = eyes.config.holdings.delta(&snapshot, symbol) else { return };
-            net = net.plus(delta).unwrap_or(net);
-            if keeper.blocked().is_none() {
-                accounts.push(id.clone());
-            }
-        }
-        let Ok(target) = net.minus(lost) else { return };
-        let one =
-            |text: i128, scale| deltaplane_types::Ratio::new(Decimal::from_i128_with_scale(text, scale));
-        let spec = Spec {
-            goal: Goal::Delta {
-                target,
-                max_deviation: one(1, 0),
-                tolerance: one(1, 3),
-                hedge_to: HedgeTo::Target,
-                on_shortfall: OnShortfall::BestEffort,
-                subset: true,
-            },
-            symbol: symbol.clone(),
-            accounts,
-            max_slippage: one(1, 2),
-            only_reduces: true,
-        };
-        let meta = RequestMeta { idempotency: None, wait: Some(Duration::from_secs(30)) };
-        let timeout = Duration::from_secs(30);
-        match self.launch(OperationKind::LossResponse, spec, timeout, false, meta).await {
-            Ok(started) => {
-                tracing::warn!(operation = %started.id, %symbol, %lost, "one side was lost: the other is shrunk");
-            }
-            Err(failed) => {
-                self.shared
-                    .raise(Condition {
-                        kind: AlertKind::Execution,
-                        topic: "loss-response",
-                        severity: AlertSeverity::Critical,
-                        account: None,
-                        symbol: Some(symbol.clone()),
-                        message: format!(
-                            "{lost} of {symbol} was lost and the other side could not be shrunk: {}",
-                            failed.error
-                        ),
-                    })
-                    .await;
-            }
-        }
-    }
-
     fn not_running(&self) -> Option<Box<Failure>> {
         let because = self.not_ready_because()?;
         let mut failed =
@@ -558,7 +508,7 @@ impl Core {
             .expect("prefix, date and suffix follow the rule")
     }
 
-    async fn launch(
+    pub(crate) async fn launch(
         self: &Arc<Self>,
         kind: OperationKind,
         spec: Spec,
@@ -635,6 +585,7 @@ impl Core {
             (now, timeout),
             key,
         );
+        self.shared.losses.with(|waiting| waiting.began(kind, &machine.spec().symbol, &id));
         self.shared.reports.publish(machine.report(now));
         if let Some(key) = &tied {
             self.shared.reports.tie(key, &id);

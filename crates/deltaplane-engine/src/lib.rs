@@ -23,6 +23,7 @@ mod guard;
 mod holdings;
 mod ids;
 mod lanes;
+mod losses;
 pub mod operation;
 mod orders;
 mod reconcile;

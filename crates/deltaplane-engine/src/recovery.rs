@@ -12,6 +12,7 @@ use deltaplane_types::{
     Timestamp, TradeId,
 };
 
+use crate::losses::LossTable;
 use crate::operation::{KnownOperation, interrupted};
 use crate::orders::TrackedOrder;
 use crate::report::failure;
@@ -31,6 +32,8 @@ pub(crate) struct Recovered {
     pub(crate) alerts: Vec<(Alert, AlertChange)>,
     /// What moved positions from outside.
     pub(crate) external: Vec<ExternalActivity>,
+    /// What venues took and nobody followed.
+    pub(crate) losses: LossTable,
     lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
     /// Trades that are explained: our own, and those of others that were named.
     pub(crate) explained: Vec<(AccountId, Symbol, TradeId)>,
@@ -103,6 +106,7 @@ impl Recovered {
                 ];
                 let kind =
                     kinds.into_iter().find(|known| known.prefix() == kind).unwrap_or(OperationKind::Recovery);
+                self.losses.began(kind, &symbol, &operation);
                 self.index.insert(operation.clone(), self.operations.len());
                 self.operations.push(RecoveredOperation {
                     id: operation,
@@ -150,6 +154,9 @@ impl Recovered {
                         self.lanes.insert(lane, LaneFacts { position, at, read_by: None });
                     }
                 }
+                if !self.is_aimed_at(&activity.symbol) {
+                    self.losses.moved(&activity);
+                }
                 self.external.push(activity);
             }
             Record::Trading(order) => self.trading = Some(order),
@@ -187,10 +194,25 @@ impl Recovered {
                 }
                 let found = self.index.get(&operation).and_then(|index| self.operations.get_mut(*index));
                 if let Some(operation) = found {
+                    if operation.kind == OperationKind::LossResponse {
+                        self.losses.answered(&operation.symbol);
+                    }
                     operation.closed = Some((state, summary, at));
                 }
             }
         }
+    }
+
+    /// Whether an operation that aims at a net delta of a symbol was at work at this point.
+    fn is_aimed_at(&self, symbol: &Symbol) -> bool {
+        self.operations.iter().rev().any(|operation| {
+            operation.closed.is_none()
+                && operation.symbol == *symbol
+                && matches!(
+                    operation.kind,
+                    OperationKind::DeltaControl | OperationKind::Flatten | OperationKind::LossResponse
+                )
+        })
     }
 
     /// The position that each lane must have by all that is known, and when it was last written down.

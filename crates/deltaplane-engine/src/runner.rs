@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting, ReadError,
+    AccountEvent, IntentRecord, JournalError, OperationKind, OperationReport, OrderGateway, OrderSighting,
+    ReadError,
 };
 use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
 use futures_util::StreamExt as _;
@@ -21,6 +22,7 @@ use crate::durable::{Durable, Recorder};
 use crate::gate::OrderGate;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
+use crate::losses::Losses;
 use crate::operation::{Draft, Effect, Event, Operation};
 use crate::reconcile::{self, Ledger};
 use crate::snapshot::Eyes;
@@ -105,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) reports: Reports,
     pub(crate) alerts: Alerts,
     pub(crate) ledger: Ledger,
+    pub(crate) losses: Losses,
     /// Where a person's decisions reach the operations that run.
     pub(crate) running: Mutex<BTreeMap<OperationId, mpsc::Sender<Event>>>,
 }
@@ -358,12 +361,19 @@ impl Shell {
                     let (shared, symbol) = (shared.clone(), operation.spec().symbol.clone());
                     let since = shared.ledger.agreed_at(&account, &symbol);
                     let since = since.map_or(operation.started_at(), |at| at.min(operation.started_at()));
+                    // An operation that aims at a net delta plans with what was lost.
+                    let answered = matches!(
+                        operation.kind(),
+                        OperationKind::DeltaControl | OperationKind::Flatten | OperationKind::LossResponse
+                    );
                     self.work.push(Box::pin(async move {
                         let lane = (&account, &symbol);
-                        if let Err(error) =
-                            reconcile::explain(&shared, lane, (expected, found), (since, as_of)).await
-                        {
-                            tracing::warn!(%account, %error, "what moved the position cannot be asked for");
+                        match reconcile::explain(&shared, lane, (expected, found), (since, as_of)).await {
+                            Ok(moved) if !answered => shared.losses.moved(&moved),
+                            Ok(_) => {}
+                            Err(error) => {
+                                tracing::warn!(%account, %error, "what moved the position cannot be asked for");
+                            }
                         }
                         Done::Nothing
                     }));

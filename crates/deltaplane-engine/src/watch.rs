@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_ports::{ExternalCause, Record, TradingOrder};
-use deltaplane_types::{AlertKind, AlertSeverity, Delta, Symbol, Timestamp, TradingState};
+use deltaplane_ports::{Record, TradingOrder};
+use deltaplane_types::{AlertKind, AlertSeverity, Symbol, Timestamp, TradingState};
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
@@ -68,15 +68,7 @@ async fn compare(
             Compared::Broken { expected, since } => {
                 let lane = (&keeper.id, &symbol);
                 match reconcile::explain(shared, lane, (expected, shown), (since, snapshot.as_of)).await {
-                    Ok(found) => {
-                        let lost = found.iter().filter(|activity| {
-                            matches!(activity.cause, ExternalCause::Liquidation | ExternalCause::Deleveraging)
-                        });
-                        let lost = lost.fold(Delta::ZERO, |sum, a| sum.plus(a.change).unwrap_or(sum));
-                        if !lost.is_zero() && shared.eyes.config.shrink_after_loss {
-                            core.respond_to_loss(&symbol, lost).await;
-                        }
-                    }
+                    Ok(moved) => shared.losses.moved(&moved),
                     Err(error) => {
                         agree = false;
                         tracing::warn!(account = %keeper.id, %symbol, %error, "what moved the position cannot be asked for");

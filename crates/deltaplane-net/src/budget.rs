@@ -33,11 +33,22 @@ impl Priority {
     }
 }
 
+/// Requests that protect and may still go out in one silence that a venue asked for: enough to cancel what rests,
+/// too few to be taken for somebody who does not listen.
+const PROTECTED_IN_SILENCE: u64 = 20;
+
 #[derive(Debug, Default)]
 struct State {
     window: i64,
     used: u64,
-    stopped_until: Timestamp,
+    /// Nothing at all goes out before.
+    banned_until: Timestamp,
+    /// Only what protects goes out before.
+    silent_until: Timestamp,
+    /// How many of those may still.
+    protected_left: u64,
+    /// Until then all others have half of their share.
+    halved_until: Timestamp,
 }
 
 /// A budget of a fixed window: 30 % of it are kept for protection and resolution.
@@ -68,11 +79,22 @@ impl WeightBudget {
     /// Takes `weight` for a request, or tells how long to wait.
     pub fn take(&self, now: Timestamp, priority: Priority, weight: u64) -> Result<(), Duration> {
         let mut state = self.state(now);
-        if now < state.stopped_until {
-            return Err(state.stopped_until.since(now));
+        if now < state.banned_until {
+            return Err(state.banned_until.since(now));
+        }
+        if now < state.silent_until {
+            // The venue refused for want of budget, so its count is not asked: few requests, that must get through.
+            if priority != Priority::Protect || state.protected_left == 0 {
+                return Err(state.silent_until.since(now));
+            }
+            state.protected_left -= 1;
+            state.used = state.used.saturating_add(weight);
+            return Ok(());
         }
         let after = state.used.saturating_add(weight);
-        if after.saturating_mul(100) > self.limit.saturating_mul(priority.share()) {
+        let halved = now < state.halved_until && priority >= Priority::Hedge;
+        let share = if halved { priority.share() / 2 } else { priority.share() };
+        if after.saturating_mul(100) > self.limit.saturating_mul(share) {
             let length = i64::try_from(self.window.as_millis()).unwrap_or(i64::MAX).max(1);
             let next = state.window.saturating_add(1).saturating_mul(length);
             return Err(Timestamp::from_millis(next).since(now));
@@ -98,10 +120,21 @@ impl WeightBudget {
         self.observe(now, share);
     }
 
-    /// Stops everything until a time: the venue said so.
-    pub fn stop_until(&self, until: Timestamp) {
+    /// The venue asked for silence until a time (429): only a few cancels and orders that reduce go out before, and
+    /// in the window after it hedges, account state and market data have half of their share.
+    pub fn silence_until(&self, now: Timestamp, until: Timestamp) {
+        let mut state = self.state(now);
+        if state.silent_until <= now {
+            state.protected_left = PROTECTED_IN_SILENCE;
+        }
+        state.silent_until = state.silent_until.max(until);
+        state.halved_until = state.silent_until.after(self.window);
+    }
+
+    /// The venue banned this address until a time (418, 403): nothing goes out before.
+    pub fn ban_until(&self, until: Timestamp) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.stopped_until = state.stopped_until.max(until);
+        state.banned_until = state.banned_until.max(until);
     }
 }
 
@@ -127,8 +160,30 @@ mod tests {
         let budget = WeightBudget::new(100, Duration::from_secs(60));
         budget.observe(now, 99);
         assert!(budget.take(now, Priority::Protect, 2).is_err());
-        budget.stop_until(now.after(Duration::from_secs(120)));
+        budget.ban_until(now.after(Duration::from_secs(120)));
         let later = now.after(Duration::from_secs(61));
         assert_eq!(budget.take(later, Priority::Protect, 1), Err(Duration::from_secs(59)));
+    }
+
+    #[test]
+    fn in_a_silence_a_few_requests_that_protect_go_out_and_after_it_the_others_have_half() {
+        let now = Timestamp::from_millis(60_000 * 100);
+        let at = |seconds| now.after(Duration::from_secs(seconds));
+        let budget = WeightBudget::new(1_000, Duration::from_secs(60));
+        budget.silence_until(now, at(30));
+        for priority in [Priority::Resolve, Priority::Hedge, Priority::Sync, Priority::Data] {
+            assert_eq!(budget.take(at(10), priority, 1), Err(Duration::from_secs(20)), "{priority:?}");
+        }
+        for _ in 0..20 {
+            assert_eq!(budget.take(at(10), Priority::Protect, 1), Ok(()));
+            // Refused again: that is the same silence.
+            budget.silence_until(at(10), at(40));
+        }
+        assert_eq!(budget.take(at(10), Priority::Protect, 1), Err(Duration::from_secs(30)));
+        // 35 % of a thousand for hedges until 40 s and a window are over.
+        assert_eq!(budget.take(at(60), Priority::Hedge, 350), Ok(()));
+        assert!(budget.take(at(61), Priority::Hedge, 1).is_err());
+        assert_eq!(budget.take(at(61), Priority::Resolve, 550), Ok(()));
+        assert_eq!(budget.take(at(120), Priority::Hedge, 700), Ok(()));
     }
 }

@@ -129,3 +129,14 @@ pub struct Instrument {
     /// Whether the venue takes orders for it now.
     pub tradable: bool,
 }
+
+impl Instrument {
+    /// Whether orders must keep to the same steps, bounds and prices as with the other one.
+    pub fn same_order_rules(&self, other: &Self) -> bool {
+        let rules = |of: &Self| {
+            (of.lot_size, of.min_quantity, of.max_quantity, of.tick_size, of.min_notional, of.multiplier)
+        };
+        rules(self) == rules(other)
+            && (self.price_band_up, self.price_band_down) == (other.price_band_up, other.price_band_down)
+    }
+}

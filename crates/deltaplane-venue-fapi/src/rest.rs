@@ -9,6 +9,7 @@ use deltaplane_net::{
 use deltaplane_ports::{Clock, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::dialect::{Dialect, Freshness, Signed, Signer, encode};
 use crate::errors;
@@ -16,6 +17,10 @@ use crate::wire;
 
 /// Our clock may be this far off before nothing is signed: a quarter of the shortest window.
 const CLOCK_UNCERTAINTY_MS: i64 = 750;
+
+/// How long nothing is sent after the firewall before a venue refused: its rule lasts five minutes, and a pause of
+/// one finds out without feeding it.
+const FIREWALL_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -115,10 +120,15 @@ impl Rest {
             let until = banned_until(&response.body).unwrap_or_else(|| now.after(Duration::from_secs(wait)));
             if String::from_utf8_lossy(&response.body).contains("-1015") {
                 // Only the order count is spent: questions and cancels go on.
-                self.orders.stop_until(now.after(Duration::from_secs(10)));
+                self.orders.silence_until(now, now.after(Duration::from_secs(10)));
+            } else if response.status == 429 {
+                self.weight.silence_until(now, until);
             } else {
-                self.weight.stop_until(until.min(now.after(Duration::from_secs(3 * 24 * 3_600))));
+                self.weight.ban_until(until.min(now.after(Duration::from_secs(3 * 24 * 3_600))));
             }
+        } else if response.status == 403 && serde_json::from_slice::<IgnoredAny>(&response.body).is_err() {
+            // The firewall before the venue, and not the venue.
+            self.weight.ban_until(now.after(FIREWALL_PAUSE));
         }
     }
 
@@ -274,7 +284,7 @@ impl Rest {
     }
 
     pub(crate) async fn open_orders(&self, symbol: &str) -> Result<Vec<wire::OrderAnswer>, RestError> {
-        self.private(self.dialect.paths.open_orders, &[("symbol", symbol)], Priority::Resolve, 1).await
+        self.private(self.dialect.paths.open_orders, &[("symbol", symbol)], Priority::Protect, 1).await
     }
 
     /// The names of the newest thousand orders of a symbol since a time.
@@ -399,7 +409,7 @@ impl Rest {
     pub(crate) async fn listen_key_put(&self) -> Result<(), RestError> {
         self.take(Priority::Sync, 1)?;
         let request = self.listen_key_request(Method::Put).await?;
-        self.read::<serde::de::IgnoredAny>(request).await.map(|_| ())
+        self.read::<IgnoredAny>(request).await.map(|_| ())
     }
 }
 

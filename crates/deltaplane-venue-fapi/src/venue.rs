@@ -37,6 +37,8 @@ const CLOCK_EVERY: Duration = Duration::from_secs(30);
 const DAY_MS: i64 = 24 * 3_600 * 1_000;
 /// How long instruments are believed.
 const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
+/// After a refused order an instrument is read anew, where it was not just read.
+const DOUBTED_AFTER: Duration = Duration::from_secs(1);
 /// Orders whose nonce is kept.
 const REMEMBERED_NONCES: usize = 1_000;
 /// How often an account is read: each time costs little of the budget.
@@ -215,6 +217,15 @@ impl FapiVenue {
         let row = rows.iter().find(|row| row.symbol == name);
         let isolated = row.and_then(|row| row.margin_type.as_deref()) == Some("isolated");
         Ok((row.and_then(|row| row.leverage).map_or(Decimal::ONE, |leverage| leverage.0), isolated))
+    }
+
+    /// An order was refused: perhaps its rules are not those that we know any more.
+    fn doubt_instrument(&self, symbol: &Symbol) {
+        let now = self.rest.clock.now();
+        let mut known = self.instruments.write().unwrap_or_else(PoisonError::into_inner);
+        if known.get(symbol).is_some_and(|(at, _)| now.since(*at) >= DOUBTED_AFTER) {
+            known.remove(symbol);
+        }
     }
 
     fn cached(&self, symbol: &Symbol) -> Option<Instrument> {
@@ -594,9 +605,14 @@ impl OrderGateway for FapiVenue {
             }
             Submitted::Answer(response) => {
                 let outcome = errors::submit_outcome(dialect, response.status, &response.body);
-                if matches!(&outcome, SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Clock)
-                {
-                    self.rest.offset.invalidate();
+                match &outcome {
+                    SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Clock => {
+                        self.rest.offset.invalidate();
+                    }
+                    SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Rejected => {
+                        self.doubt_instrument(&intent.symbol);
+                    }
+                    _ => {}
                 }
                 outcome
             }

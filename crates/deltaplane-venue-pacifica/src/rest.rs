@@ -129,7 +129,7 @@ impl Rest {
         }
         if response.status == 429 {
             let wait = number("ratelimit", "t").unwrap_or(10).clamp(1, 60);
-            self.credits.stop_until(now.after(Duration::from_secs(wait)));
+            self.credits.silence_until(now, now.after(Duration::from_secs(wait)));
         }
         let date = response.header("date").and_then(|text| httpdate::parse_http_date(text).ok());
         let since = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
@@ -227,7 +227,7 @@ impl Rest {
     }
 
     pub(crate) async fn open_orders(&self, account: &str) -> Result<Vec<wire::OpenOrder>, RestError> {
-        Ok(self.get("/orders", &[("account", account)], (Priority::Resolve, ORDINARY)).await?.data)
+        Ok(self.get("/orders", &[("account", account)], (Priority::Protect, ORDINARY)).await?.data)
     }
 
     /// The past orders with a name that were not placed before `since`, from the pages of the history.

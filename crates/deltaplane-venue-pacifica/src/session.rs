@@ -275,7 +275,7 @@ impl Session {
         }
         if frame.code == Some(429) {
             let wait = frame.rl.map_or(10, |left| left.t).clamp(1, 60);
-            self.credits.stop_until(now.after(Duration::from_secs(wait)));
+            self.credits.silence_until(now, now.after(Duration::from_secs(wait)));
         }
     }
 

@@ -37,6 +37,8 @@ const SPARE_FROM_PERCENT: u64 = 33;
 const SPEED_BUMP: Duration = Duration::from_millis(250);
 /// How long instruments and settings are believed.
 const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
+/// After a refused order an instrument is read anew, where it was not just read.
+const DOUBTED_AFTER: Duration = Duration::from_secs(1);
 /// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
 const NOTABLE_SKEW_MS: i64 = 3_000;
 
@@ -494,8 +496,17 @@ impl OrderGateway for PacificaVenue {
         match self.send(signed, timeout).await {
             Submitted::Done(data) => acknowledged(&data),
             Submitted::Refused(refusal) => {
-                if refusal.reason == RefusalReason::Clock {
-                    self.rest.offset.invalidate();
+                match refusal.reason {
+                    RefusalReason::Clock => self.rest.offset.invalidate(),
+                    // Perhaps the rules are not those that we know any more.
+                    RefusalReason::Rejected => self.learn(|known| {
+                        let now = self.rest.clock.now();
+                        let old = |(at, _): &(Timestamp, Instrument)| now.since(*at) >= DOUBTED_AFTER;
+                        if known.instruments.get(&intent.symbol).is_some_and(old) {
+                            known.instruments.remove(&intent.symbol);
+                        }
+                    }),
+                    _ => {}
                 }
                 SubmitOutcome::NotAccepted(refusal)
             }

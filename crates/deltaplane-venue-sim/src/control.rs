@@ -12,6 +12,7 @@ use deltaplane_types::{Decimal, Side, parse_exact};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::config::Exact;
 use crate::core::{Command, NewOrder, OrderKind, PositionSide, TimeInForce};
 use crate::fault::Fault;
 use crate::sim::{Sim, lock};
@@ -59,6 +60,14 @@ struct SetPrice {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SetRules {
+    tick_size: Option<Value>,
+    step_size: Option<Value>,
+    min_notional: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ForeignOrder {
     account: String,
     symbol: String,
@@ -74,6 +83,7 @@ pub(crate) fn router(sim: Arc<Sim>) -> Router {
         .route("/accounts/{id}/positions/{symbol}", put(set_position))
         .route("/accounts/{id}/balances/{asset}", put(set_balance))
         .route("/prices/{symbol}", put(set_price))
+        .route("/symbols/{symbol}", put(set_rules))
         .route("/orders", post(foreign_order))
         .route("/deleverage", post(deleverage))
         .route("/funding/settle", post(settle_funding))
@@ -112,6 +122,36 @@ async fn set_balance(
             Ok(Json(json!({})))
         }
         None => Err(refuse(StatusCode::NOT_FOUND, format!("no account {account:?}"))),
+    })
+}
+
+/// Changes what orders of a symbol must keep to, as a venue does at any moment.
+async fn set_rules(
+    State(sim): State<Arc<Sim>>,
+    Path(symbol): Path<String>,
+    request: Result<Json<SetRules>, JsonRejection>,
+) -> Answer {
+    let request = body(request)?;
+    let above_zero = |name: &str, value: &Option<Value>| match value {
+        None => Ok(None),
+        Some(value) => match decimal(name, value)? {
+            number if number > Decimal::ZERO => Ok(Some(Exact(number))),
+            number => Err(refuse(StatusCode::BAD_REQUEST, format!("{name} {number} must be above zero"))),
+        },
+    };
+    let tick = above_zero("tickSize", &request.tick_size)?;
+    let step = above_zero("stepSize", &request.step_size)?;
+    let least = above_zero("minNotional", &request.min_notional)?;
+    sim.with_mut(|exchange| {
+        let market = exchange
+            .markets
+            .get_mut(&symbol)
+            .ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("no symbol {symbol:?}")))?;
+        let config = &mut market.config;
+        config.tick_size = tick.unwrap_or(config.tick_size);
+        config.step_size = step.unwrap_or(config.step_size);
+        config.min_notional = least.unwrap_or(config.min_notional);
+        Ok(Json(json!({})))
     })
 }
 

@@ -13,8 +13,8 @@ use deltaplane_ports::{
     OutcomeRecord, ReadError, Record, Settlement, TimelineEntry, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, OperationId, OrderIntent, Plan, Price,
-    Quantity, SubmitOutcome, Timestamp, TradeId, UnknownCause,
+    AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, Instrument, OperationId, OrderIntent,
+    Plan, Price, Quantity, SubmitOutcome, Timestamp, TradeId, UnknownCause,
 };
 
 use crate::accounts::RecentTrades;
@@ -204,6 +204,8 @@ pub struct Operation {
     orders: BTreeMap<ClientOrderId, TrackedOrder>,
     order_ids: Vec<ClientOrderId>,
     excluded: BTreeSet<AccountId>,
+    /// The rules that the newest plan kept to.
+    instruments: BTreeMap<AccountId, Instrument>,
     /// Positions at the newest snapshot and what our orders had traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
     /// When positions were read last.
@@ -353,6 +355,7 @@ impl Operation {
             orders: BTreeMap::new(),
             order_ids: Vec::new(),
             excluded: BTreeSet::new(),
+            instruments: BTreeMap::new(),
             positions: BTreeMap::new(),
             read_at: Timestamp::default(),
             traded_before: BTreeMap::new(),
@@ -388,6 +391,11 @@ impl Operation {
     /// Its name.
     pub const fn id(&self) -> &OperationId {
         &self.id
+    }
+
+    /// What it is for.
+    pub const fn kind(&self) -> OperationKind {
+        self.kind
     }
 
     /// What it is about.

@@ -105,6 +105,7 @@ impl Operation {
             .iter()
             .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
+        self.forgive_what_changed(&snapshot, now);
         let traded_by = self.traded_by_account();
         let Some(anchor) = &self.anchor else { return };
         let round = Round {
@@ -149,6 +150,17 @@ impl Operation {
                 (self.net, self.base) = (net, (net, traded));
                 self.unwinding |= unwinds;
                 self.begin(&approved, now, effects);
+            }
+        }
+    }
+
+    /// Whoever refused an order by rules that have changed since may take one that keeps to the new ones.
+    fn forgive_what_changed(&mut self, snapshot: &Snapshot, now: Timestamp) {
+        for (id, facts) in &snapshot.accounts {
+            let known = self.instruments.insert(id.clone(), facts.instrument.clone());
+            let changed = known.is_some_and(|known| !known.same_order_rules(&facts.instrument));
+            if changed && self.excluded.remove(id) {
+                self.note(now, format!("the rules of {id} changed since it refused: it is asked again"));
             }
         }
     }

@@ -1,0 +1,281 @@
+//! What a venue took from one side of a book, until the other side followed.
+//!
+//! A loss may be found while nothing runs, by an operation, or by the run before this one. It waits here until its
+//! symbol is free, and is forgotten when somebody asks for a net delta of that symbol or trades there by hand: from
+//! then on what it had been before is no longer what is wanted.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_ports::{
+    ExternalActivity, ExternalCause, HedgeTo, OnShortfall, OperationKind, OperationReport, RequestMeta,
+};
+use deltaplane_types::{
+    AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Side, Symbol, Timestamp,
+};
+use tokio::sync::Notify;
+
+use crate::alerts::Condition;
+use crate::control::{Goal, Spec};
+use crate::engine::Core;
+
+/// A loss that could not be answered for so long is left to people.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(3_600);
+/// How long between two looks whether the symbol is free.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// After so long people are told that it still waits.
+const TOLD_AFTER: Duration = Duration::from_secs(30);
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The topic of a loss that nobody followed.
+const LOSS_RESPONSE: &str = "loss-response";
+
+/// What was lost of one symbol.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// The change of the position, over all accounts.
+    pub(crate) lost: Delta,
+    /// Answers of a run that ended before they did: what they traded is a part of it.
+    pub(crate) begun: Vec<OperationId>,
+    /// When it was seen.
+    pub(crate) at: Timestamp,
+}
+
+/// Losses by symbol. The same rules hold for what happens and for what a journal tells.
+#[derive(Debug, Default)]
+pub(crate) struct LossTable(BTreeMap<Symbol, Loss>);
+
+impl LossTable {
+    /// Something from outside moved a position.
+    pub(crate) fn moved(&mut self, activity: &ExternalActivity) {
+        match activity.cause {
+            ExternalCause::Liquidation | ExternalCause::Deleveraging => {
+                let loss = self.0.entry(activity.symbol.clone()).or_default();
+                loss.lost = loss.lost.plus(activity.change).unwrap_or(loss.lost);
+                loss.at = activity.at;
+            }
+            ExternalCause::ForeignTrade | ExternalCause::Correction => {
+                self.0.remove(&activity.symbol);
+            }
+        }
+    }
+
+    /// An operation began.
+    pub(crate) fn began(&mut self, kind: OperationKind, symbol: &Symbol, operation: &OperationId) {
+        match kind {
+            OperationKind::DeltaControl | OperationKind::Flatten => {
+                self.0.remove(symbol);
+            }
+            OperationKind::LossResponse => {
+                if let Some(loss) = self.0.get_mut(symbol) {
+                    loss.begun.push(operation.clone());
+                }
+            }
+            OperationKind::Hedge | OperationKind::Rebalance | OperationKind::Recovery => {}
+        }
+    }
+
+    /// An answer ended.
+    pub(crate) fn answered(&mut self, symbol: &Symbol) {
+        self.0.remove(symbol);
+    }
+}
+
+/// The losses that wait for their answer.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    waiting: Mutex<LossTable>,
+    changed: Notify,
+}
+
+impl Losses {
+    /// Goes on with what a journal tells.
+    pub(crate) fn restore(&self, mut table: LossTable, now: Timestamp) {
+        table.0.retain(|_, loss| now.since(loss.at) < ANSWERED_WITHIN);
+        self.with(|waiting| *waiting = table);
+        self.changed.notify_one();
+    }
+
+    /// Notes what moved positions.
+    pub(crate) fn moved(&self, activity: &[ExternalActivity]) {
+        self.with(|waiting| activity.iter().for_each(|activity| waiting.moved(activity)));
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut LossTable) -> T) -> T {
+        f(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn first(&self) -> Vec<(Symbol, Loss)> {
+        self.with(|waiting| waiting.0.iter().map(|(symbol, loss)| (symbol.clone(), loss.clone())).collect())
+    }
+}
+
+/// What an operation traded, buys positive.
+fn traded(report: &OperationReport) -> Delta {
+    report.orders.iter().fold(Delta::ZERO, |sum, order| {
+        let filled = order.filled.signed(Side::Buy);
+        let signed = if order.side == Side::Buy { filled } else { filled.negated() };
+        sum.plus(signed).unwrap_or(sum)
+    })
+}
+
+/// Answers losses, where the configuration says so.
+pub(crate) async fn keep_answering(core: Arc<Core>) {
+    if !core.shared.eyes.config.shrink_after_loss {
+        return;
+    }
+    loop {
+        let losses = core.shared.losses.first();
+        if losses.is_empty() {
+            core.shared.losses.changed.notified().await;
+            continue;
+        }
+        for (symbol, loss) in losses {
+            let age = core.shared.eyes.clock.now().since(loss.at);
+            match core.respond_to_loss(&symbol, &loss).await {
+                Ok(()) => {}
+                Err(why) if age >= TOLD_AFTER => {
+                    core.tell_of_loss(&symbol, loss.lost, &why).await;
+                    if age >= ANSWERED_WITHIN {
+                        core.shared.losses.with(|waiting| waiting.answered(&symbol));
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+impl Core {
+    /// Shrinks the side that is left when a venue closed a part of a book: back to the net delta before. Says why
+    /// that cannot begin yet.
+    async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, loss: &Loss) -> Result<(), String> {
+        let eyes = &self.shared.eyes;
+        if let Some(account) = self.lanes.held_beside(symbol, &[]) {
+            return Err(format!("another operation is at work on {account}"));
+        }
+        let mut net = Delta::ZERO;
+        let mut accounts = Vec::new();
+        for (id, keeper) in &eyes.accounts {
+            let snapshot = keeper.newest().filter(|_| keeper.is_reconciled());
+            let snapshot = snapshot.ok_or_else(|| format!("the state of {id} is not known"))?;
+            let delta = eyes.config.holdings.delta(&snapshot, symbol).map_err(|error| error.to_string())?;
+            net = net.plus(delta).map_err(|error| error.to_string())?;
+            if keeper.blocked().is_none() {
+                accounts.push(id.clone());
+            }
+        }
+        let mut lost = loss.lost;
+        for begun in &loss.begun {
+            let report = self.shared.reports.get(begun).ok_or_else(|| format!("{begun} is not known"))?;
+            lost = lost.plus(traded(&report)).map_err(|error| error.to_string())?;
+        }
+        let target = net.minus(lost).map_err(|error| error.to_string())?;
+        let one = |digits: i128, scale| Ratio::new(Decimal::from_i128_with_scale(digits, scale));
+        let spec = Spec {
+            goal: Goal::Delta {
+                target,
+                max_deviation: one(1, 0),
+                tolerance: one(1, 3),
+                hedge_to: HedgeTo::Target,
+                on_shortfall: OnShortfall::BestEffort,
+                subset: true,
+            },
+            symbol: symbol.clone(),
+            accounts,
+            max_slippage: one(1, 2),
+            only_reduces: true,
+        };
+        let meta = RequestMeta { idempotency: None, wait: None };
+        let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;
+        let started = started.map_err(|failed| failed.error.clone())?;
+        tracing::warn!(operation = %started.id, %symbol, %lost, "one side was lost: the other is shrunk");
+        self.shared.losses.with(|waiting| waiting.answered(symbol));
+        let (core, symbol) = (self.clone(), symbol.clone());
+        self.runtime.spawn(async move {
+            if let Ok(report) = started.report.await
+                && let Some(failed) = report.failure
+            {
+                core.tell_of_loss(&symbol, lost, &failed.error).await;
+            }
+        });
+        Ok(())
+    }
+
+    async fn tell_of_loss(&self, symbol: &Symbol, lost: Delta, why: &str) {
+        let message = format!("{lost} of {symbol} was lost and the other side was not shrunk: {why}");
+        self.shared
+            .raise(Condition {
+                kind: AlertKind::Execution,
+                topic: LOSS_RESPONSE,
+                severity: AlertSeverity::Critical,
+                account: None,
+                symbol: Some(symbol.clone()),
+                message,
+            })
+            .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::delta;
+
+    use super::*;
+
+    fn symbol() -> Symbol {
+        "BTC-USD".parse().unwrap()
+    }
+
+    fn activity(cause: ExternalCause, change: &str) -> ExternalActivity {
+        ExternalActivity {
+            account: "short".parse().unwrap(),
+            symbol: symbol(),
+            cause,
+            change: delta(change),
+            position: delta("0"),
+            trades: Vec::new(),
+            at: Timestamp::from_millis(7),
+        }
+    }
+
+    fn waiting(table: &LossTable) -> Option<(Delta, usize)> {
+        table.0.get(&symbol()).map(|loss| (loss.lost, loss.begun.len()))
+    }
+
+    #[test]
+    fn losses_add_up_until_they_are_answered() {
+        let mut table = LossTable::default();
+        table.moved(&activity(ExternalCause::Deleveraging, "0.2"));
+        table.moved(&activity(ExternalCause::Liquidation, "0.1"));
+        let id: OperationId = "op-1".parse().unwrap();
+        table.began(OperationKind::Hedge, &symbol(), &id);
+        assert_eq!(waiting(&table), Some((delta("0.3"), 0)));
+        table.began(OperationKind::LossResponse, &symbol(), &id);
+        assert_eq!(waiting(&table), Some((delta("0.3"), 1)), "begun is not answered");
+        table.answered(&symbol());
+        assert_eq!(waiting(&table), None);
+    }
+
+    #[test]
+    fn whoever_asks_for_a_net_delta_or_trades_by_hand_takes_over() {
+        let id: OperationId = "op-1".parse().unwrap();
+        for kind in [OperationKind::DeltaControl, OperationKind::Flatten] {
+            let mut table = LossTable::default();
+            table.moved(&activity(ExternalCause::Liquidation, "0.1"));
+            table.began(kind, &"ETH-USD".parse().unwrap(), &id);
+            assert_eq!(waiting(&table), Some((delta("0.1"), 0)), "another symbol");
+            table.began(kind, &symbol(), &id);
+            assert_eq!(waiting(&table), None);
+        }
+        for cause in [ExternalCause::ForeignTrade, ExternalCause::Correction] {
+            let mut table = LossTable::default();
+            table.moved(&activity(ExternalCause::Liquidation, "0.1"));
+            table.moved(&activity(cause, "-0.1"));
+            assert_eq!(waiting(&table), None);
+        }
+    }
+}
