@@ -134,15 +134,13 @@ pub(crate) async fn keep_answering(core: Arc<Core>) {
         }
         for (symbol, loss) in losses {
             let age = core.shared.eyes.clock.now().since(loss.at);
-            match core.respond_to_loss(&symbol, &loss).await {
-                Ok(()) => {}
-                Err(why) if age >= TOLD_AFTER => {
-                    core.tell_of_loss(&symbol, loss.lost, &why).await;
-                    if age >= ANSWERED_WITHIN {
-                        core.shared.losses.with(|waiting| waiting.answered(&symbol));
-                    }
+            if let Err(why) = core.respond_to_loss(&symbol, &loss).await
+                && age >= TOLD_AFTER
+            {
+                core.tell_of_loss(&symbol, loss.lost, &why).await;
+                if age >= ANSWERED_WITHIN {
+                    core.shared.losses.with(|waiting| waiting.answered(&symbol));
                 }
-                Err(_) => {}
             }
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -124,7 +124,9 @@ impl Exchange {
         maker: bool,
         events: &mut Vec<Event>,
     ) {
-        let surplus = if maker { Decimal::ZERO } else { std::mem::take(&mut self.surplus) };
+        let left = self.orders.get(&id).map(|order| order.quantity - order.executed);
+        let surplus =
+            if maker || left != Some(quantity) { Decimal::ZERO } else { std::mem::take(&mut self.surplus) };
         self.trade(now, id, price, quantity + surplus, maker, Cause::Order, events);
     }
 
