@@ -44,9 +44,16 @@ async fn main() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let journal = Arc::new(deltaplane_store_sqlite::SqliteStore::open(folder.path())?);
     let config = EngineConfig::new("BTC-USD".parse()?, IdKey::new(b"a secret of this installation"));
-    let engine =
-        Engine::start(EngineParts { config, accounts, feeds, journal, clock: time.clone(), ids: time })
-            .await?;
+    let engine = Engine::start(EngineParts {
+        config,
+        accounts,
+        feeds,
+        journal,
+        history: Arc::new(deltaplane_engine::MemoryHistory::default()),
+        clock: time.clone(),
+        ids: time,
+    })
+    .await?;
     let names = vec!["long".parse()?, "short".parse()?];
     let limit = Ratio::new(parse_exact("0.1")?);
     let request = DeltaControl::new("BTC-USD".parse()?, names, Delta::ZERO, limit);

@@ -201,7 +201,15 @@ pub async fn engine_through(
             feed: place.name.parse().expect("a feed id"),
         });
     }
-    let parts = EngineParts { config, accounts, feeds, journal, clock, ids: Arc::new(Names::default()) };
+    let parts = EngineParts {
+        config,
+        accounts,
+        feeds,
+        journal,
+        history: Arc::new(deltaplane_engine::MemoryHistory::default()),
+        clock,
+        ids: Arc::new(Names::default()),
+    };
     Engine::start(parts).await.expect("a journal in memory")
 }
 

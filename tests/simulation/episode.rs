@@ -318,6 +318,7 @@ impl Life {
             accounts,
             feeds,
             journal: Arc::new(SimJournal(self.world.clone())),
+            history: Arc::new(deltaplane_engine::MemoryHistory::default()),
             clock,
             ids: Arc::new(Names { life: self.number, next: 0.into() }),
         };

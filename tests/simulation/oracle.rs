@@ -120,7 +120,7 @@ impl Oracle {
                 self.check_both_sides(operation, venues);
             }
             Record::Alert { alert, change } => match change {
-                AlertChange::Raised => {
+                AlertChange::Raised | AlertChange::Acknowledged => {
                     if self.alerts.insert(alert.id.clone(), alert.topic.clone()).is_none() {
                         *self.seldom.entry(format!("alert {}", alert.topic)).or_default() += 1;
                     }
@@ -131,7 +131,7 @@ impl Oracle {
                 self.check_outside(activity, venues);
                 *self.seldom.entry(format!("outside {}", activity.cause)).or_default() += 1;
             }
-            Record::Trading(_) => {}
+            Record::Trading(_) | Record::Policy { .. } => {}
         }
     }
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use deltaplane_api::{ApiKey, ApiState, ControlPlane, ServerLimits, Traffic};
-use deltaplane_engine::{Engine, EngineConfig, EngineParts, IdKey};
-use deltaplane_ports::{Clock, JournalError, PriceFeed};
-use deltaplane_store_sqlite::SqliteStore;
+use deltaplane_engine::{Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
+use deltaplane_ports::{Clock, JournalError, PriceFeed, RiskHistory};
+use deltaplane_store_sqlite::{SqliteHistory, SqliteStore};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -109,11 +109,12 @@ pub async fn run(options: Options) -> Result<()> {
     let mode = config.mode;
     let primary_symbol = config.primary_symbol.clone();
     let engine_thread = Thread::start("engine")?;
+    let history = open_history(&data_dir);
     let (engine_clock, journal, accept) = (clock.clone(), store.clone(), options.accept_quarantine);
     let id_key = id_key(&data_dir)?;
     let engine = engine_thread
         .handle
-        .spawn(async move { start_engine(config, id_key, (journal, accept), engine_clock).await })
+        .spawn(async move { start_engine(config, id_key, (journal, accept), history, engine_clock).await })
         .await??;
     let engine = Arc::new(engine);
     tokio::spawn(end_with_the_journal(engine.clone()));
@@ -219,10 +220,22 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
+/// The accounts' past. Nothing is decided by it, so a server without it still starts.
+fn open_history(data_dir: &Path) -> Arc<dyn RiskHistory> {
+    match SqliteHistory::open(data_dir) {
+        Ok(history) => Arc::new(history),
+        Err(error) => {
+            tracing::error!(%error, "the history of this run is kept in memory only");
+            Arc::new(MemoryHistory::default())
+        }
+    }
+}
+
 async fn start_engine(
     config: Config,
     id_key: IdKey,
     (journal, accept_quarantine): (Arc<SqliteStore>, bool),
+    history: Arc<dyn RiskHistory>,
     clock: Arc<dyn Clock>,
 ) -> Result<Engine> {
     let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), id_key);
@@ -242,6 +255,8 @@ async fn start_engine(
     engine_config.shrink_after_loss = execution.shrink_after_loss.unwrap_or(engine_config.shrink_after_loss);
     engine_config.allow_unguarded_resting =
         execution.allow_unguarded_resting.unwrap_or(engine_config.allow_unguarded_resting);
+    engine_config.alerts = config.alerts;
+    engine_config.delta_alert_after = config.delta_alert_after.unwrap_or(engine_config.delta_alert_after);
     engine_config.accept_lost_tail = accept_quarantine;
     engine_config.restricted_because = journal.quarantined().map(|quarantined| {
         format!(
@@ -266,8 +281,15 @@ async fn start_engine(
             accounts.push(venue.account(account)?);
         }
     }
-    let parts =
-        EngineParts { config: engine_config, accounts, feeds, journal, clock, ids: Arc::new(RandomIds) };
+    let parts = EngineParts {
+        config: engine_config,
+        accounts,
+        feeds,
+        journal,
+        history,
+        clock,
+        ids: Arc::new(RandomIds),
+    };
     Ok(Engine::start(parts).await?)
 }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use deltaplane_engine::{ExternalDelta, Holdings};
+use deltaplane_engine::{AlertThresholds, ExternalDelta, Holdings, Threshold};
 use deltaplane_ports::{Contract, NameRule, SymbolMap};
-use deltaplane_types::{AccountId, Decimal, Delta, Notional, Symbol, Timestamp, VenueId, parse_exact};
+use deltaplane_types::{AccountId, Decimal, Delta, Notional, Ratio, Symbol, Timestamp, VenueId, parse_exact};
 use deltaplane_venue_aster::{AgentKey, Network};
 use deltaplane_venue_binance::HmacKey;
 use deltaplane_venue_pacifica::AccountKey;
@@ -42,6 +42,8 @@ struct FileConfig {
     #[serde(default)]
     execution: FileExecution,
     #[serde(default)]
+    alerts: FileAlerts,
+    #[serde(default)]
     collateral: FileCollateral,
     /// What a unit of a quote currency is worth in USD.
     #[serde(default)]
@@ -73,6 +75,18 @@ struct FileExecution {
     shrink_in_doubt: Option<bool>,
     shrink_after_loss: Option<bool>,
     allow_unguarded_resting: Option<bool>,
+}
+
+/// Each a pair of WARN and CRITICAL.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileAlerts {
+    delta: Option<[Spanned<String>; 2]>,
+    delta_after_ms: Option<Spanned<u64>>,
+    utilization: Option<[Spanned<String>; 2]>,
+    margin_ratio: Option<[Spanned<String>; 2]>,
+    liquidation_distance: Option<[Spanned<String>; 2]>,
+    hysteresis: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -236,6 +250,10 @@ pub struct Config {
     pub limits: Caps,
     /// How orders in doubt and losses on one side are met.
     pub execution: Execution,
+    /// From where on the state of a book is an alert.
+    pub alerts: AlertThresholds,
+    /// How long a deviation of net delta must last before it is one; none takes the default.
+    pub delta_alert_after: Option<Duration>,
     /// What counts into delta beside positions.
     pub holdings: Holdings,
     /// Exchanges by name.
@@ -349,6 +367,55 @@ impl Places<'_> {
             bail!("{place}: {key} {amount} must be above 0");
         }
         Ok(Some(Notional::new(amount)))
+    }
+
+    /// A fraction from 0 to 1.
+    fn fraction(&self, key: &str, value: &Spanned<String>) -> Result<Ratio> {
+        let place = self.at(value.span().start);
+        let number = parse_exact(value.get_ref())
+            .map_err(|error| anyhow!("{place}: {key} {:?} is {error}", value.get_ref()))?;
+        if number < Decimal::ZERO || number > Decimal::ONE {
+            bail!("{place}: {key} {number} must be 0 to 1");
+        }
+        Ok(Ratio::new(number))
+    }
+
+    /// Both steps of an alert: CRITICAL must be worse than WARN.
+    fn threshold(
+        &self,
+        key: &str,
+        pair: Option<&[Spanned<String>; 2]>,
+        default: Threshold,
+    ) -> Result<Threshold> {
+        let Some([warn, critical]) = pair else { return Ok(default) };
+        let place = self.at(critical.span().start);
+        let (warn, critical) = (self.fraction(key, warn)?, self.fraction(key, critical)?);
+        let worse = if default.falling { critical < warn } else { critical > warn };
+        if !worse {
+            let way = if default.falling { "below" } else { "above" };
+            bail!("{place}: {key} is [WARN, CRITICAL]: {critical} must be {way} {warn}");
+        }
+        Ok(Threshold { warn, critical, ..default })
+    }
+
+    fn alerts(&self, raw: &FileAlerts) -> Result<AlertThresholds> {
+        let known = AlertThresholds::default();
+        let hysteresis = raw.hysteresis.as_ref().map(|value| self.fraction("alerts.hysteresis", value));
+        Ok(AlertThresholds {
+            delta: self.threshold("alerts.delta", raw.delta.as_ref(), known.delta)?,
+            utilization: self.threshold("alerts.utilization", raw.utilization.as_ref(), known.utilization)?,
+            margin_ratio: self.threshold(
+                "alerts.margin_ratio",
+                raw.margin_ratio.as_ref(),
+                known.margin_ratio,
+            )?,
+            liquidation_distance: self.threshold(
+                "alerts.liquidation_distance",
+                raw.liquidation_distance.as_ref(),
+                known.liquidation_distance,
+            )?,
+            hysteresis: hysteresis.transpose()?.unwrap_or(known.hysteresis),
+        })
     }
 
     fn millis(
@@ -535,6 +602,8 @@ impl Config {
             primary_symbol: default_symbol(),
             limits: Caps::default(),
             execution: Execution::default(),
+            alerts: AlertThresholds::default(),
+            delta_alert_after: None,
             holdings: Holdings::default(),
             exchanges: Vec::new(),
             accounts: Vec::new(),
@@ -585,6 +654,11 @@ impl Config {
             allow_unguarded_resting: raw.execution.allow_unguarded_resting,
         };
         let holdings = places.holdings(&raw)?;
+        let alerts = places.alerts(&raw.alerts)?;
+        let delta_alert_after = match &raw.alerts.delta_after_ms {
+            Some(value) => Some(places.millis("alerts.delta_after_ms", Some(value), 0, (0, 600_000))?),
+            None => None,
+        };
         if raw.mode == Mode::Paper && !(raw.exchanges.is_empty() && raw.accounts.is_empty()) {
             bail!(
                 "{file}: mode is paper, which brings its own exchanges and accounts; remove [[exchange]] and [[account]] or set mode = \"observe\""
@@ -675,6 +749,8 @@ impl Config {
             primary_symbol,
             limits,
             execution,
+            alerts,
+            delta_alert_after,
             holdings,
             exchanges,
             accounts,

@@ -84,7 +84,7 @@ impl Audit {
                     self.wrong(row, format!("operation {operation} ended while open: {}", open.join(", ")));
                 }
             }
-            Record::External(_) | Record::Trading(_) | Record::Alert { .. } => {}
+            Record::External(_) | Record::Trading(_) | Record::Policy { .. } | Record::Alert { .. } => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use deltaplane_ports::{AlertChange, OutcomeRecord, Record, StoredRecord};
-use deltaplane_types::{ClientOrderId, OperationId, Timestamp};
+use deltaplane_types::{AccountId, ClientOrderId, OperationId, Timestamp};
 
 fn time(at: Timestamp) -> String {
     match jiff::Timestamp::from_millisecond(at.as_millis()) {
@@ -86,9 +86,23 @@ pub fn line(stored: &StoredRecord) -> String {
             if order.kill { ", kill switch engaged" } else { "" },
             order.reason
         ),
+        Record::Policy { symbol, policy, at } => {
+            let what = match policy {
+                None => "removed".to_owned(),
+                Some(policy) if !policy.enabled => "switched off".to_owned(),
+                Some(policy) => {
+                    let accounts: Vec<&str> = policy.accounts.iter().map(AccountId::as_str).collect();
+                    format!("to {} within {} over {}", policy.target, policy.tolerance, accounts.join(", "))
+                }
+            };
+            format!("{} policy of {symbol} {what}", time(*at))
+        }
         Record::Alert { alert, change } => {
             let (at, what) = match change {
                 AlertChange::Raised => (alert.raised_at, "raised"),
+                AlertChange::Acknowledged => {
+                    (alert.acknowledged.as_ref().map_or(alert.seen_at, |ack| ack.at), "acknowledged")
+                }
                 AlertChange::Resolved => (alert.seen_at, "resolved"),
             };
             format!("{} alert {} {} {what}: {}", time(at), alert.severity, alert.id, alert.message)
@@ -128,7 +142,7 @@ pub fn story(records: &[StoredRecord], operation: &OperationId) -> Option<String
             }
             // A run that began while the operation was open says that the process had ended.
             Record::RunStarted { .. } => !lines.is_empty() && !closed,
-            Record::External(_) | Record::Trading(_) | Record::Alert { .. } => false,
+            Record::External(_) | Record::Trading(_) | Record::Policy { .. } | Record::Alert { .. } => false,
         };
         if mine {
             lines.push(line(stored));

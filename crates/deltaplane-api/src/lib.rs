@@ -14,6 +14,12 @@
 //! | `GET /api/v1/reconciliation` | what moved positions without an order of ours |
 //! | `GET /api/v1/risk/metrics/{accountId}` | how an account stands |
 //! | `GET /api/v1/risk/alerts` | the alerts that stand |
+//! | `GET /api/v1/risk/alerts/history` | those that are over |
+//! | `POST /api/v1/risk/alerts/{id}/ack` | a person saw one |
+//! | `GET /api/v1/risk/history/{accountId}` | how an account stood |
+//! | `GET /api/v1/market/feeds` | the price feeds and the active one |
+//! | `POST /api/v1/market/failover` | another feed becomes the active one |
+//! | `GET /api/v1/policies` and `GET`, `PUT`, `DELETE /api/v1/policies/{symbol}` | what is done without being asked |
 //! | `PUT /api/v1/trading-state` | what may be traded |
 //! | `POST /api/v1/system/kill-switch` | from then on only what reduces a position |
 //! | `GET /api/v1/system/status` | the parts and how they fare |

@@ -233,6 +233,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A text of 1 to 1000 characters, where it is given.
+    pub fn optional_text(&mut self, name: &'static str, what: &str) -> Option<String> {
+        if self.has(name) {
+            return Some(self.need_text(name, what));
+        }
+        self.known.push(name);
+        None
+    }
+
     fn text(&mut self, name: &'static str) -> Option<Cow<'a, str>> {
         let raw = self.raw(name)?;
         if !raw.starts_with('"') {
@@ -353,6 +362,25 @@ impl<'a> Fields<'a> {
             }
         }
         accounts
+    }
+
+    /// An object inside; its problems come with its name before them. `null` is none.
+    pub fn object<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Fields<'a>) -> T) -> Option<T> {
+        let raw = self.raw(name).filter(|raw| *raw != "null")?;
+        let inside = Fields::read(raw.as_bytes()).and_then(|mut fields| {
+            let value = read(&mut fields);
+            fields.finish().map(|()| value)
+        });
+        match inside {
+            Ok(value) => Some(value),
+            Err(problems) => {
+                for problem in problems.invalid {
+                    self.problem(&format!("{}{}", pointer(name), problem.pointer), problem.detail);
+                }
+                self.problems.bad_accounts.extend(problems.bad_accounts);
+                None
+            }
+        }
     }
 
     /// Whether a field is there.

@@ -32,6 +32,16 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/reconciliation", get(handlers::reconciliation))
         .route("/api/v1/risk/metrics/{id}", get(handlers::risk_metrics))
         .route("/api/v1/risk/alerts", get(handlers::alerts))
+        .route("/api/v1/risk/alerts/history", get(handlers::past_alerts))
+        .route("/api/v1/risk/alerts/{id}/ack", post(handlers::acknowledge))
+        .route("/api/v1/risk/history/{id}", get(handlers::risk_history))
+        .route("/api/v1/market/feeds", get(handlers::feeds))
+        .route("/api/v1/market/failover", post(handlers::failover))
+        .route("/api/v1/policies", get(handlers::policies))
+        .route(
+            "/api/v1/policies/{symbol}",
+            get(handlers::policy).put(handlers::put_policy).delete(handlers::delete_policy),
+        )
         .route("/api/v1/trading-state", put(handlers::trading_state))
         .route("/api/v1/system/kill-switch", post(handlers::kill_switch))
         .route("/api/v1/system/status", get(handlers::system_status))

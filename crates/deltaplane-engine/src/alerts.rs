@@ -1,10 +1,13 @@
 //! Alerts: one condition is one alert, however often it is seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use deltaplane_ports::{Alert, AlertChange, Record};
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Symbol, Timestamp};
+use deltaplane_ports::{Acknowledgement, Alert, AlertChange, PastAlert, Record};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Symbol, Timestamp};
+
+/// Alerts that are over and still told.
+const KEPT: usize = 1_000;
 
 /// What makes two sightings the same alert.
 type Key = (AlertKind, String, Option<AccountId>, Option<Symbol>);
@@ -22,16 +25,33 @@ pub struct Condition {
     pub account: Option<AccountId>,
     /// The symbol, where one is meant.
     pub symbol: Option<Symbol>,
-    /// What is the case and what to do.
+    /// What is the case and what to do. It holds no number that changes all the time: each change is journaled.
     pub message: String,
 }
 
-/// The alerts that stand.
+/// The alerts that stand, and the newest of those that are over.
 #[derive(Default)]
-pub(crate) struct Alerts(Mutex<BTreeMap<Key, Alert>>);
+pub(crate) struct Alerts(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    standing: BTreeMap<Key, Alert>,
+    over: VecDeque<PastAlert>,
+}
+
+impl State {
+    fn end(&mut self, key: &Key, resolved_at: Timestamp) -> Option<Alert> {
+        let alert = self.standing.remove(key)?;
+        self.over.push_back(PastAlert { alert: alert.clone(), resolved_at });
+        if self.over.len() > KEPT {
+            self.over.pop_front();
+        }
+        Some(alert)
+    }
+}
 
 impl Alerts {
-    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Key, Alert>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -39,20 +59,38 @@ impl Alerts {
     pub(crate) fn restore(&self, alert: Alert, change: AlertChange) {
         let key = (alert.kind, alert.topic.clone(), alert.account.clone(), alert.symbol.clone());
         self.with(|alerts| match change {
-            AlertChange::Raised => drop(alerts.insert(key, alert)),
-            AlertChange::Resolved => drop(alerts.remove(&key)),
+            AlertChange::Raised | AlertChange::Acknowledged => drop(alerts.standing.insert(key, alert)),
+            AlertChange::Resolved => {
+                let resolved_at = alert.seen_at;
+                alerts.standing.insert(key.clone(), alert);
+                alerts.end(&key, resolved_at);
+            }
         });
     }
 
     /// Notes a condition; gives the record of what is new about it.
     pub(crate) fn raise(&self, condition: Condition, now: Timestamp) -> Option<Record> {
+        self.raise_with(condition, BTreeMap::new(), now)
+    }
+
+    /// The same with the numbers behind it. When only they change there is nothing new to record.
+    pub(crate) fn raise_with(
+        &self,
+        condition: Condition,
+        data: BTreeMap<String, Decimal>,
+        now: Timestamp,
+    ) -> Option<Record> {
         let Condition { kind, topic, severity, account, symbol, message } = condition;
         let key = (kind, topic.to_owned(), account.clone(), symbol.clone());
         self.with(|alerts| {
-            if let Some(known) = alerts.get_mut(&key) {
-                known.seen_at = now;
+            if let Some(known) = alerts.standing.get_mut(&key) {
+                (known.seen_at, known.data) = (now, data);
                 if known.severity == severity && known.message == message {
                     return None;
+                }
+                if severity > known.severity {
+                    // Whoever saw it did not see this.
+                    known.acknowledged = None;
                 }
                 (known.severity, known.message) = (severity, message);
                 return Some(Record::Alert { alert: known.clone(), change: AlertChange::Raised });
@@ -69,36 +107,96 @@ impl Alerts {
                 message,
                 raised_at: now,
                 seen_at: now,
+                data,
+                acknowledged: None,
             };
             match severity {
                 AlertSeverity::Critical => tracing::error!(alert = %alert.id, "{}", alert.message),
-                _ => tracing::warn!(alert = %alert.id, "{}", alert.message),
+                AlertSeverity::Warn => tracing::warn!(alert = %alert.id, "{}", alert.message),
+                AlertSeverity::Info => tracing::info!(alert = %alert.id, "{}", alert.message),
             }
-            alerts.insert(key, alert.clone());
+            alerts.standing.insert(key, alert.clone());
             Some(Record::Alert { alert, change: AlertChange::Raised })
         })
     }
 
     /// Ends every alert on a topic that fits; gives the records of that.
-    pub(crate) fn resolve(&self, topic: &str, fits: impl Fn(&Alert) -> bool) -> Vec<Record> {
+    pub(crate) fn resolve(&self, topic: &str, now: Timestamp, fits: impl Fn(&Alert) -> bool) -> Vec<Record> {
         self.with(|alerts| {
             let over: Vec<Key> = alerts
+                .standing
                 .iter()
                 .filter(|(_, alert)| alert.topic == topic && fits(alert))
                 .map(|(key, _)| key.clone())
                 .collect();
             over.iter()
-                .filter_map(|key| alerts.remove(key))
-                .map(|alert| Record::Alert { alert, change: AlertChange::Resolved })
+                .filter_map(|key| alerts.end(key, now))
+                .map(|alert| Record::Alert {
+                    alert: Alert { seen_at: now, ..alert },
+                    change: AlertChange::Resolved,
+                })
                 .collect()
         })
     }
 
+    /// Notes that a person saw an alert; gives it as it is then, with the record of that. A second time changes
+    /// nothing. None where no such alert stands.
+    pub(crate) fn acknowledge(
+        &self,
+        id: &str,
+        note: String,
+        now: Timestamp,
+    ) -> Option<(Alert, Option<Record>)> {
+        self.with(|alerts| {
+            let alert = alerts.standing.values_mut().find(|alert| alert.id == id)?;
+            if alert.acknowledged.is_some() {
+                return Some((alert.clone(), None));
+            }
+            alert.acknowledged = Some(Acknowledgement { note, at: now });
+            let change = AlertChange::Acknowledged;
+            Some((alert.clone(), Some(Record::Alert { alert: alert.clone(), change })))
+        })
+    }
+
+    /// The severity at which a condition stands.
+    pub(crate) fn severity_of(
+        &self,
+        topic: &str,
+        account: Option<&AccountId>,
+        symbol: Option<&Symbol>,
+    ) -> Option<AlertSeverity> {
+        let same = |alert: &&Alert| {
+            alert.topic == topic && alert.account.as_ref() == account && alert.symbol.as_ref() == symbol
+        };
+        self.with(|alerts| alerts.standing.values().find(same).map(|alert| alert.severity))
+    }
+
+    /// Accounts that a CRITICAL alert names, with the alerts: they take no order that adds. What a person saw does
+    /// not keep an account out any more, but for its margin, which is what it is. A net delta that is off is brought
+    /// back by orders.
+    pub(crate) fn blocking(&self) -> BTreeMap<AccountId, Vec<String>> {
+        let mut blocking = BTreeMap::<AccountId, Vec<String>>::new();
+        for alert in self.standing() {
+            let counts = alert.severity == AlertSeverity::Critical
+                && alert.kind != AlertKind::Delta
+                && (alert.acknowledged.is_none() || alert.kind == AlertKind::Utilization);
+            if let Some(account) = alert.account.filter(|_| counts) {
+                blocking.entry(account).or_default().push(alert.id);
+            }
+        }
+        blocking
+    }
+
     /// All that stand, oldest first.
     pub(crate) fn standing(&self) -> Vec<Alert> {
-        let mut all: Vec<Alert> = self.with(|alerts| alerts.values().cloned().collect());
+        let mut all: Vec<Alert> = self.with(|alerts| alerts.standing.values().cloned().collect());
         all.sort_by(|a, b| (a.raised_at, &a.id).cmp(&(b.raised_at, &b.id)));
         all
+    }
+
+    /// Those that are over, the newest first, at most `limit`.
+    pub(crate) fn past(&self, limit: usize) -> Vec<PastAlert> {
+        self.with(|alerts| alerts.over.iter().rev().take(limit).cloned().collect())
     }
 }
 
@@ -130,15 +228,48 @@ mod tests {
             .collect();
         assert_eq!(ids, ["foreign-trade-main-1000", "foreign-trade-main-1000"]);
         assert_eq!(alerts.standing()[0].raised_at, at(1_000));
-        assert!(alerts.resolve("foreign-trade", |alert| alert.account.is_none()).is_empty());
-        let over = alerts.resolve("foreign-trade", |_| true);
+        assert!(alerts.resolve("foreign-trade", at(4_000), |alert| alert.account.is_none()).is_empty());
+        let over = alerts.resolve("foreign-trade", at(5_000), |_| true);
         assert!(matches!(&over[..], [Record::Alert { change: AlertChange::Resolved, .. }]));
         assert!(alerts.standing().is_empty());
+        let past = alerts.past(10);
+        assert_eq!((past.len(), past[0].resolved_at), (1, at(5_000)));
         // What the journal says leads to the same.
         for record in [first, worse].into_iter().chain(over) {
             let Record::Alert { alert, change } = record else { panic!("another record") };
             alerts.restore(alert, change);
         }
         assert!(alerts.standing().is_empty());
+    }
+    #[test]
+    fn an_alert_is_acknowledged_once_and_anew_when_it_gets_worse() {
+        let alerts = Alerts::default();
+        let at = Timestamp::from_millis;
+        let seen = |severity, message: &str| Condition {
+            kind: AlertKind::Utilization,
+            topic: "utilization",
+            severity,
+            account: Some("main".parse().unwrap()),
+            symbol: None,
+            message: message.to_owned(),
+        };
+        let data = |value: i64| [("utilizationRate".to_owned(), Decimal::new(value, 2))].into();
+        alerts.raise_with(seen(AlertSeverity::Warn, "above 0.8"), data(81), at(1)).unwrap();
+        let more = alerts.raise_with(seen(AlertSeverity::Warn, "above 0.8"), data(82), at(2));
+        assert!(more.is_none(), "a number alone is nothing new");
+        let id = alerts.standing()[0].id.clone();
+        assert_eq!(alerts.standing()[0].data["utilizationRate"], Decimal::new(82, 2));
+        let (first, record) = alerts.acknowledge(&id, "on it".to_owned(), at(3)).unwrap();
+        assert!(record.is_some());
+        let (second, record) = alerts.acknowledge(&id, "again".to_owned(), at(4)).unwrap();
+        assert!(record.is_none());
+        assert_eq!(first.acknowledged, second.acknowledged);
+        assert_eq!(second.acknowledged.unwrap().note, "on it");
+        assert!(alerts.acknowledge("another", String::new(), at(5)).is_none());
+        alerts.raise_with(seen(AlertSeverity::Critical, "above 0.95"), data(96), at(6)).unwrap();
+        assert_eq!(alerts.standing()[0].acknowledged, None);
+        // Eased: the same alert.
+        alerts.raise_with(seen(AlertSeverity::Warn, "above 0.8"), data(90), at(7)).unwrap();
+        assert_eq!((alerts.standing()[0].id.clone(), alerts.standing().len()), (id, 1));
     }
 }

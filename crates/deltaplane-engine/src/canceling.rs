@@ -88,7 +88,7 @@ impl Core {
     }
 
     async fn no_longer_resting(&self, accounts: BTreeSet<AccountId>) {
-        let records = self.shared.alerts.resolve(STILL_RESTING, |alert| {
+        let records = self.shared.alerts.resolve(STILL_RESTING, self.shared.eyes.clock.now(), |alert| {
             alert.account.as_ref().is_some_and(|account| accounts.contains(account))
         });
         // A failure stops all sending by itself; the alert comes back with the next start.

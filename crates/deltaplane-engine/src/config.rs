@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deltaplane_market::FeedLimits;
 use deltaplane_plan::CostSettings;
-use deltaplane_risk::Limits;
+use deltaplane_risk::{AlertThresholds, Limits};
 use deltaplane_types::{Decimal, Notional, Ratio, Symbol};
 
 use crate::holdings::Holdings;
@@ -24,6 +24,10 @@ pub struct EngineConfig {
     pub costs: CostSettings,
     /// When a feed is late or stale.
     pub feeds: FeedLimits,
+    /// From where on the state of a book is an alert.
+    pub alerts: AlertThresholds,
+    /// How long a deviation of net delta must last before it is an alert.
+    pub delta_alert_after: Duration,
     /// A price older than this is not traded on.
     pub max_price_age: Duration,
     /// An account state older than this is read again before an operation.
@@ -75,6 +79,8 @@ impl EngineConfig {
             },
             costs: CostSettings::default(),
             feeds: FeedLimits::default(),
+            alerts: AlertThresholds::default(),
+            delta_alert_after: Duration::from_secs(10),
             max_price_age: Duration::from_secs(3),
             max_account_age: Duration::from_secs(2),
             reference_floor: usd(100),

@@ -714,10 +714,19 @@ fn shortfall(
     if !round.traded.is_zero() {
         return Ok(None);
     }
-    let restricted = round.snapshot.trading != TradingState::Running;
+    let named = round.snapshot.blocked_by.iter().filter(|(id, _)| round.spec.accounts.contains(id));
+    let alerts: Vec<String> = named.flat_map(|(_, alerts)| alerts.clone()).collect();
+    let halted = round.snapshot.trading >= TradingState::ReduceOnly;
+    let restricted = halted || !alerts.is_empty();
     let code = if restricted { Code::RiskBlocked } else { Code::DeltaBeyondLimit };
-    let restricted_remedy =
-        "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first";
+    let restricted_remedy = if halted {
+        "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first"
+    } else {
+        "accounts with CRITICAL alerts only reduce: mend what GET /api/v1/risk/alerts says, acknowledge it, or name other accounts"
+    };
+    let with_alerts = |failed: Box<Failure>| {
+        if alerts.is_empty() { failed } else { with_details(failed, "alerts", alerts.clone()) }
+    };
     match (&round.spec.goal, most_ratio) {
         (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
             let ratio = deviation_ratio(plan.planned_final, *target, anchor.reference)?;
@@ -731,13 +740,13 @@ fn shortfall(
             );
             let remedy = "see obstacles; name more accounts, raise maxSlippage or maxDeviation, or send onShortfall: \"bestEffort\"";
             let remedy = if restricted { restricted_remedy } else { remedy };
-            Ok(Some(with_details(failure(code, text, remedy), "obstacles", obstacles(plan))))
+            Ok(Some(with_alerts(with_details(failure(code, text, remedy), "obstacles", obstacles(plan)))))
         }
         _ if plan.reached != plan.needed => {
             let text = format!("only {} of {} can be hedged", plan.reached.abs(), plan.needed.abs());
             let remedy = "see obstacles; name more accounts, raise maxSlippage, or hedge less";
             let remedy = if restricted { restricted_remedy } else { remedy };
-            Ok(Some(with_details(failure(code, text, remedy), "obstacles", obstacles(plan))))
+            Ok(Some(with_alerts(with_details(failure(code, text, remedy), "obstacles", obstacles(plan)))))
         }
         _ => Ok(None),
     }
@@ -835,7 +844,9 @@ fn plan_account(
         band_high: high,
         band_low: low,
         hedge_mode: facts.account.hedge_mode,
-        only_reduces: round.spec.only_reduces || round.snapshot.trading != TradingState::Running,
+        only_reduces: round.spec.only_reduces
+            || round.snapshot.trading >= TradingState::ReduceOnly
+            || round.snapshot.blocked_by.contains_key(id),
     })
 }
 

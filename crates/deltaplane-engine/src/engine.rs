@@ -10,9 +10,10 @@ use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity,
-    Failure, Flatten, HedgeExecution, HedgeStrategy, IdSource, Journal, JournalError, KillReport, KillSwitch,
-    MarketSummary, OperationKind, OperationReport, OperationState, OrderGateway, PortfolioView,
-    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, ServiceState, ServiceView,
+    Failover, Failure, FeedView, FeedsView, Flatten, HedgeExecution, HedgeStrategy, HistoryQuery, IdSource,
+    Journal, JournalError, KillReport, KillSwitch, MarketSummary, OperationKind, OperationReport,
+    OperationState, OrderGateway, PastAlert, Policy, PolicyView, PortfolioView, PreflightReport, PriceFeed,
+    ReadError, Record, RequestMeta, ResolveOrder, RiskHistory, RiskSample, ServiceState, ServiceView,
     Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder,
     UtilizationRebalance, VenueRules,
 };
@@ -31,11 +32,14 @@ use crate::control::{Goal, Spec, UtilizationGoal};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
 use crate::equity;
+use crate::feeds::FeedBoard;
 use crate::gate::{DryRun, GateParts, OrderGate};
 use crate::guard::DeadMan;
 use crate::lanes::Lanes;
 use crate::losses::{self, Losses};
+use crate::monitor;
 use crate::operation::{Event, Operation};
+use crate::policies::{self, Policies};
 use crate::reconcile::Ledger;
 use crate::recovery::Recovered;
 use crate::report::failure;
@@ -70,6 +74,8 @@ pub struct EngineParts {
     pub feeds: Vec<Arc<dyn PriceFeed>>,
     /// What survives it.
     pub journal: Arc<dyn Journal>,
+    /// What is kept of the past to be looked at; [`MemoryHistory`](crate::MemoryHistory) keeps an hour.
+    pub history: Arc<dyn RiskHistory>,
     /// Its clock.
     pub clock: Arc<dyn Clock>,
     /// Where operation ids come from.
@@ -140,7 +146,7 @@ impl Engine {
     ///
     /// [`StartError`] if the journal cannot be used or the parts do not fit together.
     pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
-        let EngineParts { config, accounts, feeds, journal, clock, ids } = parts;
+        let EngineParts { config, accounts, feeds, journal, history, clock, ids } = parts;
         let mut recovered = Recovered::read(journal.load().await?);
         let recorder = Recorder::new(journal);
         let epoch = recovered.epoch.wrapping_add(1);
@@ -167,6 +173,7 @@ impl Engine {
         }
         recorder.append(first).await?;
         let trading = Arc::new(Trading::new(order));
+        let board = FeedBoard::new(feeds.iter().map(|feed| feed.id().clone()).collect());
         let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> =
             feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
         let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -206,8 +213,18 @@ impl Engine {
         }
         let known = KnownAtStart { next_sequence, last_at: recovered.last_at };
         let doubts = Doubts::default();
+        let alerts = Arc::new(Alerts::default());
         let shared = Arc::new(Shared {
-            eyes: Arc::new(Eyes { config, clock, accounts: keepers, feeds, feed_of, trading, doubts }),
+            eyes: Arc::new(Eyes {
+                config,
+                clock,
+                accounts: keepers,
+                feeds,
+                feed_of,
+                trading,
+                doubts,
+                alerts: alerts.clone(),
+            }),
             hands: Hands {
                 gate,
                 recorder,
@@ -216,9 +233,12 @@ impl Engine {
                 next_sequence: AtomicU64::new(known.next_sequence),
             },
             reports: Reports::default(),
-            alerts: Alerts::default(),
+            alerts,
             ledger: Ledger::default(),
             losses: Losses::default(),
+            feeds: board,
+            policies: Policies::default(),
+            history,
             running: Mutex::default(),
         });
         let core = Arc::new(Core {
@@ -247,6 +267,19 @@ impl Engine {
         for ((account, symbol), (position, at)) in recovered.positions() {
             core.shared.ledger.set(&account, &symbol, position, at);
         }
+        for (symbol, policy) in std::mem::take(&mut recovered.policies) {
+            core.shared.policies.set(&symbol, Some(policy), started_at);
+        }
+        match core.shared.history.marks().await {
+            Ok(marks) => {
+                for (account, mark) in marks {
+                    if let Some(keeper) = core.shared.eyes.accounts.get(&account) {
+                        keeper.equity.resume(&mark);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "high-water marks of earlier runs are not known"),
+        }
         core.shared.losses.restore(std::mem::take(&mut recovered.losses), started_at);
         core.recover(recovered).await;
         if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
@@ -258,6 +291,9 @@ impl Engine {
         }
         tasks.spawn(watch::keep_alerts(core.clone()));
         tasks.spawn(losses::keep_answering(core.clone()));
+        tasks.spawn(monitor::keep_looking(core.clone()));
+        tasks.spawn(policies::keep_telling(core.clone()));
+        tasks.spawn(policies::keep_carrying_out(core.clone()));
         let engine = Self { core, _tasks: tasks };
         // A venue that answers is checked before the first request; one that does not is not waited for.
         let checked = async {
@@ -283,6 +319,7 @@ impl Engine {
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
             let _ = self.core.slots.acquire_many(all).await;
+            self.core.keep_marks().await;
             self.core.cancel_all_ours().await;
         };
         let _ = tokio::time::timeout(within, ended).await;
@@ -331,6 +368,10 @@ fn journal_condition(reason: String) -> Condition {
 }
 
 impl Core {
+    pub(crate) const fn started_at(&self) -> Timestamp {
+        self.started_at
+    }
+
     /// Settles what earlier runs left open. Lanes stay closed until their orders are settled.
     async fn recover(self: &Arc<Self>, recovered: Recovered) {
         for operation in recovered.operations {
@@ -533,6 +574,11 @@ impl Core {
                 let _ = sender.send(result);
             });
             return Ok(Started { id, report });
+        }
+        if eyes.trading.now() == TradingState::Paused && !spec.only_reduces {
+            let text = eyes.trading.reason();
+            let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
+            return Err(failure(Code::RiskBlocked, text, remedy));
         }
         if !eyes.config.may_send {
             return Err(failure(
@@ -903,7 +949,7 @@ impl ControlPlane for Engine {
             };
             records.extend(shared.alerts.raise(condition, now));
         } else {
-            records.extend(shared.alerts.resolve("kill-switch", |_| true));
+            records.extend(shared.alerts.resolve("kill-switch", now, |_| true));
         }
         let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
         let (Canceled { orders: canceled, unreachable }, changed) = tokio::join!(canceling, changing);
@@ -933,7 +979,7 @@ impl ControlPlane for Engine {
             failure(Code::Internal, error.to_string(), remedy)
         })?;
         if order.state == TradingState::Running {
-            let records = shared.alerts.resolve("journal", |_| true);
+            let records = shared.alerts.resolve("journal", now, |_| true);
             // A failure stops all sending by itself; the alert comes back with the next start.
             let _ = shared.hands.recorder.append(records).await;
         }
@@ -941,11 +987,62 @@ impl ControlPlane for Engine {
     }
 
     async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>> {
-        self.core.account_risk(account).await
+        let mut risk = self.core.account_risk(account).await?;
+        let groups = self.core.groups();
+        let of_group =
+            groups.iter().filter(|group| group.accounts.contains(account)).map(|group| group.ratio);
+        risk.delta_deviation = of_group.max().unwrap_or(risk.delta_deviation);
+        Ok(risk)
     }
 
     async fn alerts(&self) -> Vec<Alert> {
         self.core.shared.alerts.standing()
+    }
+
+    async fn past_alerts(&self, limit: usize) -> Vec<PastAlert> {
+        self.core.shared.alerts.past(limit)
+    }
+
+    async fn acknowledge_alert(&self, id: &str, note: String) -> Option<Alert> {
+        let shared = &self.core.shared;
+        let (alert, record) = shared.alerts.acknowledge(id, note, shared.eyes.clock.now())?;
+        // A failure stops all sending by itself.
+        let _ = shared.hands.recorder.append(record.into_iter().collect()).await;
+        Some(alert)
+    }
+
+    async fn risk_history(
+        &self,
+        account: &AccountId,
+        query: HistoryQuery,
+    ) -> Result<Vec<RiskSample>, Box<Failure>> {
+        if !self.core.shared.eyes.accounts.contains_key(account) {
+            let text = format!("no account {account} is configured");
+            return Err(failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"));
+        }
+        self.core.shared.history.read(account, query).await.map_err(|error| {
+            failure(Code::Internal, error.to_string(), "look at the disk; the history may be deleted")
+        })
+    }
+
+    async fn policies(&self) -> Vec<PolicyView> {
+        self.core.shared.policies.views()
+    }
+
+    async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
+        self.core.put_policy(policy).await
+    }
+
+    async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
+        self.core.delete_policy(symbol).await
+    }
+
+    async fn feeds(&self) -> FeedsView {
+        self.core.feeds_view()
+    }
+
+    async fn fail_over(&self, request: Failover) -> Result<FeedView, Box<Failure>> {
+        self.core.fail_over(request).await
     }
 
     async fn external_activity(&self, limit: usize) -> Vec<ExternalActivity> {

@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_math::{MathError, div, mul_rounded};
-use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, Failure, PositionRisk};
-use deltaplane_risk::{Drawdown, EquityPoint, MarkedPosition, joint_liquidation_distance};
+use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, EquityMark, Failure, PositionRisk};
+use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint, MarkedPosition, joint_liquidation_distance};
 use deltaplane_types::{
-    AccountId, Code, Decimal, Delta, Instrument, MarginBracket, Notional, Position, Price, Ratio, Timestamp,
+    AccountId, AccountSnapshot, Code, Decimal, Delta, Instrument, MarginBracket, Notional, Position, Price,
+    Ratio, Symbol, Timestamp,
 };
 use tokio::sync::broadcast::{self, error::RecvError};
 
@@ -68,6 +69,22 @@ impl EquityTrack {
     fn max_drawdown(&self) -> Ratio {
         self.with(|state| state.drawdown.maximum())
     }
+
+    /// What a later run goes on from.
+    pub(crate) fn mark(&self) -> EquityMark {
+        let DrawdownState { last_equity, index, peak, maximum } = self.with(|state| state.drawdown.state());
+        EquityMark { last_equity, index, peak, max_drawdown: maximum }
+    }
+
+    /// Goes on from what an earlier run kept. What was paid in or out since then is not known, so what equity did
+    /// meanwhile counts as neither gain nor loss.
+    pub(crate) fn resume(&self, mark: &EquityMark) {
+        let EquityMark { last_equity, index, peak, max_drawdown: maximum } = *mark;
+        self.with(|state| {
+            state.drawdown = Drawdown::resume(&DrawdownState { last_equity, index, peak, maximum });
+            (state.last, state.unknown_flow) = (last_equity, true);
+        });
+    }
 }
 
 /// Follows an account's equity until dropped.
@@ -120,6 +137,60 @@ fn worth(amount: Notional, rate: Decimal) -> Result<Notional, MathError> {
 }
 
 impl Core {
+    /// Every position of an account with its mark, and its instrument. A position that cannot be valued must not look
+    /// like none.
+    async fn valued(
+        &self,
+        id: &AccountId,
+        snapshot: &AccountSnapshot,
+    ) -> Result<Vec<(Position, Instrument)>, Box<Failure>> {
+        let eyes = &self.shared.eyes;
+        let mut valued = Vec::new();
+        let feed = eyes.feed_of.get(id).and_then(|feed| eyes.feeds.get(feed));
+        for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
+            let mut position = position.clone();
+            // Some venues tell the mark with prices only.
+            let streamed = || feed?.view(&position.symbol)?.mark;
+            position.mark_price = position.mark_price.or_else(streamed);
+            // Kept for a minute by the connector.
+            let instrument = match eyes.accounts.get(id) {
+                Some(keeper) => keeper.reader.fetch_instrument(&position.symbol).await.ok(),
+                None => None,
+            };
+            let (Some(instrument), true) = (instrument, position.mark_price.is_some()) else {
+                let text = format!("the position of {id} in {} cannot be valued now", position.symbol);
+                let remedy = "wait until its venue tells the mark price and the margin table again";
+                return Err(failure(Code::MarketDataUnavailable, text, remedy));
+            };
+            valued.push((position, instrument));
+        }
+        Ok(valued)
+    }
+
+    /// The joint distance to liquidation of an account if its position in a symbol were another one, traded at the
+    /// mark. The outer none: not known. The inner: there is no such move.
+    pub(crate) async fn distance_with(
+        &self,
+        id: &AccountId,
+        symbol: &Symbol,
+        position: Delta,
+    ) -> Option<Option<Ratio>> {
+        let snapshot = self.shared.eyes.accounts.get(id)?.newest()?;
+        let valued = self.valued(id, &snapshot).await.ok()?;
+        let holdings = &self.shared.eyes.config.holdings;
+        let own_rate = valued.first().map_or(Decimal::ONE, |(_, of)| holdings.rate(&of.quote));
+        let equity = worth(snapshot.equity().ok()?, own_rate).ok()?;
+        let mut known = Vec::with_capacity(valued.len());
+        for (held, instrument) in &valued {
+            let quantity = if held.symbol == *symbol { position } else { held.delta };
+            if !quantity.is_zero() {
+                let held = Position { delta: quantity, ..held.clone() };
+                known.push(marked(&held, instrument, holdings.rate(&instrument.quote)).ok()?);
+            }
+        }
+        joint_liquidation_distance(equity, &known).ok()
+    }
+
     /// How an account stands, from its newest known state.
     pub(crate) async fn account_risk(&self, id: &AccountId) -> Result<AccountRisk, Box<Failure>> {
         let Some(keeper) = self.shared.eyes.accounts.get(id) else {
@@ -130,23 +201,7 @@ impl Core {
             let text = format!("account {id} was not read yet");
             return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
         };
-        let mut instruments = Vec::new();
-        let feed = self.shared.eyes.feed_of.get(id).and_then(|feed| self.shared.eyes.feeds.get(feed));
-        for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
-            let mut position = position.clone();
-            // Some venues tell the mark with prices only.
-            let streamed = || feed?.view(&position.symbol)?.mark;
-            position.mark_price = position.mark_price.or_else(streamed);
-            // Kept for a minute by the connector.
-            let instrument = keeper.reader.fetch_instrument(&position.symbol).await;
-            // A position that cannot be valued must not look like none.
-            let (Ok(instrument), true) = (instrument, position.mark_price.is_some()) else {
-                let text = format!("the position of {id} in {} cannot be valued now", position.symbol);
-                let remedy = "wait until its venue tells the mark price and the margin table again";
-                return Err(failure(Code::MarketDataUnavailable, text, remedy));
-            };
-            instruments.push((position, instrument));
-        }
+        let instruments = self.valued(id, &snapshot).await?;
         let holdings = &self.shared.eyes.config.holdings;
         let rate = |instrument: &Instrument| holdings.rate(&instrument.quote);
         // An account has one quote currency here; where it holds nothing its money counts as it is.
@@ -277,6 +332,22 @@ mod tests {
         // 290 of 1,450 are lost: a fifth of the 0.9 that were left.
         track.observe(notional("1160"), at(7));
         assert_eq!(track.max_drawdown(), ratio("0.28"));
+    }
+
+    #[test]
+    fn a_peak_outlives_a_restart_and_what_happened_meanwhile_is_no_loss() {
+        let before = EquityTrack::default();
+        before.observe(notional("1000"), at(1));
+        before.observe(notional("900"), at(2));
+        let track = EquityTrack::default();
+        track.resume(&before.mark());
+        assert_eq!(track.max_drawdown(), ratio("0.1"));
+        // Withdrawn, perhaps, while nobody looked.
+        track.observe(notional("450"), at(3));
+        assert_eq!(track.max_drawdown(), ratio("0.1"));
+        // A ninth of 450 is lost: 0.8 of the peak is left.
+        track.observe(notional("400"), at(4));
+        assert_eq!(track.max_drawdown().value().round_dp(20), ratio("0.2").value());
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl OrderGate {
             TradingState::Halted => return Err(self.trading.reason()),
             // The venue itself keeps a reduce-only order from adding.
             TradingState::ReduceOnly if !order.reduce_only => return Err(self.trading.reason()),
-            TradingState::ReduceOnly | TradingState::Running => {}
+            TradingState::ReduceOnly | TradingState::Paused | TradingState::Running => {}
         }
         if self.clock.now() >= order.deadline {
             return Err("its deadline passed while the journal was written".to_owned());

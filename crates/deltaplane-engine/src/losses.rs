@@ -63,16 +63,12 @@ impl LossTable {
 
     /// An operation began.
     pub(crate) fn began(&mut self, kind: OperationKind, symbol: &Symbol, operation: &OperationId) {
-        match kind {
-            OperationKind::DeltaControl | OperationKind::Flatten => {
-                self.0.remove(symbol);
+        if kind == OperationKind::LossResponse {
+            if let Some(loss) = self.0.get_mut(symbol) {
+                loss.begun.push(operation.clone());
             }
-            OperationKind::LossResponse => {
-                if let Some(loss) = self.0.get_mut(symbol) {
-                    loss.begun.push(operation.clone());
-                }
-            }
-            OperationKind::Hedge | OperationKind::Rebalance | OperationKind::Recovery => {}
+        } else if kind.aims_at_a_net_delta() {
+            self.0.remove(symbol);
         }
     }
 

@@ -271,7 +271,7 @@ fn condition(activity: &ExternalActivity) -> Condition {
 
 /// Ends alerts about what others did, some time after the last of it.
 pub(crate) fn let_alerts_go(shared: &Shared, now: Timestamp) -> Vec<Record> {
-    shared.alerts.resolve(OUTSIDE, |alert| now.since(alert.seen_at) >= OUTSIDE_FOR)
+    shared.alerts.resolve(OUTSIDE, now, |alert| now.since(alert.seen_at) >= OUTSIDE_FOR)
 }
 
 #[cfg(test)]

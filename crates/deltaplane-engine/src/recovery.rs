@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Alert, AlertChange, ExternalActivity, Failure, IntentRecord, OperationKind, OperationReport,
-    OperationState, OutcomeRecord, Record, StoredRecord, TradingOrder,
+    OperationState, OutcomeRecord, Policy, Record, StoredRecord, TradingOrder,
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Code, Delta, Fill, Notional, OperationId, Quantity, Ratio, Side, Symbol,
@@ -32,6 +32,8 @@ pub(crate) struct Recovered {
     pub(crate) alerts: Vec<(Alert, AlertChange)>,
     /// What moved positions from outside.
     pub(crate) external: Vec<ExternalActivity>,
+    /// What is done without being asked.
+    pub(crate) policies: BTreeMap<Symbol, Policy>,
     /// What venues took and nobody followed.
     pub(crate) losses: LossTable,
     lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
@@ -96,16 +98,8 @@ impl Recovered {
                 self.last_at = self.last_at.max(at);
             }
             Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => {
-                let kinds = [
-                    OperationKind::DeltaControl,
-                    OperationKind::Hedge,
-                    OperationKind::Flatten,
-                    OperationKind::Rebalance,
-                    OperationKind::Recovery,
-                    OperationKind::LossResponse,
-                ];
-                let kind =
-                    kinds.into_iter().find(|known| known.prefix() == kind).unwrap_or(OperationKind::Recovery);
+                let kind = OperationKind::ALL.into_iter().find(|known| known.prefix() == kind);
+                let kind = kind.unwrap_or(OperationKind::Recovery);
                 self.losses.began(kind, &symbol, &operation);
                 self.index.insert(operation.clone(), self.operations.len());
                 self.operations.push(RecoveredOperation {
@@ -159,6 +153,12 @@ impl Recovered {
                 }
                 self.external.push(activity);
             }
+            Record::Policy { symbol, policy, .. } => {
+                match policy {
+                    Some(policy) => self.policies.insert(symbol, policy),
+                    None => self.policies.remove(&symbol),
+                };
+            }
             Record::Trading(order) => self.trading = Some(order),
             Record::Alert { alert, change } => self.alerts.push((alert, change)),
             Record::Intent(intent) => {
@@ -206,12 +206,7 @@ impl Recovered {
     /// Whether an operation that aims at a net delta of a symbol was at work at this point.
     fn is_aimed_at(&self, symbol: &Symbol) -> bool {
         self.operations.iter().rev().any(|operation| {
-            operation.closed.is_none()
-                && operation.symbol == *symbol
-                && matches!(
-                    operation.kind,
-                    OperationKind::DeltaControl | OperationKind::Flatten | OperationKind::LossResponse
-                )
+            operation.closed.is_none() && operation.symbol == *symbol && operation.kind.aims_at_a_net_delta()
         })
     }
 

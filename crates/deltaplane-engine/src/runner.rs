@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, IntentRecord, JournalError, OperationKind, OperationReport, OrderGateway, OrderSighting,
-    ReadError,
+    AccountEvent, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting, ReadError,
+    RiskHistory,
 };
 use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
 use futures_util::StreamExt as _;
@@ -19,11 +19,13 @@ use tokio::task::JoinSet;
 
 use crate::alerts::{Alerts, Condition};
 use crate::durable::{Durable, Recorder};
+use crate::feeds::FeedBoard;
 use crate::gate::OrderGate;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
 use crate::losses::Losses;
 use crate::operation::{Draft, Effect, Event, Operation};
+use crate::policies::Policies;
 use crate::reconcile::{self, Ledger};
 use crate::snapshot::Eyes;
 
@@ -105,9 +107,12 @@ pub(crate) struct Shared {
     pub(crate) eyes: Arc<Eyes>,
     pub(crate) hands: Hands,
     pub(crate) reports: Reports,
-    pub(crate) alerts: Alerts,
+    pub(crate) alerts: Arc<Alerts>,
     pub(crate) ledger: Ledger,
     pub(crate) losses: Losses,
+    pub(crate) feeds: FeedBoard,
+    pub(crate) policies: Policies,
+    pub(crate) history: Arc<dyn RiskHistory>,
     /// Where a person's decisions reach the operations that run.
     pub(crate) running: Mutex<BTreeMap<OperationId, mpsc::Sender<Event>>>,
 }
@@ -344,7 +349,7 @@ impl Shell {
                 }
                 Effect::Resolve(topic) => {
                     let symbol = operation.spec().symbol.clone();
-                    let records = shared.alerts.resolve(topic, |alert| {
+                    let records = shared.alerts.resolve(topic, now, |alert| {
                         alert.symbol.as_ref() == Some(&symbol)
                             && alert.account.as_ref().is_none_or(|of| operation.spec().accounts.contains(of))
                     });
@@ -362,10 +367,7 @@ impl Shell {
                     let since = shared.ledger.agreed_at(&account, &symbol);
                     let since = since.map_or(operation.started_at(), |at| at.min(operation.started_at()));
                     // An operation that aims at a net delta plans with what was lost.
-                    let answered = matches!(
-                        operation.kind(),
-                        OperationKind::DeltaControl | OperationKind::Flatten | OperationKind::LossResponse
-                    );
+                    let answered = operation.kind().aims_at_a_net_delta();
                     self.work.push(Box::pin(async move {
                         let lane = (&account, &symbol);
                         match reconcile::explain(&shared, lane, (expected, found), (since, as_of)).await {

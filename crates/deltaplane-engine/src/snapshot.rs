@@ -12,6 +12,7 @@ use deltaplane_types::{
 };
 
 use crate::accounts::AccountKeeper;
+use crate::alerts::Alerts;
 use crate::config::EngineConfig;
 use crate::doubts::{Doubt, Doubts};
 use crate::report::failure;
@@ -49,6 +50,8 @@ pub struct Snapshot {
     pub doubt: Option<Doubt>,
     /// What may be traded now.
     pub trading: TradingState,
+    /// Accounts that only take orders that reduce, with the alerts that say so.
+    pub blocked_by: BTreeMap<AccountId, Vec<String>>,
     /// Delta of every configured account in the symbol, as far as it is known.
     pub all_deltas: BTreeMap<AccountId, Option<Delta>>,
 }
@@ -63,6 +66,7 @@ pub(crate) struct Eyes {
     pub(crate) feed_of: BTreeMap<AccountId, FeedId>,
     pub(crate) trading: Arc<Trading>,
     pub(crate) doubts: Doubts,
+    pub(crate) alerts: Arc<Alerts>,
 }
 
 /// The state of an account that nobody reads for a decision counts as known for this long: longer than the
@@ -175,6 +179,7 @@ impl Eyes {
             external,
             doubt,
             trading: self.trading.now(),
+            blocked_by: self.alerts.blocking(),
             all_deltas,
         })
     }

@@ -26,8 +26,9 @@ struct State {
 const fn rank(state: TradingState) -> u8 {
     match state {
         TradingState::Running => 0,
-        TradingState::ReduceOnly => 1,
-        TradingState::Halted => 2,
+        TradingState::Paused => 1,
+        TradingState::ReduceOnly => 2,
+        TradingState::Halted => 3,
     }
 }
 
@@ -51,7 +52,8 @@ impl Trading {
     pub(crate) fn now(&self) -> TradingState {
         match self.effective.load(Ordering::SeqCst) {
             0 => TradingState::Running,
-            1 => TradingState::ReduceOnly,
+            1 => TradingState::Paused,
+            2 => TradingState::ReduceOnly,
             _ => TradingState::Halted,
         }
     }

@@ -1,9 +1,14 @@
 //! Feed health and the consensus price. Decisions only: the time is an argument.
 
+mod failover;
+
+pub use failover::{ActiveFeed, Switch};
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_math::{MathError, add, div, mul_rounded};
-use deltaplane_types::{Decimal, MarketView, Price, Timestamp};
+use deltaplane_types::{Decimal, MarketView, Price, Ratio, Timestamp};
 
 /// Whether a feed may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,11 +28,20 @@ pub struct FeedLimits {
     pub degraded_after: Duration,
     /// Age from which a feed is failing.
     pub failing_after: Duration,
+    /// Distance to the median of the other feeds from which a feed is degraded, as a fraction.
+    pub off_by: Ratio,
+    /// How long after a failover the feeds must be well before the preferred one is the active one again.
+    pub hold_down: Duration,
 }
 
 impl Default for FeedLimits {
     fn default() -> Self {
-        Self { degraded_after: Duration::from_secs(2), failing_after: Duration::from_secs(10) }
+        Self {
+            degraded_after: Duration::from_secs(2),
+            failing_after: Duration::from_secs(10),
+            off_by: Ratio::new(Decimal::from_i128_with_scale(5, 3)),
+            hold_down: Duration::from_secs(60),
+        }
     }
 }
 
@@ -42,6 +56,26 @@ pub fn health(view: Option<&MarketView>, now: Timestamp, limits: FeedLimits) -> 
     } else {
         FeedHealth::Healthy
     }
+}
+
+/// How far each mid is from the median of the others, as a fraction of that: what is wrong is not always old.
+///
+/// With two feeds both are as far from each other, and nothing tells which is right. One alone is off nothing.
+///
+/// # Errors
+///
+/// [`MathError`] if two mids cannot be averaged.
+pub fn off_the_others<K: Clone + Ord>(mids: &BTreeMap<K, Decimal>) -> Result<BTreeMap<K, Ratio>, MathError> {
+    let mut off = BTreeMap::new();
+    for (name, mid) in mids {
+        let mut others: Vec<Decimal> =
+            mids.iter().filter(|(other, _)| *other != name).map(|(_, mid)| *mid).collect();
+        others.sort();
+        if let Some(median) = median(&others)?.filter(|median| *median > Decimal::ZERO) {
+            off.insert(name.clone(), Ratio::new(div((*mid - median).abs(), median)?));
+        }
+    }
+    Ok(off)
 }
 
 /// What the healthy feeds agree on.
@@ -142,6 +176,21 @@ mod tests {
         assert_eq!(consensus([(&lone, Decimal::ONE)]).unwrap().unwrap().sources, 2);
         lone.index = Some(Price::try_new(parse_exact("106").unwrap()).unwrap());
         assert_eq!(consensus([(&lone, Decimal::ONE)]).unwrap().unwrap().sources, 1);
+    }
+
+    #[test]
+    fn a_feed_is_off_by_its_distance_to_the_median_of_the_others() {
+        let mids = |all: &[(&'static str, &str)]| -> BTreeMap<&'static str, Decimal> {
+            all.iter().map(|(name, mid)| (*name, parse_exact(mid).unwrap())).collect()
+        };
+        let off = off_the_others(&mids(&[("a", "100"), ("b", "102"), ("c", "90")])).unwrap();
+        let shown: Vec<(&str, String)> =
+            off.iter().map(|(name, off)| (*name, off.value().normalize().to_string())).collect();
+        // Medians of the others: 96, 95, 101.
+        assert_eq!(shown[0], ("a", "0.0416666666666666666666666667".to_owned()));
+        assert_eq!(off["b"], Ratio::new(parse_exact("7").unwrap() / parse_exact("95").unwrap()));
+        assert_eq!(off["c"], Ratio::new(parse_exact("11").unwrap() / parse_exact("101").unwrap()));
+        assert!(off_the_others(&mids(&[("a", "100")])).unwrap().is_empty());
     }
 
     #[test]

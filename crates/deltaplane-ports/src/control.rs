@@ -206,12 +206,33 @@ pub enum OperationKind {
     Recovery,
     /// A venue closed one side of a book: the other side is shrunk.
     LossResponse,
+    /// A policy brings net delta to its target.
+    Policy,
+    /// An account is near its liquidation: both sides shrink.
+    Deleverage,
 }
 
 impl OperationKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] = [
+        Self::DeltaControl,
+        Self::Hedge,
+        Self::Flatten,
+        Self::Rebalance,
+        Self::Recovery,
+        Self::LossResponse,
+        Self::Policy,
+        Self::Deleverage,
+    ];
+
+    /// Whether operations of the kind aim at a net delta, whatever moved it.
+    pub const fn aims_at_a_net_delta(self) -> bool {
+        matches!(self, Self::DeltaControl | Self::Flatten | Self::LossResponse | Self::Policy)
+    }
+
     /// Whether operations of the kind trade both ways, so that one leg without the other opens something.
     pub const fn is_two_sided(self) -> bool {
-        matches!(self, Self::Flatten | Self::Rebalance)
+        matches!(self, Self::Flatten | Self::Rebalance | Self::Deleverage)
     }
 
     /// How operation ids of the kind begin.
@@ -223,6 +244,8 @@ impl OperationKind {
             Self::Rebalance => "rebalance",
             Self::Recovery => "recovery",
             Self::LossResponse => "loss-response",
+            Self::Policy => "policy",
+            Self::Deleverage => "deleverage",
         }
     }
 }
@@ -474,6 +497,184 @@ pub struct PositionRisk {
     pub liquidation_distance: Option<Ratio>,
     /// The price at that move.
     pub liquidation_price: Option<Price>,
+}
+
+/// When both sides shrink by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deleverage {
+    /// Liquidation distance of an account below which they do.
+    pub trigger: Ratio,
+    /// Liquidation distance that is restored.
+    pub until: Ratio,
+}
+
+/// A utilization rebalance that comes again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScheduledRebalance {
+    /// How often.
+    pub every: Duration,
+    /// Utilization that every account should have.
+    pub target: Ratio,
+    /// Part of the target inside which an account counts as being there.
+    pub tolerance: Ratio,
+    /// Traded notional at most, quote.
+    pub max_amount: Option<Notional>,
+}
+
+/// What is done in a symbol without being asked: `PUT /api/v1/policies/{symbol}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Whether it is carried out.
+    pub enabled: bool,
+    /// Where net delta of its accounts should be.
+    pub target: Delta,
+    /// Deviation ratio from which it acts; it brings net delta to the target, so that it does not act again at once.
+    pub tolerance: Ratio,
+    /// Deviation ratio at which an operation of it counts as failed.
+    pub max_deviation: Ratio,
+    /// The accounts that hedge each other.
+    pub accounts: Vec<AccountId>,
+    /// Bound on every order's price against its venue's mid at arrival.
+    pub max_slippage: Ratio,
+    /// How long one operation may take.
+    pub timeout: Duration,
+    /// How far it goes.
+    pub hedge_to: HedgeTo,
+    /// How long the deviation must last before it acts.
+    pub after: Duration,
+    /// When both sides shrink.
+    pub deleverage: Option<Deleverage>,
+    /// Whether utilization is rebalanced, and how often.
+    pub rebalance: Option<ScheduledRebalance>,
+}
+
+/// What a policy does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyStatus {
+    /// Switched off.
+    Off,
+    /// All is within its tolerance.
+    Within,
+    /// It will act soon.
+    Waiting,
+    /// An operation of it is at work.
+    Acting,
+    /// It would act and may not, or does not know enough.
+    Holding,
+}
+
+/// A policy and how it fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyView {
+    /// The policy.
+    pub policy: Policy,
+    /// What it does.
+    pub status: PolicyStatus,
+    /// Why.
+    pub reason: String,
+    /// The deviation ratio of its accounts, where it is known.
+    pub deviation_ratio: Option<Ratio>,
+    /// The newest operation that it began in this run.
+    pub last_operation: Option<OperationId>,
+}
+
+/// An alert that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastAlert {
+    /// As it was last.
+    pub alert: Alert,
+    /// When its condition was over.
+    pub resolved_at: Timestamp,
+}
+
+/// How an account stood at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RiskSample {
+    /// When.
+    pub at: Timestamp,
+    /// Wallet and unrealized profit, USD.
+    pub equity: Notional,
+    /// Unrealized profit, USD.
+    pub unrealized: Notional,
+    /// The largest deviation ratio among its hedge groups.
+    pub delta_deviation: Ratio,
+    /// Initial margin over equity; none where the equity is not above zero.
+    pub utilization: Option<Ratio>,
+    /// Gross notional over equity.
+    pub leverage: Option<Ratio>,
+    /// Maintenance margin over equity.
+    pub margin_ratio: Option<Ratio>,
+    /// The largest loss from a peak until then.
+    pub max_drawdown: Ratio,
+    /// Joint adverse move at which it is liquidated.
+    pub liquidation_distance: Option<Ratio>,
+}
+
+/// Which part of an account's history is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryQuery {
+    /// Nothing before this.
+    pub since: Option<Timestamp>,
+    /// Nothing after this.
+    pub until: Option<Timestamp>,
+    /// At most one sample in each such span, its last; none gives all that are kept.
+    pub interval: Option<Duration>,
+    /// At most this many, the newest.
+    pub limit: usize,
+}
+
+/// Whether a price feed may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedCondition {
+    /// Fresh and sane.
+    Healthy,
+    /// Late, or off the others.
+    Degraded,
+    /// Disconnected, stale, crossed.
+    Failing,
+}
+
+/// One price feed, judged by the primary symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedView {
+    /// The feed.
+    pub feed: FeedId,
+    /// Whether it may be used.
+    pub condition: FeedCondition,
+    /// Median of receive time − venue time over the last minute; none where nothing came.
+    pub latency: Option<Duration>,
+    /// When the newest event reached us.
+    pub last_update: Option<Timestamp>,
+    /// How often it was disconnected, gapped or unreadable.
+    pub error_count: u64,
+    /// Its mid.
+    pub mid: Option<Price>,
+    /// How far its mid is from the median of the others, as a fraction.
+    pub off: Option<Ratio>,
+}
+
+/// All price feeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedsView {
+    /// Each.
+    pub feeds: Vec<FeedView>,
+    /// The one whose book and mark displays use; none where there is no feed.
+    pub active: Option<FeedId>,
+    /// When that changed last.
+    pub last_failover: Option<Timestamp>,
+}
+
+/// `POST /api/v1/market/failover`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// The feed that shall be the active one.
+    pub target: FeedId,
+    /// Why.
+    pub reason: String,
+    /// Whether it may be one that fails.
+    pub force: bool,
 }
 
 /// What a person says became of an order in doubt.
@@ -736,6 +937,34 @@ pub trait ControlPlane: Send + Sync {
 
     /// The alerts that stand, oldest first.
     async fn alerts(&self) -> Vec<Alert>;
+
+    /// The alerts that are over, the newest first, at most `limit`.
+    async fn past_alerts(&self, limit: usize) -> Vec<PastAlert>;
+
+    /// Notes that a person saw an alert. None where no such alert stands. A second time changes nothing.
+    async fn acknowledge_alert(&self, id: &str, note: String) -> Option<Alert>;
+
+    /// How an account stood, the newest sample first.
+    async fn risk_history(
+        &self,
+        account: &AccountId,
+        query: HistoryQuery,
+    ) -> Result<Vec<RiskSample>, Box<Failure>>;
+
+    /// All policies and how they fare.
+    async fn policies(&self) -> Vec<PolicyView>;
+
+    /// Sets the policy of its symbol. `Err` means that nothing changed.
+    async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>>;
+
+    /// Removes a policy; gives whether there was one. An operation that it began goes on to its end.
+    async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>>;
+
+    /// The price feeds, and which of them is the active one.
+    async fn feeds(&self) -> FeedsView;
+
+    /// Makes another feed the active one. `Err` means that nothing changed.
+    async fn fail_over(&self, request: Failover) -> Result<FeedView, Box<Failure>>;
 
     /// What moved positions without an order of ours, newest first, at most `limit`.
     async fn external_activity(&self, limit: usize) -> Vec<ExternalActivity>;

@@ -5,9 +5,11 @@ use std::fmt;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, ClientOrderId, Delta, Evidence, Fill, OperationId, OrderIntent,
-    OrderStatus, PlanId, Quantity, Side, Symbol, Timestamp, TradeId, TradingState,
+    AccountId, AlertKind, AlertSeverity, ClientOrderId, Decimal, Delta, Evidence, Fill, OperationId,
+    OrderIntent, OrderStatus, PlanId, Quantity, Side, Symbol, Timestamp, TradeId, TradingState,
 };
+
+use crate::control::Policy;
 
 /// Why the journal did not take a record. After any of these nothing may be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +163,19 @@ pub struct Alert {
     pub raised_at: Timestamp,
     /// When it was last seen.
     pub seen_at: Timestamp,
+    /// The newest numbers behind it, by name.
+    pub data: BTreeMap<String, Decimal>,
+    /// That somebody saw it.
+    pub acknowledged: Option<Acknowledgement>,
+}
+
+/// That a person saw an alert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// What they say.
+    pub note: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What happened to an alert.
@@ -168,6 +183,8 @@ pub struct Alert {
 pub enum AlertChange {
     /// It began, or was seen again with another severity or text.
     Raised,
+    /// A person saw it. It stands until its condition is over.
+    Acknowledged,
     /// The condition is over.
     Resolved,
 }
@@ -251,6 +268,15 @@ pub enum Record {
     External(ExternalActivity),
     /// Somebody, or the engine itself, said what may be traded.
     Trading(TradingOrder),
+    /// A policy was set, or removed.
+    Policy {
+        /// Its symbol.
+        symbol: Symbol,
+        /// None where it was removed.
+        policy: Option<Policy>,
+        /// When.
+        at: Timestamp,
+    },
     /// An alert changed.
     Alert {
         /// The alert as it is now.

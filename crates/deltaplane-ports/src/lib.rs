@@ -4,6 +4,7 @@
 //! implementation can be written from. No port has a default method that pretends success.
 
 mod control;
+mod history;
 mod journal;
 mod preflight;
 mod symbols;
@@ -11,16 +12,18 @@ mod time;
 mod venue;
 
 pub use control::{
-    AccountRisk, AccountView, ControlPlane, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy,
-    HedgeTo, IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind,
-    OperationReport, OperationState, OrderReport, PortfolioView, PositionRisk, PreflightReport,
-    QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, ServiceState, ServiceView,
-    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TimelineEntry, TradingChange,
-    Transfer, UtilizationRebalance,
+    AccountRisk, AccountView, ControlPlane, Deleverage, DeltaControl, Failover, Failure, FeedCondition,
+    FeedView, FeedsView, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery, IdempotencyKey,
+    KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState,
+    OrderReport, PastAlert, Policy, PolicyStatus, PolicyView, PortfolioView, PositionRisk, PreflightReport,
+    QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, RiskSample, ScheduledRebalance,
+    ServiceState, ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView,
+    TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
+pub use history::{EquityMark, HistoryError, RiskHistory, thin_out};
 pub use journal::{
-    Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,
-    Journal, JournalError, OutcomeRecord, PlannedLeg, Record, StoredRecord, TradingOrder,
+    Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause,
+    IntentRecord, Journal, JournalError, OutcomeRecord, PlannedLeg, Record, StoredRecord, TradingOrder,
 };
 pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, NameRule, SymbolMap};

@@ -25,6 +25,19 @@ pub struct Drawdown {
     maximum: Decimal,
 }
 
+/// What must survive a restart, so that a peak is not forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrawdownState {
+    /// Equity at the newest point, where there was one.
+    pub last_equity: Option<Notional>,
+    /// The flow-adjusted index, 1 at the start.
+    pub index: Decimal,
+    /// Its highest value.
+    pub peak: Decimal,
+    /// The largest loss from a peak.
+    pub maximum: Ratio,
+}
+
 impl Default for Drawdown {
     fn default() -> Self {
         Self {
@@ -38,6 +51,25 @@ impl Default for Drawdown {
 }
 
 impl Drawdown {
+    /// Goes on from what was kept.
+    pub fn resume(state: &DrawdownState) -> Self {
+        let one = |value: Decimal| if value > Decimal::ZERO { value } else { Decimal::ONE };
+        let (index, peak) = (one(state.index), one(state.peak).max(one(state.index)));
+        let current = div(index, peak).and_then(|part| sub(Decimal::ONE, part)).unwrap_or_default();
+        let last_equity = state.last_equity.map(Notional::value);
+        Self { last_equity, index, peak, current, maximum: state.maximum.value() }
+    }
+
+    /// What is to be kept.
+    pub fn state(&self) -> DrawdownState {
+        DrawdownState {
+            last_equity: self.last_equity.map(Notional::new),
+            index: self.index,
+            peak: self.peak,
+            maximum: Ratio::new(self.maximum),
+        }
+    }
+
     /// Takes the next point.
     pub fn observe(&mut self, point: EquityPoint) -> Result<(), MathError> {
         let equity = point.equity.value();

@@ -1,4 +1,4 @@
-//! The journal and the answers to repeated requests, in one `SQLite` file.
+//! The journal and the answers to repeated requests, in one `SQLite` file; the accounts' risk over time in another.
 //!
 //! One thread writes. Appends that wait at the same time share one transaction and so one fsync (group commit).
 //! Every row carries the hash of the row before it, so that a change or a loss in the middle is seen at start.
@@ -7,10 +7,12 @@
 //! This is the only crate that links `SQLite`.
 
 mod chain;
+mod history;
 mod open;
 mod reading;
 mod row;
 mod writer;
 
+pub use history::SqliteHistory;
 pub use open::{OpenError, Quarantined, SqliteStore};
 pub use reading::JournalReading;

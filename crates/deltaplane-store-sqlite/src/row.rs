@@ -1,14 +1,15 @@
 //! Records as they stand in the file. A domain value promises nothing to this JSON; these structs do.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use deltaplane_ports::{
-    Alert, AlertChange, ExternalActivity, ExternalCause, IntentRecord, OutcomeRecord, PlannedLeg, Record,
-    TradingOrder,
+    Acknowledgement, Alert, AlertChange, Deleverage, ExternalActivity, ExternalCause, HedgeTo, IntentRecord,
+    OutcomeRecord, PlannedLeg, Policy, Record, ScheduledRebalance, TradingOrder,
 };
 use deltaplane_types::{
-    AccountId, Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Side,
-    TimeInForce, Timestamp, parse_exact,
+    AccountId, Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Ratio,
+    Side, Symbol, TimeInForce, Timestamp, parse_exact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +109,11 @@ pub(crate) enum Row {
         reason: String,
         at: i64,
     },
+    Policy {
+        symbol: String,
+        policy: Option<PolicyRow>,
+        at: i64,
+    },
     Alert {
         id: String,
         kind: String,
@@ -119,6 +125,10 @@ pub(crate) enum Row {
         raised_at: i64,
         seen_at: i64,
         resolved: bool,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        data: BTreeMap<String, String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        acknowledged: Option<(String, i64)>,
     },
     RunStarted {
         epoch: u16,
@@ -335,6 +345,11 @@ impl From<&Record> for Row {
                 reason: order.reason.clone(),
                 at: order.at.as_millis(),
             },
+            Record::Policy { symbol, policy, at } => Self::Policy {
+                symbol: symbol.to_string(),
+                policy: policy.as_ref().map(PolicyRow::from),
+                at: at.as_millis(),
+            },
             Record::Alert { alert, change } => Self::Alert {
                 id: alert.id.clone(),
                 kind: alert.kind.to_string(),
@@ -346,11 +361,102 @@ impl From<&Record> for Row {
                 raised_at: alert.raised_at.as_millis(),
                 seen_at: alert.seen_at.as_millis(),
                 resolved: *change == AlertChange::Resolved,
+                data: alert.data.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+                acknowledged: alert.acknowledged.as_ref().map(|ack| (ack.note.clone(), ack.at.as_millis())),
             },
             Record::RunStarted { epoch, next_sequence, at } => {
                 Self::RunStarted { epoch: *epoch, next_sequence: *next_sequence, at: at.as_millis() }
             }
         }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyRow {
+    enabled: bool,
+    target: String,
+    tolerance: String,
+    max_deviation: String,
+    accounts: Vec<String>,
+    max_slippage: String,
+    timeout_ms: u64,
+    to_band: bool,
+    after_ms: u64,
+    deleverage: Option<(String, String)>,
+    rebalance: Option<RebalanceRow>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RebalanceRow {
+    every_ms: u64,
+    target: String,
+    tolerance: String,
+    max_amount: Option<String>,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<&Policy> for PolicyRow {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            enabled: policy.enabled,
+            target: policy.target.to_string(),
+            tolerance: policy.tolerance.to_string(),
+            max_deviation: policy.max_deviation.to_string(),
+            accounts: policy.accounts.iter().map(ToString::to_string).collect(),
+            max_slippage: policy.max_slippage.to_string(),
+            timeout_ms: millis(policy.timeout),
+            to_band: policy.hedge_to == HedgeTo::Band,
+            after_ms: millis(policy.after),
+            deleverage: policy.deleverage.map(|at| (at.trigger.to_string(), at.until.to_string())),
+            rebalance: policy.rebalance.map(|rebalance| RebalanceRow {
+                every_ms: millis(rebalance.every),
+                target: rebalance.target.to_string(),
+                tolerance: rebalance.tolerance.to_string(),
+                max_amount: rebalance.max_amount.map(|amount| amount.to_string()),
+            }),
+        }
+    }
+}
+
+impl PolicyRow {
+    fn read(self, symbol: Symbol) -> Result<Policy, RowError> {
+        let ratio = |text: &str| parse_exact(text).map(Ratio::new).map_err(bad);
+        let rebalance = |row: RebalanceRow| -> Result<ScheduledRebalance, RowError> {
+            Ok(ScheduledRebalance {
+                every: Duration::from_millis(row.every_ms),
+                target: ratio(&row.target)?,
+                tolerance: ratio(&row.tolerance)?,
+                max_amount: row
+                    .max_amount
+                    .as_deref()
+                    .map(|text| parse_exact(text).map(Notional::new).map_err(bad))
+                    .transpose()?,
+            })
+        };
+        Ok(Policy {
+            symbol,
+            enabled: self.enabled,
+            target: delta(&self.target)?,
+            tolerance: ratio(&self.tolerance)?,
+            max_deviation: ratio(&self.max_deviation)?,
+            accounts: self.accounts.iter().map(|id| id.parse().map_err(bad)).collect::<Result<_, _>>()?,
+            max_slippage: ratio(&self.max_slippage)?,
+            timeout: Duration::from_millis(self.timeout_ms),
+            hedge_to: if self.to_band { HedgeTo::Band } else { HedgeTo::Target },
+            after: Duration::from_millis(self.after_ms),
+            deleverage: self
+                .deleverage
+                .map(|(trigger, until)| -> Result<_, RowError> {
+                    Ok(Deleverage { trigger: ratio(&trigger)?, until: ratio(&until)? })
+                })
+                .transpose()?,
+            rebalance: self.rebalance.map(rebalance).transpose()?,
+        })
     }
 }
 
@@ -513,6 +619,11 @@ impl TryFrom<Row> for Record {
             Row::Trading { state, kill, reason, at: time } => {
                 Self::Trading(TradingOrder { state: state.parse().map_err(bad)?, kill, reason, at: at(time) })
             }
+            Row::Policy { symbol, policy, at: time } => {
+                let symbol: Symbol = symbol.parse().map_err(bad)?;
+                let policy = policy.map(|row| row.read(symbol.clone())).transpose()?;
+                Self::Policy { symbol, policy, at: at(time) }
+            }
             Row::Alert {
                 id,
                 kind,
@@ -524,7 +635,14 @@ impl TryFrom<Row> for Record {
                 raised_at,
                 seen_at,
                 resolved,
+                data,
+                acknowledged,
             } => Self::Alert {
+                change: match (resolved, &acknowledged) {
+                    (true, _) => AlertChange::Resolved,
+                    (false, Some(_)) => AlertChange::Acknowledged,
+                    (false, None) => AlertChange::Raised,
+                },
                 alert: Alert {
                     id,
                     kind: kind.parse().map_err(bad)?,
@@ -535,8 +653,12 @@ impl TryFrom<Row> for Record {
                     message,
                     raised_at: at(raised_at),
                     seen_at: at(seen_at),
+                    data: data
+                        .into_iter()
+                        .map(|(name, value)| Ok((name, parse_exact(&value).map_err(bad)?)))
+                        .collect::<Result<_, RowError>>()?,
+                    acknowledged: acknowledged.map(|(note, time)| Acknowledgement { note, at: at(time) }),
                 },
-                change: if resolved { AlertChange::Resolved } else { AlertChange::Raised },
             },
             Row::RunStarted { epoch, next_sequence, at: time } => {
                 Self::RunStarted { epoch, next_sequence, at: at(time) }

@@ -2,16 +2,18 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use deltaplane_ports::{
-    Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause, IntentRecord,
-    Journal, OutcomeRecord, PlannedLeg, Record, TradingOrder,
+    Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Deleverage, ExternalActivity,
+    ExternalCause, HedgeTo, IntentRecord, Journal, OutcomeRecord, PlannedLeg, Policy, Record,
+    ScheduledRebalance, TradingOrder,
 };
 use deltaplane_store_sqlite::{JournalReading, OpenError, SqliteStore};
-use deltaplane_testkit::{delta, notional, price, quantity};
+use deltaplane_testkit::{delta, notional, price, quantity, ratio};
 use deltaplane_types::{
-    AlertKind, AlertSeverity, Evidence, Fill, OrderIntent, OrderStatus, Side, TimeInForce, Timestamp,
-    TradingState,
+    AlertKind, AlertSeverity, Decimal, Evidence, Fill, OrderIntent, OrderStatus, Side, TimeInForce,
+    Timestamp, TradingState,
 };
 
 fn at(millis: i64) -> Timestamp {
@@ -110,6 +112,29 @@ fn every_record() -> Vec<Record> {
         let order = TradingOrder { state, kill: true, reason: "a fire".to_owned(), at: at(11) };
         records.push(Record::Trading(order));
     }
+    let policy = Policy {
+        symbol: "BTC-USD".parse().unwrap(),
+        enabled: true,
+        target: delta("0.5"),
+        tolerance: ratio("0.05"),
+        max_deviation: ratio("0.25"),
+        accounts: vec!["binance-main".parse().unwrap(), "aster-hedge".parse().unwrap()],
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(30),
+        hedge_to: HedgeTo::Band,
+        after: Duration::from_millis(1_500),
+        deleverage: Some(Deleverage { trigger: ratio("0.08"), until: ratio("0.15") }),
+        rebalance: Some(ScheduledRebalance {
+            every: Duration::from_secs(3_600),
+            target: ratio("0.5"),
+            tolerance: ratio("0.1"),
+            max_amount: Some(notional("25000")),
+        }),
+    };
+    let bare = Policy { enabled: false, deleverage: None, rebalance: None, ..policy.clone() };
+    for policy in [Some(policy), Some(bare), None] {
+        records.push(Record::Policy { symbol: "BTC-USD".parse().unwrap(), policy, at: at(15) });
+    }
     let alert = Alert {
         id: "frozen-order-1".to_owned(),
         kind: AlertKind::Execution,
@@ -120,7 +145,14 @@ fn every_record() -> Vec<Record> {
         message: "look".to_owned(),
         raised_at: at(12),
         seen_at: at(13),
+        data: [("ratio".to_owned(), Decimal::new(25, 2))].into(),
+        acknowledged: None,
     };
+    let seen = Alert {
+        acknowledged: Some(Acknowledgement { note: "on it".to_owned(), at: at(14) }),
+        ..alert.clone()
+    };
+    records.push(Record::Alert { alert: seen, change: AlertChange::Acknowledged });
     let other = Alert { account: None, symbol: Some("BTC-USD".parse().unwrap()), ..alert.clone() };
     records.push(Record::Alert { alert, change: AlertChange::Raised });
     records.push(Record::Alert { alert: other, change: AlertChange::Resolved });

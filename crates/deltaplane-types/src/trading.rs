@@ -9,6 +9,8 @@ pub enum TradingState {
     /// Everything inside the limits.
     #[default]
     Running,
+    /// Nothing new begins but what only reduces; what runs goes on to its end.
+    Paused,
     /// Only what reduces risk.
     ReduceOnly,
     /// Nothing new; what is out is settled.
@@ -24,6 +26,7 @@ impl fmt::Display for TradingState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Running => "RUNNING",
+            Self::Paused => "PAUSED",
             Self::ReduceOnly => "REDUCE_ONLY",
             Self::Halted => "HALTED",
         })
@@ -34,10 +37,10 @@ impl FromStr for TradingState {
     type Err = UnknownName;
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        [Self::Running, Self::ReduceOnly, Self::Halted]
+        [Self::Running, Self::Paused, Self::ReduceOnly, Self::Halted]
             .into_iter()
             .find(|state| state.to_string() == text)
-            .ok_or_else(|| UnknownName(text.to_owned(), "RUNNING, REDUCE_ONLY, HALTED"))
+            .ok_or_else(|| UnknownName(text.to_owned(), "RUNNING, PAUSED, REDUCE_ONLY, HALTED"))
     }
 }
 
@@ -48,6 +51,19 @@ pub enum AlertKind {
     Execution,
     /// The journal, the clock, a key, the kill switch.
     System,
+    /// Net delta is off its target.
+    Delta,
+    /// Margin: utilization, margin ratio, distance to liquidation.
+    Utilization,
+    /// The active price feed changed.
+    Failover,
+    /// A proxy fails.
+    Proxy,
+}
+
+impl AlertKind {
+    const ALL: [Self; 6] =
+        [Self::Execution, Self::System, Self::Delta, Self::Utilization, Self::Failover, Self::Proxy];
 }
 
 impl fmt::Display for AlertKind {
@@ -55,6 +71,10 @@ impl fmt::Display for AlertKind {
         f.write_str(match self {
             Self::Execution => "execution-alert",
             Self::System => "system-alert",
+            Self::Delta => "delta-alert",
+            Self::Utilization => "utilization-alert",
+            Self::Failover => "failover-alert",
+            Self::Proxy => "proxy-alert",
         })
     }
 }
@@ -63,10 +83,11 @@ impl FromStr for AlertKind {
     type Err = UnknownName;
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        [Self::Execution, Self::System]
-            .into_iter()
-            .find(|kind| kind.to_string() == text)
-            .ok_or_else(|| UnknownName(text.to_owned(), "execution-alert, system-alert"))
+        Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| {
+            let names =
+                "execution-alert, system-alert, delta-alert, utilization-alert, failover-alert, proxy-alert";
+            UnknownName(text.to_owned(), names)
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod acting;
 mod reading;
+mod watching;
 
 pub(crate) use acting::{
     account_sync, answer, delta_control, flatten, hedge_execute, kill_switch, resolve, trading_state,
@@ -10,6 +11,10 @@ pub(crate) use acting::{
 pub(crate) use reading::{
     accounts, alerts, healthz, operation, operations, portfolio, preflight, readyz, reconciliation,
     risk_metrics, system_status,
+};
+
+pub(crate) use watching::{
+    acknowledge, delete_policy, failover, feeds, past_alerts, policies, policy, put_policy, risk_history,
 };
 
 use std::time::Duration;

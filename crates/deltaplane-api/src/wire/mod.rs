@@ -6,3 +6,4 @@ pub(crate) mod operation;
 pub(crate) mod requests;
 pub(crate) mod safety;
 pub(crate) mod system;
+pub(crate) mod watching;

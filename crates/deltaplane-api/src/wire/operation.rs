@@ -206,6 +206,8 @@ const fn kind(kind: OperationKind) -> &'static str {
         OperationKind::Rebalance => "rebalance",
         OperationKind::Recovery => "recovery",
         OperationKind::LossResponse => "loss-response",
+        OperationKind::Policy => "policy",
+        OperationKind::Deleverage => "deleverage",
     }
 }
 
@@ -217,7 +219,9 @@ pub(crate) fn answer_of(report: &OperationReport) -> JsonObject {
         OperationKind::DeltaControl
         | OperationKind::Flatten
         | OperationKind::Recovery
-        | OperationKind::LossResponse => delta_control(report),
+        | OperationKind::LossResponse
+        | OperationKind::Policy
+        | OperationKind::Deleverage => delta_control(report),
     }
 }
 

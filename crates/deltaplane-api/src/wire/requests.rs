@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use deltaplane_ports::{
-    DeltaControl, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch, OnShortfall, RequestMeta,
-    ResolveOrder, Settlement, SyncRequest, TradingChange, UtilizationRebalance,
+    Deleverage, DeltaControl, Failover, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch,
+    OnShortfall, Policy, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement, SyncRequest,
+    TradingChange, UtilizationRebalance,
 };
-use deltaplane_types::{Decimal, Delta, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingState};
+use deltaplane_types::{
+    Decimal, Delta, FeedId, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingState,
+};
 
 use crate::request::{Fields, Problems, Range};
 
@@ -175,6 +178,7 @@ pub(crate) fn trading_state(body: &[u8]) -> Result<TradingChange, Problems> {
     }
     let states = [
         ("RUNNING", TradingState::Running),
+        ("PAUSED", TradingState::Paused),
         ("REDUCE_ONLY", TradingState::ReduceOnly),
         ("HALTED", TradingState::Halted),
     ];
@@ -182,6 +186,89 @@ pub(crate) fn trading_state(body: &[u8]) -> Result<TradingChange, Problems> {
     let reason = fields.need_text("reason", "why");
     fields.finish()?;
     Ok(TradingChange { state: state.unwrap_or_default(), reason })
+}
+
+/// `POST market/failover`.
+pub(crate) fn failover(body: &[u8]) -> Result<Failover, Problems> {
+    let mut fields = Fields::read(body)?;
+    let name = fields.need_text("targetFeed", "a feed that GET market/feeds lists");
+    let target = name.parse::<FeedId>().ok();
+    if target.is_none() && !name.is_empty() {
+        fields.reject("targetFeed", "is not the name of a feed; send one that GET market/feeds lists");
+    }
+    let reason = fields.optional_text("reason", "why");
+    let force = fields.flag("force").unwrap_or(false);
+    fields.finish()?;
+    let target = target.expect("what is no name was rejected");
+    Ok(Failover { target, reason: reason.unwrap_or_else(|| "no reason given".to_owned()), force })
+}
+
+/// `POST risk/alerts/{id}/ack`: what the person says.
+pub(crate) fn acknowledgement(body: &[u8]) -> Result<String, Problems> {
+    let mut fields = Fields::read(body)?;
+    let note = fields.need_text("note", "what you know or do about it");
+    fields.finish()?;
+    Ok(note)
+}
+
+/// `PUT policies/{symbol}`.
+pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
+    const DAY_MS: u64 = 24 * 3_600 * 1_000;
+    let percent = |number: i128| Decimal::from_i128_with_scale(number, 2);
+    let above_zero = Range { least: Some((Decimal::ZERO, false)), most: None };
+    let mut fields = Fields::read(body)?;
+    let tolerance = fields.decimal("tolerancePercent", fraction()).unwrap_or(percent(5));
+    let max_deviation = fields.decimal("maxDeviation", fraction()).unwrap_or(percent(25).max(tolerance));
+    if tolerance > max_deviation {
+        fields.reject(
+            "tolerancePercent",
+            format!("{tolerance} is above maxDeviation {max_deviation}; lower it or raise maxDeviation"),
+        );
+    }
+    let deleverage = fields.object("deleverage", |fields| {
+        let trigger = fields.decimal("trigger", fraction()).unwrap_or(percent(8));
+        let until = fields.decimal("until", fraction()).unwrap_or(percent(15));
+        if trigger >= until {
+            fields.reject("until", format!("{until} is not above trigger {trigger}; send a larger one"));
+        }
+        Deleverage { trigger: Ratio::new(trigger), until: Ratio::new(until) }
+    });
+    let by_default = Deleverage { trigger: Ratio::new(percent(8)), until: Ratio::new(percent(15)) };
+    let deleverage = if fields.has("deleverage") { deleverage } else { Some(by_default) };
+    let rebalance = fields.object("rebalance", |fields| {
+        let every = fields.millis("every", 60_000, 30 * DAY_MS);
+        if every.is_none() && !fields.has("every") {
+            fields
+                .reject("every", "is missing; send the milliseconds between two rebalances, at least 60000");
+        }
+        ScheduledRebalance {
+            every: Duration::from_millis(every.unwrap_or(DAY_MS)),
+            target: Ratio::new(fields.need_decimal("targetUtilization", fraction())),
+            tolerance: Ratio::new(fields.decimal("tolerancePercent", fraction()).unwrap_or(percent(10))),
+            max_amount: fields.decimal("maxRebalanceAmount", above_zero).map(Notional::new),
+        }
+    });
+    let policy = Policy {
+        symbol,
+        enabled: fields.flag("enabled").unwrap_or(true),
+        target: Delta::new(fields.decimal("targetDelta", Range::ANY).unwrap_or_default()),
+        tolerance: Ratio::new(tolerance),
+        max_deviation: Ratio::new(max_deviation),
+        accounts: fields.need_accounts("accounts"),
+        max_slippage: slippage(&mut fields),
+        timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
+        hedge_to: fields
+            .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
+            .unwrap_or_default(),
+        after: Duration::from_millis(fields.millis("after", 0, 3_600_000).unwrap_or(1_000)),
+        deleverage,
+        rebalance,
+    };
+    if policy.accounts.len() == 1 {
+        fields.reject("accounts", "names one account; a hedge needs at least two");
+    }
+    fields.finish()?;
+    Ok(policy)
 }
 
 /// `POST operations/{id}/resolve`.

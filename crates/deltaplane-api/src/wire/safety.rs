@@ -17,7 +17,17 @@ pub(crate) fn alert(alert: &Alert) -> JsonObject {
     data.put("topic", &alert.topic);
     data.put_if("symbol", alert.symbol.as_ref().map(deltaplane_types::Symbol::as_str).as_ref());
     data.put("lastSeen", &alert.seen_at.as_millis());
+    for (name, value) in &alert.data {
+        data.number(name, *value);
+    }
     json.put("data", &data);
+    let acknowledged = alert.acknowledged.as_ref().map(|acknowledged| {
+        let mut json = JsonObject::default();
+        json.put("note", &acknowledged.note);
+        json.put("timestamp", &acknowledged.at.as_millis());
+        json
+    });
+    json.put("acknowledged", &acknowledged);
     json
 }
 

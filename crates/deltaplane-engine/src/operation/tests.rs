@@ -100,6 +100,7 @@ fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
         external: Delta::ZERO,
         doubt: None,
         trading: TradingState::Running,
+        blocked_by: BTreeMap::new(),
         all_deltas: deltas.collect(),
     }
 }

@@ -1,0 +1,112 @@
+//! Policies, price feeds, what is over, and how accounts stood.
+
+use std::time::Duration;
+
+use deltaplane_ports::{
+    FeedCondition, FeedView, FeedsView, HedgeTo, PastAlert, Policy, PolicyStatus, PolicyView, RiskSample,
+};
+use deltaplane_types::{AccountId, FeedId, Notional, OperationId, Price, Ratio, Timestamp};
+
+use super::json::{JsonObject, Number};
+use super::safety;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `RiskAlert` that is over.
+pub(crate) fn past_alert(past: &PastAlert) -> JsonObject {
+    let mut json = safety::alert(&past.alert);
+    json.put("resolvedAt", &past.resolved_at.as_millis());
+    json
+}
+
+/// `RiskMetrics` at a time.
+pub(crate) fn sample(account: &AccountId, sample: &RiskSample) -> JsonObject {
+    let ratio = |ratio: Option<Ratio>| ratio.map(|ratio| Number(ratio.value()));
+    let mut json = JsonObject::default();
+    json.put("accountId", account.as_str());
+    json.number("deltaDeviation", sample.delta_deviation.value());
+    json.put("utilizationRate", &ratio(sample.utilization));
+    json.put("leverageRatio", &ratio(sample.leverage));
+    json.number("unrealizedPnl", sample.unrealized.value());
+    json.number("maxDrawdown", sample.max_drawdown.value());
+    json.put("timestamp", &sample.at.as_millis());
+    json.number("equity", sample.equity.value());
+    json.put("marginRatio", &ratio(sample.margin_ratio));
+    json.put("liquidationDistance", &ratio(sample.liquidation_distance));
+    json
+}
+
+/// `MarketDataFeedStatus`.
+pub(crate) fn feed(view: &FeedView) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("feedId", view.feed.as_str());
+    let status = match view.condition {
+        FeedCondition::Healthy => "healthy",
+        FeedCondition::Degraded => "degraded",
+        FeedCondition::Failing => "failing",
+    };
+    json.put("status", status);
+    json.put("latency", &view.latency.map(millis));
+    json.put("lastUpdate", &view.last_update.map_or(0, Timestamp::as_millis));
+    json.put("errorCount", &view.error_count);
+    json.put("mid", &view.mid.map(|mid: Price| Number(mid.value())));
+    json.put("offMedian", &view.off.map(|off: Ratio| Number(off.value().round_dp(8))));
+    json
+}
+
+/// The price feeds and the active one.
+pub(crate) fn feeds(view: &FeedsView) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("feeds", &view.feeds.iter().map(feed).collect::<Vec<_>>());
+    json.put("activeFeed", &view.active.as_ref().map(FeedId::as_str));
+    // 0 where it never changed.
+    json.put("lastFailover", &view.last_failover.map_or(0, Timestamp::as_millis));
+    json
+}
+
+/// A policy and how it fares.
+pub(crate) fn policy(view: &PolicyView) -> JsonObject {
+    let PolicyView { policy, status, reason, deviation_ratio, last_operation } = view;
+    let Policy { symbol, enabled, target, tolerance, max_deviation, accounts, .. } = policy;
+    let mut json = JsonObject::default();
+    json.put("symbol", symbol.as_str());
+    json.put("enabled", enabled);
+    json.number("targetDelta", target.value());
+    json.number("tolerancePercent", tolerance.value());
+    json.number("maxDeviation", max_deviation.value());
+    json.put("accounts", &accounts.iter().map(AccountId::as_str).collect::<Vec<_>>());
+    json.number("maxSlippage", policy.max_slippage.value());
+    json.put("timeout", &millis(policy.timeout));
+    json.put("hedgeTo", if policy.hedge_to == HedgeTo::Band { "band" } else { "target" });
+    json.put("after", &millis(policy.after));
+    let deleverage = policy.deleverage.map(|at| {
+        let mut json = JsonObject::default();
+        json.number("trigger", at.trigger.value());
+        json.number("until", at.until.value());
+        json
+    });
+    json.put("deleverage", &deleverage);
+    let rebalance = policy.rebalance.map(|rebalance| {
+        let mut json = JsonObject::default();
+        json.put("every", &millis(rebalance.every));
+        json.number("targetUtilization", rebalance.target.value());
+        json.number("tolerancePercent", rebalance.tolerance.value());
+        json.number_if("maxRebalanceAmount", rebalance.max_amount.map(Notional::value));
+        json
+    });
+    json.put("rebalance", &rebalance);
+    let status = match status {
+        PolicyStatus::Off => "off",
+        PolicyStatus::Within => "within",
+        PolicyStatus::Waiting => "waiting",
+        PolicyStatus::Acting => "acting",
+        PolicyStatus::Holding => "holding",
+    };
+    json.put("status", status);
+    json.put("reason", reason);
+    json.put("deviationRatio", &deviation_ratio.map(|ratio| Number(ratio.value())));
+    json.put("lastOperationId", &last_operation.as_ref().map(OperationId::as_str));
+    json
+}

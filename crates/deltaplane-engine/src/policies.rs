@@ -1,0 +1,488 @@
+//! The loop that runs by itself: it looks at every policy whenever an account or a price changes, and asks for the
+//! same operations as a person would.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_math::{MathError, floor_to_step, mul_rounded};
+use deltaplane_ports::{
+    Deleverage, Failure, OnShortfall, OperationKind, OperationState, Policy, PolicyStatus, PolicyView,
+    Record, RequestMeta,
+};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, OperationId, Ratio, Symbol, Timestamp,
+    TradingState,
+};
+use tokio::sync::Notify;
+
+use crate::alerts::Condition;
+use crate::control::{Goal, Spec, UtilizationGoal};
+use crate::engine::Core;
+use crate::monitor::Group;
+use crate::report::failure;
+
+/// Changes that come together are looked at once.
+const GATHERED: Duration = Duration::from_millis(20);
+/// Everything is looked at this often even if nothing changes.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+/// The first pause after an operation that did not reach what it was for; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// The topic of a policy whose operations do not reach what they are for.
+const POLICY: &str = "policy";
+/// The steps in which a deleverage looks how much must be closed.
+const STEPS: u32 = 64;
+
+/// All policies, and how each of them fares.
+#[derive(Default)]
+pub(crate) struct Policies {
+    state: Mutex<BTreeMap<Symbol, Entry>>,
+    pub(crate) changed: Notify,
+}
+
+#[derive(Clone)]
+struct Entry {
+    policy: Policy,
+    status: PolicyStatus,
+    reason: String,
+    ratio: Option<Ratio>,
+    outside_since: Option<Timestamp>,
+    running: Option<OperationId>,
+    last_operation: Option<OperationId>,
+    failures: u32,
+    paused_until: Timestamp,
+    rebalanced_at: Timestamp,
+}
+
+impl Entry {
+    fn new(policy: Policy, now: Timestamp) -> Self {
+        Self {
+            policy,
+            status: PolicyStatus::Holding,
+            reason: "not looked at yet".to_owned(),
+            ratio: None,
+            outside_since: None,
+            running: None,
+            last_operation: None,
+            failures: 0,
+            paused_until: Timestamp::default(),
+            // The first rebalance is one interval away: a restart is no reason to trade.
+            rebalanced_at: now,
+        }
+    }
+
+    fn view(&self) -> PolicyView {
+        PolicyView {
+            policy: self.policy.clone(),
+            status: if self.policy.enabled { self.status } else { PolicyStatus::Off },
+            reason: if self.policy.enabled { self.reason.clone() } else { "switched off".to_owned() },
+            deviation_ratio: self.ratio,
+            last_operation: self.last_operation.clone(),
+        }
+    }
+}
+
+impl Policies {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Symbol, Entry>) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All policies that are switched on.
+    pub(crate) fn all(&self) -> BTreeMap<Symbol, Policy> {
+        self.with(|state| {
+            let on = state.iter().filter(|(_, entry)| entry.policy.enabled);
+            on.map(|(symbol, entry)| (symbol.clone(), entry.policy.clone())).collect()
+        })
+    }
+
+    /// How they fare, those that are switched off too.
+    pub(crate) fn views(&self) -> Vec<PolicyView> {
+        self.with(|state| state.values().map(Entry::view).collect())
+    }
+
+    /// Sets one, or removes it.
+    pub(crate) fn set(&self, symbol: &Symbol, policy: Option<Policy>, now: Timestamp) {
+        self.with(|state| match policy {
+            None => drop(state.remove(symbol)),
+            Some(policy) => match state.get_mut(symbol) {
+                // What runs goes on; how it is judged starts anew.
+                Some(entry) => {
+                    (entry.policy, entry.outside_since, entry.failures) = (policy, None, 0);
+                    entry.paused_until = Timestamp::default();
+                }
+                None => drop(state.insert(symbol.clone(), Entry::new(policy, now))),
+            },
+        });
+        self.changed.notify_one();
+    }
+
+    fn entry<T>(&self, symbol: &Symbol, f: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.with(|state| state.get_mut(symbol).map(f))
+    }
+}
+
+/// Tells the loop of every change of an account or a price.
+pub(crate) async fn keep_telling(core: Arc<Core>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for keeper in core.shared.eyes.accounts.values() {
+        let (core, mut readings) = (core.clone(), keeper.readings());
+        tasks.spawn(async move {
+            while readings.changed().await.is_ok() {
+                core.shared.policies.changed.notify_one();
+            }
+        });
+    }
+    for feed in core.shared.eyes.feeds.values() {
+        let (core, mut changes) = (core.clone(), feed.changes());
+        tasks.spawn(async move {
+            while changes.changed().await.is_ok() {
+                core.shared.policies.changed.notify_one();
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Carries the policies out until dropped.
+pub(crate) async fn keep_carrying_out(core: Arc<Core>) {
+    let mut looked_at = Timestamp::default();
+    loop {
+        let policies = &core.shared.policies;
+        if policies.all().is_empty() {
+            policies.changed.notified().await;
+        } else {
+            let _ = tokio::time::timeout(AT_LEAST_EVERY, policies.changed.notified()).await;
+            tokio::time::sleep(GATHERED).await;
+        }
+        let now = core.shared.eyes.clock.now();
+        // Distances to liquidation need the venues' tables; a second is soon enough for them.
+        let with_margin = now.since(looked_at) >= AT_LEAST_EVERY;
+        if with_margin {
+            looked_at = now;
+        }
+        let groups = core.groups();
+        for (symbol, policy) in policies.all() {
+            let group = groups.iter().find(|group| group.symbol == symbol);
+            let (status, reason) = core.carry_out(&policy, group, with_margin).await;
+            policies.entry(&symbol, |entry| {
+                (entry.status, entry.reason, entry.ratio) = (status, reason, group.map(|group| group.ratio));
+            });
+        }
+    }
+}
+
+fn shown(ratio: Ratio) -> Decimal {
+    ratio.value().round_dp(6).normalize()
+}
+
+impl Core {
+    /// Takes a policy, or removes it. It is durable when this returns.
+    pub(crate) async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
+        let eyes = &self.shared.eyes;
+        let unknown: Vec<String> = policy
+            .accounts
+            .iter()
+            .filter(|id| !eyes.accounts.contains_key(*id))
+            .map(ToString::to_string)
+            .collect();
+        if !unknown.is_empty() {
+            let known: Vec<&str> = eyes.accounts.keys().map(AccountId::as_str).collect();
+            let mut failed = failure(
+                Code::InvalidAccount,
+                format!("not configured: {}", unknown.join(", ")),
+                format!("use configured accounts: {}", known.join(", ")),
+            );
+            failed.details.insert("accounts".to_owned(), unknown);
+            return Err(failed);
+        }
+        if let Some(price) = eyes.reference_price(&policy.symbol) {
+            let most = eyes.config.limits.max_net_delta;
+            let worth = policy.target.abs().notional_at(price).ok();
+            if worth.is_none_or(|worth| worth > most) {
+                let text = format!("targetDelta {} is worth more than max_net_delta {most}", policy.target);
+                return Err(failure(
+                    Code::InvalidRequest,
+                    text,
+                    "ask for less, or raise the limit in the configuration",
+                ));
+            }
+        }
+        let record = Record::Policy {
+            symbol: policy.symbol.clone(),
+            policy: Some(policy.clone()),
+            at: eyes.clock.now(),
+        };
+        self.shared.hands.recorder.append(vec![record]).await.map_err(|error| {
+            failure(Code::Internal, error.to_string(), "repair the journal, then restart the server")
+        })?;
+        let symbol = policy.symbol.clone();
+        self.shared.policies.set(&symbol, Some(policy), eyes.clock.now());
+        self.policy(&symbol)
+            .ok_or_else(|| failure(Code::Conflict, "it was removed meanwhile", "send it again"))
+    }
+
+    pub(crate) async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
+        if self.policy(symbol).is_none() {
+            return Ok(false);
+        }
+        let now = self.shared.eyes.clock.now();
+        let record = Record::Policy { symbol: symbol.clone(), policy: None, at: now };
+        self.shared.hands.recorder.append(vec![record]).await.map_err(|error| {
+            failure(Code::Internal, error.to_string(), "repair the journal, then restart the server")
+        })?;
+        self.shared.policies.set(symbol, None, now);
+        self.resolve_policy_alert(symbol).await;
+        Ok(true)
+    }
+
+    pub(crate) fn policy(&self, symbol: &Symbol) -> Option<PolicyView> {
+        self.shared.policies.views().into_iter().find(|view| view.policy.symbol == *symbol)
+    }
+
+    async fn resolve_policy_alert(&self, symbol: &Symbol) {
+        let now = self.shared.eyes.clock.now();
+        let records = self.shared.alerts.resolve(POLICY, now, |alert| alert.symbol.as_ref() == Some(symbol));
+        if !records.is_empty() {
+            // A failure stops all sending by itself.
+            let _ = self.shared.hands.recorder.append(records).await;
+        }
+    }
+
+    /// What a policy does now, and why.
+    async fn carry_out(
+        self: &Arc<Self>,
+        policy: &Policy,
+        group: Option<&Group>,
+        with_margin: bool,
+    ) -> (PolicyStatus, String) {
+        let symbol = &policy.symbol;
+        let now = self.shared.eyes.clock.now();
+        if let Some(running) = self.what_runs(policy).await {
+            return (PolicyStatus::Acting, format!("operation {running} is at work"));
+        }
+        match self.shared.eyes.trading.now() {
+            TradingState::Halted | TradingState::Paused => {
+                return (PolicyStatus::Holding, self.shared.eyes.trading.reason());
+            }
+            TradingState::Running | TradingState::ReduceOnly => {}
+        }
+        if with_margin
+            && let Some(deleverage) = policy.deleverage
+            && let Some((account, changes)) = self.needs_deleverage(policy, deleverage).await
+        {
+            let spec = self.spec_of(policy, Goal::Shift { changes }, true);
+            let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
+            return self.begin(policy, OperationKind::Deleverage, spec, why).await;
+        }
+        let Some(group) = group else {
+            let why = "an account's state or the price is not known: nothing is traded on a guess";
+            self.shared.policies.entry(symbol, |entry| entry.outside_since = None);
+            return (PolicyStatus::Holding, why.to_owned());
+        };
+        let outside = group.ratio > policy.tolerance;
+        let Some((since, paused_until, rebalanced_at)) = self.shared.policies.entry(symbol, |entry| {
+            entry.outside_since = outside.then(|| entry.outside_since.unwrap_or(now));
+            (entry.outside_since, entry.paused_until, entry.rebalanced_at)
+        }) else {
+            return (PolicyStatus::Holding, "it was removed".to_owned());
+        };
+        if now < paused_until {
+            let seconds = paused_until.since(now).as_secs();
+            return (
+                PolicyStatus::Holding,
+                format!("its last operation did not reach its end: again in {seconds} s"),
+            );
+        }
+        if let Some(since) = since {
+            let ratio = shown(group.ratio);
+            if now.since(since) < policy.after {
+                return (
+                    PolicyStatus::Waiting,
+                    format!(
+                        "deviation ratio {ratio} is outside for less than {} ms",
+                        policy.after.as_millis()
+                    ),
+                );
+            }
+            let goal = Goal::Delta {
+                target: policy.target,
+                max_deviation: policy.max_deviation,
+                tolerance: policy.tolerance,
+                hedge_to: policy.hedge_to,
+                on_shortfall: OnShortfall::BestEffort,
+                subset: true,
+            };
+            let spec = self.spec_of(policy, goal, false);
+            let why = format!("deviation ratio {ratio} is above {}", shown(policy.tolerance));
+            return self.begin(policy, OperationKind::Policy, spec, why).await;
+        }
+        if let Some(rebalance) = policy.rebalance
+            && now.since(rebalanced_at) >= rebalance.every
+        {
+            self.shared.policies.entry(symbol, |entry| entry.rebalanced_at = now);
+            let goal = Goal::Utilization(UtilizationGoal {
+                target: rebalance.target,
+                tolerance: rebalance.tolerance,
+                max_amount: rebalance.max_amount,
+                allow_gross_increase: false,
+            });
+            let spec = self.spec_of(policy, goal, false);
+            return self.begin(policy, OperationKind::Rebalance, spec, "its schedule".to_owned()).await;
+        }
+        let within = format!("deviation ratio {} is within {}", shown(group.ratio), shown(policy.tolerance));
+        (PolicyStatus::Within, within)
+    }
+
+    fn spec_of(&self, policy: &Policy, goal: Goal, only_reduces: bool) -> Spec {
+        let blocked = |id: &&AccountId| {
+            self.shared.eyes.accounts.get(*id).is_some_and(|keeper| keeper.blocked().is_some())
+        };
+        Spec {
+            goal,
+            symbol: policy.symbol.clone(),
+            // What cannot trade is left out; the others may do it alone.
+            accounts: policy.accounts.iter().filter(|id| !blocked(id)).cloned().collect(),
+            max_slippage: policy.max_slippage,
+            only_reduces,
+        }
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        policy: &Policy,
+        kind: OperationKind,
+        spec: Spec,
+        why: String,
+    ) -> (PolicyStatus, String) {
+        let meta = RequestMeta { idempotency: None, wait: None };
+        match self.launch(kind, spec, policy.timeout, false, meta).await {
+            Ok(started) => {
+                tracing::info!(operation = %started.id, symbol = %policy.symbol, %why, "a policy acts");
+                let id = started.id.clone();
+                self.shared.policies.entry(&policy.symbol, |entry| {
+                    (entry.running, entry.last_operation) = (Some(id.clone()), Some(id.clone()));
+                });
+                (PolicyStatus::Acting, why)
+            }
+            Err(failed) if failed.code == Code::Conflict => (PolicyStatus::Waiting, failed.error.clone()),
+            Err(failed) => (PolicyStatus::Holding, failed.error.clone()),
+        }
+    }
+
+    /// The operation that a policy began and that is still at work. When it ended short of what it is for, the next
+    /// one waits, longer each time, and people are told.
+    async fn what_runs(&self, policy: &Policy) -> Option<OperationId> {
+        let symbol = &policy.symbol;
+        let running = self.shared.policies.entry(symbol, |entry| entry.running.clone()).flatten()?;
+        let report = self.shared.reports.get(&running);
+        if report.as_ref().is_some_and(|report| report.state == OperationState::Running) {
+            return Some(running);
+        }
+        let now = self.shared.eyes.clock.now();
+        let failed = report.and_then(|report| report.failure);
+        self.shared.policies.entry(symbol, |entry| {
+            (entry.running, entry.outside_since) = (None, None);
+            if failed.is_some() {
+                let pause = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(10)).min(LONGEST_PAUSE);
+                entry.failures = entry.failures.saturating_add(1);
+                entry.paused_until = now.after(pause);
+            } else {
+                (entry.failures, entry.paused_until) = (0, Timestamp::default());
+            }
+        });
+        if failed.is_some() {
+            let message = format!(
+                "the policy of {symbol} does not reach what it is for: see GET /api/v1/policies/{symbol} and its newest operation"
+            );
+            self.shared
+                .raise(Condition {
+                    kind: AlertKind::Delta,
+                    topic: POLICY,
+                    severity: AlertSeverity::Warn,
+                    account: None,
+                    symbol: Some(symbol.clone()),
+                    message,
+                })
+                .await;
+        } else {
+            self.resolve_policy_alert(symbol).await;
+        }
+        None
+    }
+
+    /// The account that is too near to its liquidation, and how every position changes so that it is not any more:
+    /// it shrinks, and the other side by as much in all.
+    async fn needs_deleverage(
+        &self,
+        policy: &Policy,
+        deleverage: Deleverage,
+    ) -> Option<(AccountId, BTreeMap<AccountId, Delta>)> {
+        let mut nearest: Option<(AccountId, Ratio)> = None;
+        let mut held = BTreeMap::new();
+        for id in &policy.accounts {
+            // An account that cannot be valued says nothing about the others.
+            let Ok(risk) = self.account_risk(id).await else { continue };
+            let position = risk.positions.iter().find(|position| position.symbol == policy.symbol);
+            held.insert(id.clone(), position.map_or(Delta::ZERO, |position| position.quantity));
+            if let Some(distance) = risk.liquidation_distance
+                && position.is_some()
+                && distance < deleverage.trigger
+                && nearest.as_ref().is_none_or(|(_, least)| distance < *least)
+            {
+                nearest = Some((id.clone(), distance));
+            }
+        }
+        let (account, _) = nearest?;
+        let own = held.get(&account).copied()?;
+        let lot = self.largest_lot(policy).await?;
+        let mut close = own.abs();
+        for step in 1..=STEPS {
+            let part = Ratio::new(Decimal::from(step) / Decimal::from(STEPS));
+            let less = part_of(own.abs(), part, lot).ok()?;
+            let left = own.abs().minus(less).ok()?;
+            let left = if own > Delta::ZERO { left } else { left.negated() };
+            let distance = self.distance_with(&account, &policy.symbol, left).await?;
+            if distance.is_none_or(|distance| distance >= deleverage.until) {
+                close = less;
+                break;
+            }
+        }
+        let others: Vec<(&AccountId, Delta)> = held
+            .iter()
+            .filter(|(_, delta)| !delta.is_zero() && delta.side() != own.side())
+            .map(|(id, delta)| (id, *delta))
+            .collect();
+        let opposite = others.iter().try_fold(Delta::ZERO, |sum, (_, delta)| sum.plus(delta.abs())).ok()?;
+        // One side alone would open delta.
+        let close = close.min(opposite);
+        let mut changes = BTreeMap::new();
+        let mut left = close;
+        for (index, (id, delta)) in others.iter().enumerate() {
+            let share = Ratio::new(deltaplane_math::div(delta.abs().value(), opposite.value()).ok()?);
+            let part = if index + 1 == others.len() { left } else { part_of(close, share, lot).ok()? };
+            let part = part.min(delta.abs());
+            left = left.minus(part).ok()?;
+            changes.insert((*id).clone(), if *delta > Delta::ZERO { part.negated() } else { part });
+        }
+        let closed = close.minus(left).ok()?;
+        changes.insert(account.clone(), if own > Delta::ZERO { closed.negated() } else { closed });
+        changes.retain(|_, change| !change.is_zero());
+        (changes.len() > 1).then_some((account, changes))
+    }
+
+    async fn largest_lot(&self, policy: &Policy) -> Option<Decimal> {
+        let mut largest = None;
+        for id in &policy.accounts {
+            let keeper = self.shared.eyes.accounts.get(id)?;
+            let instrument = keeper.reader.fetch_instrument(&policy.symbol).await.ok()?;
+            largest = largest.max(Some(instrument.lot_size.value()));
+        }
+        largest
+    }
+}
+
+/// A part of a quantity, down to the lot.
+fn part_of(quantity: Delta, part: Ratio, lot: Decimal) -> Result<Delta, MathError> {
+    Ok(Delta::new(floor_to_step(mul_rounded(quantity.value(), part.value())?, lot)?))
+}

@@ -1,0 +1,62 @@
+//! What is kept of the past to be looked at. Nothing is decided by it, so losing the newest of it in a crash is
+//! allowed.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use deltaplane_types::{AccountId, Decimal, Notional, Ratio};
+
+use crate::control::{HistoryQuery, RiskSample};
+
+/// Why the history cannot be used. Trading goes on without it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the history cannot be used: {0}")]
+pub struct HistoryError(pub String);
+
+/// An account's equity so far: what a drawdown is counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EquityMark {
+    /// Equity at the newest reading, where there was one; the account's currency.
+    pub last_equity: Option<Notional>,
+    /// The index with deposits and withdrawals taken out, 1 at the start.
+    pub index: Decimal,
+    /// Its highest value: the high-water mark.
+    pub peak: Decimal,
+    /// The largest loss from a peak.
+    pub max_drawdown: Ratio,
+}
+
+/// Samples of accounts' risk over time, thinned out as they get older.
+#[async_trait]
+pub trait RiskHistory: Send + Sync {
+    /// Adds a sample of each account.
+    async fn append(&self, samples: Vec<(AccountId, RiskSample)>) -> Result<(), HistoryError>;
+
+    /// An account's samples, the newest first.
+    async fn read(&self, account: &AccountId, query: HistoryQuery) -> Result<Vec<RiskSample>, HistoryError>;
+
+    /// Keeps how the accounts' equity stands, so that a restart does not forget a peak.
+    async fn keep_marks(&self, marks: BTreeMap<AccountId, EquityMark>) -> Result<(), HistoryError>;
+
+    /// What was kept last.
+    async fn marks(&self) -> Result<BTreeMap<AccountId, EquityMark>, HistoryError>;
+}
+
+/// Leaves the newest sample of each span, at most `limit`; `newest_first` is in that order.
+pub fn thin_out(newest_first: impl IntoIterator<Item = RiskSample>, query: HistoryQuery) -> Vec<RiskSample> {
+    let span = query.interval.and_then(|interval| i64::try_from(interval.as_millis()).ok()).unwrap_or(0);
+    let mut last = None;
+    let mut kept = Vec::new();
+    for sample in newest_first {
+        let place = (span > 0).then(|| sample.at.as_millis().div_euclid(span));
+        if place.is_some() && place == last {
+            continue;
+        }
+        last = place;
+        kept.push(sample);
+        if kept.len() >= query.limit {
+            break;
+        }
+    }
+    kept
+}

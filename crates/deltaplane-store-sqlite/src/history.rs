@@ -1,0 +1,267 @@
+//! The accounts' risk over time, in a file of its own: it may be deleted, and the journal does not wait for it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use deltaplane_ports::{EquityMark, HistoryError, HistoryQuery, RiskHistory, RiskSample, thin_out};
+use deltaplane_types::{AccountId, Notional, Ratio, Timestamp, parse_exact};
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+const SECOND: i64 = 1_000;
+const DAY: i64 = 24 * 3_600 * SECOND;
+
+/// Spans, and how long one sample of each is kept: every second for a day, every minute for a week, every hour for
+/// 30 days. A span's sample is its last.
+const KEPT: [(i64, i64); 3] = [(SECOND, DAY), (60 * SECOND, 7 * DAY), (3_600 * SECOND, 30 * DAY)];
+
+/// How often old samples are looked for.
+const CLEANED_EVERY: i64 = 3_600 * SECOND;
+
+fn failed(error: impl std::fmt::Display) -> HistoryError {
+    HistoryError(error.to_string())
+}
+
+/// A sample as it stands in the file. Decimals are text, so that they stay exact.
+#[derive(Serialize, Deserialize)]
+struct SampleRow {
+    at: i64,
+    equity: String,
+    unrealized: String,
+    delta_deviation: String,
+    utilization: Option<String>,
+    leverage: Option<String>,
+    margin_ratio: Option<String>,
+    max_drawdown: String,
+    liquidation_distance: Option<String>,
+}
+
+impl From<&RiskSample> for SampleRow {
+    fn from(sample: &RiskSample) -> Self {
+        let text = |ratio: Option<Ratio>| ratio.map(|ratio| ratio.to_string());
+        Self {
+            at: sample.at.as_millis(),
+            equity: sample.equity.to_string(),
+            unrealized: sample.unrealized.to_string(),
+            delta_deviation: sample.delta_deviation.to_string(),
+            utilization: text(sample.utilization),
+            leverage: text(sample.leverage),
+            margin_ratio: text(sample.margin_ratio),
+            max_drawdown: sample.max_drawdown.to_string(),
+            liquidation_distance: text(sample.liquidation_distance),
+        }
+    }
+}
+
+fn ratio(text: &str) -> Result<Ratio, HistoryError> {
+    parse_exact(text).map(Ratio::new).map_err(failed)
+}
+
+fn notional(text: &str) -> Result<Notional, HistoryError> {
+    parse_exact(text).map(Notional::new).map_err(failed)
+}
+
+impl TryFrom<SampleRow> for RiskSample {
+    type Error = HistoryError;
+
+    fn try_from(row: SampleRow) -> Result<Self, HistoryError> {
+        let maybe = |text: Option<String>| text.as_deref().map(ratio).transpose();
+        Ok(Self {
+            at: Timestamp::from_millis(row.at),
+            equity: notional(&row.equity)?,
+            unrealized: notional(&row.unrealized)?,
+            delta_deviation: ratio(&row.delta_deviation)?,
+            utilization: maybe(row.utilization)?,
+            leverage: maybe(row.leverage)?,
+            margin_ratio: maybe(row.margin_ratio)?,
+            max_drawdown: ratio(&row.max_drawdown)?,
+            liquidation_distance: maybe(row.liquidation_distance)?,
+        })
+    }
+}
+
+/// The history on disk.
+#[derive(Clone)]
+pub struct SqliteHistory(Arc<Mutex<State>>);
+
+struct State {
+    connection: Connection,
+    cleaned_at: i64,
+}
+
+impl SqliteHistory {
+    /// Opens `history.sqlite` in a folder, made where it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError`] where the file cannot be used; it may be deleted then.
+    pub fn open(folder: &Path) -> Result<Self, HistoryError> {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let connection = Connection::open(folder.join("history.sqlite")).map_err(failed)?;
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL;
+                 PRAGMA synchronous = NORMAL;
+                 CREATE TABLE IF NOT EXISTS samples (
+                     account TEXT NOT NULL,
+                     span INTEGER NOT NULL,
+                     place INTEGER NOT NULL,
+                     at INTEGER NOT NULL,
+                     sample TEXT NOT NULL,
+                     PRIMARY KEY (account, span, place)
+                 ) STRICT, WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS marks (
+                     account TEXT PRIMARY KEY,
+                     last_equity TEXT,
+                     equity_index TEXT NOT NULL,
+                     peak TEXT NOT NULL,
+                     max_drawdown TEXT NOT NULL
+                 ) STRICT, WITHOUT ROWID;",
+            )
+            .map_err(failed)?;
+        Ok(Self(Arc::new(Mutex::new(State { connection, cleaned_at: 0 }))))
+    }
+
+    /// Works with the file on a thread that may wait for the disk.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, HistoryError> + Send + 'static,
+    ) -> Result<T, HistoryError> {
+        let state = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut state.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        done.await.map_err(failed)?
+    }
+}
+
+fn append(state: &mut State, samples: &[(AccountId, RiskSample)]) -> Result<(), HistoryError> {
+    let newest = samples.iter().map(|(_, sample)| sample.at.as_millis()).max().unwrap_or(0);
+    let clean = newest - state.cleaned_at >= CLEANED_EVERY;
+    let transaction = state.connection.transaction().map_err(failed)?;
+    {
+        let mut insert = transaction
+            .prepare_cached("INSERT OR REPLACE INTO samples VALUES (?1, ?2, ?3, ?4, ?5)")
+            .map_err(failed)?;
+        for (account, sample) in samples {
+            let text = serde_json::to_string(&SampleRow::from(sample)).map_err(failed)?;
+            let at = sample.at.as_millis();
+            for (span, _) in KEPT {
+                let place = at.div_euclid(span);
+                insert.execute(params![account.as_str(), span, place, at, text]).map_err(failed)?;
+            }
+        }
+    }
+    if clean {
+        for (span, kept) in KEPT {
+            let oldest = newest - kept;
+            transaction
+                .execute("DELETE FROM samples WHERE span = ?1 AND at < ?2", params![span, oldest])
+                .map_err(failed)?;
+        }
+    }
+    transaction.commit().map_err(failed)?;
+    if clean {
+        state.cleaned_at = newest;
+    }
+    Ok(())
+}
+
+/// Every sample of an account that is kept, each time by the finest span that still has it.
+fn read(state: &State, account: &str, query: HistoryQuery) -> Result<Vec<RiskSample>, HistoryError> {
+    let since = query.since.map_or(i64::MIN, Timestamp::as_millis);
+    let mut until = query.until.map_or(i64::MAX, Timestamp::as_millis);
+    let mut statement = state
+        .connection
+        .prepare_cached(
+            "SELECT sample FROM samples WHERE account = ?1 AND span = ?2 AND at BETWEEN ?3 AND ?4
+             ORDER BY place DESC",
+        )
+        .map_err(failed)?;
+    let mut found: Vec<RiskSample> = Vec::new();
+    for (span, _) in KEPT {
+        let mut rows = statement.query(params![account, span, since, until]).map_err(failed)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let text: String = row.get(0).map_err(failed)?;
+            let row: SampleRow = serde_json::from_str(&text).map_err(failed)?;
+            all.push(RiskSample::try_from(row)?);
+            if query.interval.is_none() && found.len() + all.len() >= query.limit {
+                break;
+            }
+        }
+        if let Some(oldest) = all.last() {
+            // What a coarser span has from then on is known in more detail.
+            until = oldest.at.as_millis() - 1;
+        }
+        found.extend(all);
+        found = thin_out(found, query);
+        if found.len() >= query.limit {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+#[async_trait]
+impl RiskHistory for SqliteHistory {
+    async fn append(&self, samples: Vec<(AccountId, RiskSample)>) -> Result<(), HistoryError> {
+        self.with(move |state| append(state, &samples)).await
+    }
+
+    async fn read(&self, account: &AccountId, query: HistoryQuery) -> Result<Vec<RiskSample>, HistoryError> {
+        let account = account.to_string();
+        self.with(move |state| read(state, &account, query)).await
+    }
+
+    async fn keep_marks(&self, marks: BTreeMap<AccountId, EquityMark>) -> Result<(), HistoryError> {
+        self.with(move |state| {
+            let transaction = state.connection.transaction().map_err(failed)?;
+            for (account, mark) in marks {
+                let row = params![
+                    account.as_str(),
+                    mark.last_equity.map(|equity| equity.to_string()),
+                    mark.index.to_string(),
+                    mark.peak.to_string(),
+                    mark.max_drawdown.to_string(),
+                ];
+                transaction
+                    .execute("INSERT OR REPLACE INTO marks VALUES (?1, ?2, ?3, ?4, ?5)", row)
+                    .map_err(failed)?;
+            }
+            transaction.commit().map_err(failed)
+        })
+        .await
+    }
+
+    async fn marks(&self) -> Result<BTreeMap<AccountId, EquityMark>, HistoryError> {
+        self.with(|state| {
+            let mut statement = state
+                .connection
+                .prepare("SELECT account, last_equity, equity_index, peak, max_drawdown FROM marks")
+                .map_err(failed)?;
+            let rows = statement
+                .query_map([], |row| {
+                    let texts: (String, Option<String>, String, String, String) =
+                        (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
+                    Ok(texts)
+                })
+                .map_err(failed)?;
+            let mut marks = BTreeMap::new();
+            for row in rows {
+                let (account, last, index, peak, most) = row.map_err(failed)?;
+                let mark = EquityMark {
+                    last_equity: last.as_deref().map(notional).transpose()?,
+                    index: parse_exact(&index).map_err(failed)?,
+                    peak: parse_exact(&peak).map_err(failed)?,
+                    max_drawdown: ratio(&most)?,
+                };
+                marks.insert(account.parse().map_err(failed)?, mark);
+            }
+            Ok(marks)
+        })
+        .await
+    }
+}
