@@ -110,7 +110,7 @@ async fn kill_switch(throttled: bool, rounds: u64, folder: &Path) {
         tokio::time::sleep(Duration::from_millis(60 + round % 7 * 5)).await;
         rest(&world.exchanges, 1_000_000 + round);
         let at = WallClock.now().as_millis();
-        world.engine.kill_switch(switch(true)).await;
+        world.engine.kill_switch(switch(true)).await.expect("an engine answers");
         answers.push(WallClock.now().as_millis() - at);
         // Where the venue asks for silence the cancels wait for it.
         while world.exchanges.iter().any(rests) {
@@ -131,7 +131,7 @@ async fn kill_switch(throttled: bool, rounds: u64, folder: &Path) {
         }
         orders.push(last);
         cancels.push(canceled);
-        world.engine.kill_switch(switch(false)).await;
+        world.engine.kill_switch(switch(false)).await.expect("an engine answers");
     }
     over.store(true, Ordering::Relaxed);
     load.join_all().await;

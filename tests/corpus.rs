@@ -123,7 +123,7 @@ async fn the_kill_switch_cancels_at_the_venue_what_rests_of_ours_and_nothing_els
     rest(&world, &ours);
     rest(&world, "a-stop-of-mine");
     let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
-    let report = world.engine.kill_switch(engage).await;
+    let report = world.engine.kill_switch(engage).await.unwrap();
     let canceled: Vec<(&str, &str)> =
         report.canceled.iter().map(|(id, what)| (id.as_str(), what.as_str())).collect();
     assert_eq!(canceled, [(ours.as_str(), "canceled")]);
@@ -138,7 +138,7 @@ async fn f62_what_the_kill_switch_could_not_cancel_is_canceled_when_the_venue_an
     let unreachable = Fault::new(FaultKind::Html, 100_000).on("GET", "/fapi/v1/openOrders");
     world.exchanges[0].sim().inject(unreachable);
     let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
-    let report = world.engine.kill_switch(engage).await;
+    let report = world.engine.kill_switch(engage).await.unwrap();
     let failed: Vec<&str> = report.unreachable.iter().map(|(account, _)| account.as_str()).collect();
     assert_eq!((failed, open_at_long(&world).len()), (vec!["long"], 1));
     let stands = async || {

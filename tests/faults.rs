@@ -263,7 +263,7 @@ async fn f13_f24_a_revoked_key_takes_its_account_out_and_no_other() {
     let url = format!("{}/accounts/long/key", world.exchanges[0].control().unwrap());
     let answer = control.put(url).json(&serde_json::json!({"revoked": true})).send().await.unwrap();
     assert!(answer.status().is_success());
-    assert!(!world.engine.preflight(&world.accounts[0]).await.unwrap().tradable);
+    assert!(!world.engine.preflight(&world.accounts[0]).await.unwrap().unwrap().tradable);
     let failure = world.engine.control_delta(world.to_flat()).await.unwrap_err();
     assert_eq!((failure.code, at_exchanges(&world)), (Code::NotPermitted, 0), "{failure:?}");
     let others = DeltaControl {
@@ -772,7 +772,7 @@ async fn f57_an_old_journal_halts_everything_until_a_person_accepts_it() {
 async fn f62_the_kill_switch_holds_at_once_and_over_a_restart_and_lets_reductions_through() {
     let (world, journal) = world().await;
     let engaged = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
-    let report = world.engine.kill_switch(engaged).await;
+    let report = world.engine.kill_switch(engaged).await.unwrap();
     assert!(report.durable && report.trading.kill && report.unreachable.is_empty(), "{report:?}");
     // Adding is refused, with 1004.
     let add = DeltaControl {
@@ -796,7 +796,7 @@ async fn f62_the_kill_switch_holds_at_once_and_over_a_restart_and_lets_reduction
     assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
     assert!(report.plan.unwrap().legs.iter().all(|leg| leg.reduce_only));
     let cleared = KillSwitch { engaged: false, reason: "out".to_owned(), cancel_open_orders: false };
-    world.engine.kill_switch(cleared).await;
+    world.engine.kill_switch(cleared).await.unwrap();
     assert_eq!(world.control(add).await.failure, None);
     assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "kill-switch"));
 }
@@ -840,7 +840,7 @@ async fn f62_the_kill_switch_stops_what_is_planned_and_not_yet_sent() {
     let started = world.engine.control_delta(add).await.unwrap();
     journal.waiting.notified().await;
     let engaged = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
-    assert!(world.engine.kill_switch(engaged).await.durable);
+    assert!(world.engine.kill_switch(engaged).await.unwrap().durable);
     journal.let_go.add_permits(10);
     let report = started.report.await.unwrap();
     assert_eq!((report.orders.len(), at_exchanges(&world)), (1, 0), "{report:?}");

@@ -164,7 +164,7 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
 async fn the_way_out_is_open_while_the_kill_switch_is_engaged() {
     let (world, _) = world(places()).await;
     let engage = KillSwitch { engaged: true, reason: "enough".to_owned(), cancel_open_orders: true };
-    assert!(world.engine.kill_switch(engage).await.durable);
+    assert!(world.engine.kill_switch(engage).await.unwrap().durable);
     let report = flatten(&world, everything(&world)).await;
     assert_eq!(report.failure, None, "{report:#?}");
     assert!(positions(&world).iter().all(Decimal::is_zero));

@@ -168,7 +168,7 @@ async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
     let accounts = names(&places);
     let world = World { exchanges, engine, accounts };
     for account in &world.accounts[..2] {
-        while !world.engine.preflight(account).await.unwrap().tradable {
+        while !world.engine.preflight(account).await.unwrap().unwrap().tradable {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -360,7 +360,7 @@ async fn requests_in_the_middle_of_recovery_are_told_to_wait_and_the_kill_switch
         assert_eq!(world.engine.flatten(flatten).await.unwrap_err().code, Code::Conflict);
     }
     let engage = KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: true };
-    let killed = world.engine.kill_switch(engage).await;
+    let killed = world.engine.kill_switch(engage).await.unwrap();
     assert!(killed.durable && killed.trading.kill);
     let because = world.engine.system().await.not_ready_because.unwrap();
     assert!(because.contains("settled"), "{because}");
@@ -537,11 +537,11 @@ async fn an_account_that_may_not_trade_is_kept_out_and_the_others_go_on() {
     let failure = world.engine.control_delta(world.to_flat()).await.unwrap_err();
     assert_eq!(failure.code, Code::NotPermitted, "{failure:?}");
     assert!(failure.error.contains("account spare is out of trading: permissions"), "{failure:?}");
-    let found = world.engine.preflight(&world.accounts[2]).await.unwrap();
+    let found = world.engine.preflight(&world.accounts[2]).await.unwrap().unwrap();
     let blocking = found.findings.iter().filter(|finding| finding.severity == Severity::Blocking);
     assert!(!found.tradable);
     assert_eq!(blocking.map(|finding| finding.check).collect::<Vec<_>>(), [Check::Permissions]);
-    assert!(world.engine.preflight(&world.accounts[0]).await.unwrap().tradable);
+    assert!(world.engine.preflight(&world.accounts[0]).await.unwrap().unwrap().tradable);
     assert_eq!(orders(&world), 0);
     let others = DeltaControl { accounts: world.accounts[..2].to_vec(), ..world.to_flat() };
     let report = world.control(others).await;

@@ -212,7 +212,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
         let key = AccountKey::new(&SOLANA_AGENT_SECRET.into(), SOLANA_ACCOUNT).expect("a throwaway key");
         let budget = config.credits.clone();
         let feed = Arc::new(PacificaFeed::start(&config, symbols, clock.clone()));
-        let venue = PacificaVenue::start(config, key, client(), clock);
+        let venue = PacificaVenue::start(config, Arc::new(key), client(), clock);
         return Connected { reader: venue.clone(), gateway: venue, feed, budget };
     }
     let config = BinanceConfig {
@@ -245,7 +245,15 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
             let feed = aster(&config);
             let key =
                 AgentKey::new(&setup.agent_secret.into(), WALLET, Network::Main).expect("a throwaway key");
-            (deltaplane_venue_aster::start_account(config, Credential::Agent(key), client(), clock), feed)
+            (
+                deltaplane_venue_aster::start_account(
+                    config,
+                    Credential::Agent(Arc::new(key)),
+                    client(),
+                    clock,
+                ),
+                feed,
+            )
         }
     };
     Connected { reader: venue.clone(), gateway: venue, feed, budget }

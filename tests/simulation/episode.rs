@@ -446,7 +446,7 @@ impl Life {
                     let now = state.now();
                     state.oracle.killed_since = engaged.then(|| state.oracle.killed_since.unwrap_or(now));
                 }
-                let report = engine.kill_switch(request).await;
+                let report = engine.kill_switch(request).await.expect("an engine answers");
                 let mut state = self.world.lock();
                 let now = state.now();
                 let restricted = report.trading.kill || report.trading.state != TradingState::Running;
@@ -523,7 +523,7 @@ impl Life {
         let request =
             KillSwitch { engaged: false, reason: "it is over".to_owned(), cancel_open_orders: false };
         self.world.lock().oracle.killed_since = None;
-        engine.kill_switch(request).await;
+        engine.kill_switch(request).await.expect("an engine answers");
         let change = TradingChange { state: TradingState::Running, reason: "it is over".to_owned() };
         let _ = engine.set_trading(change).await;
         // A process that was started again begins anew to ask.

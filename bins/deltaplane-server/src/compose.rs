@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use deltaplane_api::{ApiKey, ApiState, ControlPlane, ServerLimits, Traffic};
 use deltaplane_engine::{Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
-use deltaplane_ports::{Clock, JournalError, PriceFeed, RiskHistory};
+use deltaplane_ports::{Clock, PriceFeed, RiskHistory};
 use deltaplane_store_sqlite::{SqliteHistory, SqliteStore};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -20,12 +21,11 @@ use tokio::sync::oneshot;
 use crate::config::{Config, Mode, read_secret};
 use crate::connect;
 use crate::paper::{self, Paper};
+use crate::supervisor::{MakeEngine, Supervisor};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
 
 /// Names the file with the API key.
 const API_KEY_FILE: &str = "DELTAPLANE_API_KEY_FILE";
-/// How long an operation may go on after the process was asked to stop.
-const STOP_TIME: Duration = Duration::from_secs(20);
 
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
@@ -110,14 +110,17 @@ pub async fn run(options: Options) -> Result<()> {
     let primary_symbol = config.primary_symbol.clone();
     let engine_thread = Thread::start("engine")?;
     let history = open_history(&data_dir);
-    let (engine_clock, journal, accept) = (clock.clone(), store.clone(), options.accept_quarantine);
     let id_key = id_key(&data_dir)?;
-    let engine = engine_thread
-        .handle
-        .spawn(async move { start_engine(config, id_key, (journal, accept), history, engine_clock).await })
-        .await??;
-    let engine = Arc::new(engine);
-    tokio::spawn(end_with_the_journal(engine.clone()));
+    let parts = Parts {
+        config,
+        file: options.config.clone(),
+        id_key,
+        journal: store.clone(),
+        accept_quarantine: options.accept_quarantine,
+        history,
+        clock: clock.clone(),
+    };
+    let engine = Supervisor::start(parts.maker(engine_thread.handle.clone())).await?;
     let vitals = ProcessVitals::default();
     tokio::spawn(vitals.clone().measure());
     let state = Arc::new(ApiState {
@@ -134,7 +137,7 @@ pub async fn run(options: Options) -> Result<()> {
     deltaplane_api::serve(listener, deltaplane_api::router(state), ServerLimits::default(), stop_signal())
         .await;
     tracing::info!("stopping: running operations are finished first");
-    engine.stop(STOP_TIME).await;
+    engine.end().await;
     drop(engine);
     drop(engine_thread);
     drop(paper_exchanges);
@@ -142,12 +145,44 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// A journal that cannot be written ends the process: what is on disk is then not known, and the next start reads it.
-/// With a full disk nothing is sent any more, and reads go on.
-async fn end_with_the_journal(engine: Arc<Engine>) {
-    if let JournalError::Failed(error) = engine.journal_failure().await {
-        tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
-        std::process::exit(70);
+/// What an engine is made from, again and again.
+struct Parts {
+    config: Config,
+    /// Read again at a restart.
+    file: Option<PathBuf>,
+    id_key: IdKey,
+    journal: Arc<SqliteStore>,
+    accept_quarantine: bool,
+    history: Arc<dyn RiskHistory>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Parts {
+    /// Makes engines on a thread of theirs. The first one is made from the configuration that the process started
+    /// with, later ones from the file as it is then; mode and data folder stay.
+    fn maker(self, thread: tokio::runtime::Handle) -> MakeEngine {
+        let parts = Arc::new(self);
+        let is_first = Arc::new(AtomicBool::new(true));
+        Box::new(move || {
+            let (parts, thread) = (parts.clone(), thread.clone());
+            let again = !is_first.swap(false, Ordering::SeqCst);
+            Box::pin(async move {
+                let config = match &parts.file {
+                    Some(path) if again && parts.config.mode != Mode::Paper => {
+                        let config = Config::load(path)?;
+                        if config.mode != parts.config.mode {
+                            bail!(
+                                "{}: mode cannot change at a restart of the services; start the process again",
+                                path.display()
+                            );
+                        }
+                        config
+                    }
+                    _ => parts.config.clone(),
+                };
+                thread.spawn(start_engine(config, parts.clone())).await?
+            })
+        })
     }
 }
 
@@ -231,14 +266,9 @@ fn open_history(data_dir: &Path) -> Arc<dyn RiskHistory> {
     }
 }
 
-async fn start_engine(
-    config: Config,
-    id_key: IdKey,
-    (journal, accept_quarantine): (Arc<SqliteStore>, bool),
-    history: Arc<dyn RiskHistory>,
-    clock: Arc<dyn Clock>,
-) -> Result<Engine> {
-    let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), id_key);
+async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
+    let (journal, history, clock) = (parts.journal.clone(), parts.history.clone(), parts.clock.clone());
+    let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), parts.id_key.clone());
     let caps = config.limits;
     let limits = &mut engine_config.limits;
     limits.max_order_notional = caps.max_order_notional.unwrap_or(limits.max_order_notional);
@@ -257,7 +287,7 @@ async fn start_engine(
         execution.allow_unguarded_resting.unwrap_or(engine_config.allow_unguarded_resting);
     engine_config.alerts = config.alerts;
     engine_config.delta_alert_after = config.delta_alert_after.unwrap_or(engine_config.delta_alert_after);
-    engine_config.accept_lost_tail = accept_quarantine;
+    engine_config.accept_lost_tail = parts.accept_quarantine;
     engine_config.restricted_because = journal.quarantined().map(|quarantined| {
         format!(
             "{} damaged rows of the journal were set aside ({}); a copy is {}: check every position, then set RUNNING",
@@ -294,7 +324,7 @@ async fn start_engine(
 }
 
 /// A venue that is down must not keep the server from starting.
-async fn wait_until_ready(engine: &Engine) {
+async fn wait_until_ready(engine: &Supervisor) {
     for _ in 0..100 {
         if engine.system().await.ready {
             return;
@@ -307,7 +337,7 @@ async fn announce(
     mode: Mode,
     address: SocketAddr,
     data_dir: &Path,
-    engine: &Engine,
+    engine: &Supervisor,
     exchanges: &BTreeMap<String, deltaplane_venue_sim::Running>,
     symbol: &str,
 ) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -236,7 +237,7 @@ impl FileAccount {
 }
 
 /// The configuration, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// What the server may do.
     pub mode: Mode,
@@ -318,18 +319,18 @@ pub struct Exchange {
 }
 
 /// What an account signs with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Credential {
     /// An HMAC key of Binance or of Aster V1.
     Hmac(HmacKey),
     /// An agent's key of Aster V3.
-    Agent(AgentKey),
+    Agent(Arc<AgentKey>),
     /// An agent's or the account's own key of Pacifica.
-    Pacifica(AccountKey),
+    Pacifica(Arc<AccountKey>),
 }
 
 /// One account.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Account {
     /// Its name.
     pub id: AccountId,
@@ -554,7 +555,7 @@ impl Places<'_> {
             (Kind::Binance, ..) | (Kind::Aster, true, false) => hmac(),
             (Kind::Aster, false, _) => {
                 let (address, key) = private()?;
-                let agent = AgentKey::new(&key, address, network);
+                let agent = AgentKey::new(&key, address, network).map(Arc::new);
                 agent.map(Credential::Agent).with_context(|| format!("{place}: {owner}"))
             }
             (Kind::Pacifica, true, false) => {
@@ -562,7 +563,7 @@ impl Places<'_> {
             }
             (Kind::Pacifica, false, _) => {
                 let (address, key) = private()?;
-                let key = AccountKey::new(&key, address);
+                let key = AccountKey::new(&key, address).map(Arc::new);
                 key.map(Credential::Pacifica).with_context(|| format!("{place}: {owner}"))
             }
         }

@@ -4,6 +4,7 @@ mod compose;
 pub mod config;
 mod connect;
 mod paper;
+mod supervisor;
 mod system;
 
 pub use compose::{Options, run};

@@ -84,14 +84,14 @@ fn keys(kind: Kind, name: &str) -> Result<(AccountConfig, Credential)> {
             (AccountConfig::new(name, key, secret), credential)
         }
         Kind::Aster => {
-            let key = AgentKey::new(&AGENT.into(), WALLET, Network::Main)?;
+            let key = Arc::new(AgentKey::new(&AGENT.into(), WALLET, Network::Main)?);
             let agents = vec![AgentConfig::new(key.address())];
             let account =
                 AccountConfig { address: WALLET.to_owned(), agents, ..AccountConfig::new(name, "", "") };
             (account, Credential::Agent(key))
         }
         Kind::Pacifica => {
-            let key = AccountKey::new(&SOLANA_AGENT.into(), SOLANA_ACCOUNT)?;
+            let key = Arc::new(AccountKey::new(&SOLANA_AGENT.into(), SOLANA_ACCOUNT)?);
             let agents = key.agent().map(AgentConfig::new).into_iter().collect();
             let account = AccountConfig {
                 address: SOLANA_ACCOUNT.to_owned(),

@@ -22,6 +22,7 @@
 //! | `GET /api/v1/policies` and `GET`, `PUT`, `DELETE /api/v1/policies/{symbol}` | what is done without being asked |
 //! | `PUT /api/v1/trading-state` | what may be traded |
 //! | `POST /api/v1/system/kill-switch` | from then on only what reduces a position |
+//! | `POST /api/v1/system/restart`, `POST /api/v1/system/stop` | the services; the facade stays up |
 //! | `GET /api/v1/system/status` | the parts and how they fare |
 //! | `GET /healthz`, `GET /readyz` | for supervisors |
 //!

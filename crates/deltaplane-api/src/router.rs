@@ -44,6 +44,8 @@ pub fn router(state: Arc<ApiState>) -> Router {
         )
         .route("/api/v1/trading-state", put(handlers::trading_state))
         .route("/api/v1/system/kill-switch", post(handlers::kill_switch))
+        .route("/api/v1/system/restart", post(handlers::system_restart))
+        .route("/api/v1/system/stop", post(handlers::system_stop))
         .route("/api/v1/system/status", get(handlers::system_status))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)

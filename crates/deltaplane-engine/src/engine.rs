@@ -14,8 +14,8 @@ use deltaplane_ports::{
     Journal, JournalError, KillReport, KillSwitch, MarketSummary, OperationKind, OperationReport,
     OperationState, OrderGateway, PastAlert, Policy, PolicyView, PortfolioView, PreflightReport, PriceFeed,
     ReadError, Record, RequestMeta, ResolveOrder, RiskHistory, RiskSample, ServiceState, ServiceView,
-    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView, TradingChange, TradingOrder,
-    UtilizationRebalance, VenueRules,
+    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView,
+    TradingChange, TradingOrder, UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
@@ -104,6 +104,9 @@ pub enum StartError {
 /// How long the first look at the accounts is waited for.
 const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
 
+/// How long running operations may go on when a person stops the services.
+const STOP_TIME: Duration = Duration::from_secs(20);
+
 /// How long after the start every feed is waited for; later one that is down keeps nobody else waiting.
 const FIRST_PRICES: Duration = Duration::from_secs(5);
 
@@ -123,6 +126,7 @@ pub(crate) struct Core {
     pub(crate) runtime: tokio::runtime::Handle,
     started_at: Timestamp,
     recovering: AtomicU64,
+    operations: Mutex<Vec<tokio::task::AbortHandle>>,
     stopping: AtomicBool,
     /// What the journal said at the start: what a venue knows beyond that was lost from it.
     pub(crate) known: KnownAtStart,
@@ -250,6 +254,7 @@ impl Engine {
             runtime: tokio::runtime::Handle::current(),
             started_at,
             recovering: AtomicU64::new(0),
+            operations: Mutex::default(),
             stopping: AtomicBool::new(false),
             known,
         });
@@ -325,10 +330,21 @@ impl Engine {
         let _ = tokio::time::timeout(within, ended).await;
     }
 
+    /// Ends what is still at work, as the end of the process would: the next engine over the same journal settles it.
+    /// Call [`stop`](Self::stop) first.
+    pub fn end(self) {
+        let running = &self.core.operations;
+        for operation in running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            operation.abort();
+        }
+    }
+
     /// Waits until the journal fails. Nothing is sent from then on; unless the disk is only full, what is on it is
     /// not known, and the process should end at once.
-    pub async fn journal_failure(&self) -> JournalError {
-        self.core.shared.hands.recorder.failure().await
+    pub fn journal_failure(&self) -> impl Future<Output = JournalError> + Send + 'static {
+        // Whoever waits does not keep the engine.
+        let recorder = self.core.shared.hands.recorder.clone();
+        async move { recorder.failure().await }
     }
 
     /// Keeps an account out of trading, or lets it back in.
@@ -368,6 +384,14 @@ fn journal_condition(reason: String) -> Condition {
 }
 
 impl Core {
+    /// Runs an operation beside everything else.
+    fn at_work(&self, operation: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.runtime.spawn(operation).abort_handle();
+        let mut running = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|operation| !operation.is_finished());
+        running.push(handle);
+    }
+
     pub(crate) const fn started_at(&self) -> Timestamp {
         self.started_at
     }
@@ -424,7 +448,7 @@ impl Core {
             );
             self.recovering.fetch_add(1, Ordering::SeqCst);
             let core = self.clone();
-            self.runtime.spawn(async move {
+            self.at_work(async move {
                 // Where an older operation holds a lane, this one waits for it.
                 let held = match first {
                     Ok(held) => Ok(held),
@@ -637,7 +661,7 @@ impl Core {
             self.shared.reports.tie(key, &id);
         }
         let shared = self.shared.clone();
-        self.runtime.spawn(runner::run(shared, machine, effects, held, (Some(sender), Some(slot))));
+        self.at_work(runner::run(shared, machine, effects, held, (Some(sender), Some(slot))));
         Ok(Started { id, report })
     }
 
@@ -805,10 +829,11 @@ impl ControlPlane for Engine {
         self.core.shared.eyes.accounts.values().map(|keeper| Core::view(keeper)).collect()
     }
 
-    async fn preflight(&self, account: &AccountId) -> Option<PreflightReport> {
-        let keeper = self.core.shared.eyes.accounts.get(account)?;
+    async fn preflight(&self, account: &AccountId) -> Result<Option<PreflightReport>, Box<Failure>> {
+        let Some(keeper) = self.core.shared.eyes.accounts.get(account) else { return Ok(None) };
         let findings = keeper.preflight(&self.core.shared.eyes.config.primary_symbol).await;
-        Some(PreflightReport { account: account.clone(), tradable: keeper.blocked().is_none(), findings })
+        let tradable = keeper.blocked().is_none();
+        Ok(Some(PreflightReport { account: account.clone(), tradable, findings }))
     }
 
     async fn portfolio(&self) -> PortfolioView {
@@ -921,7 +946,7 @@ impl ControlPlane for Engine {
         ))
     }
 
-    async fn kill_switch(&self, request: KillSwitch) -> KillReport {
+    async fn kill_switch(&self, request: KillSwitch) -> Result<KillReport, Box<Failure>> {
         let shared = &self.core.shared;
         let now = shared.eyes.clock.now();
         let change = |order: &mut TradingOrder| {
@@ -957,12 +982,12 @@ impl ControlPlane for Engine {
         if !unreachable.is_empty() {
             self.core.cancel_later(unreachable.keys().cloned().collect()).await;
         }
-        KillReport {
+        Ok(KillReport {
             trading: changed.unwrap_or_else(|_| shared.eyes.trading.order()),
             durable,
             canceled: canceled.into_iter().collect(),
             unreachable: unreachable.into_iter().collect(),
-        }
+        })
     }
 
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
@@ -1003,12 +1028,14 @@ impl ControlPlane for Engine {
         self.core.shared.alerts.past(limit)
     }
 
-    async fn acknowledge_alert(&self, id: &str, note: String) -> Option<Alert> {
+    async fn acknowledge_alert(&self, id: &str, note: String) -> Result<Option<Alert>, Box<Failure>> {
         let shared = &self.core.shared;
-        let (alert, record) = shared.alerts.acknowledge(id, note, shared.eyes.clock.now())?;
+        let Some((alert, record)) = shared.alerts.acknowledge(id, note, shared.eyes.clock.now()) else {
+            return Ok(None);
+        };
         // A failure stops all sending by itself.
         let _ = shared.hands.recorder.append(record.into_iter().collect()).await;
-        Some(alert)
+        Ok(Some(alert))
     }
 
     async fn risk_history(
@@ -1116,7 +1143,9 @@ impl ControlPlane for Engine {
                 None
             }
         });
+        let stopped = self.core.stopping.load(Ordering::SeqCst);
         SystemView {
+            phase: if stopped { SystemPhase::Stopped } else { SystemPhase::Running },
             ready: because.is_none(),
             not_ready_because: because,
             services,
@@ -1126,6 +1155,19 @@ impl ControlPlane for Engine {
             uptime: now.since(self.core.started_at),
             primary_symbol: eyes.config.primary_symbol.clone(),
             market,
+        }
+    }
+
+    async fn command(&self, command: SystemCommand) -> Result<SystemPhase, Box<Failure>> {
+        match command {
+            SystemCommand::Stop => {
+                self.stop(STOP_TIME).await;
+                Ok(SystemPhase::Stopped)
+            }
+            SystemCommand::Restart => {
+                let text = "this engine was made by another program, which alone can start it again";
+                Err(failure(Code::InvalidRequest, text, "start that program again"))
+            }
         }
     }
 }

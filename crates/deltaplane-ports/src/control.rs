@@ -863,9 +863,34 @@ pub struct MarketSummary {
     pub mid: Option<Price>,
 }
 
+/// Whether the services run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SystemPhase {
+    /// They do.
+    #[default]
+    Running,
+    /// They are being started.
+    Starting,
+    /// They were stopped.
+    Stopped,
+    /// They could not be started.
+    Failed,
+}
+
+/// What a person asks of the services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SystemCommand {
+    /// Stop, and start again from the configuration as it is now.
+    Restart,
+    /// Stop. The facade goes on answering.
+    Stop,
+}
+
 /// The engine as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SystemView {
+    /// Whether the services run.
+    pub phase: SystemPhase,
     /// Whether operations are taken.
     pub ready: bool,
     /// Why not, where that is so.
@@ -909,7 +934,7 @@ pub trait ControlPlane: Send + Sync {
 
     /// Looks at everything that decides whether an account may trade; a blocking finding keeps it out until the
     /// next look finds none. None where there is no such account.
-    async fn preflight(&self, account: &AccountId) -> Option<PreflightReport>;
+    async fn preflight(&self, account: &AccountId) -> Result<Option<PreflightReport>, Box<Failure>>;
 
     /// Exposure by symbol and state by account.
     async fn portfolio(&self) -> PortfolioView;
@@ -927,7 +952,7 @@ pub trait ControlPlane: Send + Sync {
     async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>>;
 
     /// Engages or clears the kill switch: while it is engaged only orders that reduce a position go out.
-    async fn kill_switch(&self, request: KillSwitch) -> KillReport;
+    async fn kill_switch(&self, request: KillSwitch) -> Result<KillReport, Box<Failure>>;
 
     /// Says what may be traded, beside the kill switch. `Err` means that nothing changed.
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>>;
@@ -942,7 +967,7 @@ pub trait ControlPlane: Send + Sync {
     async fn past_alerts(&self, limit: usize) -> Vec<PastAlert>;
 
     /// Notes that a person saw an alert. None where no such alert stands. A second time changes nothing.
-    async fn acknowledge_alert(&self, id: &str, note: String) -> Option<Alert>;
+    async fn acknowledge_alert(&self, id: &str, note: String) -> Result<Option<Alert>, Box<Failure>>;
 
     /// How an account stood, the newest sample first.
     async fn risk_history(
@@ -971,4 +996,8 @@ pub trait ControlPlane: Send + Sync {
 
     /// The engine as a whole.
     async fn system(&self) -> SystemView;
+
+    /// Stops the services, or stops them and starts them again. An engine of its own cannot be started again: that is
+    /// for whoever made it.
+    async fn command(&self, command: SystemCommand) -> Result<SystemPhase, Box<Failure>>;
 }

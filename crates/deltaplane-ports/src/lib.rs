@@ -17,8 +17,8 @@ pub use control::{
     KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState,
     OrderReport, PastAlert, Policy, PolicyStatus, PolicyView, PortfolioView, PositionRisk, PreflightReport,
     QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, RiskSample, ScheduledRebalance,
-    ServiceState, ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemView,
-    TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
+    ServiceState, ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemCommand,
+    SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
 pub use history::{EquityMark, HistoryError, RiskHistory, thin_out};
 pub use journal::{

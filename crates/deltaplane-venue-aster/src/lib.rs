@@ -122,7 +122,7 @@ pub static DIALECT_V1: Dialect = Dialect {
 #[derive(Debug)]
 pub enum Credential {
     /// An agent's key (V3).
-    Agent(AgentKey),
+    Agent(Arc<AgentKey>),
     /// An HMAC key (V1).
     Hmac(HmacKey),
 }
@@ -135,7 +135,7 @@ pub fn start_account(
     clock: Arc<dyn Clock>,
 ) -> Arc<FapiVenue> {
     match credential {
-        Credential::Agent(key) => FapiVenue::start(config, &DIALECT, Arc::new(key), transport, clock),
+        Credential::Agent(key) => FapiVenue::start(config, &DIALECT, key, transport, clock),
         Credential::Hmac(key) => FapiVenue::start(config, &DIALECT_V1, Arc::new(key), transport, clock),
     }
 }

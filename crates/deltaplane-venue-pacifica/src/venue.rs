@@ -70,11 +70,10 @@ impl PacificaVenue {
     /// answers, reads fail and nothing is signed.
     pub fn start(
         config: PacificaConfig,
-        key: AccountKey,
+        key: Arc<AccountKey>,
         transport: Arc<dyn HttpTransport>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        let key = Arc::new(key);
         let events = broadcast::channel(4_096).0;
         let live = Arc::new(AtomicBool::new(false));
         let told = Arc::new(Told::default());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode};
-use deltaplane_ports::{Failure, OperationReport, RequestMeta, Started};
+use deltaplane_ports::{Failure, OperationReport, RequestMeta, Started, SystemCommand};
 use deltaplane_types::Code;
 
 use super::{Asked, failed, invalid, read};
@@ -14,7 +14,7 @@ use crate::guard::idempotency::{self, Claimed};
 use crate::problem;
 use crate::state::ApiState;
 use crate::wire::json::{JsonObject, Reply};
-use crate::wire::{account, operation, requests, safety};
+use crate::wire::{account, operation, requests, safety, system};
 
 type Shared = State<Arc<ApiState>>;
 
@@ -201,9 +201,40 @@ pub(crate) async fn kill_switch(State(state): Shared, request: Request) -> Respo
                 problem::failure(Code::Internal, error.to_string(), "look at GET /api/v1/system/status");
             failed(&failure, &asked.path)
         })?;
+        let report = report.map_err(|failure| failed(&failure, &asked.path))?;
         Ok(Reply::json(StatusCode::OK, &safety::kill(&report, engaged)))
     };
     result.await.unwrap_or_else(|reply: Reply| reply).into_response()
+}
+
+pub(crate) async fn system_restart(State(state): Shared, request: Request) -> Response<Body> {
+    command(state, request, SystemCommand::Restart).await
+}
+
+pub(crate) async fn system_stop(State(state): Shared, request: Request) -> Response<Body> {
+    command(state, request, SystemCommand::Stop).await
+}
+
+/// Stops or restarts the services. A body is not needed; what it says is not read.
+async fn command(state: Arc<ApiState>, request: Request, command: SystemCommand) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    // On a task of its own: what began is finished although the client goes away.
+    let plane = state.plane.clone();
+    let acting = tokio::spawn(async move { plane.command(command).await });
+    let reply = match acting.await {
+        Ok(Ok(phase)) => {
+            let mut body = JsonObject::default();
+            body.put("success", &true);
+            body.put("status", system::phase(phase));
+            Reply::json(StatusCode::OK, &body)
+        }
+        Ok(Err(failure)) => failed(&failure, &path),
+        Err(error) => failed(
+            &problem::failure(Code::Internal, error.to_string(), "look at GET /api/v1/system/status"),
+            &path,
+        ),
+    };
+    reply.into_response()
 }
 
 pub(crate) async fn trading_state(State(state): Shared, request: Request) -> Response<Body> {

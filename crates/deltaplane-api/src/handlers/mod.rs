@@ -5,8 +5,8 @@ mod reading;
 mod watching;
 
 pub(crate) use acting::{
-    account_sync, answer, delta_control, flatten, hedge_execute, kill_switch, resolve, trading_state,
-    utilization_rebalance,
+    account_sync, answer, delta_control, flatten, hedge_execute, kill_switch, resolve, system_restart,
+    system_stop, trading_state, utilization_rebalance,
 };
 pub(crate) use reading::{
     accounts, alerts, healthz, operation, operations, portfolio, preflight, readyz, reconciliation,

@@ -32,11 +32,12 @@ pub(crate) async fn preflight(State(state): Shared, Path(id): Path<String>) -> R
     let path = format!("/api/v1/accounts/{shown}/preflight");
     let report = match id.parse() {
         Ok(account) => state.plane.preflight(&account).await,
-        Err(_) => None,
+        Err(_) => Ok(None),
     };
     match report {
-        Some(report) => Reply::json(StatusCode::OK, &account::preflight(&report)).into_response(),
-        None => {
+        Err(failure) => failed(&failure, &path).into_response(),
+        Ok(Some(report)) => Reply::json(StatusCode::OK, &account::preflight(&report)).into_response(),
+        Ok(None) => {
             let text = format!("no account {shown:?} is configured");
             failed(&problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"), &path)
                 .into_response()

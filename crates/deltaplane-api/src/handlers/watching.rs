@@ -127,7 +127,12 @@ pub(crate) async fn acknowledge(
         let asked = read(request).await?;
         let note =
             requests::acknowledgement(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
-        let alert = state.plane.acknowledge_alert(&id, note).await.ok_or_else(|| {
+        let alert = state
+            .plane
+            .acknowledge_alert(&id, note)
+            .await
+            .map_err(|failure| failed(&failure, &asked.path))?;
+        let alert = alert.ok_or_else(|| {
             let text = format!("no alert {:?} stands", shown(&id));
             let remedy = "see GET /api/v1/risk/alerts, and .../history for those that are over";
             failed(&problem::failure(Code::NotFound, text, remedy), &asked.path)

@@ -1,6 +1,6 @@
 //! `GET system/status`.
 
-use deltaplane_ports::{ServiceState, SystemView};
+use deltaplane_ports::{ServiceState, SystemPhase, SystemView};
 use deltaplane_types::{Decimal, Price};
 
 use super::json::{JsonObject, Number};
@@ -13,10 +13,24 @@ pub(crate) struct Performance {
     pub(crate) cpu: Decimal,
 }
 
+/// `running`, `stopped` or `error`.
+pub(crate) const fn phase(phase: SystemPhase) -> &'static str {
+    match phase {
+        SystemPhase::Running => "running",
+        SystemPhase::Starting | SystemPhase::Stopped => "stopped",
+        SystemPhase::Failed => "error",
+    }
+}
+
 pub(crate) fn status(view: &SystemView, performance: &Performance) -> JsonObject {
     let mut json = JsonObject::default();
     let failing = view.services.iter().any(|service| service.state == ServiceState::Error);
-    json.put("status", if failing { "error" } else { "running" });
+    // A client that knows the three words alone sees a system that starts as stopped.
+    let word = if failing && view.phase == SystemPhase::Running { "error" } else { phase(view.phase) };
+    json.put("status", word);
+    if view.phase == SystemPhase::Starting {
+        json.put("phase", "starting");
+    }
     json.put("uptime", &u64::try_from(view.uptime.as_millis()).unwrap_or(u64::MAX));
     json.put("ready", &view.ready);
     json.put_if("notReadyBecause", view.not_ready_because.as_ref());

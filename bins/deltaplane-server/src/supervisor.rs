@@ -1,0 +1,354 @@
+//! Keeps the engine, and starts it again when somebody asks for that. The facade stays up meanwhile.
+
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use deltaplane_api::ControlPlane;
+use deltaplane_engine::Engine;
+use deltaplane_ports::{
+    AccountRisk, AccountView, Alert, DeltaControl, ExternalActivity, Failover, Failure, FeedView, FeedsView,
+    Flatten, HedgeExecution, HistoryQuery, JournalError, KillReport, KillSwitch, OperationReport, PastAlert,
+    Policy, PolicyView, PortfolioView, PreflightReport, ResolveOrder, RiskSample, ServiceState, Started,
+    SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
+    UtilizationRebalance,
+};
+use deltaplane_types::{AccountId, Code, OperationId, Symbol};
+
+/// How long running operations may go on when the services stop.
+const STOP_TIME: Duration = Duration::from_secs(20);
+/// Starts that may fail before a person is needed, and the pause after the first of them; it doubles each time.
+const ATTEMPTS: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+type Making = Pin<Box<dyn Future<Output = Result<Engine>> + Send>>;
+
+/// Makes an engine with all its connections.
+pub(crate) type MakeEngine = Box<dyn Fn() -> Making + Send + Sync>;
+
+/// What the newest engine showed before it stopped.
+struct Last {
+    accounts: Vec<AccountView>,
+    portfolio: PortfolioView,
+    operations: Vec<OperationReport>,
+    alerts: Vec<Alert>,
+    past_alerts: Vec<PastAlert>,
+    activity: Vec<ExternalActivity>,
+    policies: Vec<PolicyView>,
+    feeds: FeedsView,
+    system: SystemView,
+}
+
+enum State {
+    Running(Arc<Engine>),
+    Down { phase: SystemPhase, why: String, last: Arc<Last> },
+}
+
+/// The engine that runs, or what was seen of it last.
+pub(crate) struct Supervisor {
+    make: MakeEngine,
+    state: RwLock<State>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Last {
+    async fn of(engine: &Engine) -> Self {
+        Self {
+            accounts: engine.accounts().await,
+            portfolio: engine.portfolio().await,
+            operations: engine.operations(1_000).await,
+            alerts: engine.alerts().await,
+            past_alerts: engine.past_alerts(1_000).await,
+            activity: engine.external_activity(1_000).await,
+            policies: engine.policies().await,
+            feeds: engine.feeds().await,
+            system: engine.system().await,
+        }
+    }
+}
+
+fn down(why: &str) -> Box<Failure> {
+    Box::new(Failure {
+        code: Code::NotRunning,
+        error: why.to_owned(),
+        solution: "POST /api/v1/system/restart".to_owned(),
+        details: std::collections::BTreeMap::new(),
+        retry_after: None,
+    })
+}
+
+impl Supervisor {
+    pub(crate) async fn start(make: MakeEngine) -> Result<Arc<Self>> {
+        let engine = Arc::new(make().await?);
+        end_with_the_journal(&engine);
+        let state = RwLock::new(State::Running(engine));
+        Ok(Arc::new(Self { make, state, changing: tokio::sync::Mutex::default() }))
+    }
+
+    fn set(&self, state: State) -> State {
+        std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state)
+    }
+
+    fn current(&self) -> Result<Arc<Engine>, (String, Arc<Last>)> {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Running(engine) => Ok(engine.clone()),
+            State::Down { why, last, .. } => Err((why.clone(), last.clone())),
+        }
+    }
+
+    fn engine(&self) -> Result<Arc<Engine>, Box<Failure>> {
+        self.current().map_err(|(why, _)| down(&why))
+    }
+
+    /// Stops the services; gives what was seen last.
+    async fn stop_services(&self) -> Arc<Last> {
+        match self.current() {
+            Err((_, last)) => last,
+            Ok(engine) => {
+                engine.stop(STOP_TIME).await;
+                let last = Arc::new(Last::of(&engine).await);
+                let why = "the services are stopped".to_owned();
+                drop(self.set(State::Down { phase: SystemPhase::Stopped, why, last: last.clone() }));
+                let mut engine = engine;
+                // Whoever asks it something at the moment is done soon.
+                loop {
+                    match Arc::try_unwrap(engine) {
+                        Ok(alone) => break alone.end(),
+                        Err(shared) => engine = shared,
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                last
+            }
+        }
+    }
+
+    /// Ends the services for good.
+    pub(crate) async fn end(&self) {
+        let _one = self.changing.lock().await;
+        drop(self.stop_services().await);
+    }
+
+    async fn restart(&self) -> Result<SystemPhase, Box<Failure>> {
+        let last = self.stop_services().await;
+        let why = "the services are starting".to_owned();
+        drop(self.set(State::Down { phase: SystemPhase::Starting, why, last: last.clone() }));
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            match (self.make)().await {
+                Ok(engine) => {
+                    let engine = Arc::new(engine);
+                    end_with_the_journal(&engine);
+                    drop(self.set(State::Running(engine)));
+                    return Ok(SystemPhase::Running);
+                }
+                Err(error) if attempt < ATTEMPTS => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        attempt,
+                        "the services could not be started: again"
+                    );
+                    tokio::time::sleep(pause).await;
+                    (attempt, pause) = (attempt + 1, pause * 2);
+                }
+                Err(error) => {
+                    let why = format!("the services could not be started: {error:#}");
+                    tracing::error!("{why}");
+                    drop(self.set(State::Down { phase: SystemPhase::Failed, why: why.clone(), last }));
+                    return Err(down(&why));
+                }
+            }
+        }
+    }
+}
+
+/// A journal that cannot be written ends the process: what is on disk is then not known, and the next start reads it.
+/// With a full disk nothing is sent any more, and reads go on.
+fn end_with_the_journal(engine: &Engine) {
+    let failure = engine.journal_failure();
+    tokio::spawn(async move {
+        if let JournalError::Failed(error) = failure.await {
+            tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
+            std::process::exit(70);
+        }
+    });
+}
+
+#[async_trait]
+impl ControlPlane for Supervisor {
+    async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>> {
+        self.engine()?.control_delta(request).await
+    }
+
+    async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
+        self.engine()?.execute_hedge(request).await
+    }
+
+    async fn flatten(&self, request: Flatten) -> Result<Started, Box<Failure>> {
+        self.engine()?.flatten(request).await
+    }
+
+    async fn rebalance_utilization(&self, request: UtilizationRebalance) -> Result<Started, Box<Failure>> {
+        self.engine()?.rebalance_utilization(request).await
+    }
+
+    async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {
+        self.engine()?.sync_accounts(request).await
+    }
+
+    async fn accounts(&self) -> Vec<AccountView> {
+        match self.current() {
+            Ok(engine) => engine.accounts().await,
+            Err((_, last)) => last.accounts.clone(),
+        }
+    }
+
+    async fn preflight(&self, account: &AccountId) -> Result<Option<PreflightReport>, Box<Failure>> {
+        self.engine()?.preflight(account).await
+    }
+
+    async fn portfolio(&self) -> PortfolioView {
+        match self.current() {
+            Ok(engine) => engine.portfolio().await,
+            Err((_, last)) => last.portfolio.clone(),
+        }
+    }
+
+    async fn operations(&self, limit: usize) -> Vec<OperationReport> {
+        match self.current() {
+            Ok(engine) => engine.operations(limit).await,
+            Err((_, last)) => last.operations.iter().take(limit).cloned().collect(),
+        }
+    }
+
+    async fn operation(&self, id: &OperationId) -> Option<OperationReport> {
+        match self.current() {
+            Ok(engine) => engine.operation(id).await,
+            Err((_, last)) => last.operations.iter().find(|report| report.id == *id).cloned(),
+        }
+    }
+
+    async fn operation_of_key(&self, key: &str) -> Option<OperationReport> {
+        self.current().ok()?.operation_of_key(key).await
+    }
+
+    async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>> {
+        self.engine()?.resolve_order(request).await
+    }
+
+    async fn kill_switch(&self, request: KillSwitch) -> Result<KillReport, Box<Failure>> {
+        self.engine()?.kill_switch(request).await
+    }
+
+    async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
+        self.engine()?.set_trading(change).await
+    }
+
+    async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>> {
+        self.engine()?.account_risk(account).await
+    }
+
+    async fn alerts(&self) -> Vec<Alert> {
+        match self.current() {
+            Ok(engine) => engine.alerts().await,
+            Err((_, last)) => last.alerts.clone(),
+        }
+    }
+
+    async fn past_alerts(&self, limit: usize) -> Vec<PastAlert> {
+        match self.current() {
+            Ok(engine) => engine.past_alerts(limit).await,
+            Err((_, last)) => last.past_alerts.iter().take(limit).cloned().collect(),
+        }
+    }
+
+    async fn acknowledge_alert(&self, id: &str, note: String) -> Result<Option<Alert>, Box<Failure>> {
+        self.engine()?.acknowledge_alert(id, note).await
+    }
+
+    async fn risk_history(
+        &self,
+        account: &AccountId,
+        query: HistoryQuery,
+    ) -> Result<Vec<RiskSample>, Box<Failure>> {
+        self.engine()?.risk_history(account, query).await
+    }
+
+    async fn policies(&self) -> Vec<PolicyView> {
+        match self.current() {
+            Ok(engine) => engine.policies().await,
+            Err((_, last)) => last.policies.clone(),
+        }
+    }
+
+    async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
+        self.engine()?.put_policy(policy).await
+    }
+
+    async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
+        self.engine()?.delete_policy(symbol).await
+    }
+
+    async fn feeds(&self) -> FeedsView {
+        match self.current() {
+            Ok(engine) => engine.feeds().await,
+            Err((_, last)) => last.feeds.clone(),
+        }
+    }
+
+    async fn fail_over(&self, request: Failover) -> Result<FeedView, Box<Failure>> {
+        self.engine()?.fail_over(request).await
+    }
+
+    async fn external_activity(&self, limit: usize) -> Vec<ExternalActivity> {
+        match self.current() {
+            Ok(engine) => engine.external_activity(limit).await,
+            Err((_, last)) => last.activity.iter().take(limit).cloned().collect(),
+        }
+    }
+
+    async fn system(&self) -> SystemView {
+        let shown = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Running(engine) => Ok(engine.clone()),
+            State::Down { phase, why, last } => {
+                let system = last.system.clone();
+                Err(SystemView {
+                    phase: *phase,
+                    ready: false,
+                    not_ready_because: Some(why.clone()),
+                    active_accounts: 0,
+                    uptime: Duration::ZERO,
+                    ..system
+                })
+            }
+        };
+        let mut system = match shown {
+            Ok(engine) => return engine.system().await,
+            Err(system) => system,
+        };
+        for service in &mut system.services {
+            service.state = ServiceState::Stopped;
+        }
+        system
+    }
+
+    async fn command(&self, command: SystemCommand) -> Result<SystemPhase, Box<Failure>> {
+        let Ok(_one) = self.changing.try_lock() else {
+            let mut busy = down("the services are being stopped or started already");
+            (busy.code, busy.solution) =
+                (Code::Conflict, "wait until GET /api/v1/system/status says running or stopped".to_owned());
+            return Err(busy);
+        };
+        match command {
+            SystemCommand::Stop => {
+                self.stop_services().await;
+                Ok(SystemPhase::Stopped)
+            }
+            SystemCommand::Restart => self.restart().await,
+        }
+    }
+}
