@@ -41,6 +41,7 @@ mod watch;
 
 pub use alerts::Condition;
 pub use config::EngineConfig;
+pub use deltaplane_market::FeedLimits;
 pub use deltaplane_risk::{AlertThresholds, Threshold};
 pub use doubts::Doubt;
 pub use durable::{Durable, Recorder};

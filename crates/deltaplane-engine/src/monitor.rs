@@ -33,6 +33,8 @@ pub(crate) struct Group {
     pub(crate) target: Delta,
     pub(crate) net: Delta,
     pub(crate) ratio: Ratio,
+    /// When the oldest of its accounts' states was asked for.
+    pub(crate) as_of: Timestamp,
 }
 
 /// Since when a severity of a group is seen.
@@ -72,8 +74,10 @@ impl Core {
                 .map_or_else(|| eyes.accounts.keys().cloned().collect(), |policy| policy.accounts.clone());
             let group = || -> Option<Group> {
                 let mut deltas = Vec::new();
+                let mut as_of = eyes.clock.now();
                 for id in &named {
                     let snapshot = snapshots.get(id)?.as_ref()?;
+                    as_of = as_of.min(snapshot.as_of);
                     deltas.push(eyes.config.holdings.delta(snapshot, &symbol).ok()?);
                 }
                 let holders = deltas.iter().filter(|delta| !delta.is_zero()).count();
@@ -96,6 +100,7 @@ impl Core {
                     target,
                     net: exposure.net,
                     ratio,
+                    as_of,
                 })
             };
             groups.extend(group());

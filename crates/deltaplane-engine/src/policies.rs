@@ -52,6 +52,8 @@ struct Entry {
     last_operation: Option<OperationId>,
     failures: u32,
     paused_until: Timestamp,
+    /// States from before this may not show what its last operation did.
+    read_after: Timestamp,
     rebalanced_at: Timestamp,
 }
 
@@ -67,6 +69,7 @@ impl Entry {
             last_operation: None,
             failures: 0,
             paused_until: Timestamp::default(),
+            read_after: Timestamp::default(),
             // The first rebalance is one interval away: a restart is no reason to trade.
             rebalanced_at: now,
         }
@@ -267,7 +270,10 @@ impl Core {
             }
             TradingState::Running | TradingState::ReduceOnly => {}
         }
+        let read_after = self.shared.policies.entry(symbol, |entry| entry.read_after).unwrap_or_default();
+        let is_fresh = group.is_none_or(|group| group.as_of >= read_after);
         if with_margin
+            && is_fresh
             && let Some(deleverage) = policy.deleverage
             && let Some((account, changes)) = self.needs_deleverage(policy, deleverage).await
         {
@@ -280,6 +286,12 @@ impl Core {
             self.shared.policies.entry(symbol, |entry| entry.outside_since = None);
             return (PolicyStatus::Holding, why.to_owned());
         };
+        if !is_fresh {
+            return (
+                PolicyStatus::Waiting,
+                "the accounts are read again after its last operation".to_owned(),
+            );
+        }
         let outside = group.ratio > policy.tolerance;
         let Some((since, paused_until, rebalanced_at)) = self.shared.policies.entry(symbol, |entry| {
             entry.outside_since = outside.then(|| entry.outside_since.unwrap_or(now));
@@ -382,7 +394,7 @@ impl Core {
         let now = self.shared.eyes.clock.now();
         let failed = report.and_then(|report| report.failure);
         self.shared.policies.entry(symbol, |entry| {
-            (entry.running, entry.outside_since) = (None, None);
+            (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
             if failed.is_some() {
                 let pause = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(10)).min(LONGEST_PAUSE);
                 entry.failures = entry.failures.saturating_add(1);
@@ -391,6 +403,9 @@ impl Core {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
             }
         });
+        for keeper in policy.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)) {
+            keeper.mark_changed();
+        }
         if failed.is_some() {
             let message = format!(
                 "the policy of {symbol} does not reach what it is for: see GET /api/v1/policies/{symbol} and its newest operation"

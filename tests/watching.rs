@@ -1,0 +1,297 @@
+//! What the engine does without being asked: policies, alerts, the accounts' past, failover of price feeds. Over real
+//! sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_engine::{EngineConfig, FeedLimits};
+use deltaplane_ports::{
+    Alert, ControlPlane as _, Deleverage, Failover, FeedCondition, HedgeTo, HistoryQuery, OperationKind,
+    Policy, PolicyStatus, Record, TradingChange,
+};
+use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
+use deltaplane_tests::{Place, World, btc, config, engine_through, ready};
+use deltaplane_types::{AlertKind, AlertSeverity, Code, Decimal, Delta, Side, TradingState};
+use deltaplane_venue_sim::Running;
+use deltaplane_venue_sim::core::{Command, NewOrder};
+
+fn places() -> Vec<Place> {
+    vec![Place::new("long", "0.5"), Place::new("short", "-0.5"), Place::new("spare", "0")]
+}
+
+async fn world(config: EngineConfig) -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    (World::start_with(places(), journal.clone(), config).await, journal)
+}
+
+fn policy(world: &World) -> Policy {
+    Policy {
+        symbol: btc(),
+        enabled: true,
+        target: delta("0"),
+        tolerance: ratio("0.05"),
+        max_deviation: ratio("0.25"),
+        accounts: world.accounts.clone(),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        hedge_to: HedgeTo::Target,
+        after: Duration::ZERO,
+        deleverage: None,
+        rebalance: None,
+    }
+}
+
+/// Somebody trades by hand on the exchange of an account.
+fn trade_by_hand(world: &World, index: usize, side: Side, amount: &str) {
+    let order = NewOrder::market("BTCUSDT", side, delta(amount).value());
+    let account = world.accounts[index].to_string();
+    world.exchanges[index].sim().apply(Command::Place { account, order }).unwrap();
+}
+
+fn set_wallet(world: &World, index: usize, amount: &str) {
+    let account = world.accounts[index].to_string();
+    let command = Command::SetWallet { account, wallet: notional(amount).value() };
+    world.exchanges[index].sim().apply(command).unwrap();
+}
+
+fn held(world: &World, index: usize) -> Delta {
+    let name = world.accounts[index].as_str();
+    Delta::new(world.exchanges[index].sim().with(|exchange| exchange.accounts[name].net("BTCUSDT")))
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..800 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+async fn alert(world: &World, topic: &str) -> Option<Alert> {
+    world.engine.alerts().await.into_iter().find(|alert| alert.topic == topic)
+}
+
+fn kinds(journal: &MemoryJournal) -> Vec<String> {
+    let kind = |record: Record| match record {
+        Record::OperationAccepted { kind, .. } => Some(kind),
+        _ => None,
+    };
+    journal.records().into_iter().filter_map(kind).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
+    let (world, journal) = world(config()).await;
+    let view = world.engine.put_policy(policy(&world)).await.unwrap();
+    assert_eq!(view.policy, policy(&world));
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("it is hedged", async || world.true_net().is_zero()).await;
+    until("the policy rests", async || world.engine.policies().await[0].status == PolicyStatus::Within).await;
+    assert_eq!(kinds(&journal), ["policy"]);
+    // 0.01 of 0.7 is inside the band.
+    trade_by_hand(&world, 0, Side::Buy, "0.01");
+    until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!((world.true_net(), kinds(&journal).len()), (delta("0.01").value(), 1));
+    let World { exchanges, engine, accounts } = world;
+    drop(engine);
+    let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+    let journal = Arc::new(MemoryJournal::with(journal.records()));
+    let engine = engine_through(&places(), &exchanges, &urls, journal.clone(), config()).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts };
+    trade_by_hand(&world, 2, Side::Sell, "0.1");
+    until("it is hedged again", async || world.true_net().is_zero()).await;
+    assert!(world.engine.delete_policy(&btc()).await.unwrap());
+    assert!(!world.engine.delete_policy(&btc()).await.unwrap());
+    assert!(world.engine.policies().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_holds_while_trading_is_paused_and_acts_when_it_runs_again() {
+    let (world, journal) = world(config()).await;
+    world.engine.put_policy(policy(&world)).await.unwrap();
+    let say = async |state| {
+        let change = TradingChange { state, reason: "a look around".to_owned() };
+        world.engine.set_trading(change).await.unwrap();
+    };
+    say(TradingState::Paused).await;
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("it holds", async || {
+        let view = world.engine.policies().await.remove(0);
+        view.status == PolicyStatus::Holding && view.reason.contains("a look around")
+    })
+    .await;
+    let refused = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(refused.code, Code::RiskBlocked);
+    assert!(kinds(&journal).is_empty());
+    say(TradingState::Running).await;
+    until("it is hedged", async || world.true_net().is_zero()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_whose_orders_are_refused_pauses_and_tells() {
+    let (world, journal) = world(config()).await;
+    for running in &world.exchanges {
+        let body = r#"{"code":-2019,"msg":"Margin is insufficient."}"#.to_owned();
+        let fault = deltaplane_venue_sim::FaultKind::Refuse { status: 400, body };
+        running.sim().inject(deltaplane_venue_sim::Fault::new(fault, 10_000).on("POST", "/fapi/v1/order"));
+    }
+    world.engine.put_policy(policy(&world)).await.unwrap();
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("people are told", async || alert(&world, "policy").await.is_some()).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(kinds(&journal), ["policy"], "the next attempt is half a minute away");
+    let view = world.engine.policies().await.remove(0);
+    assert_eq!(view.status, PolicyStatus::Holding);
+    assert!(view.reason.contains("did not reach its end"), "{}", view.reason);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_shrink_before_an_account_is_liquidated() {
+    let (world, journal) = world(config()).await;
+    let guarded = Policy {
+        deleverage: Some(Deleverage { trigger: ratio("0.08"), until: ratio("0.15") }),
+        ..policy(&world)
+    };
+    world.engine.put_policy(guarded).await.unwrap();
+    // 0.5 BTC at about 66,000 are 33,000: 2,500 of equity are some 7 % of that.
+    set_wallet(&world, 0, "2500");
+    until("it shrinks", async || held(&world, 0) < delta("0.5")).await;
+    until("it is far enough again", async || {
+        let risk = world.engine.account_risk(&world.accounts[0]).await;
+        risk.is_ok_and(|risk| risk.liquidation_distance.is_none_or(|distance| distance >= ratio("0.145")))
+    })
+    .await;
+    until("both sides are equal", async || world.true_net().is_zero()).await;
+    let left = held(&world, 0);
+    // 2,500 are 15 % and a maintenance rate of at most 1 % of 15,600 to 16,700, which is 0.23 to 0.26.
+    assert!(left > delta("0.2") && left < delta("0.27"), "{left}");
+    assert_eq!(held(&world, 1), left.negated());
+    assert!(
+        kinds(&journal).iter().all(|kind| kind == OperationKind::Deleverage.prefix()),
+        "{:?}",
+        kinds(&journal)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn margin_alerts_escalate_block_what_adds_and_end() {
+    let (world, _) = world(config()).await;
+    let risk = world.engine.account_risk(&world.accounts[0]).await.unwrap();
+    // What the position binds, whatever its leverage is.
+    let margin = risk.utilization.unwrap().value() * risk.equity.value();
+    let at = |utilization: Decimal| (margin / utilization).round_dp(2).to_string();
+    set_wallet(&world, 0, &at(Decimal::new(85, 2)));
+    until("WARN", async || {
+        alert(&world, "utilization").await.is_some_and(|alert| alert.severity == AlertSeverity::Warn)
+    })
+    .await;
+    let warned = alert(&world, "utilization").await.unwrap();
+    assert_eq!((warned.kind, warned.account.as_ref()), (AlertKind::Utilization, Some(&world.accounts[0])));
+    let seen = warned.data["utilizationRate"];
+    assert!(seen > Decimal::new(82, 2) && seen < Decimal::new(88, 2), "{seen}");
+    let noted =
+        world.engine.acknowledge_alert(&warned.id, "a top-up is on its way".to_owned()).await.unwrap();
+    assert_eq!(noted.unwrap().acknowledged.unwrap().note, "a top-up is on its way");
+    set_wallet(&world, 0, &at(Decimal::new(98, 2)));
+    until("CRITICAL", async || {
+        alert(&world, "utilization").await.is_some_and(|alert| alert.severity == AlertSeverity::Critical)
+    })
+    .await;
+    let critical = alert(&world, "utilization").await.unwrap();
+    assert_eq!((critical.id.as_str(), critical.acknowledged), (warned.id.as_str(), None));
+    let only = |target: &str| deltaplane_ports::DeltaControl {
+        target: delta(target),
+        accounts: vec![world.accounts[0].clone()],
+        subset: true,
+        tolerance: ratio("0.001"),
+        ..world.to_flat()
+    };
+    let report = world.control(only("0.6")).await;
+    let failure = report.failure.unwrap();
+    assert_eq!((failure.code, report.orders.len()), (Code::RiskBlocked, 0), "{failure:?}");
+    assert!(failure.details["alerts"].contains(&warned.id), "{failure:?}");
+    // What reduces goes on.
+    let report = world.control(only("0.45")).await;
+    assert_eq!((report.failure, held(&world, 0)), (None, delta("0.45")));
+    set_wallet(&world, 0, "100000");
+    until("it is over", async || alert(&world, "utilization").await.is_none()).await;
+    let past = world.engine.past_alerts(10).await;
+    assert!(past.iter().any(|past| past.alert.id == warned.id), "{past:?}");
+    assert_eq!(world.engine.acknowledge_alert(&warned.id, "late".to_owned()).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_net_delta_that_stays_off_is_an_alert_until_it_is_back() {
+    let (world, _) = world(EngineConfig { delta_alert_after: Duration::from_secs(2), ..config() }).await;
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("CRITICAL", async || alert(&world, "delta").await.is_some()).await;
+    let off = alert(&world, "delta").await.unwrap();
+    // 0.2 of 0.7.
+    assert_eq!((off.severity, off.kind, off.account), (AlertSeverity::Critical, AlertKind::Delta, None));
+    assert_eq!(off.data["netDelta"], delta("0.2").value());
+    assert_eq!(off.data["deviationRatio"].round_dp(4), Decimal::new(2857, 4));
+    // It names no account, and what brings it back is not blocked.
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
+    until("it is over", async || alert(&world, "delta").await.is_none()).await;
+    let query = HistoryQuery { since: None, until: None, interval: None, limit: 1_000 };
+    let samples = world.engine.risk_history(&world.accounts[0], query).await.unwrap();
+    let most = samples.iter().map(|sample| sample.delta_deviation).max().unwrap();
+    assert_eq!(most.value().round_dp(4), Decimal::new(2857, 4));
+    assert!(samples.windows(2).all(|pair| pair[0].at > pair[1].at), "the newest first");
+    let unknown = world.engine.risk_history(&"nobody".parse().unwrap(), query).await.unwrap_err();
+    assert_eq!(unknown.code, Code::InvalidAccount);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f36_a_dead_feed_is_left_and_taken_back_and_a_person_is_kept_from_one_that_fails() {
+    let feeds = FeedLimits {
+        failing_after: Duration::from_millis(2_500),
+        hold_down: Duration::from_millis(1_500),
+        ..FeedLimits::default()
+    };
+    let (mut world, _) = world(EngineConfig { feeds, ..config() }).await;
+    let view = world.engine.feeds().await;
+    let all: Vec<(&str, FeedCondition)> =
+        view.feeds.iter().map(|feed| (feed.feed.as_str(), feed.condition)).collect();
+    let healthy = FeedCondition::Healthy;
+    assert_eq!(all, [("long", healthy), ("short", healthy), ("spare", healthy)]);
+    assert_eq!((view.active.unwrap().as_str(), view.last_failover), ("long", None));
+    until("latencies are known", async || {
+        world.engine.feeds().await.feeds.iter().all(|feed| feed.latency.is_some())
+    })
+    .await;
+    let to =
+        |feed: &str, force| Failover { target: feed.parse().unwrap(), reason: "a test".to_owned(), force };
+    // The exchange of the active feed is gone.
+    drop(world.exchanges.remove(0));
+    until("another feed is the active one", async || {
+        world.engine.feeds().await.active.is_some_and(|feed| feed.as_str() == "short")
+    })
+    .await;
+    let told = alert(&world, "failover").await.unwrap();
+    assert_eq!((told.kind, told.severity), (AlertKind::Failover, AlertSeverity::Warn));
+    assert!(world.engine.feeds().await.last_failover.is_some());
+    until("the dead one fails", async || {
+        world.engine.feeds().await.feeds[0].condition == FeedCondition::Failing
+    })
+    .await;
+    let dead = world.engine.fail_over(to("long", false)).await.unwrap_err();
+    assert_eq!(dead.code, Code::MarketDataUnavailable);
+    let unknown = world.engine.fail_over(to("nowhere", true)).await.unwrap_err();
+    assert_eq!(unknown.code, Code::NotFound);
+    let chosen = world.engine.fail_over(to("spare", false)).await.unwrap();
+    assert_eq!((chosen.feed.as_str(), chosen.condition), ("spare", FeedCondition::Healthy));
+    // It is the preferred one now: nothing goes back, and once the hold-down is over the alert ends.
+    until("the alert ends", async || alert(&world, "failover").await.is_none()).await;
+    assert_eq!(world.engine.feeds().await.active.unwrap().as_str(), "spare");
+    let again = world.engine.fail_over(to("spare", false)).await.unwrap();
+    assert_eq!(again.feed.as_str(), "spare");
+    let forced = world.engine.fail_over(to("long", true)).await.unwrap();
+    assert_eq!(forced.condition, FeedCondition::Failing);
+}
