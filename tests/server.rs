@@ -472,7 +472,7 @@ async fn the_documented_session_runs_as_it_stands() {
     assert!((number("leverageRatio") - notional / number("equity")).abs() < 1e-9, "{risk}");
     assert!(number("utilizationRate") > 0.0 && number("utilizationRate") < 1.0, "{risk}");
     assert!(number("marginRatio") < number("utilizationRate") && number("maxDrawdown") >= 0.0, "{risk}");
-    assert_eq!(text(&risk["deltaDeviation"]), "1", "one position alone is all delta");
+    assert_eq!(text(&risk["deltaDeviation"]), "0.5", "0.25 of the 0.5 on the long side");
     assert_eq!(
         text(&risk["liquidationDistance"]),
         "null",
@@ -533,5 +533,193 @@ async fn the_documented_session_runs_as_it_stands() {
     for unknown in ["nobody", "..%2f..%2fetc", "%00"] {
         let (status, answer) = server.get(&format!("/api/v1/risk/metrics/{unknown}")).await;
         assert_eq!((status, &answer["code"]), (404, &1001.into()), "{unknown}: {answer}");
+    }
+}
+
+impl Server {
+    async fn put(&self, path: &str, body: impl Into<Vec<u8>>) -> (u16, Value) {
+        let request =
+            self.client.put(self.url(path)).header(CONTENT_TYPE, "application/json").body(body.into());
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+}
+
+/// The services stop and start again while the facade answers; what was said before holds on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_stop_and_start_again_while_the_facade_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let policy = r#"{"accounts": ["pacifica-main", "aster-hedge", "binance-backup"], "enabled": false}"#;
+    let (status, set) = server.put("/api/v1/policies/BTC-USD", policy).await;
+    assert_eq!((status, &set["status"]), (200, &"off".into()), "{set}");
+    let (status, done) = server.post("/api/v1/delta/control", &[], CONTROL).await;
+    assert_eq!(status, 200, "{done}");
+    let id = done["operationId"].as_str().unwrap().to_owned();
+    let stopped = server.post("/api/v1/system/stop", &[], "").await;
+    assert_eq!(stopped, (200, serde_json::json!({"success": true, "status": "stopped"})));
+    assert_eq!(server.post("/api/v1/system/stop", &[], "").await.1["status"], "stopped", "twice is once");
+    let (status, system) = server.get("/api/v1/system/status").await;
+    assert_eq!((status, &system["status"], &system["ready"]), (200, &"stopped".into(), &false.into()));
+    assert!(system["services"].as_array().unwrap().iter().all(|service| service["status"] == "stopped"));
+    assert_eq!(server.get("/readyz").await.0, 503);
+    assert_eq!(server.get("/healthz").await.0, 200);
+    let (status, refused) = server.post("/api/v1/delta/control", &[], CONTROL).await;
+    assert_eq!((status, &refused["code"]), (503, &1007.into()), "{refused}");
+    assert!(refused["solution"].as_str().unwrap().contains("/api/v1/system/restart"), "{refused}");
+    let engage = r#"{"engaged": true, "reason": "nothing runs"}"#;
+    assert_eq!(server.post("/api/v1/system/kill-switch", &[], engage).await.0, 503);
+    // What was seen last can still be read.
+    assert_eq!(server.get(&format!("/api/v1/operations/{id}")).await.1["state"], "succeeded");
+    assert_eq!(server.get("/api/v1/accounts").await.1["accounts"].as_array().unwrap().len(), 3);
+    for round in 0..2 {
+        let started = server.post("/api/v1/system/restart", &[], "").await;
+        assert_eq!(started, (200, serde_json::json!({"success": true, "status": "running"})), "{round}");
+        let mut ready = false;
+        for _ in 0..500 {
+            ready = server.get("/readyz").await.0 == 200;
+            if ready {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(ready, "{}", server.get("/api/v1/system/status").await.1);
+    }
+    let (_, policies) = server.get("/api/v1/policies").await;
+    assert_eq!(policies["policies"][0]["symbol"], "BTC-USD", "{policies}");
+    let (status, calm) = server.post("/api/v1/delta/control", &[], CONTROL).await;
+    assert_eq!((status, &calm["adjustmentNeeded"]), (200, &false.into()), "{calm}");
+    assert_eq!(server.get(&format!("/api/v1/operations/{id}")).await.1["state"], "succeeded");
+}
+
+/// Feeds, history, alerts and policies as a person at a terminal uses them, and what is wrong with a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_watches_answers_and_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (status, feeds) = server.get("/api/v1/market/feeds").await;
+    assert_eq!((status, feeds["feeds"].as_array().unwrap().len()), (200, 3), "{feeds}");
+    assert_eq!(feeds["lastFailover"], 0);
+    let active = feeds["activeFeed"].as_str().unwrap().to_owned();
+    let other =
+        feeds["feeds"].as_array().unwrap().iter().find(|feed| feed["feedId"] != active.as_str()).unwrap();
+    let other = other["feedId"].as_str().unwrap().to_owned();
+    let go = format!(r#"{{"targetFeed": "{other}", "reason": "maintenance"}}"#);
+    let (status, switched) = server.post("/api/v1/market/failover", &[], go.clone()).await;
+    assert_eq!(
+        (status, &switched["feedId"], &switched["success"]),
+        (200, &other.as_str().into(), &true.into())
+    );
+    let (_, feeds) = server.get("/api/v1/market/feeds").await;
+    assert_eq!(feeds["activeFeed"], other.as_str());
+    assert!(feeds["lastFailover"].as_i64().unwrap() > 0);
+    let (_, alerts) = server.get("/api/v1/risk/alerts?severity=INFO").await;
+    assert_eq!(alerts[0]["type"], "failover-alert", "{alerts}");
+    let ack = format!("/api/v1/risk/alerts/{}/ack", alerts[0]["id"].as_str().unwrap());
+    let (status, seen) = server.post(&ack, &[], r#"{"note": "it was me"}"#).await;
+    assert_eq!((status, &seen["acknowledged"]["note"]), (200, &"it was me".into()), "{seen}");
+    let (status, twice) = server.post(&ack, &[], r#"{"note": "again"}"#).await;
+    assert_eq!((status, &twice["acknowledged"]["note"]), (200, &"it was me".into()), "{twice}");
+    let mut history = Value::Null;
+    for _ in 0..200 {
+        history = server.get("/api/v1/risk/history/pacifica-main?limit=2").await.1;
+        if history.as_array().unwrap().len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(history[0]["timestamp"].as_i64() > history[1]["timestamp"].as_i64(), "{history}");
+    assert_eq!(history[0]["accountId"], "pacifica-main");
+    assert_eq!(
+        server.get("/api/v1/risk/history/pacifica-main?since=4000000000000").await,
+        (200, serde_json::json!([]))
+    );
+    assert_eq!(server.get("/api/v1/risk/alerts/history").await, (200, serde_json::json!([])));
+    let policy = r#"{"accounts": ["pacifica-main", "aster-hedge", "binance-backup"], "after": 0, "tolerancePercent": "0.02", "rebalance": {"every": 3600000, "targetUtilization": 0.5}}"#;
+    let (status, set) = server.put("/api/v1/policies/BTC-USD", policy).await;
+    assert_eq!((status, &set["enabled"]), (200, &true.into()), "{set}");
+    assert_eq!(set["deleverage"], serde_json::json!({"trigger": 0.08, "until": 0.15}));
+    // The paper accounts are 0.25 too long: nobody has to ask.
+    let mut net = String::new();
+    for _ in 0..500 {
+        net = server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"].to_string();
+        if net == "0" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(net, "0");
+    let (_, view) = server.get("/api/v1/policies/BTC-USD").await;
+    let id = view["lastOperationId"].as_str().unwrap();
+    assert!(id.starts_with("policy-"), "{view}");
+    assert_eq!(server.get(&format!("/api/v1/operations/{id}")).await.1["kind"], "policy");
+    let two = r#"["pacifica-main", "aster-hedge"]"#;
+    for (body, status, code, part) in [
+        (r#"{"accounts": ["pacifica-main"]}"#.to_owned(), 400, 1000, "/accounts names one account"),
+        (r#"{"accounts": ["pacifica-main", "nobody"]}"#.to_owned(), 404, 1001, "not configured: nobody"),
+        (
+            format!(r#"{{"accounts": {two}, "tolerancePercent": 0.3, "maxDeviation": 0.2}}"#),
+            400,
+            1000,
+            "/tolerancePercent 0.3 is above maxDeviation 0.2",
+        ),
+        (
+            format!(r#"{{"accounts": {two}, "targetDelta": 1000}}"#),
+            400,
+            1000,
+            "targetDelta 1000 is worth more than max_net_delta",
+        ),
+        (
+            format!(r#"{{"accounts": {two}, "deleverage": {{"trigger": 0.2, "until": 0.1}}}}"#),
+            400,
+            1000,
+            "/deleverage/until 0.1 is not above trigger 0.2",
+        ),
+        (
+            format!(r#"{{"accounts": {two}, "deleverage": {{"triger": 0.2}}}}"#),
+            400,
+            1000,
+            "/deleverage/triger is not a known field; did you mean trigger?",
+        ),
+        (
+            format!(r#"{{"accounts": {two}, "rebalance": {{"targetUtilization": 0.5}}}}"#),
+            400,
+            1000,
+            "/rebalance/every is missing",
+        ),
+        (format!(r#"{{"accounts": {two}, "rebalance": 7}}"#), 400, 1000, "/rebalance"),
+        (format!(r#"{{"accounts": {two}, "after": -1}}"#), 400, 1000, "/after -1 is out of range"),
+    ] {
+        let (found, answer) = server.put("/api/v1/policies/BTC-USD", body.clone()).await;
+        let error = answer["error"].as_str().unwrap();
+        assert_eq!((found, &answer["code"]), (status, &code.into()), "{body}: {answer}");
+        assert!(error.contains(part), "{body}: {error}");
+    }
+    let (_, kept) = server.get("/api/v1/policies/BTC-USD").await;
+    assert_eq!((&kept["accounts"], &kept["tolerancePercent"]), (&view["accounts"], &view["tolerancePercent"]));
+    assert_eq!(server.get("/api/v1/policies/ETH-USD").await.0, 404);
+    assert_eq!(server.get("/api/v1/policies/nonsense").await.0, 400);
+    for (path, status, code) in [
+        ("/api/v1/risk/history/nobody", 404, 1001),
+        ("/api/v1/risk/history/pacifica-main?limit=0", 400, 1000),
+        ("/api/v1/risk/history/pacifica-main?limit=1001", 400, 1000),
+        ("/api/v1/risk/history/pacifica-main?since=yesterday", 400, 1000),
+        ("/api/v1/risk/history/pacifica-main?since=9&until=8", 400, 1000),
+        ("/api/v1/risk/history/pacifica-main?interval=0", 400, 1000),
+        ("/api/v1/risk/history/pacifica-main?from=1", 400, 1000),
+        ("/api/v1/risk/alerts/history?limit=x", 400, 1000),
+    ] {
+        let (found, answer) = server.get(path).await;
+        assert_eq!((found, &answer["code"]), (status, &code.into()), "{path}: {answer}");
+    }
+    for (path, body, status, code) in [
+        ("/api/v1/market/failover", r#"{"targetFeed": "nowhere"}"#, 404, 1008),
+        ("/api/v1/market/failover", r#"{"targetFeed": "not a name!"}"#, 400, 1000),
+        ("/api/v1/market/failover", "{}", 400, 1000),
+        ("/api/v1/risk/alerts/none/ack", r#"{"note": "x"}"#, 404, 1008),
+        ("/api/v1/risk/alerts/none/ack", r#"{"note": ""}"#, 400, 1000),
+    ] {
+        let (found, answer) = server.post(path, &[], body).await;
+        assert_eq!((found, &answer["code"]), (status, &code.into()), "{path} {body}: {answer}");
     }
 }
