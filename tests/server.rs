@@ -635,6 +635,41 @@ async fn what_watches_answers_and_says_what_is_wrong() {
         (200, serde_json::json!([]))
     );
     assert_eq!(server.get("/api/v1/risk/alerts/history").await, (200, serde_json::json!([])));
+    let of = |value: &Value| value.to_string().parse::<f64>().unwrap();
+    let (status, stressed) = server
+        .post("/api/v1/risk/stress", &[], r#"{"symbol": "BTC-USD", "moves": ["-0.1", 0.1, -0.99]}"#)
+        .await;
+    assert_eq!((status, stressed["netDelta"].to_string().as_str()), (200, "0.25"), "{stressed}");
+    let by_account = |list: &Value, id: &str| {
+        list.as_array().unwrap().iter().find(|line| line["accountId"] == id).unwrap().clone()
+    };
+    let equity =
+        |index: usize, id: &str| of(&by_account(&stressed["moves"][index]["accounts"], id)["equity"]);
+    // A fifth of the price on 0.5 long and 0.25 short.
+    let (long, short) = (
+        equity(1, "pacifica-main") - equity(0, "pacifica-main"),
+        equity(1, "aster-hedge") - equity(0, "aster-hedge"),
+    );
+    assert!((long / -short - 2.0).abs() < 0.01, "{long} {short}");
+    let (_, risk) = server.get("/api/v1/risk/metrics/pacifica-main").await;
+    let mark = of(&risk["positions"][0]["markPrice"]);
+    assert!((long / (0.5 * mark * 0.2) - 1.0).abs() < 0.01, "{long} at {mark}");
+    assert_eq!(equity(0, "binance-backup"), equity(1, "binance-backup"));
+    let loss = by_account(&stressed["losses"], "pacifica-main");
+    assert_eq!(loss["netDeltaIfLegFails"].to_string(), "-0.25");
+    assert_eq!(loss["untradableIfVenueFails"].to_string(), "0.5");
+    let (status, funding) = server.get("/api/v1/funding").await;
+    assert_eq!((status, funding["funding"].as_array().unwrap().len()), (200, 3), "{funding}");
+    let mut day = 0.0;
+    for line in funding["funding"].as_array().unwrap() {
+        let hours = of(&line["intervalHours"]);
+        assert!((of(&line["ratePerHour"]) * hours - of(&line["rate"])).abs() < 1e-12, "{line}");
+        assert!((of(&line["carryPerDay"]) - of(&line["nextPayment"]) * 24.0 / hours).abs() < 1e-6, "{line}");
+        let expected = -of(&line["position"]) * mark * of(&line["rate"]);
+        assert!((of(&line["nextPayment"]) - expected).abs() <= expected.abs() * 0.01, "{line}");
+        day += of(&line["carryPerDay"]);
+    }
+    assert!((of(&funding["carryPerDay"]) - day).abs() < 1e-6, "{funding}");
     let policy = r#"{"accounts": ["pacifica-main", "aster-hedge", "binance-backup"], "after": 0, "tolerancePercent": "0.02", "rebalance": {"every": 3600000, "targetUtilization": 0.5}}"#;
     let (status, set) = server.put("/api/v1/policies/BTC-USD", policy).await;
     assert_eq!((status, &set["enabled"]), (200, &true.into()), "{set}");
@@ -696,7 +731,10 @@ async fn what_watches_answers_and_says_what_is_wrong() {
         assert!(error.contains(part), "{body}: {error}");
     }
     let (_, kept) = server.get("/api/v1/policies/BTC-USD").await;
-    assert_eq!((&kept["accounts"], &kept["tolerancePercent"]), (&view["accounts"], &view["tolerancePercent"]));
+    assert_eq!(
+        (&kept["accounts"], &kept["tolerancePercent"]),
+        (&view["accounts"], &view["tolerancePercent"])
+    );
     assert_eq!(server.get("/api/v1/policies/ETH-USD").await.0, 404);
     assert_eq!(server.get("/api/v1/policies/nonsense").await.0, 400);
     for (path, status, code) in [
@@ -716,6 +754,9 @@ async fn what_watches_answers_and_says_what_is_wrong() {
         ("/api/v1/market/failover", r#"{"targetFeed": "nowhere"}"#, 404, 1008),
         ("/api/v1/market/failover", r#"{"targetFeed": "not a name!"}"#, 400, 1000),
         ("/api/v1/market/failover", "{}", 400, 1000),
+        ("/api/v1/risk/stress", r#"{"symbol": "BTC-USD", "moves": [-1]}"#, 400, 1000),
+        ("/api/v1/risk/stress", r#"{"symbol": "BTC-USD", "moves": []}"#, 400, 1000),
+        ("/api/v1/risk/stress", r#"{"symbol": "BTC-USD", "moves": "many"}"#, 400, 1000),
         ("/api/v1/risk/alerts/none/ack", r#"{"note": "x"}"#, 404, 1008),
         ("/api/v1/risk/alerts/none/ack", r#"{"note": ""}"#, 400, 1000),
     ] {

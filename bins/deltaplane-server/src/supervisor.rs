@@ -10,10 +10,10 @@ use deltaplane_api::ControlPlane;
 use deltaplane_engine::Engine;
 use deltaplane_ports::{
     AccountRisk, AccountView, Alert, DeltaControl, ExternalActivity, Failover, Failure, FeedView, FeedsView,
-    Flatten, HedgeExecution, HistoryQuery, JournalError, KillReport, KillSwitch, OperationReport, PastAlert,
-    Policy, PolicyView, PortfolioView, PreflightReport, ResolveOrder, RiskSample, ServiceState, Started,
-    SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
-    UtilizationRebalance,
+    Flatten, FundingView, HedgeExecution, HistoryQuery, JournalError, KillReport, KillSwitch,
+    OperationReport, PastAlert, Policy, PolicyView, PortfolioView, PreflightReport, ResolveOrder, RiskSample,
+    ServiceState, Started, StressReport, StressRequest, SyncReport, SyncRequest, SystemCommand, SystemPhase,
+    SystemView, TradingChange, TradingOrder, UtilizationRebalance,
 };
 use deltaplane_types::{AccountId, Code, OperationId, Symbol};
 
@@ -276,6 +276,17 @@ impl ControlPlane for Supervisor {
         query: HistoryQuery,
     ) -> Result<Vec<RiskSample>, Box<Failure>> {
         self.engine()?.risk_history(account, query).await
+    }
+
+    async fn funding(&self) -> Vec<FundingView> {
+        match self.current() {
+            Ok(engine) => engine.funding().await,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {
+        self.engine()?.stress(request).await
     }
 
     async fn policies(&self) -> Vec<PolicyView> {

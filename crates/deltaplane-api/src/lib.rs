@@ -17,6 +17,8 @@
 //! | `GET /api/v1/risk/alerts/history` | those that are over |
 //! | `POST /api/v1/risk/alerts/{id}/ack` | a person saw one |
 //! | `GET /api/v1/risk/history/{accountId}` | how an account stood |
+//! | `POST /api/v1/risk/stress` | what price moves, a lost leg or an outage would do |
+//! | `GET /api/v1/funding` | funding of every account, and what venues differ by |
 //! | `GET /api/v1/market/feeds` | the price feeds and the active one |
 //! | `POST /api/v1/market/failover` | another feed becomes the active one |
 //! | `GET /api/v1/policies` and `GET`, `PUT`, `DELETE /api/v1/policies/{symbol}` | what is done without being asked |

@@ -217,6 +217,40 @@ impl<'a> Fields<'a> {
         u64::try_from(value).ok()
     }
 
+    /// A list of 1 to `most` decimals.
+    pub fn decimals(&mut self, name: &'static str, range: Range, most: usize) -> Option<Vec<Decimal>> {
+        let raw = self.raw(name)?;
+        let list: Result<Vec<&'a RawValue>, _> = serde_json::from_str(raw);
+        let Ok(list) = list else {
+            self.problem(
+                &pointer(name),
+                format!("is {}: {}; send a list of numbers", kind_of(raw), shown(raw)),
+            );
+            return None;
+        };
+        if list.is_empty() || list.len() > most {
+            self.problem(&pointer(name), format!("has {} entries; send 1 to {most}", list.len()));
+            return None;
+        }
+        let mut numbers = Vec::with_capacity(list.len());
+        for (place, raw) in list.into_iter().enumerate() {
+            let text: Result<Cow<'_, str>, _> = serde_json::from_str(raw.get());
+            let text = text.unwrap_or(Cow::Borrowed(raw.get()));
+            let checked = match parse_exact(&text) {
+                Err(error) => Err(format!("{} is {error}", shown(raw.get()))),
+                Ok(value) => range
+                    .check(value)
+                    .map(|()| value)
+                    .map_err(|rule| format!("{} is out of range: {rule}", shown(raw.get()))),
+            };
+            match checked {
+                Ok(value) => numbers.push(value),
+                Err(detail) => self.problem(&format!("{}/{place}", pointer(name)), detail),
+            }
+        }
+        Some(numbers)
+    }
+
     /// True or false.
     pub fn flag(&mut self, name: &'static str) -> Option<bool> {
         let raw = self.raw(name)?;

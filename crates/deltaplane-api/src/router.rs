@@ -35,6 +35,8 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/risk/alerts/history", get(handlers::past_alerts))
         .route("/api/v1/risk/alerts/{id}/ack", post(handlers::acknowledge))
         .route("/api/v1/risk/history/{id}", get(handlers::risk_history))
+        .route("/api/v1/risk/stress", post(handlers::stress))
+        .route("/api/v1/funding", get(handlers::funding))
         .route("/api/v1/market/feeds", get(handlers::feeds))
         .route("/api/v1/market/failover", post(handlers::failover))
         .route("/api/v1/policies", get(handlers::policies))

@@ -10,12 +10,13 @@ use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity,
-    Failover, Failure, FeedView, FeedsView, Flatten, HedgeExecution, HedgeStrategy, HistoryQuery, IdSource,
-    Journal, JournalError, KillReport, KillSwitch, MarketSummary, OperationKind, OperationReport,
-    OperationState, OrderGateway, PastAlert, Policy, PolicyView, PortfolioView, PreflightReport, PriceFeed,
-    ReadError, Record, RequestMeta, ResolveOrder, RiskHistory, RiskSample, ServiceState, ServiceView,
-    Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView,
-    TradingChange, TradingOrder, UtilizationRebalance, VenueRules,
+    Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HedgeStrategy,
+    HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary, OperationKind,
+    OperationReport, OperationState, OrderGateway, PastAlert, Policy, PolicyView, PortfolioView,
+    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, RiskHistory, RiskSample,
+    ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest, SymbolView, SyncReport,
+    SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
+    VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
@@ -1050,6 +1051,14 @@ impl ControlPlane for Engine {
         self.core.shared.history.read(account, query).await.map_err(|error| {
             failure(Code::Internal, error.to_string(), "look at the disk; the history may be deleted")
         })
+    }
+
+    async fn funding(&self) -> Vec<FundingView> {
+        self.core.funding().await
+    }
+
+    async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {
+        self.core.stress(&request).await
     }
 
     async fn policies(&self) -> Vec<PolicyView> {

@@ -139,7 +139,7 @@ fn worth(amount: Notional, rate: Decimal) -> Result<Notional, MathError> {
 impl Core {
     /// Every position of an account with its mark, and its instrument. A position that cannot be valued must not look
     /// like none.
-    async fn valued(
+    pub(crate) async fn valued(
         &self,
         id: &AccountId,
         snapshot: &AccountSnapshot,
@@ -254,7 +254,11 @@ impl Core {
 }
 
 /// A position at its mark, in USD.
-fn marked(position: &Position, instrument: &Instrument, rate: Decimal) -> Result<MarkedPosition, MathError> {
+pub(crate) fn marked(
+    position: &Position,
+    instrument: &Instrument,
+    rate: Decimal,
+) -> Result<MarkedPosition, MathError> {
     let bracket = |bracket: &MarginBracket| -> Result<MarginBracket, MathError> {
         Ok(MarginBracket {
             floor: worth(bracket.floor, rate)?,

@@ -29,6 +29,7 @@ mod losses;
 mod monitor;
 pub mod operation;
 mod orders;
+mod outlook;
 mod policies;
 mod reconcile;
 mod recovery;

@@ -499,6 +499,88 @@ pub struct PositionRisk {
     pub liquidation_price: Option<Price>,
 }
 
+/// Funding of one account in one symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FundingView {
+    /// The account.
+    pub account: AccountId,
+    /// The kind of exchange.
+    pub exchange: String,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The running rate of one interval; a long pays a positive one.
+    pub rate: Ratio,
+    /// Hours between two settlements.
+    pub interval_hours: u32,
+    /// The next settlement, where it is told.
+    pub next_at: Option<Timestamp>,
+    /// The running rate over one hour, so that venues can be compared.
+    pub rate_per_hour: Ratio,
+    /// Mean rate of an interval over the last 24 hours, where it is known.
+    pub mean_rate: Option<Ratio>,
+    /// The position, base units.
+    pub position: Delta,
+    /// What the next settlement brings at the running rate, USD; below zero it costs.
+    pub next_payment: Notional,
+    /// The same over a day.
+    pub per_day: Notional,
+}
+
+/// `POST /api/v1/risk/stress`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StressRequest {
+    /// Whose price moves.
+    pub symbol: Symbol,
+    /// Moves, as fractions of the price.
+    pub moves: Vec<Ratio>,
+}
+
+/// An account after a move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StressAccount {
+    /// The account.
+    pub account: AccountId,
+    /// Its equity then, USD.
+    pub equity: Notional,
+    /// Maintenance margin over equity; none where the equity is not above zero.
+    pub margin_ratio: Option<Ratio>,
+    /// Whether its venue would liquidate it.
+    pub liquidated: bool,
+}
+
+/// All accounts after a move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StressMove {
+    /// The move.
+    pub change: Ratio,
+    /// Each account.
+    pub accounts: Vec<StressAccount>,
+}
+
+/// What the loss of an account or its venue would leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StressLoss {
+    /// The account.
+    pub account: AccountId,
+    /// Net delta when its position is closed by force and the others stay.
+    pub net_if_leg_fails: Delta,
+    /// Net delta of all accounts on its venue: what nobody can trade while that is down.
+    pub unreachable_if_venue_fails: Delta,
+}
+
+/// What a price move, a leg's failure or an outage would do. Nothing is sent for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StressReport {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Net delta now.
+    pub net: Delta,
+    /// Each move.
+    pub moves: Vec<StressMove>,
+    /// Each account's loss.
+    pub losses: Vec<StressLoss>,
+}
+
 /// When both sides shrink by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deleverage {
@@ -975,6 +1057,12 @@ pub trait ControlPlane: Send + Sync {
         account: &AccountId,
         query: HistoryQuery,
     ) -> Result<Vec<RiskSample>, Box<Failure>>;
+
+    /// Funding of every account.
+    async fn funding(&self) -> Vec<FundingView>;
+
+    /// What price moves, a leg's failure or an outage would do.
+    async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>>;
 
     /// All policies and how they fare.
     async fn policies(&self) -> Vec<PolicyView>;

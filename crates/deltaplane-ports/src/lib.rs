@@ -13,12 +13,13 @@ mod venue;
 
 pub use control::{
     AccountRisk, AccountView, ControlPlane, Deleverage, DeltaControl, Failover, Failure, FeedCondition,
-    FeedView, FeedsView, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery, IdempotencyKey,
-    KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport, OperationState,
-    OrderReport, PastAlert, Policy, PolicyStatus, PolicyView, PortfolioView, PositionRisk, PreflightReport,
-    QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, RiskSample, ScheduledRebalance,
-    ServiceState, ServiceView, Settlement, Started, SymbolView, SyncReport, SyncRequest, SystemCommand,
-    SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
+    FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery,
+    IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport,
+    OperationState, OrderReport, PastAlert, Policy, PolicyStatus, PolicyView, PortfolioView, PositionRisk,
+    PreflightReport, QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, RiskSample,
+    ScheduledRebalance, ServiceState, ServiceView, Settlement, Started, StressAccount, StressLoss,
+    StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase,
+    SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
 pub use history::{EquityMark, HistoryError, RiskHistory, thin_out};
 pub use journal::{

@@ -14,7 +14,8 @@ pub(crate) use reading::{
 };
 
 pub(crate) use watching::{
-    acknowledge, delete_policy, failover, feeds, past_alerts, policies, policy, put_policy, risk_history,
+    acknowledge, delete_policy, failover, feeds, funding, past_alerts, policies, policy, put_policy,
+    risk_history, stress,
 };
 
 use std::time::Duration;

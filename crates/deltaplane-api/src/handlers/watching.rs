@@ -158,6 +158,20 @@ pub(crate) async fn failover(State(state): Shared, request: Request) -> Response
     result.await.unwrap_or_else(|reply: Reply| reply).into_response()
 }
 
+pub(crate) async fn funding(State(state): Shared) -> Response<Body> {
+    Reply::json(StatusCode::OK, &watching::funding(&state.plane.funding().await)).into_response()
+}
+
+pub(crate) async fn stress(State(state): Shared, request: Request) -> Response<Body> {
+    let result = async {
+        let asked = read(request).await?;
+        let parsed = requests::stress(&asked.body).map_err(|problems| invalid(&problems, &asked.path))?;
+        let report = state.plane.stress(parsed).await.map_err(|failure| failed(&failure, &asked.path))?;
+        Ok(Reply::json(StatusCode::OK, &watching::stress(&report)))
+    };
+    result.await.unwrap_or_else(|reply: Reply| reply).into_response()
+}
+
 pub(crate) async fn policies(State(state): Shared) -> Response<Body> {
     let list: Vec<JsonObject> = state.plane.policies().await.iter().map(watching::policy).collect();
     let mut body = JsonObject::default();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Deleverage, DeltaControl, Failover, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch,
-    OnShortfall, Policy, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement, SyncRequest,
-    TradingChange, UtilizationRebalance,
+    OnShortfall, Policy, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement, StressRequest,
+    SyncRequest, TradingChange, UtilizationRebalance,
 };
 use deltaplane_types::{
     Decimal, Delta, FeedId, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingState,
@@ -201,6 +201,18 @@ pub(crate) fn failover(body: &[u8]) -> Result<Failover, Problems> {
     fields.finish()?;
     let target = target.expect("what is no name was rejected");
     Ok(Failover { target, reason: reason.unwrap_or_else(|| "no reason given".to_owned()), force })
+}
+
+/// `POST risk/stress`. Without `moves` it is 5, 10 and 20 % both ways.
+pub(crate) fn stress(body: &[u8]) -> Result<StressRequest, Problems> {
+    let mut fields = Fields::read(body)?;
+    let symbol = fields.need_symbol("symbol");
+    let range = Range { least: Some((Decimal::NEGATIVE_ONE, false)), most: Some(Decimal::TEN) };
+    let moves = fields.decimals("moves", range, 20);
+    fields.finish()?;
+    let by_default = || [-20, -10, -5, 5, 10, 20].map(|percent| Decimal::new(percent, 2)).to_vec();
+    let moves = moves.unwrap_or_else(by_default).into_iter().map(Ratio::new).collect();
+    Ok(StressRequest { symbol: symbol.unwrap_or_else(placeholder), moves })
 }
 
 /// `POST risk/alerts/{id}/ack`: what the person says.

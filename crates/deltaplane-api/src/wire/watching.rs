@@ -1,11 +1,13 @@
 //! Policies, price feeds, what is over, and how accounts stood.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    FeedCondition, FeedView, FeedsView, HedgeTo, PastAlert, Policy, PolicyStatus, PolicyView, RiskSample,
+    FeedCondition, FeedView, FeedsView, FundingView, HedgeTo, PastAlert, Policy, PolicyStatus, PolicyView,
+    RiskSample, StressLoss, StressMove, StressReport,
 };
-use deltaplane_types::{AccountId, FeedId, Notional, OperationId, Price, Ratio, Timestamp};
+use deltaplane_types::{AccountId, FeedId, Notional, OperationId, Price, Ratio, Symbol, Timestamp};
 
 use super::json::{JsonObject, Number};
 use super::safety;
@@ -108,5 +110,82 @@ pub(crate) fn policy(view: &PolicyView) -> JsonObject {
     json.put("reason", reason);
     json.put("deviationRatio", &deviation_ratio.map(|ratio| Number(ratio.value())));
     json.put("lastOperationId", &last_operation.as_ref().map(OperationId::as_str));
+    json
+}
+
+/// Funding of every account, what each symbol's venues differ by, and the sum of a day.
+pub(crate) fn funding(lines: &[FundingView]) -> JsonObject {
+    let of_each = |line: &FundingView| {
+        let mut json = JsonObject::default();
+        json.put("accountId", line.account.as_str());
+        json.put("exchange", &line.exchange);
+        json.put("symbol", line.symbol.as_str());
+        json.number("rate", line.rate.value());
+        json.put("intervalHours", &line.interval_hours);
+        json.put("nextFundingTime", &line.next_at.map(Timestamp::as_millis));
+        json.number("ratePerHour", line.rate_per_hour.value());
+        json.put("meanRate", &line.mean_rate.map(|rate| Number(rate.value())));
+        json.number("position", line.position.value());
+        json.number("nextPayment", line.next_payment.value());
+        json.number("carryPerDay", line.per_day.value());
+        json
+    };
+    let symbols: BTreeSet<&Symbol> = lines.iter().map(|line| &line.symbol).collect();
+    let spreads: Vec<JsonObject> = symbols
+        .into_iter()
+        .filter_map(|symbol| {
+            let mut rates: Vec<&FundingView> = lines.iter().filter(|line| line.symbol == *symbol).collect();
+            rates.sort_by_key(|line| line.rate_per_hour);
+            let (low, high) = (rates.first()?, rates.last()?);
+            let mut json = JsonObject::default();
+            json.put("symbol", symbol.as_str());
+            // Long where the rate is low and short where it is high earns the difference.
+            json.put("long", low.account.as_str());
+            json.put("short", high.account.as_str());
+            let spread = high.rate_per_hour.value().checked_sub(low.rate_per_hour.value());
+            json.put("spreadPerHour", &spread.map(Number));
+            Some(json)
+        })
+        .collect();
+    let sum = lines.iter().try_fold(Notional::ZERO, |sum, line| sum.plus(line.per_day)).ok();
+    let mut json = JsonObject::default();
+    json.put("funding", &lines.iter().map(of_each).collect::<Vec<_>>());
+    json.put("spreads", &spreads);
+    json.put("carryPerDay", &sum.map(|sum| Number(sum.value())));
+    json
+}
+
+/// What would become of the accounts.
+pub(crate) fn stress(report: &StressReport) -> JsonObject {
+    let of_move = |one: &StressMove| {
+        let accounts: Vec<JsonObject> = one
+            .accounts
+            .iter()
+            .map(|account| {
+                let mut json = JsonObject::default();
+                json.put("accountId", account.account.as_str());
+                json.number("equity", account.equity.value());
+                json.put("marginRatio", &account.margin_ratio.map(|ratio| Number(ratio.value())));
+                json.put("liquidated", &account.liquidated);
+                json
+            })
+            .collect();
+        let mut json = JsonObject::default();
+        json.number("move", one.change.value());
+        json.put("accounts", &accounts);
+        json
+    };
+    let of_loss = |loss: &StressLoss| {
+        let mut json = JsonObject::default();
+        json.put("accountId", loss.account.as_str());
+        json.number("netDeltaIfLegFails", loss.net_if_leg_fails.value());
+        json.number("untradableIfVenueFails", loss.unreachable_if_venue_fails.value());
+        json
+    };
+    let mut json = JsonObject::default();
+    json.put("symbol", report.symbol.as_str());
+    json.number("netDelta", report.net.value());
+    json.put("moves", &report.moves.iter().map(of_move).collect::<Vec<_>>());
+    json.put("losses", &report.losses.iter().map(of_loss).collect::<Vec<_>>());
     json
 }

@@ -1,0 +1,141 @@
+//! What is to come: funding of every position, and what a price move or the loss of a venue would do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use deltaplane_math::{MathError, add, div, maintenance_margin, mul_rounded};
+use deltaplane_ports::{
+    Failure, FundingView, StressAccount, StressLoss, StressMove, StressReport, StressRequest,
+};
+use deltaplane_types::{AccountId, Code, Decimal, Delta, Notional, Price, Ratio, Symbol};
+
+use crate::engine::Core;
+use crate::report::failure;
+
+impl Core {
+    /// Funding of every account in the primary symbol and in what it holds, as its venue tells it now. What is not
+    /// told is left out.
+    pub(crate) async fn funding(&self) -> Vec<FundingView> {
+        let eyes = &self.shared.eyes;
+        let mut found = Vec::new();
+        for (id, keeper) in &eyes.accounts {
+            let Some(snapshot) = keeper.newest() else { continue };
+            let feed = eyes.feed_of.get(id).and_then(|feed| eyes.feeds.get(feed));
+            let mut symbols: BTreeSet<Symbol> = snapshot.positions.keys().cloned().collect();
+            symbols.insert(eyes.config.primary_symbol.clone());
+            for symbol in symbols {
+                let Ok(instrument) = keeper.reader.fetch_instrument(&symbol).await else { continue };
+                let view = feed.and_then(|feed| feed.view(&symbol));
+                let Some((view, rate)) = view.and_then(|view| Some((view.clone(), view.funding_rate?)))
+                else {
+                    continue;
+                };
+                let quote_rate = eyes.config.holdings.rate(&instrument.quote);
+                let position = snapshot.position(&symbol);
+                let hours = instrument.funding_interval_hours.max(1);
+                let line = || -> Result<FundingView, MathError> {
+                    let mark = view.mark.or_else(|| view.mid()).ok_or(MathError::NoReference)?;
+                    let worth = mul_rounded(mark.value(), quote_rate)?;
+                    // A long pays a positive rate.
+                    let next = mul_rounded(mul_rounded(position.value(), worth)?, -rate.value())?;
+                    let per_hour = Ratio::new(div(rate.value(), Decimal::from(hours))?);
+                    let times = div(Decimal::from(24), Decimal::from(hours))?;
+                    Ok(FundingView {
+                        account: id.clone(),
+                        exchange: keeper.exchange.clone(),
+                        symbol: symbol.clone(),
+                        rate,
+                        interval_hours: hours,
+                        next_at: view.next_funding,
+                        rate_per_hour: per_hour,
+                        mean_rate: instrument.mean_funding_rate,
+                        position,
+                        next_payment: Notional::new(next),
+                        per_day: Notional::new(mul_rounded(next, times)?),
+                    })
+                };
+                found.extend(line());
+            }
+        }
+        found
+    }
+
+    /// What would become of the accounts.
+    pub(crate) async fn stress(&self, request: &StressRequest) -> Result<StressReport, Box<Failure>> {
+        let eyes = &self.shared.eyes;
+        let mut books = BTreeMap::new();
+        for (id, keeper) in &eyes.accounts {
+            let Some(snapshot) = keeper.newest() else {
+                let text = format!("account {id} was not read yet");
+                return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
+            };
+            let valued = self.valued(id, &snapshot).await?;
+            let rate = valued.first().map_or(Decimal::ONE, |(_, of)| eyes.config.holdings.rate(&of.quote));
+            let book = || -> Result<_, MathError> {
+                let equity = mul_rounded(snapshot.equity()?.value(), rate)?;
+                let mut positions = Vec::new();
+                for (position, instrument) in &valued {
+                    let rate = eyes.config.holdings.rate(&instrument.quote);
+                    positions
+                        .push((position.symbol.clone(), crate::equity::marked(position, instrument, rate)?));
+                }
+                Ok((equity, positions))
+            };
+            books.insert(id.clone(), book().map_err(beyond)?);
+        }
+        let symbol = &request.symbol;
+        let mut moves = Vec::new();
+        for change in &request.moves {
+            let mut accounts = Vec::new();
+            for (id, (equity, positions)) in &books {
+                let line = || -> Result<StressAccount, MathError> {
+                    let (mut equity, mut kept) = (*equity, Decimal::ZERO);
+                    for (of, held) in positions {
+                        let moved = if of == symbol { change.value() } else { Decimal::ZERO };
+                        let mark = mul_rounded(held.mark.value(), add(Decimal::ONE, moved)?)?;
+                        let gained =
+                            mul_rounded(held.quantity.value(), mul_rounded(held.mark.value(), moved)?)?;
+                        equity = add(equity, gained)?;
+                        let margin =
+                            maintenance_margin(&held.brackets, held.quantity, Price::try_new(mark)?)?;
+                        kept = add(kept, margin.value())?;
+                    }
+                    let ratio = (equity > Decimal::ZERO).then(|| div(kept, equity)).transpose()?;
+                    Ok(StressAccount {
+                        account: id.clone(),
+                        equity: Notional::new(equity),
+                        margin_ratio: ratio.map(Ratio::new),
+                        liquidated: kept > Decimal::ZERO && equity <= kept,
+                    })
+                };
+                accounts.push(line().map_err(beyond)?);
+            }
+            moves.push(StressMove { change: *change, accounts });
+        }
+        let held = |id: &AccountId| -> Delta {
+            let positions = books.get(id).map(|(_, positions)| positions.as_slice()).unwrap_or_default();
+            positions.iter().find(|(of, _)| of == symbol).map_or(Delta::ZERO, |(_, held)| held.quantity)
+        };
+        let sum = |ids: &mut dyn Iterator<Item = &AccountId>| {
+            ids.fold(Delta::ZERO, |sum, id| sum.plus(held(id)).unwrap_or(sum))
+        };
+        let net = sum(&mut books.keys());
+        let mut losses = Vec::new();
+        for (id, keeper) in &eyes.accounts {
+            // Its leg closes by force: what the others hold is left.
+            let left = net.minus(held(id)).map_err(beyond)?;
+            let on_venue =
+                sum(&mut eyes.accounts.values().filter(|of| of.venue == keeper.venue).map(|of| &of.id));
+            losses.push(StressLoss {
+                account: id.clone(),
+                net_if_leg_fails: left,
+                unreachable_if_venue_fails: on_venue,
+            });
+        }
+        Ok(StressReport { symbol: symbol.clone(), net, moves, losses })
+    }
+}
+
+fn beyond(error: impl std::fmt::Display) -> Box<Failure> {
+    let text = format!("the numbers of this request lead beyond exact arithmetic: {error}");
+    failure(Code::Internal, text, "use smaller numbers")
+}
