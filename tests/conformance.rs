@@ -765,6 +765,30 @@ async fn every_fault_does_what_it_says_over_every_wire() {
     }
 }
 
+/// A venue that answers with an old state gives that, and the new one afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_answers_are_old_over_every_wire() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        let path = match kind {
+            Kind::Binance => "/fapi/v3/account",
+            Kind::AsterAgent => "/fapi/v3/accountWithJoinMargin",
+            Kind::AsterHmac => "/fapi/v4/account",
+            Kind::Pacifica => "/api/v1/positions",
+        };
+        let before = bench.account().await.position(&btc());
+        // The first answer from now on is the one that is given again.
+        bench.running.sim().inject(Fault::new(FaultKind::StaleAnswer, 2).on("GET", path));
+        assert_eq!(bench.account().await.position(&btc()), before, "{kind:?}");
+        let order = bench.order(Side::Buy, "0.01", "0.004").await;
+        let end = bench.place_to_end(&order).await;
+        let after = before.plus(end.filled.signed(Side::Buy)).unwrap();
+        assert_ne!(after, before, "{kind:?}: it traded");
+        assert_eq!(bench.account().await.position(&btc()), before, "{kind:?}: the old state");
+        assert_eq!(bench.account().await.position(&btc()), after, "{kind:?}: the new one");
+    }
+}
+
 /// Trades as the stream tells them: not at all, twice, late, behind an event that nobody knows.
 async fn told_events(bench: &mut Bench) {
     let kind = bench.kind;

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Config, Mode, read_secret};
 use crate::connect;
+use crate::logs;
 use crate::paper::{self, Paper};
 use crate::supervisor::{MakeEngine, Supervisor};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
@@ -88,6 +89,7 @@ pub async fn run(options: Options) -> Result<()> {
     let listen = listen_address(&config, &options)?;
     let data_dir =
         options.data_dir.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from("data"));
+    let logs = logs::start(&data_dir, config.log_format);
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("cannot listen on {listen}; stop what uses it, or choose another with --listen")
     })?;
@@ -142,6 +144,7 @@ pub async fn run(options: Options) -> Result<()> {
     drop(engine_thread);
     drop(paper_exchanges);
     drop(exchanges_thread);
+    drop(logs);
     Ok(())
 }
 

@@ -16,6 +16,8 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::logs::LogFormat;
+
 /// What the server may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +46,8 @@ struct FileConfig {
     execution: FileExecution,
     #[serde(default)]
     alerts: FileAlerts,
+    #[serde(default)]
+    log: FileLog,
     #[serde(default)]
     collateral: FileCollateral,
     /// What a unit of a quote currency is worth in USD.
@@ -76,6 +80,13 @@ struct FileExecution {
     shrink_in_doubt: Option<bool>,
     shrink_after_loss: Option<bool>,
     allow_unguarded_resting: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLog {
+    #[serde(default)]
+    format: LogFormat,
 }
 
 /// Each a pair of WARN and CRITICAL.
@@ -251,6 +262,8 @@ pub struct Config {
     pub limits: Caps,
     /// How orders in doubt and losses on one side are met.
     pub execution: Execution,
+    /// How lines of the log files look.
+    pub log_format: LogFormat,
     /// From where on the state of a book is an alert.
     pub alerts: AlertThresholds,
     /// How long a deviation of net delta must last before it is one; none takes the default.
@@ -603,6 +616,7 @@ impl Config {
             primary_symbol: default_symbol(),
             limits: Caps::default(),
             execution: Execution::default(),
+            log_format: LogFormat::default(),
             alerts: AlertThresholds::default(),
             delta_alert_after: None,
             holdings: Holdings::default(),
@@ -750,6 +764,7 @@ impl Config {
             primary_symbol,
             limits,
             execution,
+            log_format: raw.log.format,
             alerts,
             delta_alert_after,
             holdings,

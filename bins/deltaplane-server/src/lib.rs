@@ -3,8 +3,10 @@
 mod compose;
 pub mod config;
 mod connect;
+mod logs;
 mod paper;
 mod supervisor;
 mod system;
 
 pub use compose::{Options, run};
+pub use logs::LogFormat;

@@ -1,13 +1,11 @@
 //! The deltaplane server. Without configuration it starts paper mode on `127.0.0.1:3000`.
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use deltaplane_server::Options;
-use tracing_subscriber::EnvFilter;
 
 /// Keeps books of perpetual futures delta-neutral over several exchanges.
 #[derive(Parser)]
@@ -36,12 +34,6 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("DELTAPLANE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_env_filter(filter)
-        .init();
     let Arguments { config, listen, data_dir, market_recording, live, accept_quarantine } =
         Arguments::parse();
     let options = Options { config, listen, data_dir, market_recording, live, accept_quarantine };

@@ -108,6 +108,14 @@ impl Core {
         groups
     }
 
+    /// Whether everything is known that a hedge group of the symbol would need: then one that is not there is none.
+    fn is_known(&self, symbol: &Symbol) -> bool {
+        let eyes = &self.shared.eyes;
+        eyes.accounts.values().all(|keeper| keeper.known(KNOWN_FOR).is_some())
+            && eyes.reference_price(symbol).is_some()
+            && eyes.config.holdings.external(symbol, eyes.clock.now()).is_ok()
+    }
+
     /// How every account stands, as far as it can be said in a moment.
     async fn risks(&self) -> BTreeMap<AccountId, AccountRisk> {
         let asked = self.shared.eyes.accounts.keys().map(|id| async move {
@@ -132,6 +140,9 @@ impl Core {
         // A group that is none any more has no deviation.
         let standing: BTreeSet<&Symbol> = groups.iter().map(|group| &group.symbol).collect();
         pending.retain(|symbol, _| standing.contains(symbol));
+        records.extend(shared.alerts.resolve(DELTA, now, |alert| {
+            alert.symbol.as_ref().is_some_and(|symbol| !standing.contains(symbol) && self.is_known(symbol))
+        }));
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
             let _ = shared.hands.recorder.append(records).await;

@@ -26,9 +26,11 @@ use crate::report::failure;
 const GATHERED: Duration = Duration::from_millis(20);
 /// Everything is looked at this often even if nothing changes.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-/// The first pause after an operation that did not reach what it was for; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(30);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
+/// the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+/// The same where an account is near its liquidation.
+const URGENT_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// The topic of a policy whose operations do not reach what they are for.
 const POLICY: &str = "policy";
 /// The steps in which a deleverage looks how much must be closed.
@@ -48,10 +50,12 @@ struct Entry {
     reason: String,
     ratio: Option<Ratio>,
     outside_since: Option<Timestamp>,
-    running: Option<OperationId>,
+    running: Option<(OperationId, OperationKind)>,
     last_operation: Option<OperationId>,
     failures: u32,
     paused_until: Timestamp,
+    /// What did not reach its end.
+    paused_by: Option<OperationKind>,
     /// States from before this may not show what its last operation did.
     read_after: Timestamp,
     rebalanced_at: Timestamp,
@@ -69,6 +73,7 @@ impl Entry {
             last_operation: None,
             failures: 0,
             paused_until: Timestamp::default(),
+            paused_by: None,
             read_after: Timestamp::default(),
             // The first rebalance is one interval away: a restart is no reason to trade.
             rebalanced_at: now,
@@ -264,22 +269,37 @@ impl Core {
         if let Some(running) = self.what_runs(policy).await {
             return (PolicyStatus::Acting, format!("operation {running} is at work"));
         }
-        match self.shared.eyes.trading.now() {
-            TradingState::Halted | TradingState::Paused => {
-                return (PolicyStatus::Holding, self.shared.eyes.trading.reason());
-            }
-            TradingState::Running | TradingState::ReduceOnly => {}
+        let trading = self.shared.eyes.trading.now();
+        if trading == TradingState::Halted {
+            return (PolicyStatus::Holding, self.shared.eyes.trading.reason());
         }
+        let (paused_until, paused_by) = self
+            .shared
+            .policies
+            .entry(symbol, |entry| (entry.paused_until, entry.paused_by))
+            .unwrap_or_default();
+        let is_paused = now < paused_until;
         let read_after = self.shared.policies.entry(symbol, |entry| entry.read_after).unwrap_or_default();
         let is_fresh = group.is_none_or(|group| group.as_of >= read_after);
+        // A hedge that failed is no reason to wait for a liquidation.
+        let may_deleverage = !(is_paused && paused_by == Some(OperationKind::Deleverage));
         if with_margin
             && is_fresh
+            && may_deleverage
             && let Some(deleverage) = policy.deleverage
             && let Some((account, changes)) = self.needs_deleverage(policy, deleverage).await
         {
             let spec = self.spec_of(policy, Goal::Shift { changes }, true);
             let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
             return self.begin(policy, OperationKind::Deleverage, spec, why).await;
+        }
+        if is_paused {
+            let seconds = paused_until.since(now).as_secs();
+            let why = format!("its last operation did not reach its end: again in {seconds} s");
+            return (PolicyStatus::Holding, why);
+        }
+        if trading == TradingState::Paused {
+            return (PolicyStatus::Holding, self.shared.eyes.trading.reason());
         }
         let Some(group) = group else {
             let why = "an account's state or the price is not known: nothing is traded on a guess";
@@ -293,19 +313,12 @@ impl Core {
             );
         }
         let outside = group.ratio > policy.tolerance;
-        let Some((since, paused_until, rebalanced_at)) = self.shared.policies.entry(symbol, |entry| {
+        let Some((since, rebalanced_at)) = self.shared.policies.entry(symbol, |entry| {
             entry.outside_since = outside.then(|| entry.outside_since.unwrap_or(now));
-            (entry.outside_since, entry.paused_until, entry.rebalanced_at)
+            (entry.outside_since, entry.rebalanced_at)
         }) else {
             return (PolicyStatus::Holding, "it was removed".to_owned());
         };
-        if now < paused_until {
-            let seconds = paused_until.since(now).as_secs();
-            return (
-                PolicyStatus::Holding,
-                format!("its last operation did not reach its end: again in {seconds} s"),
-            );
-        }
         if let Some(since) = since {
             let ratio = shown(group.ratio);
             if now.since(since) < policy.after {
@@ -373,7 +386,7 @@ impl Core {
                 tracing::info!(operation = %started.id, symbol = %policy.symbol, %why, "a policy acts");
                 let id = started.id.clone();
                 self.shared.policies.entry(&policy.symbol, |entry| {
-                    (entry.running, entry.last_operation) = (Some(id.clone()), Some(id.clone()));
+                    (entry.running, entry.last_operation) = (Some((id.clone(), kind)), Some(id.clone()));
                 });
                 (PolicyStatus::Acting, why)
             }
@@ -386,7 +399,7 @@ impl Core {
     /// one waits, longer each time, and people are told.
     async fn what_runs(&self, policy: &Policy) -> Option<OperationId> {
         let symbol = &policy.symbol;
-        let running = self.shared.policies.entry(symbol, |entry| entry.running.clone()).flatten()?;
+        let (running, kind) = self.shared.policies.entry(symbol, |entry| entry.running.clone()).flatten()?;
         let report = self.shared.reports.get(&running);
         if report.as_ref().is_some_and(|report| report.state == OperationState::Running) {
             return Some(running);
@@ -396,9 +409,10 @@ impl Core {
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
             if failed.is_some() {
-                let pause = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(10)).min(LONGEST_PAUSE);
+                let (first, longest) = if kind == OperationKind::Deleverage { URGENT_PAUSE } else { PAUSE };
+                let pause = first.saturating_mul(1 << entry.failures.min(10)).min(longest);
                 entry.failures = entry.failures.saturating_add(1);
-                entry.paused_until = now.after(pause);
+                (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
             }

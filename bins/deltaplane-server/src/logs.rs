@@ -1,0 +1,78 @@
+//! Where the log goes: standard error, and files in the data folder that are kept for two weeks.
+//!
+//! Nothing waits for the files: lines that the disk cannot take are dropped, never an order.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+
+use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
+use tracing_appender::rolling::{RollingFileAppender, Rotation};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+/// Days of which files are kept.
+const KEPT: usize = 14;
+
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// How lines of the files look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// An object a line.
+    #[default]
+    Json,
+    /// As on standard error.
+    Text,
+}
+
+/// Keeps the files; what still waits is written when it is dropped.
+pub(crate) struct Logs {
+    _writers: Vec<WorkerGuard>,
+}
+
+/// Starts the log. Files that cannot be written are told of and left out.
+pub(crate) fn start(data_dir: &Path, format: LogFormat) -> Logs {
+    let filter = || EnvFilter::try_from_env("DELTAPLANE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let on_terminal = fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_filter(filter())
+        .boxed();
+    let mut layers: Vec<BoxedLayer> = vec![on_terminal];
+    let mut writers = Vec::new();
+    let folder = data_dir.join("logs");
+    for (name, least) in [("system", LevelFilter::TRACE), ("error", LevelFilter::WARN)] {
+        match file(&folder, name) {
+            Ok((writer, guard)) => {
+                writers.push(guard);
+                let lines = match format {
+                    LogFormat::Json => fmt::layer().json().with_writer(writer).boxed(),
+                    LogFormat::Text => fmt::layer().with_ansi(false).with_writer(writer).boxed(),
+                };
+                layers.push(lines.with_filter(filter()).with_filter(least).boxed());
+            }
+            Err(error) => eprintln!("no log file in {}: {error}", folder.display()),
+        }
+    }
+    // Somebody else's log, in a program that runs the server inside, stays.
+    let _ = tracing_subscriber::registry().with(layers).try_init();
+    Logs { _writers: writers }
+}
+
+/// A file of each day, and a link with the plain name to the newest.
+fn file(folder: &Path, name: &str) -> Result<(NonBlocking, WorkerGuard), Box<dyn std::error::Error>> {
+    // The link holds the path as it is given, and must not depend on where it is read from.
+    let folder = std::path::absolute(folder)?;
+    std::fs::create_dir_all(&folder)?;
+    let appender = RollingFileAppender::builder()
+        .rotation(Rotation::DAILY)
+        .filename_prefix(name)
+        .filename_suffix("log")
+        .latest_symlink(format!("{name}.log"))
+        .max_log_files(KEPT)
+        .build(folder)?;
+    Ok(tracing_appender::non_blocking(appender))
+}
