@@ -1,7 +1,7 @@
 //! What a venue took from one side of a book, until the other side followed.
 //!
 //! A loss may be found while nothing runs, by an operation, or by the run before this one. It waits here until its
-//! symbol is free, and is forgotten when somebody asks for a net delta of that symbol or trades there by hand: from
+//! symbol is free, and is forgotten when somebody asks for a net delta of that symbol, hedges it or trades there by hand: from
 //! then on what it had been before is no longer what is wanted.
 
 use std::collections::BTreeMap;
@@ -67,7 +67,7 @@ impl LossTable {
             if let Some(loss) = self.0.get_mut(symbol) {
                 loss.begun.push(operation.clone());
             }
-        } else if kind.aims_at_a_net_delta() {
+        } else if kind.aims_at_a_net_delta() || kind == OperationKind::Hedge {
             self.0.remove(symbol);
         }
     }
@@ -246,7 +246,7 @@ mod tests {
         table.moved(&activity(ExternalCause::Deleveraging, "0.2"));
         table.moved(&activity(ExternalCause::Liquidation, "0.1"));
         let id: OperationId = "op-1".parse().unwrap();
-        table.began(OperationKind::Hedge, &symbol(), &id);
+        table.began(OperationKind::Rebalance, &symbol(), &id);
         assert_eq!(waiting(&table), Some((delta("0.3"), 0)));
         table.began(OperationKind::LossResponse, &symbol(), &id);
         assert_eq!(waiting(&table), Some((delta("0.3"), 1)), "begun is not answered");
@@ -257,7 +257,9 @@ mod tests {
     #[test]
     fn whoever_asks_for_a_net_delta_or_trades_by_hand_takes_over() {
         let id: OperationId = "op-1".parse().unwrap();
-        for kind in [OperationKind::DeltaControl, OperationKind::Flatten] {
+        for kind in
+            [OperationKind::DeltaControl, OperationKind::Flatten, OperationKind::Hedge, OperationKind::Policy]
+        {
             let mut table = LossTable::default();
             table.moved(&activity(ExternalCause::Liquidation, "0.1"));
             table.began(kind, &"ETH-USD".parse().unwrap(), &id);
