@@ -789,6 +789,28 @@ async fn old_answers_are_old_over_every_wire() {
     }
 }
 
+/// A change that the book's stream loses is noticed where the protocol shows it, and the book is asked for again;
+/// until it came there is no price.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_book_that_loses_a_change_is_no_price_until_it_is_whole_over_every_wire() {
+    for kind in KINDS {
+        // Slow enough for the gap to be seen.
+        let mut setup = Setup::new(kind);
+        setup.latency = Duration::from_millis(100);
+        let bench = Bench::start(kind, setup).await;
+        // One of each symbol, whichever comes first.
+        bench.running.sim().inject(Fault::new(FaultKind::DropDepth, 8));
+        bench.until("a change is lost", || bench.running.sim().faults_left() == 0).await;
+        // On Pacifica every message is the whole book: the next one mends it.
+        if kind != Kind::Pacifica {
+            bench.until("the gap is seen", || bench.feed.view(&btc()).is_none()).await;
+        }
+        let lost_at = WallClock.now();
+        let whole = || bench.feed.view(&btc()).is_some_and(|view| view.received_at > lost_at);
+        bench.until("the book is whole", whole).await;
+    }
+}
+
 /// Trades as the stream tells them: not at all, twice, late, behind an event that nobody knows.
 async fn told_events(bench: &mut Bench) {
     let kind = bench.kind;

@@ -484,7 +484,7 @@ async fn a_hedge_takes_its_side_from_the_exposure_and_never_overshoots() {
 async fn a_feed_that_is_out_of_step_holds_and_comes_back() {
     let (world, _journal) = world().await;
     for running in &world.exchanges {
-        running.sim().inject(Fault::new(FaultKind::DropDepth, 1));
+        running.sim().inject(Fault::new(FaultKind::DropDepth, 8));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     ready(&world.engine).await;

@@ -205,6 +205,10 @@ impl Faults {
         self.active.push(Active { fault, rng });
     }
 
+    pub(crate) const fn left(&self) -> usize {
+        self.active.len()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.active.clear();
     }

@@ -257,6 +257,11 @@ impl Sim {
         lock(&self.listen_keys).expire_all();
     }
 
+    /// Faults that did not strike as often as they were asked to.
+    pub fn faults_left(&self) -> usize {
+        lock(&self.faults).left()
+    }
+
     /// Switches every fault off.
     pub fn clear_faults(&self) {
         lock(&self.faults).clear();
