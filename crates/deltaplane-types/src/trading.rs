@@ -129,13 +129,20 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_others_refused() {
-        for state in [TradingState::Running, TradingState::ReduceOnly, TradingState::Halted] {
+        let states =
+            [TradingState::Running, TradingState::Paused, TradingState::ReduceOnly, TradingState::Halted];
+        for state in states {
             assert_eq!(state.to_string().parse(), Ok(state));
         }
+        for kind in AlertKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
         let error = "PAUSE".parse::<TradingState>().unwrap_err();
-        assert_eq!(error.to_string(), "\"PAUSE\" is not one of RUNNING, REDUCE_ONLY, HALTED");
+        assert_eq!(error.to_string(), "\"PAUSE\" is not one of RUNNING, PAUSED, REDUCE_ONLY, HALTED");
         assert!(
-            TradingState::Halted > TradingState::ReduceOnly && AlertSeverity::Critical > AlertSeverity::Warn
+            TradingState::Halted > TradingState::ReduceOnly
+                && TradingState::Paused < TradingState::ReduceOnly
+                && AlertSeverity::Critical > AlertSeverity::Warn
         );
     }
 }
