@@ -110,6 +110,24 @@ async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
     assert!(world.engine.policies().await.is_empty());
 }
 
+/// What is too small to trade is left alone after one look, until net delta is another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_does_not_ask_again_and_again_for_dust() {
+    let places = vec![Place::new("long", "0.0015"), Place::new("short", "-0.001")];
+    let journal = Arc::new(MemoryJournal::default());
+    let world = World::start_with(places, journal.clone(), config()).await;
+    world.engine.put_policy(policy(&world)).await.unwrap();
+    until("it is left alone", async || {
+        let view = world.engine.policies().await.remove(0);
+        view.status == PolicyStatus::Within && view.reason.contains("0.0005 is left as it is")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(kinds(&journal), ["policy"]);
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("it acts", async || world.true_net() < delta("0.002").value()).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_holds_while_trading_is_paused_and_acts_when_it_runs_again() {
     let (world, journal) = world(config()).await;

@@ -63,7 +63,8 @@ impl Core {
                 .await;
         }
         let core = self.clone();
-        self.runtime.spawn(async move {
+        // Ends with the engine: the next one takes it up.
+        self.at_work(async move {
             while !accounts.is_empty() && core.shared.eyes.trading.order().kill {
                 tokio::time::sleep(LATER).await;
                 let Canceled { unreachable, .. } = core.cancel_ours(&accounts).await;

@@ -386,7 +386,7 @@ fn journal_condition(reason: String) -> Condition {
 
 impl Core {
     /// Runs an operation beside everything else.
-    fn at_work(&self, operation: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn at_work(&self, operation: impl Future<Output = ()> + Send + 'static) {
         let handle = self.runtime.spawn(operation).abort_handle();
         let mut running = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|operation| !operation.is_finished());

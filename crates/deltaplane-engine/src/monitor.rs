@@ -84,10 +84,8 @@ impl Core {
                 if policy.is_none() && (holders < 2 || named.len() < 2) {
                     return None;
                 }
-                let external = match policy {
-                    Some(_) => Delta::ZERO,
-                    None => eyes.config.holdings.external(&symbol, eyes.clock.now()).ok()?,
-                };
+                // As the operations count it.
+                let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).ok()?;
                 let target = policy.map_or(Delta::ZERO, |policy| policy.target);
                 let price = eyes.reference_price(&symbol)?;
                 let exposure = exposure_of(deltas.iter().copied().chain([external])).ok()?;

@@ -52,6 +52,10 @@ struct Entry {
     outside_since: Option<Timestamp>,
     running: Option<(OperationId, OperationKind)>,
     last_operation: Option<OperationId>,
+    /// Net delta when it acted last.
+    acted_on: Option<Delta>,
+    /// Net delta at which an operation found nothing to trade: dust, say. The next one would find the same.
+    left_alone: Option<Delta>,
     failures: u32,
     paused_until: Timestamp,
     /// What did not reach its end.
@@ -71,6 +75,8 @@ impl Entry {
             outside_since: None,
             running: None,
             last_operation: None,
+            acted_on: None,
+            left_alone: None,
             failures: 0,
             paused_until: Timestamp::default(),
             paused_by: None,
@@ -117,7 +123,7 @@ impl Policies {
                 // What runs goes on; how it is judged starts anew.
                 Some(entry) => {
                     (entry.policy, entry.outside_since, entry.failures) = (policy, None, 0);
-                    entry.paused_until = Timestamp::default();
+                    (entry.paused_until, entry.left_alone) = (Timestamp::default(), None);
                 }
                 None => drop(state.insert(symbol.clone(), Entry::new(policy, now))),
             },
@@ -319,7 +325,13 @@ impl Core {
         }) else {
             return (PolicyStatus::Holding, "it was removed".to_owned());
         };
+        let left_alone = self.shared.policies.entry(symbol, |entry| entry.left_alone).flatten();
+        if since.is_some() && left_alone == Some(group.net) {
+            let why = format!("net delta {} is left as it is: see its newest operation", group.net);
+            return (PolicyStatus::Within, why);
+        }
         if let Some(since) = since {
+            self.shared.policies.entry(symbol, |entry| entry.acted_on = Some(group.net));
             let ratio = shown(group.ratio);
             if now.since(since) < policy.after {
                 return (
@@ -405,6 +417,7 @@ impl Core {
             return Some(running);
         }
         let now = self.shared.eyes.clock.now();
+        let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());
         let failed = report.and_then(|report| report.failure);
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
@@ -415,6 +428,11 @@ impl Core {
                 (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
+                if did_nothing && kind == OperationKind::Policy {
+                    entry.left_alone = entry.acted_on;
+                } else if did_nothing && kind == OperationKind::Deleverage {
+                    (entry.paused_until, entry.paused_by) = (now.after(URGENT_PAUSE.1), Some(kind));
+                }
             }
         });
         for keeper in policy.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)) {
