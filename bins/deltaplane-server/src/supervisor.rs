@@ -112,15 +112,8 @@ impl Supervisor {
                 let last = Arc::new(Last::of(&engine).await);
                 let why = "the services are stopped".to_owned();
                 drop(self.set(State::Down { phase: SystemPhase::Stopped, why, last: last.clone() }));
-                let mut engine = engine;
-                // Whoever asks it something at the moment is done soon.
-                loop {
-                    match Arc::try_unwrap(engine) {
-                        Ok(alone) => break alone.end(),
-                        Err(shared) => engine = shared,
-                    }
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
+                // A request that still waits in it keeps it in memory, and nothing more.
+                engine.end();
                 last
             }
         }

@@ -114,7 +114,7 @@ const FIRST_PRICES: Duration = Duration::from_secs(5);
 /// A running engine. Dropping it ends its background work; operations that run are finished by its runtime.
 pub struct Engine {
     core: Arc<Core>,
-    _tasks: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// What the engine's own tasks share with whoever asks.
@@ -300,7 +300,7 @@ impl Engine {
         tasks.spawn(monitor::keep_looking(core.clone()));
         tasks.spawn(policies::keep_telling(core.clone()));
         tasks.spawn(policies::keep_carrying_out(core.clone()));
-        let engine = Self { core, _tasks: tasks };
+        let engine = Self { core, tasks: Mutex::new(tasks) };
         // A venue that answers is checked before the first request; one that does not is not waited for.
         let checked = async {
             let unchecked = |keeper: &Arc<AccountKeeper>| !keeper.is_checked() || !keeper.is_reconciled();
@@ -331,9 +331,13 @@ impl Engine {
         let _ = tokio::time::timeout(within, ended).await;
     }
 
-    /// Ends what is still at work, as the end of the process would: the next engine over the same journal settles it.
-    /// Call [`stop`](Self::stop) first.
-    pub fn end(self) {
+    /// Ends all that is still at work, as the end of the process would: nothing is sent any more, and the next engine
+    /// over the same journal settles what is open. Call [`stop`](Self::stop) first. Whoever still asks gets what was
+    /// known last.
+    pub fn end(&self) {
+        self.core.stopping.store(true, Ordering::SeqCst);
+        self.core.shared.hands.gate.end();
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         let running = &self.core.operations;
         for operation in running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             operation.abort();
@@ -489,7 +493,8 @@ impl Core {
         None
     }
 
-    fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
+    /// Refuses accounts that are not configured, all of them at once.
+    pub(crate) fn check_configured(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
         let unknown: Vec<String> = accounts
             .iter()
             .filter(|id| !self.shared.eyes.accounts.contains_key(*id))
@@ -505,6 +510,11 @@ impl Core {
             failed.details.insert("accounts".to_owned(), unknown);
             return Err(failed);
         }
+        Ok(())
+    }
+
+    fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
+        self.check_configured(accounts)?;
         for id in accounts {
             if let Some(reason) = self.shared.eyes.accounts.get(id).and_then(|keeper| keeper.blocked()) {
                 let text = format!("account {id} is out of trading: {reason}");

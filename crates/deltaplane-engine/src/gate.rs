@@ -1,6 +1,7 @@
 //! The only code that can place an order.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ pub struct OrderGate {
     may_send: bool,
     epoch: u16,
     max_orders_per_minute: usize,
+    ended: AtomicBool,
     sent: Mutex<BTreeMap<AccountId, VecDeque<Timestamp>>>,
     parents: Mutex<BTreeMap<OperationId, Parent>>,
     barren: Mutex<BTreeMap<Lane, Barren>>,
@@ -98,6 +100,7 @@ impl OrderGate {
             may_send,
             epoch,
             max_orders_per_minute,
+            ended: AtomicBool::new(false),
             sent: Mutex::default(),
             parents: Mutex::default(),
             barren: Mutex::default(),
@@ -124,6 +127,11 @@ impl OrderGate {
             parent.legs = legs.into_iter().map(|leg| (leg.clone(), leg.quantity.value())).collect();
         }
         Ok(durable)
+    }
+
+    /// Sends nothing any more: another engine may own the journal from now on.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
     }
 
     /// Forgets an operation that ended.
@@ -162,6 +170,9 @@ impl OrderGate {
         let order = &intent.order;
         if !self.may_send {
             return Err("this mode never sends orders".to_owned());
+        }
+        if self.ended.load(Ordering::SeqCst) {
+            return Err("this engine has ended".to_owned());
         }
         if self.recorder.has_failed() {
             return Err("the journal failed".to_owned());

@@ -40,6 +40,8 @@ const STEPS: u32 = 64;
 #[derive(Default)]
 pub(crate) struct Policies {
     state: Mutex<BTreeMap<Symbol, Entry>>,
+    /// One change is written at a time, so that the journal's newest word is the one that holds.
+    writing: tokio::sync::Mutex<()>,
     pub(crate) changed: Notify,
 }
 
@@ -194,22 +196,7 @@ impl Core {
     /// Takes a policy, or removes it. It is durable when this returns.
     pub(crate) async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
         let eyes = &self.shared.eyes;
-        let unknown: Vec<String> = policy
-            .accounts
-            .iter()
-            .filter(|id| !eyes.accounts.contains_key(*id))
-            .map(ToString::to_string)
-            .collect();
-        if !unknown.is_empty() {
-            let known: Vec<&str> = eyes.accounts.keys().map(AccountId::as_str).collect();
-            let mut failed = failure(
-                Code::InvalidAccount,
-                format!("not configured: {}", unknown.join(", ")),
-                format!("use configured accounts: {}", known.join(", ")),
-            );
-            failed.details.insert("accounts".to_owned(), unknown);
-            return Err(failed);
-        }
+        self.check_configured(&policy.accounts)?;
         if let Some(price) = eyes.reference_price(&policy.symbol) {
             let most = eyes.config.limits.max_net_delta;
             let worth = policy.target.abs().notional_at(price).ok();
@@ -222,6 +209,7 @@ impl Core {
                 ));
             }
         }
+        let _turn = self.shared.policies.writing.lock().await;
         let record = Record::Policy {
             symbol: policy.symbol.clone(),
             policy: Some(policy.clone()),
@@ -237,6 +225,7 @@ impl Core {
     }
 
     pub(crate) async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
+        let _turn = self.shared.policies.writing.lock().await;
         if self.policy(symbol).is_none() {
             return Ok(false);
         }
