@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_math::{MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits};
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
 use deltaplane_tests::recording::recording;
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp, parse_exact,
@@ -98,6 +98,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
                 }],
             },
             max_notional: Notional::new(dec("1000000")),
+            max_order_notional: Notional::new(dec("250000")),
             taker_rate: Ratio::new(dec("0.0005")),
             funding_over_horizon: Ratio::new(dec("0.0001")),
             bids: side(-Decimal::ONE),
@@ -120,10 +121,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
         needed,
         max_slippage: Ratio::new(dec("0.005")),
         costs: CostSettings::default(),
-        limits: PlanLimits {
-            max_order_notional: Notional::new(dec("250000")),
-            max_in_flight: Notional::new(dec("25000")),
-        },
+        max_in_flight: Notional::new(dec("25000")),
         accounts: (0..accounts).map(account).collect(),
     }
 }

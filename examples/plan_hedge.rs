@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, Result};
 use deltaplane_math::{MarginUse, OrderRules};
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits, plan_hedge};
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, plan_hedge};
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Price, Quantity, Ratio, Timestamp, parse_exact,
 };
@@ -72,6 +72,7 @@ fn account(account: &Account) -> Result<PlanAccount> {
             }],
         },
         max_notional: Notional::new(Decimal::from(1_000_000)),
+        max_order_notional: Notional::new(Decimal::from(250_000)),
         taker_rate: Ratio::new(parse_exact(&account.taker_rate)?),
         funding_over_horizon: Ratio::ZERO,
         bids: levels(&account.bids)?.into(),
@@ -100,10 +101,7 @@ fn main() -> Result<()> {
         needed,
         max_slippage: Ratio::new(parse_exact(&portfolio.max_slippage)?),
         costs: CostSettings::default(),
-        limits: PlanLimits {
-            max_order_notional: Notional::new(Decimal::from(250_000)),
-            max_in_flight: Notional::new(Decimal::from(25_000)),
-        },
+        max_in_flight: Notional::new(Decimal::from(25_000)),
         accounts: portfolio.accounts.iter().map(account).collect::<Result<_>>()?,
     };
     let plan = plan_hedge(&input)?;

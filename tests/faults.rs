@@ -13,10 +13,12 @@ use deltaplane_ports::{
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
 use deltaplane_tests::venues::{Bench, Kind, Setup};
-use deltaplane_tests::{Place, World, btc, config, engine, engine_through, exchanges, names, ready};
+use deltaplane_tests::{
+    Place, World, btc, config, engine, engine_through, exchanges, kinds, names, ready, until,
+};
 use deltaplane_types::{
     AccountId, AlertSeverity, Code, Decimal, Delta, Quantity, RefusalReason, Side, SubmitOutcome,
-    TradingState, UnknownCause,
+    TradingScope, TradingState, UnknownCause,
 };
 use deltaplane_venue_sim::core::{Command, NewOrder};
 use deltaplane_venue_sim::{Fault, FaultKind, Running};
@@ -72,16 +74,6 @@ fn at_exchanges(world: &World) -> usize {
 }
 
 /// Waits until something holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..800 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never: {what}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_f02_an_order_that_finds_no_connection_was_not_sent() {
     for kind in FAPI {
@@ -625,14 +617,6 @@ async fn f42_a_loss_that_a_hedge_finds_is_followed_when_the_hedge_ends() {
     assert_eq!(held(&world, 1), delta("-0.3"));
 }
 
-fn kinds(journal: &MemoryJournal) -> Vec<String> {
-    let kind = |record: Record| match record {
-        Record::OperationAccepted { kind, .. } => Some(kind),
-        _ => None,
-    };
-    journal.records().into_iter().filter_map(kind).collect()
-}
-
 /// The run that saw it ended before it did anything about it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f42_a_loss_that_an_earlier_run_saw_is_followed_once() {
@@ -758,7 +742,11 @@ async fn f57_an_old_journal_halts_everything_until_a_person_accepts_it() {
     let again = engine_through(&places(), &exchanges, &urls, journal.clone(), accepting).await;
     until("it may reduce", async || again.system().await.trading.state == TradingState::ReduceOnly).await;
     again
-        .set_trading(TradingChange { state: TradingState::Running, reason: "checked".to_owned() })
+        .set_trading(TradingChange {
+            scope: TradingScope::Global,
+            state: TradingState::Running,
+            reason: "checked".to_owned(),
+        })
         .await
         .unwrap();
     let world = World { exchanges, engine: again, accounts };

@@ -182,6 +182,36 @@ async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwis
     }
     let (_, system) = server.get("/api/v1/system/status").await;
     assert_eq!(system["tradingState"]["state"], "HALTED");
+    // One account and one symbol alone.
+    let say = async |body: &str| {
+        let state = server.client.put(server.url("/api/v1/trading-state"));
+        let answer =
+            state.header(CONTENT_TYPE, "application/json").body(body.to_owned()).send().await.unwrap();
+        serde_json::from_str::<Value>(&answer.text().await.unwrap()).unwrap()
+    };
+    let account = r#"{"scope": "account", "id": "aster-hedge", "state": "REDUCE_ONLY", "reason": "drained"}"#;
+    say(account).await;
+    let answer = say(r#"{"scope": "symbol", "id": "ETH-USD", "state": "PAUSED", "reason": "thin"}"#).await;
+    let scoped = &answer["tradingState"]["scoped"];
+    assert_eq!(
+        (&scoped[0]["id"], &scoped[0]["state"], &scoped[1]["scope"], &scoped[1]["reason"]),
+        (&"aster-hedge".into(), &"REDUCE_ONLY".into(), &"symbol".into(), &"thin".into()),
+        "{answer}"
+    );
+    let answer = say(&account.replace("REDUCE_ONLY", "RUNNING")).await;
+    assert_eq!(answer["tradingState"]["scoped"].as_array().unwrap().len(), 1, "{answer}");
+    for (body, code, named) in [
+        (account.replace("aster-hedge", "nobody"), 1001, ""),
+        (account.replace("aster-hedge", "No Body"), 1000, "/id"),
+        (account.replace("account\"", "symbol\""), 1000, "/id"),
+        (account.replace("account\"", "global\""), 1000, "/id"),
+        (account.replace("account\"", "exchange\""), 1000, "/scope"),
+        (account.replace("\"id\": \"aster-hedge\", ", ""), 1000, "/id"),
+    ] {
+        let answer = say(&body).await;
+        assert_eq!(answer["code"], code, "{body}: {answer}");
+        assert!(named.is_empty() || answer["errors"].to_string().contains(named), "{body}: {answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,11 +8,11 @@ use std::time::Duration;
 use deltaplane_engine::{EngineConfig, FeedLimits};
 use deltaplane_ports::{
     Alert, ControlPlane as _, Deleverage, Failover, FeedCondition, HedgeTo, HistoryQuery, OperationKind,
-    Policy, PolicyStatus, Record, TradingChange,
+    Policy, PolicyLimits, PolicyStatus, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
-use deltaplane_tests::{Place, World, btc, config, engine_through, ready};
-use deltaplane_types::{AlertKind, AlertSeverity, Code, Decimal, Delta, Side, TradingState};
+use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, ready, until};
+use deltaplane_types::{AlertKind, AlertSeverity, Code, Decimal, Delta, Side, TradingScope, TradingState};
 use deltaplane_venue_sim::Running;
 use deltaplane_venue_sim::core::{Command, NewOrder};
 
@@ -39,6 +39,8 @@ fn policy(world: &World) -> Policy {
         after: Duration::ZERO,
         deleverage: None,
         rebalance: None,
+        limits: PolicyLimits::default(),
+        horizon: None,
     }
 }
 
@@ -60,26 +62,8 @@ fn held(world: &World, index: usize) -> Delta {
     Delta::new(world.exchanges[index].sim().with(|exchange| exchange.accounts[name].net("BTCUSDT")))
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..800 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never: {what}");
-}
-
 async fn alert(world: &World, topic: &str) -> Option<Alert> {
     world.engine.alerts().await.into_iter().find(|alert| alert.topic == topic)
-}
-
-fn kinds(journal: &MemoryJournal) -> Vec<String> {
-    let kind = |record: Record| match record {
-        Record::OperationAccepted { kind, .. } => Some(kind),
-        _ => None,
-    };
-    journal.records().into_iter().filter_map(kind).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +117,7 @@ async fn a_policy_holds_while_trading_is_paused_and_acts_when_it_runs_again() {
     let (world, journal) = world(config()).await;
     world.engine.put_policy(policy(&world)).await.unwrap();
     let say = async |state| {
-        let change = TradingChange { state, reason: "a look around".to_owned() };
+        let change = TradingChange { scope: TradingScope::Global, state, reason: "a look around".to_owned() };
         world.engine.set_trading(change).await.unwrap();
     };
     say(TradingState::Paused).await;

@@ -13,7 +13,7 @@ use deltaplane_math::{
     effective_tolerance, exposure_of, linear_delta, quantity_to_band, rebalance, reference_exposure, shrink,
     smallest_order, worst_case,
 };
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits, plan_hedge};
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, plan_hedge};
 use deltaplane_risk::{
     Drawdown, EquityPoint, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds,
 };
@@ -167,6 +167,7 @@ fn plan_account(account: &Value) -> Result<PlanAccount> {
             }],
         },
         max_notional: Notional::new(number(account, "maxNotional")?),
+        max_order_notional: Notional::new(Decimal::from(1_000_000_000_000_u64)),
         taker_rate: Ratio::new(number(account, "takerRate")?),
         funding_over_horizon: Ratio::new(number(account, "fundingOverHorizon")?),
         bids: levels(account, "bids")?.into(),
@@ -198,10 +199,7 @@ fn plan(input: &Value) -> Result<Value> {
             min_liquidation_distance: Ratio::new(number(input, "minLiquidationDistance")?),
             max_basis: Ratio::new(number(input, "maxBasis")?),
         },
-        limits: PlanLimits {
-            max_order_notional: Notional::new(Decimal::from(1_000_000_000_000_u64)),
-            max_in_flight: Notional::new(Decimal::from(25_000)),
-        },
+        max_in_flight: Notional::new(Decimal::from(25_000)),
         accounts,
     })?;
     let mut legs = Vec::new();

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, Holdings, IdKey};
+use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, Holdings, IdKey, Limits};
 use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport};
 use deltaplane_ports::{
-    Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, PriceFeed, RequestMeta,
-    SymbolMap,
+    Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, PriceFeed, Record,
+    RequestMeta, SymbolMap,
 };
-use deltaplane_testkit::{delta, ratio};
+use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp, parse_exact};
 use deltaplane_venue_binance::{BinanceConfig, HmacKey};
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
@@ -147,11 +147,12 @@ pub async fn engine_with(
 
 /// How engines behave in tests.
 pub fn config() -> EngineConfig {
+    let config = EngineConfig::new(btc(), IdKey::new(b"a key of the tests"));
     EngineConfig {
-        max_orders_per_minute: 100_000,
+        limits: Limits { max_orders_per_minute: 100_000, ..config.limits },
         // Longer than a proof takes with the short windows here: what shrinks in doubt has tests of its own.
         freeze_for: Duration::from_secs(4),
-        ..EngineConfig::new(btc(), IdKey::new(b"a key of the tests"))
+        ..config
     }
 }
 
@@ -211,6 +212,26 @@ pub async fn engine_through(
         ids: Arc::new(Names::default()),
     };
     Engine::start(parts).await.expect("a journal in memory")
+}
+
+/// Waits until something holds, 16 s at most.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..800 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// The kinds of the operations that began, in order.
+pub fn kinds(journal: &MemoryJournal) -> Vec<String> {
+    let kind = |record: Record| match record {
+        Record::OperationAccepted { kind, .. } => Some(kind),
+        _ => None,
+    };
+    journal.records().into_iter().filter_map(kind).collect()
 }
 
 /// Waits until an engine takes operations and its first books are there.

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey};
+use deltaplane_engine::{AccountParts, BreakerSettings, Engine, EngineConfig, EngineParts, IdKey};
 use deltaplane_ports::{
     ControlPlane, DeltaControl, Flatten, HedgeExecution, HedgeTo, IdSource, KillSwitch, OnShortfall,
     OperationReport, OperationState, PriceFeed, RequestMeta, ResolveOrder, Settlement, TradingChange,
     UtilizationRebalance,
 };
-use deltaplane_types::{AccountId, Decimal, Delta, Notional, Quantity, Ratio, Side, TradingState};
+use deltaplane_types::{
+    AccountId, Decimal, Delta, Notional, Quantity, Ratio, Side, TradingScope, TradingState,
+};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::watch;
@@ -290,7 +292,9 @@ impl Life {
 
     async fn start(&self, clock: Arc<LifeClock>) -> Arc<Engine> {
         let mut config = EngineConfig::new(btc(), IdKey::new(b"simulation"));
-        config.max_orders_per_minute = 1_000;
+        config.limits.max_orders_per_minute = 1_000;
+        // The scripts refuse and move positions as often as they like; nobody is there to look.
+        config.breakers = BreakerSettings { refusals: None, mismatches: None, slippage: None, loss: None };
         // About a tenth of a BTC: both sides are closed in several slices.
         config.limits.max_in_flight_delta = Notional::new(Decimal::from(5_000));
         config.shrink_after_loss = self.shrink_after_loss;
@@ -459,7 +463,8 @@ impl Life {
                     world.oracle.killed_since =
                         (state != TradingState::Running).then(|| world.oracle.killed_since.unwrap_or(now));
                 }
-                let change = TradingChange { state, reason: "the script".to_owned() };
+                let change =
+                    TradingChange { scope: TradingScope::Global, state, reason: "the script".to_owned() };
                 if let Ok(order) = engine.set_trading(change).await {
                     let mut world = self.world.lock();
                     let now = world.now();
@@ -524,7 +529,11 @@ impl Life {
             KillSwitch { engaged: false, reason: "it is over".to_owned(), cancel_open_orders: false };
         self.world.lock().oracle.killed_since = None;
         engine.kill_switch(request).await.expect("an engine answers");
-        let change = TradingChange { state: TradingState::Running, reason: "it is over".to_owned() };
+        let change = TradingChange {
+            scope: TradingScope::Global,
+            state: TradingState::Running,
+            reason: "it is over".to_owned(),
+        };
         let _ = engine.set_trading(change).await;
         // A process that was started again begins anew to ask.
         let deadline = self.world.lock().now().max(ORIGIN_MS + STORM_MS) + SETTLES_WITHIN_MS;

@@ -273,13 +273,11 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     let (journal, history, clock) = (parts.journal.clone(), parts.history.clone(), parts.clock.clone());
     let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), parts.id_key.clone());
     let caps = config.limits;
-    let limits = &mut engine_config.limits;
-    limits.max_order_notional = caps.max_order_notional.unwrap_or(limits.max_order_notional);
-    limits.max_position_notional = caps.max_position_notional.unwrap_or(limits.max_position_notional);
-    limits.max_net_delta = caps.max_net_delta.unwrap_or(limits.max_net_delta);
-    limits.max_in_flight_delta = caps.max_in_flight_delta.unwrap_or(limits.max_in_flight_delta);
-    engine_config.max_orders_per_minute =
-        caps.max_orders_per_minute.unwrap_or(engine_config.max_orders_per_minute);
+    engine_config.limits = caps.general.in_place_of(engine_config.limits);
+    engine_config.limits.max_in_flight_delta =
+        caps.max_in_flight_delta.unwrap_or(engine_config.limits.max_in_flight_delta);
+    engine_config.overrides = config.overrides;
+    engine_config.breakers = config.breakers;
     engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);
     engine_config.max_price_age = caps.max_price_age.unwrap_or(engine_config.max_price_age);
     let execution = config.execution;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use deltaplane_engine::{AlertThresholds, ExternalDelta, Holdings, Threshold};
+use deltaplane_engine::{
+    AlertThresholds, BreakerSettings, ExternalDelta, Holdings, LimitOverride, Limits, Overrides, Threshold,
+};
 use deltaplane_ports::{Contract, NameRule, SymbolMap};
 use deltaplane_types::{AccountId, Decimal, Delta, Notional, Ratio, Symbol, Timestamp, VenueId, parse_exact};
 use deltaplane_venue_aster::{AgentKey, Network};
@@ -43,6 +45,8 @@ struct FileConfig {
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
+    breakers: FileBreakers,
+    #[serde(default)]
     execution: FileExecution,
     #[serde(default)]
     alerts: FileAlerts,
@@ -66,11 +70,52 @@ struct FileConfig {
 struct FileLimits {
     max_order_notional: Option<Spanned<String>>,
     max_position_notional: Option<Spanned<String>>,
+    max_operation_notional: Option<Spanned<String>>,
+    max_gross_notional: Option<Spanned<String>>,
+    max_leverage: Option<Spanned<String>>,
     max_net_delta: Option<Spanned<String>>,
     max_in_flight_delta: Option<Spanned<String>>,
     max_orders_per_minute: Option<Spanned<usize>>,
+    price_collar: Option<Spanned<String>>,
+    #[serde(default)]
+    account: BTreeMap<Spanned<String>, FileAccountLimits>,
+    #[serde(default)]
+    symbol: BTreeMap<Spanned<String>, FileSymbolLimits>,
     dust_limit: Option<Spanned<String>>,
     max_price_age_ms: Option<Spanned<u64>>,
+}
+
+/// Caps of one account that are tighter than the general ones.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileAccountLimits {
+    max_order_notional: Option<Spanned<String>>,
+    max_position_notional: Option<Spanned<String>>,
+    max_gross_notional: Option<Spanned<String>>,
+    max_leverage: Option<Spanned<String>>,
+    max_orders_per_minute: Option<Spanned<usize>>,
+    price_collar: Option<Spanned<String>>,
+}
+
+/// Caps in one symbol that are tighter than the general ones.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileSymbolLimits {
+    max_order_notional: Option<Spanned<String>>,
+    max_position_notional: Option<Spanned<String>>,
+    max_operation_notional: Option<Spanned<String>>,
+    max_net_delta: Option<Spanned<String>>,
+    price_collar: Option<Spanned<String>>,
+}
+
+/// When circuit breakers trip; 0 switches one off.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileBreakers {
+    refusals_in_a_row: Option<Spanned<u32>>,
+    mismatches_per_hour: Option<Spanned<u32>>,
+    slippage_per_hour: Option<Spanned<String>>,
+    loss_per_day: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -260,6 +305,10 @@ pub struct Config {
     pub primary_symbol: Symbol,
     /// Caps.
     pub limits: Caps,
+    /// Tighter caps of single accounts and symbols.
+    pub overrides: Overrides,
+    /// When circuit breakers trip.
+    pub breakers: BreakerSettings,
     /// How orders in doubt and losses on one side are met.
     pub execution: Execution,
     /// How lines of the log files look.
@@ -292,16 +341,10 @@ pub struct Execution {
 /// Caps; none takes the default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Caps {
-    /// Largest notional of one order.
-    pub max_order_notional: Option<Notional>,
-    /// Largest notional of one position.
-    pub max_position_notional: Option<Notional>,
-    /// Largest value of the net delta.
-    pub max_net_delta: Option<Notional>,
+    /// Caps of everything, in place of the defaults.
+    pub general: LimitOverride,
     /// How far from its target a two-sided operation may bring net delta while orders are out, as a value.
     pub max_in_flight_delta: Option<Notional>,
-    /// Orders of an account in a minute.
-    pub max_orders_per_minute: Option<usize>,
     /// Dust up to this value is a success.
     pub dust_limit: Option<Notional>,
     /// Oldest price that is traded on.
@@ -410,6 +453,92 @@ impl Places<'_> {
             bail!("{place}: {key} is [WARN, CRITICAL]: {critical} must be {way} {warn}");
         }
         Ok(Threshold { warn, critical, ..default })
+    }
+
+    fn general_limits(&self, raw: &FileLimits) -> Result<LimitOverride> {
+        Ok(LimitOverride {
+            max_order_notional: self.amount("max_order_notional", raw.max_order_notional.as_ref())?,
+            max_position_notional: self
+                .amount("max_position_notional", raw.max_position_notional.as_ref())?,
+            max_operation_notional: self
+                .amount("max_operation_notional", raw.max_operation_notional.as_ref())?,
+            max_net_delta: self.amount("max_net_delta", raw.max_net_delta.as_ref())?,
+            price_collar: self.some_fraction("price_collar", raw.price_collar.as_ref())?,
+            max_gross_notional: self.amount("max_gross_notional", raw.max_gross_notional.as_ref())?,
+            max_leverage: self.amount("max_leverage", raw.max_leverage.as_ref())?.map(Notional::value),
+            max_orders_per_minute: raw.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
+        })
+    }
+
+    /// Caps of single accounts and symbols: the strictest holds, so one that is above the general one is a mistake.
+    fn overrides(&self, raw: &FileLimits, general: Limits) -> Result<Overrides> {
+        let mut overrides = Overrides::default();
+        for (id, caps) in &raw.account {
+            let own = LimitOverride {
+                max_order_notional: self.amount("max_order_notional", caps.max_order_notional.as_ref())?,
+                max_position_notional: self
+                    .amount("max_position_notional", caps.max_position_notional.as_ref())?,
+                price_collar: self.some_fraction("price_collar", caps.price_collar.as_ref())?,
+                max_gross_notional: self.amount("max_gross_notional", caps.max_gross_notional.as_ref())?,
+                max_leverage: self.amount("max_leverage", caps.max_leverage.as_ref())?.map(Notional::value),
+                max_orders_per_minute: caps.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
+                ..LimitOverride::default()
+            };
+            self.tighter(id, &own, general)?;
+            overrides.accounts.insert(self.parse("limits.account", id)?, own);
+        }
+        for (symbol, caps) in &raw.symbol {
+            let own = LimitOverride {
+                max_order_notional: self.amount("max_order_notional", caps.max_order_notional.as_ref())?,
+                max_position_notional: self
+                    .amount("max_position_notional", caps.max_position_notional.as_ref())?,
+                max_operation_notional: self
+                    .amount("max_operation_notional", caps.max_operation_notional.as_ref())?,
+                max_net_delta: self.amount("max_net_delta", caps.max_net_delta.as_ref())?,
+                price_collar: self.some_fraction("price_collar", caps.price_collar.as_ref())?,
+                ..LimitOverride::default()
+            };
+            self.tighter(symbol, &own, general)?;
+            overrides.symbols.insert(self.parse("limits.symbol", symbol)?, own);
+        }
+        Ok(overrides)
+    }
+
+    fn tighter(&self, of: &Spanned<String>, own: &LimitOverride, general: Limits) -> Result<()> {
+        if general.tightened(own) == own.in_place_of(general) {
+            return Ok(());
+        }
+        bail!(
+            "{}: a limit of {} is above the general one under [limits], and the stricter one holds; lower it or raise the general one",
+            self.at(of.span().start),
+            of.get_ref()
+        )
+    }
+
+    fn breakers(&self, raw: &FileBreakers) -> Result<BreakerSettings> {
+        let known = BreakerSettings::default();
+        let count = |value: Option<&Spanned<u32>>, default| match value.map(|value| *value.get_ref()) {
+            None => default,
+            Some(0) => None,
+            Some(count) => Some(count),
+        };
+        let off =
+            |value: &Option<Spanned<String>>| value.as_ref().is_some_and(|value| value.get_ref() == "0");
+        let slippage = self.amount(
+            "breakers.slippage_per_hour",
+            raw.slippage_per_hour.as_ref().filter(|_| !off(&raw.slippage_per_hour)),
+        )?;
+        let loss = self.some_fraction("breakers.loss_per_day", raw.loss_per_day.as_ref())?;
+        Ok(BreakerSettings {
+            refusals: count(raw.refusals_in_a_row.as_ref(), known.refusals),
+            mismatches: count(raw.mismatches_per_hour.as_ref(), known.mismatches),
+            slippage: if off(&raw.slippage_per_hour) { None } else { slippage.or(known.slippage) },
+            loss: if off(&raw.loss_per_day) { None } else { loss.or(known.loss) },
+        })
+    }
+
+    fn some_fraction(&self, key: &str, value: Option<&Spanned<String>>) -> Result<Option<Ratio>> {
+        value.map(|value| self.fraction(key, value)).transpose()
     }
 
     fn alerts(&self, raw: &FileAlerts) -> Result<AlertThresholds> {
@@ -615,6 +744,8 @@ impl Config {
             data_dir: None,
             primary_symbol: default_symbol(),
             limits: Caps::default(),
+            overrides: Overrides::default(),
+            breakers: BreakerSettings::default(),
             execution: Execution::default(),
             log_format: LogFormat::default(),
             alerts: AlertThresholds::default(),
@@ -645,14 +776,9 @@ impl Config {
         let raw: FileConfig = toml::from_str(text).map_err(|error| anyhow!("{file}: {error}"))?;
         let places = Places { file: file.to_owned(), text };
         let limits = Caps {
-            max_order_notional: places
-                .amount("max_order_notional", raw.limits.max_order_notional.as_ref())?,
-            max_position_notional: places
-                .amount("max_position_notional", raw.limits.max_position_notional.as_ref())?,
-            max_net_delta: places.amount("max_net_delta", raw.limits.max_net_delta.as_ref())?,
+            general: places.general_limits(&raw.limits)?,
             max_in_flight_delta: places
                 .amount("max_in_flight_delta", raw.limits.max_in_flight_delta.as_ref())?,
-            max_orders_per_minute: raw.limits.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
             dust_limit: places.amount("dust_limit", raw.limits.dust_limit.as_ref())?,
             max_price_age: match &raw.limits.max_price_age_ms {
                 Some(value) => Some(places.millis("max_price_age_ms", Some(value), 0, (100, 60_000))?),
@@ -669,6 +795,7 @@ impl Config {
             allow_unguarded_resting: raw.execution.allow_unguarded_resting,
         };
         let holdings = places.holdings(&raw)?;
+        let breakers = places.breakers(&raw.breakers)?;
         let alerts = places.alerts(&raw.alerts)?;
         let delta_alert_after = match &raw.alerts.delta_after_ms {
             Some(value) => Some(places.millis("alerts.delta_after_ms", Some(value), 0, (0, 600_000))?),
@@ -683,7 +810,7 @@ impl Config {
             bail!("{file}: mode {:?} needs at least one [[account]]", raw.mode);
         }
         if raw.mode == Mode::Live
-            && (limits.max_order_notional.is_none() || limits.max_position_notional.is_none())
+            && (limits.general.max_order_notional.is_none() || limits.general.max_position_notional.is_none())
         {
             bail!("{file}: live mode needs limits.max_order_notional and limits.max_position_notional");
         }
@@ -750,6 +877,13 @@ impl Config {
             let credential = places.credential(kind, network, account, &id)?;
             accounts.push(Account { id, exchange, credential });
         }
+        let overrides = places.overrides(&raw.limits, limits.general.in_place_of(Limits::default()))?;
+        if raw.mode != Mode::Paper
+            && let Some(account) =
+                overrides.accounts.keys().find(|id| !accounts.iter().any(|known| known.id == **id))
+        {
+            bail!("{file}: limits.account names {account}, which is not configured");
+        }
         let primary_symbol = match &raw.primary_symbol {
             Some(symbol) => places.parse("primary_symbol", symbol)?,
             None => default_symbol(),
@@ -763,6 +897,8 @@ impl Config {
             data_dir: raw.data_dir,
             primary_symbol,
             limits,
+            overrides,
+            breakers,
             execution,
             log_format: raw.log.format,
             alerts,
@@ -847,6 +983,22 @@ secret_env = "PATH"
     }
 
     #[test]
+    fn limits_of_accounts_and_symbols_are_tighter_and_breakers_can_be_switched_off() {
+        let text = format!(
+            "{LIVE}[limits.account.main]\nmax_order_notional = \"500\"\nmax_leverage = \"3\"\n[limits.symbol.BTC-USD]\nmax_net_delta = \"900\"\n[breakers]\nrefusals_in_a_row = 4\nslippage_per_hour = \"0\"\n"
+        );
+        let config = Config::parse(&text, "deltaplane.toml").unwrap();
+        let general = config.limits.general.in_place_of(Limits::default());
+        let (main, btc) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let limits = config.overrides.on_account(config.overrides.in_symbol(general, &btc), &main);
+        let usd = |amount: i64| Notional::new(Decimal::from(amount));
+        assert_eq!((limits.max_order_notional, limits.max_position_notional), (usd(500), usd(5_000)));
+        assert_eq!((limits.max_net_delta, limits.max_leverage), (usd(900), Some(Decimal::from(3))));
+        assert_eq!((config.breakers.refusals, config.breakers.slippage), (Some(4), None));
+        assert_eq!(config.breakers.loss, BreakerSettings::default().loss);
+    }
+
+    #[test]
     fn errors_name_file_line_and_key() {
         refused("mode = \"real\"", "line 1");
         refused("\nlissten = \"127.0.0.1:1\"", "unknown field `lissten`");
@@ -903,6 +1055,16 @@ secret_env = "PATH"
         refused(&keyed("pacifica", "x"), "line 12: account main: the account of 1 characters is not base58");
         refused(&keyed("aster", "x"), "line 12: account main: the agent's private key is not 64 hexadecimal");
         refused(&keyed("aster", "x").replace("address = \"x\"", ""), "account main has no address");
+        let own = |table: &str| format!("{LIVE}{table}");
+        refused(
+            &own("[limits.account.main]\nmax_order_notional = \"1000.01\""),
+            "line 16: a limit of main is above the general one under [limits]",
+        );
+        refused(&own("[limits.account.other]\nmax_leverage = \"3\""), "names other, which is not configured");
+        refused(&own("[limits.account.main]\nmax_net_delta = \"3\""), "unknown field `max_net_delta`");
+        refused(&own("[limits.symbol.btc]\nmax_net_delta = \"3\""), "line 16: limits.symbol");
+        refused(&own("[limits.symbol.BTC-USD]\nprice_collar = \"1.5\""), "price_collar 1.5 must be 0 to 1");
+        refused(&own("[breakers]\nloss_per_day = \"ten\""), "breakers.loss_per_day \"ten\"");
         refused("[rates]\nUSDC = \"0\"", "line 2: rates.USDC 0 must be above 0");
         let held = "[external_delta.BTC-USD]\namount = \"-0.5\"\nas_of = \"yesterday\"\nmax_age_hours = 24";
         refused(held, "deltaplane.toml, line 3: as_of \"yesterday\" is no time such as");

@@ -79,13 +79,19 @@ pub fn line(stored: &StoredRecord) -> String {
             activity.cause,
             activity.position
         ),
-        Record::Trading(order) => format!(
-            "{} trading {}{}: {}",
-            time(order.at),
-            order.state,
-            if order.kill { ", kill switch engaged" } else { "" },
-            order.reason
-        ),
+        Record::Trading(order) => {
+            let scoped = order.scoped.iter().map(|(scope, scoped)| {
+                format!("; {scope} {} since {}: {}", scoped.state, time(scoped.at), scoped.reason)
+            });
+            format!(
+                "{} trading {}{}: {}{}",
+                time(order.at),
+                order.state,
+                if order.kill { ", kill switch engaged" } else { "" },
+                order.reason,
+                scoped.collect::<String>()
+            )
+        }
         Record::Policy { symbol, policy, at } => {
             let what = match policy {
                 None => "removed".to_owned(),

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use deltaplane_market::FeedLimits;
 use deltaplane_plan::CostSettings;
-use deltaplane_risk::{AlertThresholds, Limits};
-use deltaplane_types::{Decimal, Notional, Ratio, Symbol};
+use deltaplane_risk::{AlertThresholds, Limits, Overrides};
+use deltaplane_types::{Decimal, Notional, Symbol};
 
+use crate::breakers::BreakerSettings;
 use crate::holdings::Holdings;
 use crate::ids::IdKey;
 
@@ -20,6 +21,10 @@ pub struct EngineConfig {
     pub holdings: Holdings,
     /// Caps of the gate.
     pub limits: Limits,
+    /// Tighter ones of single accounts and symbols.
+    pub overrides: Overrides,
+    /// When circuit breakers trip.
+    pub breakers: BreakerSettings,
     /// Weights and constraints of the planner.
     pub costs: CostSettings,
     /// When a feed is late or stale.
@@ -38,8 +43,6 @@ pub struct EngineConfig {
     pub dust_limit: Notional,
     /// Horizon over which funding is expected.
     pub funding_horizon: Duration,
-    /// Orders of one account in a minute.
-    pub max_orders_per_minute: usize,
     /// How long nothing goes out after an order came into doubt.
     pub freeze_for: Duration,
     /// Whether then, while the doubt lasts, other accounts make the worst case smaller.
@@ -70,13 +73,9 @@ impl EngineConfig {
         Self {
             primary_symbol,
             holdings: Holdings::default(),
-            limits: Limits {
-                max_order_notional: usd(250_000),
-                max_position_notional: usd(1_000_000),
-                max_net_delta: usd(250_000),
-                max_in_flight_delta: usd(25_000),
-                price_collar: Ratio::new(Decimal::from_i128_with_scale(12, 2)),
-            },
+            limits: Limits::default(),
+            overrides: Overrides::default(),
+            breakers: BreakerSettings::default(),
             costs: CostSettings::default(),
             feeds: FeedLimits::default(),
             alerts: AlertThresholds::default(),
@@ -86,7 +85,6 @@ impl EngineConfig {
             reference_floor: usd(100),
             dust_limit: usd(200),
             funding_horizon: Duration::from_secs(8 * 3_600),
-            max_orders_per_minute: 60,
             freeze_for: Duration::from_secs(2),
             shrink_in_doubt: true,
             shrink_after_loss: false,

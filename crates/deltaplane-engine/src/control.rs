@@ -7,11 +7,11 @@ use deltaplane_math::{
     Decision, Exposure, Interval, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
     quantity_to_band, reference_exposure, round_down_to_lot,
 };
-use deltaplane_plan::{
-    PlanAccount, PlanError, PlanInput, PlanLimits, least_smallest_order, plan_hedge, plan_lockstep,
-};
+use deltaplane_plan::{PlanAccount, PlanError, PlanInput, least_smallest_order, plan_hedge, plan_lockstep};
 use deltaplane_ports::{Failure, HedgeTo, OnShortfall, RebalanceView};
-use deltaplane_risk::{AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal};
+use deltaplane_risk::{
+    AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, LimitOverride, Limits,
+};
 use deltaplane_types::{
     AccountId, Code, Decimal, Delta, Instrument, Notional, Plan, Price, Quantity, Ratio, Side, Symbol,
     TradingState,
@@ -93,6 +93,17 @@ pub struct Spec {
     pub max_slippage: Ratio,
     /// Whether positions may only shrink.
     pub only_reduces: bool,
+    /// What it sets for itself.
+    pub terms: Terms,
+}
+
+/// What an operation sets for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Tighter caps than the configured ones.
+    pub limits: LimitOverride,
+    /// Horizon over which funding is expected; none takes the configured one.
+    pub funding_horizon: Option<Duration>,
 }
 
 /// What the first round fixes for the whole operation.
@@ -457,7 +468,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        limits: plan_limits(round.config),
+        max_in_flight: round.config.limits.max_in_flight_delta,
         accounts,
     };
     let plan = plan_hedge(&input).map_err(not_planned)?;
@@ -481,7 +492,8 @@ fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<Verdict, Box<Fai
         return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
     }
     let kept = plan.clone();
-    match Gate::new(round.config.limits).approve(plan, &gate_facts(round)) {
+    let facts = gate_facts(round).map_err(internal)?;
+    match Gate::new(limits(round)).approve(plan, &facts) {
         Ok(approved) => Ok(Verdict::Go { approved, net, unwinds: false }),
         Err(refusal) => {
             Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net })
@@ -552,7 +564,7 @@ fn decide_two_sided(
         needed: Delta::ZERO,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        limits: plan_limits(round.config),
+        max_in_flight: round.config.limits.max_in_flight_delta,
         accounts,
     };
     let plan = plan_lockstep(&input, &left).map_err(not_planned)?;
@@ -619,7 +631,7 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        limits: plan_limits(round.config),
+        max_in_flight: round.config.limits.max_in_flight_delta,
         accounts,
     };
     let plan = plan_hedge(&input).ok()?;
@@ -632,7 +644,7 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
     if !interval.allows(first, anchor.target).ok()? {
         return None;
     }
-    Gate::new(round.config.limits).approve(plan, &gate_facts(round)).ok()
+    Gate::new(limits(round)).approve(plan, &gate_facts(round).ok()?).ok()
 }
 
 /// While another operation does not know what became of its orders, only what makes the worst case of the whole
@@ -669,11 +681,15 @@ fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, 
     Ok(Some(failure(Code::Conflict, text, "wait until the doubt is settled, see GET /api/v1/operations")))
 }
 
-fn plan_limits(config: &EngineConfig) -> PlanLimits {
-    PlanLimits {
-        max_order_notional: config.limits.max_order_notional,
-        max_in_flight: config.limits.max_in_flight_delta,
-    }
+/// The caps that hold in the operation's symbol.
+fn limits(round: &Round<'_>) -> Limits {
+    let own = round.config.limits.tightened(&round.spec.terms.limits);
+    round.config.overrides.in_symbol(own, &round.spec.symbol)
+}
+
+/// The caps that hold for one of its accounts there.
+fn limits_of(round: &Round<'_>, account: &AccountId) -> Limits {
+    round.config.overrides.on_account(limits(round), account)
 }
 
 /// To the band a quantity is rounded away from zero, but never past the target.
@@ -716,7 +732,8 @@ fn shortfall(
     }
     let named = round.snapshot.blocked_by.iter().filter(|(id, _)| round.spec.accounts.contains(id));
     let alerts: Vec<String> = named.flat_map(|(_, alerts)| alerts.clone()).collect();
-    let halted = round.snapshot.trading >= TradingState::ReduceOnly;
+    let halted =
+        round.spec.accounts.iter().any(|id| round.snapshot.trading_of(id) >= TradingState::ReduceOnly);
     let restricted = halted || !alerts.is_empty();
     let code = if restricted { Code::RiskBlocked } else { Code::DeltaBeyondLimit };
     let restricted_remedy = if halted {
@@ -752,28 +769,38 @@ fn shortfall(
     }
 }
 
-fn gate_facts(round: &Round<'_>) -> GateFacts {
-    let accounts = round
-        .snapshot
-        .accounts
-        .iter()
-        .map(|(id, facts)| {
-            (
-                id.clone(),
-                GateAccount { position: facts.account.position(&round.spec.symbol), reconciled: true },
-            )
-        })
-        .collect();
-    GateFacts { accounts, price_sources: round.snapshot.price_sources, trading: round.snapshot.trading }
+fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
+    let mut accounts = BTreeMap::new();
+    for (id, facts) in &round.snapshot.accounts {
+        let known = GateAccount {
+            position: facts.account.position(&round.spec.symbol),
+            reconciled: true,
+            trading: round.snapshot.trading_of(id),
+            gross_elsewhere: facts.gross_elsewhere,
+            equity: facts.margin(&round.spec.symbol)?.equity,
+            limits: limits_of(round, id),
+        };
+        accounts.insert(id.clone(), known);
+    }
+    let (price_sources, trading) = (round.snapshot.price_sources, round.snapshot.trading);
+    Ok(GateFacts { accounts, price_sources, trading })
 }
 
 fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {
     let (code, remedy) = match refusal {
-        GateRefusal::Halted | GateRefusal::NotReducing { .. } => (Code::RiskBlocked, "clear the halt first"),
+        GateRefusal::Halted | GateRefusal::AccountHalted { .. } | GateRefusal::NotReducing { .. } => {
+            (Code::RiskBlocked, "clear the halt first")
+        }
         GateRefusal::NotReconciled { .. } => (Code::Conflict, "wait until the account is reconciled"),
         GateRefusal::TooFewPrices { .. } => (Code::MarketDataUnavailable, "wait for a second price source"),
+        GateRefusal::GrossUnknown { .. } => {
+            (Code::MarketDataUnavailable, "wait until the account's other positions have prices")
+        }
         GateRefusal::OrderTooLarge { .. }
         | GateRefusal::PositionTooLarge { .. }
+        | GateRefusal::GrossTooLarge { .. }
+        | GateRefusal::LeverageTooHigh { .. }
+        | GateRefusal::OperationTooLarge { .. }
         | GateRefusal::NetDeltaTooLarge { .. }
         | GateRefusal::OutsideCollar { .. }
         | GateRefusal::WorstCase { .. } => {
@@ -798,7 +825,8 @@ fn plan_accounts(round: &Round<'_>, anchor: &Anchor) -> Result<Vec<PlanAccount>,
     let mut accounts = Vec::new();
     for id in &round.spec.accounts {
         let Some(facts) = round.snapshot.accounts.get(id) else { continue };
-        if round.excluded.contains(id) || !facts.instrument.tradable {
+        let halted = round.snapshot.trading_of(id) == TradingState::Halted;
+        if round.excluded.contains(id) || !facts.instrument.tradable || halted {
             continue;
         }
         accounts.push(plan_account(id, facts, anchor.arrival_mids.get(id).copied(), round)?);
@@ -827,6 +855,8 @@ fn plan_account(
     let low = band(instrument.price_band_down)
         .and_then(|price| deltaplane_math::ceil_to_step(price.value(), tick).ok())
         .and_then(|price| Price::try_new(price).ok());
+    let margin = facts.margin(&round.spec.symbol)?;
+    let (limits, equity) = (limits_of(round, id), margin.equity);
     Ok(PlanAccount {
         id: id.clone(),
         position: facts.account.position(&round.spec.symbol),
@@ -834,8 +864,9 @@ fn plan_account(
         tick_size: instrument.tick_size,
         max_quantity: instrument.max_quantity,
         quote_rate: facts.quote_rate,
-        margin: facts.margin(&round.spec.symbol)?,
-        max_notional: round.config.limits.max_position_notional,
+        margin,
+        max_notional: largest_position(&limits, facts.gross_elsewhere, equity)?,
+        max_order_notional: limits.max_order_notional,
         taker_rate: instrument.taker_rate,
         funding_over_horizon: expected_funding(facts, round)?,
         bids: market.bids.clone(),
@@ -845,9 +876,29 @@ fn plan_account(
         band_low: low,
         hedge_mode: facts.account.hedge_mode,
         only_reduces: round.spec.only_reduces
-            || round.snapshot.trading >= TradingState::ReduceOnly
+            || round.snapshot.trading_of(id) >= TradingState::ReduceOnly
             || round.snapshot.blocked_by.contains_key(id),
     })
+}
+
+/// The largest position that the caps leave an account in one symbol.
+pub(crate) fn largest_position(
+    limits: &Limits,
+    elsewhere: Option<Notional>,
+    equity: Notional,
+) -> Result<Notional, MathError> {
+    let by_leverage = match limits.max_leverage {
+        Some(most) => Some(Notional::new(deltaplane_math::mul_rounded(most, equity.value())?)),
+        None => None,
+    };
+    let gross = [limits.max_gross_notional, by_leverage].into_iter().flatten().min();
+    // What has no price leaves no room.
+    let room = match (gross, elsewhere) {
+        (None, _) => limits.max_position_notional,
+        (Some(_), None) => Notional::ZERO,
+        (Some(gross), Some(elsewhere)) => gross.minus(elsewhere)?.max(Notional::ZERO),
+    };
+    Ok(room.min(limits.max_position_notional))
 }
 
 /// The running rate for the next settlement, the mean of the last 24 hours for those after it.
@@ -855,7 +906,8 @@ fn expected_funding(facts: &AccountFacts, round: &Round<'_>) -> Result<Ratio, Ma
     let (Some(rate), Some(next)) = (facts.market.funding_rate, facts.market.next_funding) else {
         return Ok(Ratio::ZERO);
     };
-    let end = round.snapshot.as_of.after(round.config.funding_horizon);
+    let horizon = round.spec.terms.funding_horizon.unwrap_or(round.config.funding_horizon);
+    let end = round.snapshot.as_of.after(horizon);
     if next > end {
         return Ok(Ratio::ZERO);
     }

@@ -14,22 +14,23 @@ use deltaplane_ports::{
     HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary, OperationKind,
     OperationReport, OperationState, OrderGateway, PastAlert, Policy, PolicyView, PortfolioView,
     PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, RiskHistory, RiskSample,
-    ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest, SymbolView, SyncReport,
-    SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
-    VenueRules,
+    ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest, SymbolView,
+    SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
+    UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
-    Timestamp, TradingState, VenueId,
+    Timestamp, TradingScope, TradingState, VenueId,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::{Alerts, Condition};
+use crate::breakers::{self, Breakers};
 use crate::canceling::Canceled;
 use crate::config::EngineConfig;
-use crate::control::{Goal, Spec, UtilizationGoal};
+use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
 use crate::equity;
@@ -204,7 +205,8 @@ impl Engine {
             dead_man: dead_man.clone(),
             may_send: config.may_send,
             epoch,
-            max_orders_per_minute: config.max_orders_per_minute,
+            limits: config.limits,
+            overrides: config.overrides.clone(),
         });
         let rules = gateways.iter().map(|(id, gateway)| (id.clone(), gateway.rules())).collect();
         let slots = Arc::new(Semaphore::new(config.max_operations));
@@ -241,6 +243,7 @@ impl Engine {
             alerts,
             ledger: Ledger::default(),
             losses: Losses::default(),
+            breakers: Breakers::default(),
             feeds: board,
             policies: Policies::default(),
             history,
@@ -297,6 +300,7 @@ impl Engine {
         }
         tasks.spawn(watch::keep_alerts(core.clone()));
         tasks.spawn(losses::keep_answering(core.clone()));
+        tasks.spawn(breakers::keep_tripping(core.clone()));
         tasks.spawn(monitor::keep_looking(core.clone()));
         tasks.spawn(policies::keep_telling(core.clone()));
         tasks.spawn(policies::keep_carrying_out(core.clone()));
@@ -423,6 +427,7 @@ impl Core {
                 accounts: known.cloned().collect(),
                 max_slippage: deltaplane_types::Ratio::ZERO,
                 only_reduces: true,
+                terms: Terms::default(),
             };
             if let Some(gone) = operation.traded_accounts().find(|id| !self.rules.contains_key(*id)) {
                 self.shared
@@ -610,8 +615,9 @@ impl Core {
             });
             return Ok(Started { id, report });
         }
-        if eyes.trading.now() == TradingState::Paused && !spec.only_reduces {
-            let text = eyes.trading.reason();
+        let (trading, why) = eyes.trading.loosest(&spec.accounts, &spec.symbol);
+        if trading == TradingState::Paused && !spec.only_reduces {
+            let text = why;
             let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
             return Err(failure(Code::RiskBlocked, text, remedy));
         }
@@ -761,6 +767,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
+            terms: Terms::default(),
         };
         self.core
             .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
@@ -776,6 +783,7 @@ impl ControlPlane for Engine {
             accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
+            terms: Terms::default(),
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -787,6 +795,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: true,
+            terms: Terms::default(),
         };
         self.core.launch(OperationKind::Flatten, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -803,6 +812,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
+            terms: Terms::default(),
         };
         self.core.launch(OperationKind::Rebalance, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -1004,18 +1014,38 @@ impl ControlPlane for Engine {
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
         let shared = &self.core.shared;
         let now = shared.eyes.clock.now();
-        let TradingChange { state, reason } = change;
+        let TradingChange { scope, state, reason } = change;
+        if let TradingScope::Account(account) = &scope {
+            self.core.check_configured(std::slice::from_ref(account))?;
+        }
         let change = |order: &mut TradingOrder| {
-            (order.state, order.at) = (state, now);
-            order.reason.clone_from(&reason);
+            if scope == TradingScope::Global {
+                (order.state, order.at) = (state, now);
+                order.reason.clone_from(&reason);
+            } else if state == TradingState::Running {
+                order.scoped.remove(&scope);
+            } else {
+                let scoped = ScopedTrading { state, reason: reason.clone(), at: now };
+                order.scoped.insert(scope.clone(), scoped);
+            }
         };
         let changed = shared.eyes.trading.change(&shared.hands.recorder, change, Vec::new()).await;
         let order = changed.map_err(|error| {
             let remedy = "free the disk or repair the journal, then restart the server";
             failure(Code::Internal, error.to_string(), remedy)
         })?;
-        if order.state == TradingState::Running {
-            let records = shared.alerts.resolve("journal", now, |_| true);
+        if state == TradingState::Running {
+            let mut records = Vec::new();
+            if scope == TradingScope::Global && order.state == TradingState::Running {
+                records.extend(shared.alerts.resolve("journal", now, |_| true));
+            }
+            for topic in breakers::TOPICS {
+                records.extend(shared.alerts.resolve(topic, now, |alert| match (&alert.account, &scope) {
+                    (None, TradingScope::Global) => true,
+                    (Some(account), TradingScope::Account(of)) => account == of,
+                    _ => false,
+                }));
+            }
             // A failure stops all sending by itself; the alert comes back with the next start.
             let _ = shared.hands.recorder.append(records).await;
         }

@@ -32,6 +32,8 @@ struct State {
     unknown_flow: bool,
     flowed_at: Timestamp,
     last: Option<Notional>,
+    /// What was gained since the start of this run, deposits taken out.
+    gained: Decimal,
 }
 
 impl EquityTrack {
@@ -60,6 +62,11 @@ impl EquityTrack {
                 (true, Some(last)) => equity.minus(last).unwrap_or_default(),
                 _ => Notional::new(state.flow),
             };
+            if let Some(last) = state.last {
+                let gain = equity.minus(last).and_then(|change| change.minus(flow));
+                let sum = gain.ok().and_then(|gain| state.gained.checked_add(gain.value()));
+                state.gained = sum.unwrap_or(state.gained);
+            }
             (state.flow, state.unknown_flow, state.last) = (Decimal::ZERO, false, Some(equity));
             // A number that cannot be held changes nothing.
             let _ = state.drawdown.observe(EquityPoint { equity, flow });
@@ -68,6 +75,11 @@ impl EquityTrack {
 
     fn max_drawdown(&self) -> Ratio {
         self.with(|state| state.drawdown.maximum())
+    }
+
+    /// What was gained since the start of this run, deposits and withdrawals taken out; the account's currency.
+    pub(crate) fn gained(&self) -> Decimal {
+        self.with(|state| state.gained)
     }
 
     /// What a later run goes on from.

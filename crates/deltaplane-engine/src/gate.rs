@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{Clock, IntentRecord, JournalError, OrderGateway, PlannedLeg, Record};
+use deltaplane_risk::{Limits, Overrides};
 use deltaplane_types::{
     AccountId, Decimal, OperationId, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce,
     Timestamp, TradingState,
@@ -56,7 +57,8 @@ pub struct OrderGate {
     dead_man: Arc<DeadMan>,
     may_send: bool,
     epoch: u16,
-    max_orders_per_minute: usize,
+    limits: Limits,
+    overrides: Overrides,
     ended: AtomicBool,
     sent: Mutex<BTreeMap<AccountId, VecDeque<Timestamp>>>,
     parents: Mutex<BTreeMap<OperationId, Parent>>,
@@ -72,7 +74,8 @@ pub(crate) struct GateParts {
     pub(crate) dead_man: Arc<DeadMan>,
     pub(crate) may_send: bool,
     pub(crate) epoch: u16,
-    pub(crate) max_orders_per_minute: usize,
+    pub(crate) limits: Limits,
+    pub(crate) overrides: Overrides,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -81,16 +84,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl OrderGate {
     pub(crate) fn new(parts: GateParts) -> Self {
-        let GateParts {
-            gateways,
-            recorder,
-            clock,
-            trading,
-            dead_man,
-            may_send,
-            epoch,
-            max_orders_per_minute,
-        } = parts;
+        let GateParts { gateways, recorder, clock, trading, dead_man, may_send, epoch, limits, overrides } =
+            parts;
         Self {
             gateways,
             recorder,
@@ -99,7 +94,8 @@ impl OrderGate {
             dead_man,
             may_send,
             epoch,
-            max_orders_per_minute,
+            limits,
+            overrides,
             ended: AtomicBool::new(false),
             sent: Mutex::default(),
             parents: Mutex::default(),
@@ -180,10 +176,11 @@ impl OrderGate {
         if intent.epoch != self.epoch {
             return Err(format!("it was reserved by run {} and this is run {}", intent.epoch, self.epoch));
         }
-        match self.trading.now() {
-            TradingState::Halted => return Err(self.trading.reason()),
+        let reason = || self.trading.reason_for(&order.account, &order.symbol);
+        match self.trading.of(&order.account, &order.symbol) {
+            TradingState::Halted => return Err(reason()),
             // The venue itself keeps a reduce-only order from adding.
-            TradingState::ReduceOnly if !order.reduce_only => return Err(self.trading.reason()),
+            TradingState::ReduceOnly if !order.reduce_only => return Err(reason()),
             TradingState::ReduceOnly | TradingState::Paused | TradingState::Running => {}
         }
         if self.clock.now() >= order.deadline {
@@ -225,7 +222,7 @@ impl OrderGate {
         while times.front().is_some_and(|at| now.since(*at) >= Duration::from_secs(60)) {
             times.pop_front();
         }
-        if times.len() >= self.max_orders_per_minute {
+        if times.len() >= self.overrides.on_account(self.limits, account).max_orders_per_minute {
             return false;
         }
         times.push_back(now);

@@ -11,6 +11,7 @@
 
 mod accounts;
 mod alerts;
+mod breakers;
 mod canceling;
 mod config;
 pub mod control;
@@ -41,9 +42,10 @@ mod utilization;
 mod watch;
 
 pub use alerts::Condition;
+pub use breakers::BreakerSettings;
 pub use config::EngineConfig;
 pub use deltaplane_market::FeedLimits;
-pub use deltaplane_risk::{AlertThresholds, Threshold};
+pub use deltaplane_risk::{AlertThresholds, LimitOverride, Limits, Overrides, Threshold};
 pub use doubts::Doubt;
 pub use durable::{Durable, Recorder};
 pub use engine::{AccountParts, Engine, EngineParts, StartError};

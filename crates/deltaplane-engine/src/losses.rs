@@ -17,7 +17,7 @@ use deltaplane_types::{
 use tokio::sync::Notify;
 
 use crate::alerts::Condition;
-use crate::control::{Goal, Spec};
+use crate::control::{Goal, Spec, Terms};
 use crate::engine::Core;
 
 /// A loss that could not be answered for so long is left to people.
@@ -182,6 +182,7 @@ impl Core {
             accounts,
             max_slippage: one(1, 2),
             only_reduces: true,
+            terms: Terms::default(),
         };
         let meta = RequestMeta { idempotency: None, wait: None };
         let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;

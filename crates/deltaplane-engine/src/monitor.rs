@@ -7,7 +7,9 @@ use std::time::Duration;
 use deltaplane_math::{MathError, deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{AccountRisk, Record, RiskSample};
 use deltaplane_risk::Threshold;
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Delta, Ratio, Symbol, Timestamp};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
+};
 
 use crate::alerts::Condition;
 use crate::engine::Core;
@@ -144,6 +146,16 @@ impl Core {
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
             let _ = shared.hands.recorder.append(records).await;
+        }
+        // A part of the accounts says nothing of the whole book.
+        if risks.len() == shared.eyes.accounts.len()
+            && let Ok(equity) = risks.values().try_fold(Notional::ZERO, |sum, risk| sum.plus(risk.equity))
+        {
+            let gains = shared.eyes.accounts.values().map(|keeper| keeper.equity.gained());
+            if let Some(gained) = gains.into_iter().try_fold(Decimal::ZERO, |sum, gain| sum.checked_add(gain))
+            {
+                shared.breakers.on_gains(gained, equity, now, &shared.eyes.config.breakers);
+            }
         }
         let samples = risks.into_iter().map(|(id, risk)| {
             let of_group =

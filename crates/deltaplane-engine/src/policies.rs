@@ -10,6 +10,7 @@ use deltaplane_ports::{
     Deleverage, Failure, OnShortfall, OperationKind, OperationState, Policy, PolicyStatus, PolicyView,
     Record, RequestMeta,
 };
+use deltaplane_risk::LimitOverride;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, OperationId, Ratio, Symbol, Timestamp,
     TradingState,
@@ -17,7 +18,7 @@ use deltaplane_types::{
 use tokio::sync::Notify;
 
 use crate::alerts::Condition;
-use crate::control::{Goal, Spec, UtilizationGoal};
+use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::Core;
 use crate::monitor::Group;
 use crate::report::failure;
@@ -198,7 +199,9 @@ impl Core {
         let eyes = &self.shared.eyes;
         self.check_configured(&policy.accounts)?;
         if let Some(price) = eyes.reference_price(&policy.symbol) {
-            let most = eyes.config.limits.max_net_delta;
+            let limits = eyes.config.overrides.in_symbol(eyes.config.limits, &policy.symbol);
+            let own = policy.limits.max_net_delta.unwrap_or(limits.max_net_delta);
+            let most = limits.max_net_delta.min(own);
             let worth = policy.target.abs().notional_at(price).ok();
             if worth.is_none_or(|worth| worth > most) {
                 let text = format!("targetDelta {} is worth more than max_net_delta {most}", policy.target);
@@ -264,9 +267,9 @@ impl Core {
         if let Some(running) = self.what_runs(policy).await {
             return (PolicyStatus::Acting, format!("operation {running} is at work"));
         }
-        let trading = self.shared.eyes.trading.now();
+        let (trading, restricted) = self.shared.eyes.trading.loosest(&policy.accounts, symbol);
         if trading == TradingState::Halted {
-            return (PolicyStatus::Holding, self.shared.eyes.trading.reason());
+            return (PolicyStatus::Holding, restricted);
         }
         let (paused_until, paused_by) = self
             .shared
@@ -294,7 +297,7 @@ impl Core {
             return (PolicyStatus::Holding, why);
         }
         if trading == TradingState::Paused {
-            return (PolicyStatus::Holding, self.shared.eyes.trading.reason());
+            return (PolicyStatus::Holding, restricted);
         }
         let Some(group) = group else {
             let why = "an account's state or the price is not known: nothing is traded on a guess";
@@ -371,6 +374,16 @@ impl Core {
             accounts: policy.accounts.iter().filter(|id| !blocked(id)).cloned().collect(),
             max_slippage: policy.max_slippage,
             only_reduces,
+            terms: Terms {
+                limits: LimitOverride {
+                    max_order_notional: policy.limits.max_order_notional,
+                    max_position_notional: policy.limits.max_position_notional,
+                    max_operation_notional: policy.limits.max_operation_notional,
+                    max_net_delta: policy.limits.max_net_delta,
+                    ..LimitOverride::default()
+                },
+                funding_horizon: policy.horizon,
+            },
         }
     }
 

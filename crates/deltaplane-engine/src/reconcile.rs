@@ -239,6 +239,9 @@ pub(crate) async fn explain(
             trades: trades.clone(),
             at: as_of,
         };
+        if cause == ExternalCause::Correction {
+            shared.breakers.on_mismatch(account, now, &shared.eyes.config.breakers);
+        }
         keeper.explain(symbol, trades);
         records.push(Record::External(activity.clone()));
         records.extend(shared.alerts.raise(condition(&activity), now));

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::alerts::{Alerts, Condition};
+use crate::breakers::Breakers;
 use crate::durable::{Durable, Recorder};
 use crate::feeds::FeedBoard;
 use crate::gate::OrderGate;
@@ -110,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) alerts: Arc<Alerts>,
     pub(crate) ledger: Ledger,
     pub(crate) losses: Losses,
+    pub(crate) breakers: Breakers,
     pub(crate) feeds: FeedBoard,
     pub(crate) policies: Policies,
     pub(crate) history: Arc<dyn RiskHistory>,
@@ -198,6 +200,9 @@ pub(crate) async fn run(
         "operation ended"
     );
     shared.reports.publish(report.clone());
+    if let Ok(slippage) = report.execution_cost.minus(report.total_fees) {
+        shared.breakers.on_slippage(slippage, shared.eyes.clock.now(), &shared.eyes.config.breakers);
+    }
     let symbol = &operation.spec().symbol;
     for (account, recent) in operation.recent_trades() {
         if let Some(keeper) = shared.eyes.accounts.get(&account) {
@@ -278,6 +283,9 @@ impl Shell {
         };
         if let Event::Fill(fill) = event {
             self.shared.hands.gate.note_trade(&fill.account, &fill.symbol);
+        }
+        if let (Event::Submitted(_, outcome), Some(account)) = (event, &account) {
+            self.shared.breakers.on_submitted(account, outcome, &self.shared.eyes.config.breakers);
         }
         if let Some(keeper) = account.and_then(|account| self.shared.eyes.accounts.get(&account)) {
             keeper.mark_changed();

@@ -31,6 +31,8 @@ pub struct AccountFacts {
     pub market: Arc<MarketView>,
     /// What a unit of its quote currency is worth in USD.
     pub quote_rate: Decimal,
+    /// Notional of its positions in other symbols, longs and shorts added up, USD; none where one has no price.
+    pub gross_elsewhere: Option<Notional>,
 }
 
 /// What was true at one time.
@@ -48,8 +50,10 @@ pub struct Snapshot {
     pub external: Delta,
     /// What orders of other operations may have traded, nobody knows.
     pub doubt: Option<Doubt>,
-    /// What may be traded now.
+    /// What may be traded now, everywhere.
     pub trading: TradingState,
+    /// What may be traded in the symbol on each named account.
+    pub trading_by: BTreeMap<AccountId, TradingState>,
     /// Accounts that only take orders that reduce, with the alerts that say so.
     pub blocked_by: BTreeMap<AccountId, Vec<String>>,
     /// Delta of every configured account in the symbol, as far as it is known.
@@ -95,6 +99,24 @@ impl Eyes {
     /// The reference price of a symbol now, where there is one.
     pub(crate) fn reference_price(&self, symbol: &Symbol) -> Option<Price> {
         self.agreed(&self.healthy_views(symbol)).ok().flatten().map(|consensus| consensus.price)
+    }
+
+    /// Notional of an account's positions in other symbols at their marks, USD.
+    fn gross_elsewhere(
+        &self,
+        account: &AccountSnapshot,
+        symbol: &Symbol,
+        feed: Option<&FeedId>,
+        quote_rate: Decimal,
+    ) -> Option<Notional> {
+        let others = account.positions.values().filter(|position| position.symbol != *symbol);
+        others.filter(|position| !position.delta.is_zero()).try_fold(Notional::ZERO, |sum, position| {
+            let streamed = || self.feeds.get(feed?)?.view(&position.symbol)?.mark;
+            let mark = position.mark_price.or_else(streamed)?;
+            let notional = position.delta.abs().notional_at(mark).ok()?;
+            let worth = deltaplane_math::mul_rounded(notional.value(), quote_rate).ok()?;
+            sum.plus(Notional::new(worth)).ok()
+        })
     }
 
     /// What the healthy feeds agree on, in USD.
@@ -159,7 +181,9 @@ impl Eyes {
             };
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
             let quote_rate = self.config.holdings.rate(&instrument.quote);
-            let facts = AccountFacts { account, delta, instrument, market: market.clone(), quote_rate };
+            let gross_elsewhere = self.gross_elsewhere(&account, symbol, feed, quote_rate);
+            let market = market.clone();
+            let facts = AccountFacts { account, delta, instrument, market, quote_rate, gross_elsewhere };
             accounts.insert(id, facts);
         }
         let all_deltas = self
@@ -179,6 +203,7 @@ impl Eyes {
             external,
             doubt,
             trading: self.trading.now(),
+            trading_by: named.iter().map(|id| (id.clone(), self.trading.of(id, symbol))).collect(),
             blocked_by: self.alerts.blocking(),
             all_deltas,
         })
@@ -204,6 +229,13 @@ fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Faile
         _ => (Code::HedgeFailed, "check the venue's connection, or leave the account out"),
     };
     failure(code, format!("account {account} cannot be read: {error}"), solution)
+}
+
+impl Snapshot {
+    /// What may be traded in the symbol on a named account.
+    pub fn trading_of(&self, account: &AccountId) -> TradingState {
+        self.trading_by.get(account).copied().unwrap_or_default().max(self.trading)
+    }
 }
 
 impl AccountFacts {

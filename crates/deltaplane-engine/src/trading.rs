@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use deltaplane_ports::{JournalError, Record, TradingOrder};
-use deltaplane_types::TradingState;
+use deltaplane_types::{AccountId, Symbol, TradingState};
 
 use crate::durable::Recorder;
 
@@ -32,15 +32,19 @@ const fn rank(state: TradingState) -> u8 {
     }
 }
 
-/// What both parts of an order leave.
-pub(crate) fn effective(order: &TradingOrder) -> TradingState {
-    let killed = if order.kill { TradingState::ReduceOnly } else { TradingState::Running };
-    order.state.max(killed)
+/// Whether an order allows nothing that another one does not.
+fn is_as_tight(after: &TradingOrder, before: &TradingOrder) -> bool {
+    let state = |order: &TradingOrder, scope| {
+        order.scoped.get(scope).map_or(TradingState::Running, |scoped| scoped.state)
+    };
+    after.kill >= before.kill
+        && after.state >= before.state
+        && before.scoped.keys().all(|scope| state(after, scope) >= state(before, scope))
 }
 
 impl Trading {
     pub(crate) fn new(order: TradingOrder) -> Self {
-        let effective = AtomicU8::new(rank(effective(&order)));
+        let effective = AtomicU8::new(rank(order.overall()));
         Self {
             effective,
             state: Mutex::new(State { order, tightened: 0 }),
@@ -48,7 +52,7 @@ impl Trading {
         }
     }
 
-    /// What may be traded now.
+    /// What may be traded now, everywhere.
     pub(crate) fn now(&self) -> TradingState {
         match self.effective.load(Ordering::SeqCst) {
             0 => TradingState::Running,
@@ -61,7 +65,7 @@ impl Trading {
     fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let given = f(&mut state);
-        self.effective.store(rank(effective(&state.order)), Ordering::SeqCst);
+        self.effective.store(rank(state.order.overall()), Ordering::SeqCst);
         given
     }
 
@@ -75,7 +79,7 @@ impl Trading {
         self.with(|state| {
             let mut after = state.order.clone();
             change(&mut after);
-            let tightens = after.kill >= state.order.kill && after.state >= state.order.state;
+            let tightens = is_as_tight(&after, &state.order);
             if tightens {
                 state.order = after;
                 state.tightened = state.tightened.wrapping_add(1);
@@ -114,11 +118,26 @@ impl Trading {
         }))
     }
 
-    /// Why not everything may be traded.
-    pub(crate) fn reason(&self) -> String {
-        let order = self.order();
-        let what = if order.kill { "the kill switch is engaged" } else { "trading is restricted" };
-        format!("{what}: {}", order.reason)
+    /// What may be traded now in a symbol on an account.
+    pub(crate) fn of(&self, account: &AccountId, symbol: &Symbol) -> TradingState {
+        self.with(|state| state.order.of(account, symbol))
+    }
+
+    /// The loosest of what may be traded in a symbol on some of these accounts, with the reason of the strictest.
+    pub(crate) fn loosest(&self, accounts: &[AccountId], symbol: &Symbol) -> (TradingState, String) {
+        self.with(|state| {
+            let each = |account: &AccountId| (state.order.of(account, symbol), account.clone());
+            let loosest = accounts.iter().map(each).min();
+            match loosest {
+                Some((found, account)) => (found, state.order.reason_for(&account, symbol)),
+                None => (state.order.overall(), state.order.overall_reason()),
+            }
+        })
+    }
+
+    /// Why not everything may be traded in a symbol on an account.
+    pub(crate) fn reason_for(&self, account: &AccountId, symbol: &Symbol) -> String {
+        self.with(|state| state.order.reason_for(account, symbol))
     }
 }
 

@@ -10,7 +10,7 @@ use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
 use deltaplane_types::{AccountId, Decimal, Delta, Notional, Price, Quantity, Ratio, Side};
 
 use crate::config::EngineConfig;
-use crate::control::{Spec, UtilizationGoal, order_rules};
+use crate::control::{Spec, UtilizationGoal, largest_position, order_rules};
 use crate::snapshot::{AccountFacts, Snapshot};
 
 /// The changes of each account's position, signed, and the view of them.
@@ -128,7 +128,10 @@ fn most_growth(
     let position = facts.account.position(&spec.symbol);
     let margin = facts.margin(&spec.symbol)?;
     let lot = facts.instrument.lot_size.value();
-    let cap = deltaplane_math::div(config.limits.max_position_notional.value(), price.value())?;
+    let limits = config.overrides.in_symbol(config.limits.tightened(&spec.terms.limits), &spec.symbol);
+    let limits = config.overrides.on_account(limits, &facts.account.account);
+    let most = largest_position(&limits, facts.gross_elsewhere, margin.equity)?;
+    let cap = deltaplane_math::div(most.value(), price.value())?;
     let room = deltaplane_math::sub(cap, position.abs().value())?.max(Decimal::ZERO);
     let sides: &[Side] = match (position.is_zero(), position.is_negative()) {
         (true, _) => &[Side::Buy, Side::Sell],

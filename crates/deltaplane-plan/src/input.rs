@@ -35,15 +35,6 @@ impl Default for CostSettings {
     }
 }
 
-/// Caps on what goes out at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlanLimits {
-    /// Largest notional of one order, quote.
-    pub max_order_notional: Notional,
-    /// How far from its target a two-sided operation may bring net delta while orders are out, as a value in quote.
-    pub max_in_flight: Notional,
-}
-
 /// One account as the planner sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanAccount {
@@ -63,6 +54,8 @@ pub struct PlanAccount {
     pub margin: MarginUse,
     /// Largest notional of its position, common currency.
     pub max_notional: Notional,
+    /// Largest notional of one order, common currency.
+    pub max_order_notional: Notional,
     /// Fee rate of an order that takes.
     pub taker_rate: Ratio,
     /// Expected sum of funding rates over the horizon; positive means that a long pays.
@@ -112,8 +105,9 @@ pub struct PlanInput {
     pub max_slippage: Ratio,
     /// Weights and constraints.
     pub costs: CostSettings,
-    /// Caps on what goes out at once.
-    pub limits: PlanLimits,
+    /// How far from its target a two-sided operation may bring net delta while orders are out, as a value in the
+    /// common currency.
+    pub max_in_flight: Notional,
     /// The accounts that may trade.
     pub accounts: Vec<PlanAccount>,
 }

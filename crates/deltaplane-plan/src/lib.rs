@@ -12,7 +12,7 @@ mod slices;
 use deltaplane_math::MathError;
 use deltaplane_types::{Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice};
 
-pub use input::{CostSettings, PlanAccount, PlanInput, PlanLimits};
+pub use input::{CostSettings, PlanAccount, PlanInput};
 pub use lockstep::plan_lockstep;
 
 use candidate::Candidate;

@@ -14,7 +14,7 @@ use crate::{PlanError, finished, sorted};
 /// Plans the orders that change accounts' positions by `changes`, signed, so that net delta stays near the target.
 ///
 /// At no moment, whatever fills and whatever does not, is net delta further from `input.target` than it is at the
-/// start or than `input.limits.max_in_flight` is worth, whichever is more. One account alone may only trade where
+/// start or than `input.max_in_flight` is worth, whichever is more. One account alone may only trade where
 /// that brings net delta nearer. What cannot be matched is left out and named among the obstacles. On each side
 /// the account that is nearest to its liquidation goes first. No position is turned; `input.needed` is not looked at.
 ///
@@ -154,7 +154,7 @@ impl Sides {
     }
 
     fn cut(&mut self, input: &PlanInput) -> Result<Vec<Slice>, MathError> {
-        let in_flight = div(input.limits.max_in_flight.value(), input.reference_price.value())?;
+        let in_flight = div(input.max_in_flight.value(), input.reference_price.value())?;
         let start = input.net.minus(input.target)?.value();
         let bound = in_flight.max(start.abs());
         let coarsest = self.parts().map(|part| part.lot).max().unwrap_or_default();

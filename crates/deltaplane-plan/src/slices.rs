@@ -12,7 +12,7 @@ pub(crate) fn largest_order(
     input: &PlanInput,
 ) -> Result<Decimal, MathError> {
     let price = input.reference_price.value().max(mul_rounded(cap.value(), account.quote_rate)?);
-    let by_notional = div(input.limits.max_order_notional.value(), price)?;
+    let by_notional = div(account.max_order_notional.value(), price)?;
     let lot = account.rules.lot_size.value();
     Ok(floor_to_step(by_notional.min(account.max_quantity.value()), lot)?.max(lot))
 }

@@ -24,7 +24,7 @@ fn input(accounts: Value, net: &str, in_flight: i64) -> PlanInput {
         "soft": "0.7", "uMax": "0.95", "minLiquidationDistance": "0.1", "maxBasis": "0.02",
     }));
     input.net = Delta::new(net.parse().unwrap());
-    input.limits.max_in_flight = Notional::new(Decimal::from(in_flight * 100));
+    input.max_in_flight = Notional::new(Decimal::from(in_flight * 100));
     input
 }
 
@@ -96,7 +96,7 @@ fn lots_that_differ_are_matched_as_well_as_they_can_be() {
         account("c", "-0.7", "0.1", "100"),
     ]);
     let mut input = input(accounts, "0", 0);
-    input.limits.max_in_flight = Notional::new(Decimal::from(25));
+    input.max_in_flight = Notional::new(Decimal::from(25));
     let plan = plan_lockstep(&input, &flat(&input)).unwrap();
     // 25 USD are 0.25: two lots of the coarse side at a time. c holds more and is nearer to its liquidation.
     assert_eq!(
@@ -117,7 +117,9 @@ fn the_cap_on_orders_cuts_too_and_nothing_smaller_than_an_order_is_left() {
     let mut accounts = json!([account("a", "5", "1", "100"), account("b", "-5", "1", "100")]);
     accounts[1]["minQty"] = json!("2");
     let mut input = input(accounts, "0", 100);
-    input.limits.max_order_notional = Notional::new(Decimal::from(450));
+    for account in &mut input.accounts {
+        account.max_order_notional = Notional::new(Decimal::from(450));
+    }
     let plan = plan_lockstep(&input, &flat(&input)).unwrap();
     // 450 USD are 4 whole units; of 5, 4 would leave 1 to b, which takes no order below 2.
     assert_eq!(slices(&plan), [["a -3", "b 3"], ["a -2", "b 2"]]);

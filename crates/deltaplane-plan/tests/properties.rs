@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use deltaplane_math::{MarginUse, OrderRules, liquidation_distance, utilization, walk_book};
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits, plan_hedge, plan_lockstep};
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, plan_hedge, plan_lockstep};
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Price, Quantity, Ratio, Side, Timestamp,
 };
@@ -69,6 +69,7 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
                     }],
                 },
                 max_notional: Notional::new(dec(max, 0)),
+                max_order_notional: Notional::new(dec(1_000_000, 0)),
                 taker_rate: Ratio::new(dec(fee, 4)),
                 funding_over_horizon: Ratio::new(dec(funding, 5)),
                 bids,
@@ -99,10 +100,7 @@ fn input(max_accounts: usize) -> impl Strategy<Value = PlanInput> {
             needed,
             max_slippage: Ratio::new(dec(slippage, 4)),
             costs: CostSettings::default(),
-            limits: PlanLimits {
-                max_order_notional: Notional::new(dec(1_000_000, 0)),
-                max_in_flight: Notional::new(Decimal::from(25_000)),
-            },
+            max_in_flight: Notional::new(Decimal::from(25_000)),
             accounts,
         }
     })
@@ -300,7 +298,9 @@ fn large_legs_are_cut_into_slices() {
     account.rules.reduce_only_exempt = true;
     input.needed = Delta::new(dec(5, 0));
     input.net = Delta::new(dec(-5, 0));
-    input.limits.max_order_notional = Notional::new(dec(200, 0));
+    for account in &mut input.accounts {
+        account.max_order_notional = Notional::new(dec(200, 0));
+    }
     let plan = plan_hedge(&input).unwrap();
     // 200 at a cap of at most 100.5 are at least 1.99: three orders of at most that, 1.667 + 1.667 + 1.666.
     let sizes: Vec<String> = plan.slices.iter().map(|slice| slice.orders[0].quantity.to_string()).collect();
@@ -326,7 +326,7 @@ proptest! {
         in_flight in 0_i64..12,
     ) {
         let mut input = input;
-        input.limits.max_in_flight = Notional::new(dec(in_flight, 0));
+        input.max_in_flight = Notional::new(dec(in_flight, 0));
         let held: Decimal = input.accounts.iter().map(|account| account.position.value()).sum();
         input.target = Delta::new(dec(elsewhere, 2));
         input.net = Delta::new(held + dec(elsewhere, 2));

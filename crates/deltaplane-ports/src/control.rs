@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId, Plan,
-    Price, Quantity, Ratio, Side, Symbol, Timestamp, TradingState, VenueId,
+    Price, Quantity, Ratio, Side, Symbol, Timestamp, TradingScope, TradingState, VenueId,
 };
 
 use crate::journal::{Alert, ExternalActivity, TradingOrder};
@@ -626,10 +626,27 @@ pub struct Policy {
     pub hedge_to: HedgeTo,
     /// How long the deviation must last before it acts.
     pub after: Duration,
+    /// Tighter caps for its operations than the configured ones.
+    pub limits: PolicyLimits,
+    /// Horizon over which it weighs funding; none takes the configured one.
+    pub horizon: Option<Duration>,
     /// When both sides shrink.
     pub deleverage: Option<Deleverage>,
     /// Whether utilization is rebalanced, and how often.
     pub rebalance: Option<ScheduledRebalance>,
+}
+
+/// Tighter caps for the operations of a policy; none leaves the configured one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyLimits {
+    /// Largest notional of one order, quote.
+    pub max_order_notional: Option<Notional>,
+    /// Largest notional of one account's position, quote.
+    pub max_position_notional: Option<Notional>,
+    /// Largest notional that one operation may add to positions, quote.
+    pub max_operation_notional: Option<Notional>,
+    /// Largest net delta, as its value in quote.
+    pub max_net_delta: Option<Notional>,
 }
 
 /// What a policy does at the moment.
@@ -811,6 +828,8 @@ pub struct KillReport {
 /// `PUT /api/v1/trading-state`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TradingChange {
+    /// What it is about.
+    pub scope: TradingScope,
     /// What may be traded from now on.
     pub state: TradingState,
     /// Why.

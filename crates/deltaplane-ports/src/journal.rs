@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, ClientOrderId, Decimal, Delta, Evidence, Fill, OperationId,
-    OrderIntent, OrderStatus, PlanId, Quantity, Side, Symbol, Timestamp, TradeId, TradingState,
+    OrderIntent, OrderStatus, PlanId, Quantity, Side, Symbol, Timestamp, TradeId, TradingScope, TradingState,
 };
 
 use crate::control::Policy;
@@ -140,6 +140,61 @@ pub struct TradingOrder {
     pub reason: String,
     /// When.
     pub at: Timestamp,
+    /// What holds for single accounts and symbols beside that; those that are RUNNING are not in it.
+    pub scoped: BTreeMap<TradingScope, ScopedTrading>,
+}
+
+/// What may be traded on one account or in one symbol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScopedTrading {
+    /// What may be traded there.
+    pub state: TradingState,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+impl TradingOrder {
+    /// What both parts of the order leave for everything.
+    pub fn overall(&self) -> TradingState {
+        let killed = if self.kill { TradingState::ReduceOnly } else { TradingState::Running };
+        self.state.max(killed)
+    }
+
+    /// What may be traded in a symbol on an account.
+    pub fn of(&self, account: &AccountId, symbol: &Symbol) -> TradingState {
+        self.scoped_of(account, symbol)
+            .map(|(_, scoped)| scoped.state)
+            .fold(self.overall(), TradingState::max)
+    }
+
+    /// Why not everything may be traded in a symbol on an account: the strictest reason.
+    pub fn reason_for(&self, account: &AccountId, symbol: &Symbol) -> String {
+        let strictest = self.scoped_of(account, symbol).max_by_key(|(_, scoped)| scoped.state);
+        match strictest.filter(|(_, scoped)| scoped.state > self.overall()) {
+            Some((scope, scoped)) => format!("{scope} is {}: {}", scoped.state, scoped.reason),
+            None => self.overall_reason(),
+        }
+    }
+
+    /// Why not everything may be traded anywhere.
+    pub fn overall_reason(&self) -> String {
+        let what = if self.kill { "the kill switch is engaged" } else { "trading is restricted" };
+        format!("{what}: {}", self.reason)
+    }
+
+    fn scoped_of<'a>(
+        &'a self,
+        account: &'a AccountId,
+        symbol: &'a Symbol,
+    ) -> impl Iterator<Item = (&'a TradingScope, &'a ScopedTrading)> {
+        self.scoped.iter().filter(move |(scope, _)| match scope {
+            TradingScope::Global => true,
+            TradingScope::Account(of) => of == account,
+            TradingScope::Symbol(of) => of == symbol,
+        })
+    }
 }
 
 /// One condition that somebody should know of. However often it is seen, it is one alert.

@@ -15,16 +15,17 @@ pub use control::{
     AccountRisk, AccountView, ControlPlane, Deleverage, DeltaControl, Failover, Failure, FeedCondition,
     FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery,
     IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport,
-    OperationState, OrderReport, PastAlert, Policy, PolicyStatus, PolicyView, PortfolioView, PositionRisk,
-    PreflightReport, QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, RiskSample,
-    ScheduledRebalance, ServiceState, ServiceView, Settlement, Started, StressAccount, StressLoss,
-    StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase,
-    SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
+    OperationState, OrderReport, PastAlert, Policy, PolicyLimits, PolicyStatus, PolicyView, PortfolioView,
+    PositionRisk, PreflightReport, QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder,
+    RiskSample, ScheduledRebalance, ServiceState, ServiceView, Settlement, Started, StressAccount,
+    StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand,
+    SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
 pub use history::{EquityMark, HistoryError, RiskHistory, thin_out};
 pub use journal::{
     Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause,
-    IntentRecord, Journal, JournalError, OutcomeRecord, PlannedLeg, Record, StoredRecord, TradingOrder,
+    IntentRecord, Journal, JournalError, OutcomeRecord, PlannedLeg, Record, ScopedTrading, StoredRecord,
+    TradingOrder,
 };
 pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, NameRule, SymbolMap};

@@ -4,22 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltaplane_math::{MathError, mul_rounded};
-use deltaplane_types::{AccountId, Delta, Leg, Notional, Plan, Price, Ratio, Side, TradingState};
+use deltaplane_types::{AccountId, Decimal, Delta, Leg, Notional, Plan, Price, Ratio, Side, TradingState};
 
-/// Caps that hold in every mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest notional of one order, quote.
-    pub max_order_notional: Notional,
-    /// Largest notional of one account's position in one symbol, quote.
-    pub max_position_notional: Notional,
-    /// Largest net delta of one symbol, as its value in quote.
-    pub max_net_delta: Notional,
-    /// How far from its target a two-sided operation may bring net delta while orders are out, as its value in quote.
-    pub max_in_flight_delta: Notional,
-    /// How far a price cap may lie from the reference price.
-    pub price_collar: Ratio,
-}
+use crate::limits::Limits;
 
 /// What the gate must know of one account, beside the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +15,14 @@ pub struct AccountFacts {
     pub position: Delta,
     /// Whether its truth is established; an account in doubt takes no new orders.
     pub reconciled: bool,
+    /// What may be traded on it in the plan's symbol.
+    pub trading: TradingState,
+    /// Notional of its positions in other symbols, longs and shorts added up, quote; none where one has no price.
+    pub gross_elsewhere: Option<Notional>,
+    /// Its equity, quote.
+    pub equity: Notional,
+    /// The caps that hold for it in the plan's symbol.
+    pub limits: Limits,
 }
 
 /// What the gate must know beside the plan.
@@ -47,6 +42,12 @@ pub enum GateRefusal {
     /// Trading is stopped.
     #[error("trading is halted")]
     Halted,
+    /// Trading is stopped on an account.
+    #[error("trading is halted on account {account}")]
+    AccountHalted {
+        /// The account.
+        account: AccountId,
+    },
     /// Only risk-reducing orders pass now.
     #[error("only risk-reducing orders are allowed now and the leg of {account} is none")]
     NotReducing {
@@ -83,6 +84,48 @@ pub enum GateRefusal {
         /// The account.
         account: AccountId,
         /// Its notional.
+        notional: Notional,
+        /// The limit.
+        limit: Notional,
+    },
+    /// All positions of an account together would be too large.
+    #[error(
+        "all positions of {account} together would be worth {notional}, more than maxGrossNotional {limit}"
+    )]
+    GrossTooLarge {
+        /// The account.
+        account: AccountId,
+        /// Their notional.
+        notional: Notional,
+        /// The limit.
+        limit: Notional,
+    },
+    /// An account would have too little equity for its positions.
+    #[error(
+        "the positions of {account} would be worth {notional} over an equity of {equity}, more than maxLeverage {limit}"
+    )]
+    LeverageTooHigh {
+        /// The account.
+        account: AccountId,
+        /// The notional of its positions.
+        notional: Notional,
+        /// Its equity.
+        equity: Notional,
+        /// The limit.
+        limit: Decimal,
+    },
+    /// A position has no price, so a cap on all of them cannot be checked.
+    #[error(
+        "a position of {account} in another symbol has no price, so maxGrossNotional and maxLeverage cannot be checked"
+    )]
+    GrossUnknown {
+        /// The account.
+        account: AccountId,
+    },
+    /// The plan adds too much at once.
+    #[error("the plan adds positions worth {notional}, more than maxOperationNotional {limit}")]
+    OperationTooLarge {
+        /// What it adds.
         notional: Notional,
         /// The limit.
         limit: Notional,
@@ -139,14 +182,14 @@ impl Approved {
     }
 }
 
-/// Checks plans against the caps.
+/// Checks plans against the caps: those of the symbol here, those of each account among its facts.
 #[derive(Clone, Debug)]
 pub struct Gate {
     limits: Limits,
 }
 
 impl Gate {
-    /// A gate with these caps.
+    /// A gate with the caps of the plan's symbol.
     pub const fn new(limits: Limits) -> Self {
         Self { limits }
     }
@@ -161,6 +204,7 @@ impl Gate {
         if facts.trading == TradingState::Halted {
             return Err(GateRefusal::Halted);
         }
+        let mut added = Notional::ZERO;
         for leg in &plan.legs {
             let account = leg.account.clone();
             let Some(known) = facts.accounts.get(&leg.account).filter(|known| known.reconciled) else {
@@ -168,56 +212,47 @@ impl Gate {
             };
             let after = known.position.plus(leg.quantity.signed(leg.side)).map_err(MathError::from)?;
             let adds = after.abs() > known.position.abs();
-            if adds && facts.trading == TradingState::ReduceOnly {
+            let trading = known.trading.max(facts.trading);
+            if trading == TradingState::Halted {
+                return Err(GateRefusal::AccountHalted { account });
+            }
+            if adds && trading == TradingState::ReduceOnly {
                 return Err(GateRefusal::NotReducing { account });
             }
             if adds && facts.price_sources < 2 {
                 return Err(GateRefusal::TooFewPrices { account, sources: facts.price_sources });
             }
             let notional = after.abs().notional_at(plan.reference_price).map_err(MathError::from)?;
-            if adds && notional > self.limits.max_position_notional {
-                return Err(GateRefusal::PositionTooLarge {
-                    account,
-                    notional,
-                    limit: self.limits.max_position_notional,
-                });
+            let limit = known.limits.max_position_notional;
+            if adds && notional > limit {
+                return Err(GateRefusal::PositionTooLarge { account, notional, limit });
             }
-            self.check_collar(&plan, leg)?;
+            if adds {
+                check_gross(&account, notional, known)?;
+                let before =
+                    known.position.abs().notional_at(plan.reference_price).map_err(MathError::from)?;
+                added =
+                    added.plus(notional.minus(before).map_err(MathError::from)?).map_err(MathError::from)?;
+            }
+            check_collar(&plan, leg, known.limits.price_collar)?;
         }
-        self.check_orders(&plan)?;
+        let limit = self.limits.max_operation_notional;
+        if added > limit {
+            return Err(GateRefusal::OperationTooLarge { notional: added, limit });
+        }
+        self.check_orders(&plan, facts)?;
         self.check_net_delta(&plan)?;
         Ok(Approved { plan: Arc::new(plan) })
     }
 
-    fn check_collar(&self, plan: &Plan, leg: &Leg) -> Result<(), GateRefusal> {
-        let reference = plan.reference_price;
-        let cap = mul_rounded(leg.price_cap.value(), leg.quote_rate.value())?;
-        let room = mul_rounded(reference.value(), self.limits.price_collar.value())?;
-        let beyond = match leg.side {
-            Side::Buy => deltaplane_math::sub(cap, reference.value())? > room,
-            Side::Sell => deltaplane_math::sub(reference.value(), cap)? > room,
-        };
-        if beyond {
-            return Err(GateRefusal::OutsideCollar {
-                account: leg.account.clone(),
-                cap: leg.price_cap,
-                reference,
-                collar: self.limits.price_collar,
-            });
-        }
-        Ok(())
-    }
-
-    fn check_orders(&self, plan: &Plan) -> Result<(), GateRefusal> {
+    fn check_orders(&self, plan: &Plan, facts: &GateFacts) -> Result<(), GateRefusal> {
         for order in plan.slices.iter().flat_map(|slice| &slice.orders) {
             let Some(leg) = plan.legs.get(order.leg) else { continue };
             let notional = order.quantity.notional_at(plan.reference_price).map_err(MathError::from)?;
-            if notional > self.limits.max_order_notional {
-                return Err(GateRefusal::OrderTooLarge {
-                    account: leg.account.clone(),
-                    notional,
-                    limit: self.limits.max_order_notional,
-                });
+            let own = facts.accounts.get(&leg.account).map(|known| known.limits.max_order_notional);
+            let limit = own.unwrap_or(self.limits.max_order_notional);
+            if notional > limit {
+                return Err(GateRefusal::OrderTooLarge { account: leg.account.clone(), notional, limit });
             }
         }
         Ok(())
@@ -237,5 +272,200 @@ impl Gate {
             return Err(GateRefusal::NetDeltaTooLarge { notional, limit: self.limits.max_net_delta });
         }
         Ok(())
+    }
+}
+
+fn check_gross(account: &AccountId, notional: Notional, known: &AccountFacts) -> Result<(), GateRefusal> {
+    let Limits { max_gross_notional, max_leverage, .. } = known.limits;
+    if max_gross_notional.is_none() && max_leverage.is_none() {
+        return Ok(());
+    }
+    let account = account.clone();
+    let Some(elsewhere) = known.gross_elsewhere else { return Err(GateRefusal::GrossUnknown { account }) };
+    let gross = elsewhere.plus(notional).map_err(MathError::from)?;
+    if let Some(limit) = max_gross_notional.filter(|limit| gross > *limit) {
+        return Err(GateRefusal::GrossTooLarge { account, notional: gross, limit });
+    }
+    if let Some(limit) = max_leverage
+        && gross.value() > mul_rounded(limit, known.equity.value())?
+    {
+        return Err(GateRefusal::LeverageTooHigh { account, notional: gross, equity: known.equity, limit });
+    }
+    Ok(())
+}
+
+fn check_collar(plan: &Plan, leg: &Leg, collar: Ratio) -> Result<(), GateRefusal> {
+    let reference = plan.reference_price;
+    let cap = mul_rounded(leg.price_cap.value(), leg.quote_rate.value())?;
+    let room = mul_rounded(reference.value(), collar.value())?;
+    let beyond = match leg.side {
+        Side::Buy => deltaplane_math::sub(cap, reference.value())? > room,
+        Side::Sell => deltaplane_math::sub(reference.value(), cap)? > room,
+    };
+    if beyond {
+        return Err(GateRefusal::OutsideCollar {
+            account: leg.account.clone(),
+            cap: leg.price_cap,
+            reference,
+            collar,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::{delta, notional, price, quantity, ratio};
+    use deltaplane_types::{CostParts, Slice, SliceOrder, Timestamp};
+
+    use crate::limits::LimitOverride;
+
+    use super::*;
+
+    /// A plan that brings net delta from `net` to zero with one order of one account, at 100.
+    fn plan(side: Side, amount: &str, net: &str) -> Plan {
+        let leg = Leg {
+            account: "main".parse().unwrap(),
+            side,
+            quantity: quantity(amount),
+            quote_rate: ratio("1"),
+            price_cap: price("100"),
+            reduce_only: false,
+            expected_price: price("100"),
+            arrival_mid: price("100"),
+            cost: CostParts::default(),
+            utilization_before: None,
+            utilization_after: None,
+            liquidation_distance_before: None,
+            liquidation_distance_after: None,
+            why: String::new(),
+        };
+        Plan {
+            id: "plan".parse().unwrap(),
+            symbol: "BTC-USD".parse().unwrap(),
+            as_of: Timestamp::default(),
+            reference_price: price("100"),
+            target: Delta::ZERO,
+            initial: delta(net),
+            needed: delta(net).negated(),
+            reached: delta(net).negated(),
+            planned_final: Delta::ZERO,
+            slices: vec![Slice { orders: vec![SliceOrder { leg: 0, quantity: leg.quantity }] }],
+            legs: vec![leg],
+            worst_case_delta: delta(net).abs(),
+            cost: Notional::ZERO,
+            obstacles: Vec::new(),
+        }
+    }
+
+    fn facts(position: &str) -> GateFacts {
+        let account = AccountFacts {
+            position: delta(position),
+            reconciled: true,
+            trading: TradingState::Running,
+            gross_elsewhere: Some(notional("400")),
+            equity: notional("300"),
+            limits: Limits::default(),
+        };
+        GateFacts {
+            accounts: [("main".parse().unwrap(), account)].into(),
+            price_sources: 2,
+            trading: TradingState::Running,
+        }
+    }
+
+    /// What a gate with these limits says to a sale of 3 by an account that is flat, or holds `position`.
+    fn says(position: &str, limits: Limits) -> Option<String> {
+        let mut facts = facts(position);
+        for known in facts.accounts.values_mut() {
+            known.limits = limits;
+        }
+        Gate::new(limits).approve(plan(Side::Sell, "3", "3"), &facts).err().map(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn every_cap_holds_at_its_bound_and_names_itself_beyond_it() {
+        let general = Limits::default();
+        let usd = |amount: &str| Some(notional(amount));
+        // 3 × 100, and 400 elsewhere: 300, 300, 300, 700, and 700 / 300.
+        let cases: [(LimitOverride, LimitOverride, &str); 5] = [
+            (
+                LimitOverride { max_order_notional: usd("300"), ..LimitOverride::default() },
+                LimitOverride { max_order_notional: usd("299.99"), ..LimitOverride::default() },
+                "an order of main is worth 300, more than maxOrderNotional 299.99",
+            ),
+            (
+                LimitOverride { max_position_notional: usd("300"), ..LimitOverride::default() },
+                LimitOverride { max_position_notional: usd("299.99"), ..LimitOverride::default() },
+                "the position of main would be worth 300, more than maxPositionNotional 299.99",
+            ),
+            (
+                LimitOverride { max_operation_notional: usd("300"), ..LimitOverride::default() },
+                LimitOverride { max_operation_notional: usd("299.99"), ..LimitOverride::default() },
+                "the plan adds positions worth 300, more than maxOperationNotional 299.99",
+            ),
+            (
+                LimitOverride { max_gross_notional: usd("700"), ..LimitOverride::default() },
+                LimitOverride { max_gross_notional: usd("699.99"), ..LimitOverride::default() },
+                "all positions of main together would be worth 700, more than maxGrossNotional 699.99",
+            ),
+            (
+                LimitOverride { max_leverage: Some(ratio("2.34").value()), ..LimitOverride::default() },
+                LimitOverride { max_leverage: Some(ratio("2.33").value()), ..LimitOverride::default() },
+                "the positions of main would be worth 700 over an equity of 300, more than maxLeverage 2.33",
+            ),
+        ];
+        for (within, beyond, expected) in cases {
+            assert_eq!(says("0", general.tightened(&within)), None);
+            assert_eq!(says("0", general.tightened(&beyond)).as_deref(), Some(expected));
+            // What reduces passes every cap but the one on single orders.
+            let reduces = says("5", general.tightened(&beyond));
+            assert_eq!(reduces.is_some(), beyond.max_order_notional.is_some(), "{reduces:?}");
+        }
+    }
+
+    #[test]
+    fn a_position_without_a_price_leaves_no_room_under_a_cap_on_all_of_them() {
+        let gate = |limits: Limits| {
+            let mut facts = facts("0");
+            for known in facts.accounts.values_mut() {
+                (known.limits, known.gross_elsewhere) = (limits, None);
+            }
+            Gate::new(limits).approve(plan(Side::Sell, "3", "3"), &facts).err()
+        };
+        assert_eq!(gate(Limits::default()), None);
+        let capped = Limits { max_leverage: Some(Decimal::TEN), ..Limits::default() };
+        assert_eq!(gate(capped), Some(GateRefusal::GrossUnknown { account: "main".parse().unwrap() }));
+    }
+
+    #[test]
+    fn the_state_of_an_account_holds_beside_that_of_everything() {
+        let says = |position: &str, global, own| {
+            let mut facts = facts(position);
+            facts.trading = global;
+            for known in facts.accounts.values_mut() {
+                known.trading = own;
+            }
+            let gate = Gate::new(Limits::default());
+            gate.approve(plan(Side::Sell, "3", "3"), &facts).err().map(|refusal| refusal.to_string())
+        };
+        use TradingState::{Halted, ReduceOnly, Running};
+        let not_reducing = "only risk-reducing orders are allowed now and the leg of main is none";
+        assert_eq!(says("0", Running, Running), None);
+        assert_eq!(says("0", Running, ReduceOnly).as_deref(), Some(not_reducing));
+        assert_eq!(says("3", Running, ReduceOnly), None);
+        assert_eq!(says("3", Running, Halted).as_deref(), Some("trading is halted on account main"));
+        assert_eq!(says("0", ReduceOnly, Running).as_deref(), Some(not_reducing));
+        assert_eq!(says("3", Halted, Running).as_deref(), Some("trading is halted"));
+    }
+
+    #[test]
+    fn a_cap_beyond_the_collar_is_refused() {
+        let mut sale = plan(Side::Sell, "3", "3");
+        sale.legs[0].price_cap = price("88");
+        assert!(Gate::new(Limits::default()).approve(sale.clone(), &facts("0")).is_ok());
+        sale.legs[0].price_cap = price("87.99");
+        let refused = Gate::new(Limits::default()).approve(sale, &facts("0")).unwrap_err();
+        assert!(matches!(refused, GateRefusal::OutsideCollar { .. }), "{refused}");
     }
 }

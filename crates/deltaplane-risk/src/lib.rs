@@ -6,11 +6,13 @@
 mod drawdown;
 mod execution;
 mod gate;
+mod limits;
 mod liquidation;
 mod threshold;
 
 pub use drawdown::{Drawdown, DrawdownState, EquityPoint};
 pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds};
-pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal, Limits};
+pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal};
+pub use limits::{LimitOverride, Limits, Overrides};
 pub use liquidation::{MarkedPosition, joint_liquidation_distance};
 pub use threshold::{AlertThresholds, Threshold};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Acknowledgement, Alert, AlertChange, Deleverage, ExternalActivity, ExternalCause, HedgeTo, IntentRecord,
-    OutcomeRecord, PlannedLeg, Policy, Record, ScheduledRebalance, TradingOrder,
+    OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record, ScheduledRebalance, ScopedTrading, TradingOrder,
 };
 use deltaplane_types::{
     AccountId, Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Ratio,
-    Side, Symbol, TimeInForce, Timestamp, parse_exact,
+    Side, Symbol, TimeInForce, Timestamp, TradingScope, parse_exact,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,8 @@ pub(crate) enum Row {
         kill: bool,
         reason: String,
         at: i64,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        scoped: Vec<ScopedTradingRow>,
     },
     Policy {
         symbol: String,
@@ -344,6 +346,7 @@ impl From<&Record> for Row {
                 kill: order.kill,
                 reason: order.reason.clone(),
                 at: order.at.as_millis(),
+                scoped: order.scoped.iter().map(ScopedTradingRow::from).collect(),
             },
             Record::Policy { symbol, policy, at } => Self::Policy {
                 symbol: symbol.to_string(),
@@ -385,6 +388,80 @@ pub(crate) struct PolicyRow {
     after_ms: u64,
     deleverage: Option<(String, String)>,
     rebalance: Option<RebalanceRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<PolicyLimitsRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    horizon_ms: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PolicyLimitsRow {
+    max_order_notional: Option<String>,
+    max_position_notional: Option<String>,
+    max_operation_notional: Option<String>,
+    max_net_delta: Option<String>,
+}
+
+impl From<PolicyLimits> for PolicyLimitsRow {
+    fn from(limits: PolicyLimits) -> Self {
+        let text = |amount: Option<Notional>| amount.map(|amount| amount.to_string());
+        Self {
+            max_order_notional: text(limits.max_order_notional),
+            max_position_notional: text(limits.max_position_notional),
+            max_operation_notional: text(limits.max_operation_notional),
+            max_net_delta: text(limits.max_net_delta),
+        }
+    }
+}
+
+impl PolicyLimitsRow {
+    fn read(self) -> Result<PolicyLimits, RowError> {
+        let amount = |text: Option<String>| -> Result<Option<Notional>, RowError> {
+            text.map(|text| parse_exact(&text).map(Notional::new).map_err(bad)).transpose()
+        };
+        Ok(PolicyLimits {
+            max_order_notional: amount(self.max_order_notional)?,
+            max_position_notional: amount(self.max_position_notional)?,
+            max_operation_notional: amount(self.max_operation_notional)?,
+            max_net_delta: amount(self.max_net_delta)?,
+        })
+    }
+}
+
+/// What may be traded on one account or in one symbol.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ScopedTradingRow {
+    account: Option<String>,
+    symbol: Option<String>,
+    state: String,
+    reason: String,
+    at: i64,
+}
+
+impl From<(&TradingScope, &ScopedTrading)> for ScopedTradingRow {
+    fn from((scope, scoped): (&TradingScope, &ScopedTrading)) -> Self {
+        let (account, symbol) = match scope {
+            TradingScope::Global => (None, None),
+            TradingScope::Account(account) => (Some(account.to_string()), None),
+            TradingScope::Symbol(symbol) => (None, Some(symbol.to_string())),
+        };
+        let (state, reason) = (scoped.state.to_string(), scoped.reason.clone());
+        Self { account, symbol, state, reason, at: scoped.at.as_millis() }
+    }
+}
+
+impl ScopedTradingRow {
+    fn read(self) -> Result<(TradingScope, ScopedTrading), RowError> {
+        let scope = match (self.account, self.symbol) {
+            (Some(account), None) => TradingScope::Account(account.parse().map_err(bad)?),
+            (None, Some(symbol)) => TradingScope::Symbol(symbol.parse().map_err(bad)?),
+            _ => return Err(bad("a trading state of neither an account nor a symbol")),
+        };
+        let (state, at) = (self.state.parse().map_err(bad)?, Timestamp::from_millis(self.at));
+        Ok((scope, ScopedTrading { state, reason: self.reason, at }))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -419,6 +496,8 @@ impl From<&Policy> for PolicyRow {
                 tolerance: rebalance.tolerance.to_string(),
                 max_amount: rebalance.max_amount.map(|amount| amount.to_string()),
             }),
+            limits: (policy.limits != PolicyLimits::default()).then(|| policy.limits.into()),
+            horizon_ms: policy.horizon.map(millis),
         }
     }
 }
@@ -456,6 +535,8 @@ impl PolicyRow {
                 })
                 .transpose()?,
             rebalance: self.rebalance.map(rebalance).transpose()?,
+            limits: self.limits.map(PolicyLimitsRow::read).transpose()?.unwrap_or_default(),
+            horizon: self.horizon_ms.map(Duration::from_millis),
         })
     }
 }
@@ -616,9 +697,13 @@ impl TryFrom<Row> for Record {
                     at: at(time),
                 })
             }
-            Row::Trading { state, kill, reason, at: time } => {
-                Self::Trading(TradingOrder { state: state.parse().map_err(bad)?, kill, reason, at: at(time) })
-            }
+            Row::Trading { state, kill, reason, at: time, scoped } => Self::Trading(TradingOrder {
+                state: state.parse().map_err(bad)?,
+                kill,
+                reason,
+                at: at(time),
+                scoped: scoped.into_iter().map(ScopedTradingRow::read).collect::<Result<_, _>>()?,
+            }),
             Row::Policy { symbol, policy, at: time } => {
                 let symbol: Symbol = symbol.parse().map_err(bad)?;
                 let policy = policy.map(|row| row.read(symbol.clone())).transpose()?;

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Deleverage, ExternalActivity,
-    ExternalCause, HedgeTo, IntentRecord, Journal, OutcomeRecord, PlannedLeg, Policy, Record,
-    ScheduledRebalance, TradingOrder,
+    ExternalCause, HedgeTo, IntentRecord, Journal, OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record,
+    ScheduledRebalance, ScopedTrading, TradingOrder,
 };
 use deltaplane_store_sqlite::{JournalReading, OpenError, SqliteStore};
 use deltaplane_testkit::{delta, notional, price, quantity, ratio};
 use deltaplane_types::{
     AlertKind, AlertSeverity, Decimal, Evidence, Fill, OrderIntent, OrderStatus, Side, TimeInForce,
-    Timestamp, TradingState,
+    Timestamp, TradingScope, TradingState,
 };
 
 fn at(millis: i64) -> Timestamp {
@@ -109,7 +109,18 @@ fn every_record() -> Vec<Record> {
         }));
     }
     for state in [TradingState::Running, TradingState::ReduceOnly, TradingState::Halted] {
-        let order = TradingOrder { state, kill: true, reason: "a fire".to_owned(), at: at(11) };
+        let scoped = |state| ScopedTrading { state, reason: "a look".to_owned(), at: at(12) };
+        let scoped = [
+            (TradingScope::Account("binance-main".parse().unwrap()), scoped(TradingState::Halted)),
+            (TradingScope::Symbol("BTC-USD".parse().unwrap()), scoped(TradingState::Paused)),
+        ];
+        let order = TradingOrder {
+            state,
+            kill: true,
+            reason: "a fire".to_owned(),
+            at: at(11),
+            scoped: scoped.into_iter().collect(),
+        };
         records.push(Record::Trading(order));
     }
     let policy = Policy {
@@ -130,8 +141,17 @@ fn every_record() -> Vec<Record> {
             tolerance: ratio("0.1"),
             max_amount: Some(notional("25000")),
         }),
+        limits: PolicyLimits { max_order_notional: Some(notional("1000")), ..PolicyLimits::default() },
+        horizon: Some(Duration::from_secs(86_400)),
     };
-    let bare = Policy { enabled: false, deleverage: None, rebalance: None, ..policy.clone() };
+    let bare = Policy {
+        enabled: false,
+        deleverage: None,
+        rebalance: None,
+        limits: PolicyLimits::default(),
+        horizon: None,
+        ..policy.clone()
+    };
     for policy in [Some(policy), Some(bare), None] {
         records.push(Record::Policy { symbol: "BTC-USD".parse().unwrap(), policy, at: at(15) });
     }

@@ -33,4 +33,4 @@ pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError
 /// The exact decimal number behind every quantity.
 pub use rust_decimal::Decimal;
 pub use time::Timestamp;
-pub use trading::{AlertKind, AlertSeverity, TradingState, UnknownName};
+pub use trading::{AlertKind, AlertSeverity, TradingScope, TradingState, UnknownName};

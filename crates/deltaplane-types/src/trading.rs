@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::{AccountId, Symbol};
+
 /// What may be traded at all. The stricter one is the larger one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TradingState {
@@ -15,6 +17,27 @@ pub enum TradingState {
     ReduceOnly,
     /// Nothing new; what is out is settled.
     Halted,
+}
+
+/// What a trading state is about. The strictest of those that concern an order holds for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TradingScope {
+    /// Everything.
+    Global,
+    /// One account.
+    Account(AccountId),
+    /// One symbol on every account.
+    Symbol(Symbol),
+}
+
+impl fmt::Display for TradingScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Global => f.write_str("everything"),
+            Self::Account(account) => write!(f, "account {account}"),
+            Self::Symbol(symbol) => write!(f, "symbol {symbol}"),
+        }
+    }
 }
 
 /// A name that is not one of the known ones.

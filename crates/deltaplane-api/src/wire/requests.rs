@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Deleverage, DeltaControl, Failover, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch,
-    OnShortfall, Policy, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement, StressRequest,
-    SyncRequest, TradingChange, UtilizationRebalance,
+    OnShortfall, Policy, PolicyLimits, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement,
+    StressRequest, SyncRequest, TradingChange, UtilizationRebalance,
 };
 use deltaplane_types::{
-    Decimal, Delta, FeedId, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingState,
+    AccountId, Decimal, Delta, FeedId, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingScope,
+    TradingState,
 };
 
 use crate::request::{Fields, Problems, Range};
@@ -171,11 +172,24 @@ pub(crate) fn kill_switch(body: &[u8]) -> Result<KillSwitch, Problems> {
 /// `PUT trading-state`.
 pub(crate) fn trading_state(body: &[u8]) -> Result<TradingChange, Problems> {
     let mut fields = Fields::read(body)?;
-    // Accounts and symbols have no state of their own in this version.
-    if fields.need_choice("scope", &[("global", true), ("account", false), ("symbol", false)]) == Some(false)
-    {
-        fields.reject("scope", "this version has the scope global only; send global");
-    }
+    let kind = fields.need_choice("scope", &[("global", 'g'), ("account", 'a'), ("symbol", 's')]);
+    let scope = match kind {
+        Some('a') => {
+            let id = fields.need_text("id", "the account's id");
+            let account = id.parse::<AccountId>().ok();
+            if account.is_none() && !id.is_empty() {
+                fields.reject("id", format!("{id:?} is not an account id: {}", AccountId::RULE));
+            }
+            account.map(TradingScope::Account)
+        }
+        Some('s') => fields.need_symbol("id").map(TradingScope::Symbol),
+        _ => {
+            if fields.has("id") {
+                fields.reject("id", "goes with the scopes account and symbol; leave it out");
+            }
+            fields.skip("id")
+        }
+    };
     let states = [
         ("RUNNING", TradingState::Running),
         ("PAUSED", TradingState::Paused),
@@ -185,7 +199,8 @@ pub(crate) fn trading_state(body: &[u8]) -> Result<TradingChange, Problems> {
     let state = fields.need_choice("state", &states);
     let reason = fields.need_text("reason", "why");
     fields.finish()?;
-    Ok(TradingChange { state: state.unwrap_or_default(), reason })
+    let scope = scope.unwrap_or(TradingScope::Global);
+    Ok(TradingChange { scope, state: state.unwrap_or_default(), reason })
 }
 
 /// `POST market/failover`.
@@ -260,6 +275,15 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
             max_amount: fields.decimal("maxRebalanceAmount", above_zero).map(Notional::new),
         }
     });
+    let limits = fields.object("limits", |fields| {
+        let mut most = |name| fields.decimal(name, above_zero).map(Notional::new);
+        PolicyLimits {
+            max_order_notional: most("maxOrderNotional"),
+            max_position_notional: most("maxPositionNotional"),
+            max_operation_notional: most("maxOperationNotional"),
+            max_net_delta: most("maxNetDelta"),
+        }
+    });
     let policy = Policy {
         symbol,
         enabled: fields.flag("enabled").unwrap_or(true),
@@ -273,6 +297,8 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
             .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
             .unwrap_or_default(),
         after: Duration::from_millis(fields.millis("after", 0, 3_600_000).unwrap_or(1_000)),
+        limits: limits.unwrap_or_default(),
+        horizon: fields.millis("horizon", 60_000, 30 * DAY_MS).map(Duration::from_millis),
         deleverage,
         rebalance,
     };

@@ -1,6 +1,7 @@
 //! Alerts, the kill switch, the trading state, and what others did on the accounts.
 
 use deltaplane_ports::{Alert, ExternalActivity, KillReport, TradingOrder};
+use deltaplane_types::TradingScope;
 
 use super::json::JsonObject;
 
@@ -38,6 +39,25 @@ pub(crate) fn trading(order: &TradingOrder) -> JsonObject {
     json.put("killSwitch", &order.kill);
     json.put("reason", &order.reason);
     json.put("timestamp", &order.at.as_millis());
+    let scoped: Vec<JsonObject> = order
+        .scoped
+        .iter()
+        .map(|(scope, scoped)| {
+            let (kind, id) = match scope {
+                TradingScope::Global => ("global", None),
+                TradingScope::Account(account) => ("account", Some(account.as_str())),
+                TradingScope::Symbol(symbol) => ("symbol", Some(symbol.as_str())),
+            };
+            let mut json = JsonObject::default();
+            json.put("scope", kind);
+            json.put("id", &id);
+            json.put("state", &scoped.state.to_string());
+            json.put("reason", &scoped.reason);
+            json.put("timestamp", &scoped.at.as_millis());
+            json
+        })
+        .collect();
+    json.put("scoped", &scoped);
     json
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    FeedCondition, FeedView, FeedsView, FundingView, HedgeTo, PastAlert, Policy, PolicyStatus, PolicyView,
-    RiskSample, StressLoss, StressMove, StressReport,
+    FeedCondition, FeedView, FeedsView, FundingView, HedgeTo, PastAlert, Policy, PolicyLimits, PolicyStatus,
+    PolicyView, RiskSample, StressLoss, StressMove, StressReport,
 };
 use deltaplane_types::{AccountId, FeedId, Notional, OperationId, Price, Ratio, Symbol, Timestamp};
 
@@ -99,6 +99,15 @@ pub(crate) fn policy(view: &PolicyView) -> JsonObject {
         json
     });
     json.put("rebalance", &rebalance);
+    let PolicyLimits { max_order_notional, max_position_notional, max_operation_notional, max_net_delta } =
+        policy.limits;
+    let mut limits = JsonObject::default();
+    limits.number_if("maxOrderNotional", max_order_notional.map(Notional::value));
+    limits.number_if("maxPositionNotional", max_position_notional.map(Notional::value));
+    limits.number_if("maxOperationNotional", max_operation_notional.map(Notional::value));
+    limits.number_if("maxNetDelta", max_net_delta.map(Notional::value));
+    json.put("limits", &limits);
+    json.put("horizon", &policy.horizon.map(millis));
     let status = match status {
         PolicyStatus::Off => "off",
         PolicyStatus::Within => "within",

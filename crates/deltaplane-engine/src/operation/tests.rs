@@ -14,7 +14,7 @@ use deltaplane_types::{
 
 use super::{Draft, Effect, Event, Operation};
 use crate::config::EngineConfig;
-use crate::control::{self, Goal, Round, Spec, Verdict};
+use crate::control::{self, Goal, Round, Spec, Terms, Verdict};
 use crate::ids::IdKey;
 use crate::snapshot::{AccountFacts, Snapshot};
 
@@ -133,6 +133,7 @@ impl Bench {
             symbol: btc(),
             max_slippage: ratio("0.005"),
             only_reduces: false,
+            terms: Terms::default(),
         };
         let now = Timestamp::from_millis(1_750_000_000_000);
         let (operation, effects) = Operation::start(
@@ -470,6 +471,7 @@ fn funding_is_expected_by_the_venues_own_interval() {
             accounts: vec![id("main")],
             max_slippage: ratio("0.005"),
             only_reduces: false,
+            terms: Terms::default(),
         };
         let config = EngineConfig::new(btc(), IdKey::new(b"a key"));
         let anchor = control::anchor(&spec, &snapshot, &config).unwrap();

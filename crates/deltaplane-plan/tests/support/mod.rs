@@ -1,7 +1,7 @@
 //! Reads the worked cases' form of a planner input.
 
 use deltaplane_math::{MarginUse, OrderRules};
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, PlanLimits};
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Price, Quantity, Ratio, Timestamp, parse_exact,
 };
@@ -53,6 +53,7 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
                 }],
             },
             max_notional: Notional::new(dec(&account["maxNotional"])),
+            max_order_notional: Notional::new(Decimal::from(1_000_000_000)),
             taker_rate: Ratio::new(dec(&account["takerRate"])),
             funding_over_horizon: Ratio::new(dec(&account["fundingOverHorizon"])),
             bids: levels(&account["bids"]).into(),
@@ -81,10 +82,7 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
             min_liquidation_distance: Ratio::new(dec(&input["minLiquidationDistance"])),
             max_basis: Ratio::new(dec(&input["maxBasis"])),
         },
-        limits: PlanLimits {
-            max_order_notional: Notional::new(Decimal::from(1_000_000_000)),
-            max_in_flight: Notional::new(Decimal::from(25_000)),
-        },
+        max_in_flight: Notional::new(Decimal::from(25_000)),
         accounts,
     }
 }

@@ -1,0 +1,342 @@
+//! Circuit breakers: what happens again and again, or costs too much, stops what adds exposure until a person looked.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_ports::{ScopedTrading, TradingOrder};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, RefusalReason, SubmitOutcome, Timestamp,
+    TradingScope, TradingState,
+};
+use tokio::sync::Notify;
+
+use crate::alerts::Condition;
+use crate::engine::Core;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// The gains of a day are remembered by the minute.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// When a breaker trips; none switches it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerSettings {
+    /// Orders in a row that an account's venue refused.
+    pub refusals: Option<u32>,
+    /// Moves of an account's positions within an hour that no order and no trade explains.
+    pub mismatches: Option<u32>,
+    /// What slippage cost within an hour over all accounts, against the mids at arrival, USD.
+    pub slippage: Option<Notional>,
+    /// Part of the equity of all accounts together that was lost from its highest point within 24 hours. Deposits and
+    /// withdrawals are no gains and losses.
+    pub loss: Option<Ratio>,
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        Self {
+            refusals: Some(10),
+            mismatches: Some(3),
+            slippage: Some(Notional::new(Decimal::from(5_000))),
+            loss: Some(Ratio::new(Decimal::from_i128_with_scale(1, 1))),
+        }
+    }
+}
+
+/// A breaker that trips.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Trip {
+    topic: &'static str,
+    account: Option<AccountId>,
+    text: String,
+}
+
+/// What the breakers count.
+#[derive(Default)]
+pub(crate) struct Breakers {
+    state: Mutex<Counts>,
+    tripped: Notify,
+}
+
+#[derive(Default)]
+struct Counts {
+    refusals: BTreeMap<AccountId, u32>,
+    mismatches: BTreeMap<AccountId, VecDeque<Timestamp>>,
+    slippage: VecDeque<(Timestamp, Decimal)>,
+    /// Gains so far, the highest of each minute.
+    gains: VecDeque<(Timestamp, Decimal)>,
+    trips: Vec<Trip>,
+}
+
+fn forget_older(times: &mut VecDeque<Timestamp>, now: Timestamp) {
+    while times.front().is_some_and(|at| now.since(*at) >= HOUR) {
+        times.pop_front();
+    }
+}
+
+impl Counts {
+    fn on_submitted(&mut self, account: &AccountId, outcome: &SubmitOutcome, most: Option<u32>) {
+        let refusal = match outcome {
+            SubmitOutcome::NotAccepted(refusal) => refusal,
+            SubmitOutcome::Acknowledged(_) => {
+                self.refusals.remove(account);
+                return;
+            }
+            SubmitOutcome::Unknown(_) => return,
+        };
+        // What never reached the venue, or says nothing of the order, is met elsewhere.
+        if matches!(
+            refusal.reason,
+            RefusalReason::KeptBack
+                | RefusalReason::NotSent
+                | RefusalReason::ProxyFailed
+                | RefusalReason::RateLimited
+                | RefusalReason::Overloaded
+        ) {
+            return;
+        }
+        let count = self.refusals.entry(account.clone()).or_default();
+        *count = count.saturating_add(1);
+        if most.is_some_and(|most| *count >= most) {
+            *count = 0;
+            self.trips.push(Trip {
+                topic: "breaker-refusals",
+                account: Some(account.clone()),
+                text: format!("the venue of {account} refused {} orders in a row", most.unwrap_or_default()),
+            });
+        }
+    }
+
+    fn on_mismatch(&mut self, account: &AccountId, now: Timestamp, most: Option<u32>) {
+        let times = self.mismatches.entry(account.clone()).or_default();
+        forget_older(times, now);
+        times.push_back(now);
+        if most.is_some_and(|most| times.len() >= most as usize) {
+            times.clear();
+            let most = most.unwrap_or_default();
+            self.trips.push(Trip {
+                topic: "breaker-mismatches",
+                account: Some(account.clone()),
+                text: format!(
+                    "positions of {account} moved {most} times within an hour and nothing explains it"
+                ),
+            });
+        }
+    }
+
+    fn on_slippage(&mut self, cost: Notional, now: Timestamp, most: Option<Notional>) {
+        while self.slippage.front().is_some_and(|(at, _)| now.since(*at) >= HOUR) {
+            self.slippage.pop_front();
+        }
+        self.slippage.push_back((now, cost.value()));
+        let sum = self.slippage.iter().try_fold(Decimal::ZERO, |sum, (_, cost)| sum.checked_add(*cost));
+        if let (Some(most), Some(sum)) = (most, sum)
+            && sum > most.value()
+        {
+            self.slippage.clear();
+            let text = format!("slippage cost more than {most} USD within an hour");
+            self.trips.push(Trip { topic: "breaker-slippage", account: None, text });
+        }
+    }
+
+    /// Takes what all accounts gained so far, deposits taken out, and the equity that is left of it.
+    fn on_gains(&mut self, gained: Decimal, equity: Notional, now: Timestamp, most: Option<Ratio>) {
+        while self.gains.front().is_some_and(|(at, _)| now.since(*at) >= DAY) {
+            self.gains.pop_front();
+        }
+        match self.gains.back_mut() {
+            Some((at, highest)) if now.since(*at) < MINUTE => *highest = gained.max(*highest),
+            _ => self.gains.push_back((now, gained)),
+        }
+        let highest = self.gains.iter().map(|(_, gained)| *gained).max().unwrap_or(gained);
+        let lost = highest.checked_sub(gained).unwrap_or_default();
+        let Some(before) = equity.value().checked_add(lost).filter(|before| *before > Decimal::ZERO) else {
+            return;
+        };
+        let ratio = lost.checked_div(before).unwrap_or_default();
+        if let Some(most) = most.filter(|most| ratio > most.value()) {
+            self.gains.clear();
+            let text = format!(
+                "{lost} USD, {} of the equity of all accounts, were lost within 24 hours: more than {most}",
+                ratio.round_dp(4).normalize()
+            );
+            self.trips.push(Trip { topic: "breaker-loss", account: None, text });
+        }
+    }
+}
+
+impl Breakers {
+    fn note(&self, f: impl FnOnce(&mut Counts)) {
+        let mut counts = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&mut counts);
+        if !counts.trips.is_empty() {
+            self.tripped.notify_one();
+        }
+    }
+
+    pub(crate) fn on_submitted(
+        &self,
+        account: &AccountId,
+        outcome: &SubmitOutcome,
+        settings: &BreakerSettings,
+    ) {
+        self.note(|counts| counts.on_submitted(account, outcome, settings.refusals));
+    }
+
+    pub(crate) fn on_mismatch(&self, account: &AccountId, now: Timestamp, settings: &BreakerSettings) {
+        self.note(|counts| counts.on_mismatch(account, now, settings.mismatches));
+    }
+
+    pub(crate) fn on_slippage(&self, cost: Notional, now: Timestamp, settings: &BreakerSettings) {
+        self.note(|counts| counts.on_slippage(cost, now, settings.slippage));
+    }
+
+    pub(crate) fn on_gains(
+        &self,
+        gained: Decimal,
+        equity: Notional,
+        now: Timestamp,
+        settings: &BreakerSettings,
+    ) {
+        self.note(|counts| counts.on_gains(gained, equity, now, settings.loss));
+    }
+}
+
+/// The alerts of the breakers: they end when a person lets trading go on.
+pub(crate) const TOPICS: [&str; 4] =
+    ["breaker-refusals", "breaker-mismatches", "breaker-slippage", "breaker-loss"];
+
+/// Carries out what trips until dropped.
+pub(crate) async fn keep_tripping(core: Arc<Core>) {
+    loop {
+        core.shared.breakers.tripped.notified().await;
+        let trips = {
+            let mut counts = core.shared.breakers.state.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut counts.trips)
+        };
+        for trip in trips {
+            core.trip(trip).await;
+        }
+    }
+}
+
+impl Core {
+    async fn trip(&self, Trip { topic, account, text }: Trip) {
+        let shared = &self.shared;
+        let now = shared.eyes.clock.now();
+        let change = |order: &mut TradingOrder| match &account {
+            None => {
+                if order.state < TradingState::ReduceOnly {
+                    order.reason.clone_from(&text);
+                }
+                (order.state, order.at) = (order.state.max(TradingState::ReduceOnly), now);
+            }
+            Some(account) => {
+                let scope = TradingScope::Account(account.clone());
+                let held = order.scoped.get(&scope).map_or(TradingState::Running, |held| held.state);
+                if held < TradingState::ReduceOnly {
+                    let state = TradingState::ReduceOnly;
+                    order.scoped.insert(scope, ScopedTrading { state, reason: text.clone(), at: now });
+                }
+            }
+        };
+        let id = account.as_ref().map_or("its positions", AccountId::as_str);
+        let scope = if account.is_some() { "account" } else { "global" };
+        let condition = Condition {
+            kind: AlertKind::System,
+            topic,
+            severity: AlertSeverity::Critical,
+            account: account.clone(),
+            symbol: None,
+            message: format!(
+                "{text}: only what reduces is traded there now; look at {id}, then PUT /api/v1/trading-state with scope {scope} and state RUNNING"
+            ),
+        };
+        let records = shared.alerts.raise(condition, now).into_iter().collect();
+        // It holds at once; a failure stops all sending by itself.
+        let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::{notional, ratio};
+    use deltaplane_types::Refusal;
+
+    use super::*;
+
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::from_millis(minutes * 60_000)
+    }
+
+    fn topics(counts: &mut Counts) -> Vec<&'static str> {
+        std::mem::take(&mut counts.trips).into_iter().map(|trip| trip.topic).collect()
+    }
+
+    #[test]
+    fn only_refusals_of_the_venue_in_a_row_count() {
+        let refused =
+            |reason| SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: "no".to_owned() });
+        let main: AccountId = "main".parse().unwrap();
+        let mut counts = Counts::default();
+        let mut send = |outcome| counts.on_submitted(&main, &outcome, Some(3));
+        send(refused(RefusalReason::Rejected));
+        send(refused(RefusalReason::Rejected));
+        send(refused(RefusalReason::RateLimited));
+        send(refused(RefusalReason::NotSent));
+        send(SubmitOutcome::Acknowledged(deltaplane_types::OrderAck {
+            venue_order_id: "1".parse().unwrap(),
+            status: deltaplane_types::OrderStatus::Expired,
+            filled: deltaplane_types::Quantity::ZERO,
+        }));
+        send(refused(RefusalReason::Rejected));
+        send(refused(RefusalReason::NotPermitted));
+        assert_eq!(counts.trips, []);
+        counts.on_submitted(&main, &refused(RefusalReason::Rejected), Some(3));
+        assert_eq!(topics(&mut counts), ["breaker-refusals"]);
+        counts.on_submitted(&main, &refused(RefusalReason::Rejected), None);
+        assert_eq!(counts.trips, []);
+    }
+
+    #[test]
+    fn mismatches_and_slippage_count_for_an_hour() {
+        let main: AccountId = "main".parse().unwrap();
+        let mut counts = Counts::default();
+        for minute in [0, 30, 60] {
+            counts.on_mismatch(&main, at(minute), Some(3));
+        }
+        assert_eq!(counts.trips, [], "the first is an hour old");
+        counts.on_mismatch(&main, at(61), Some(3));
+        assert_eq!(topics(&mut counts), ["breaker-mismatches"]);
+        let most = Some(notional("100"));
+        counts.on_slippage(notional("60"), at(0), most);
+        counts.on_slippage(notional("60"), at(60), most);
+        counts.on_slippage(notional("-10"), at(61), most);
+        counts.on_slippage(notional("50"), at(62), most);
+        assert_eq!(counts.trips, [], "60 - 10 + 50 is not above 100");
+        counts.on_slippage(notional("0.01"), at(63), most);
+        assert_eq!(topics(&mut counts), ["breaker-slippage"]);
+    }
+
+    #[test]
+    fn a_loss_counts_from_the_highest_point_of_a_day() {
+        let mut counts = Counts::default();
+        let most = Some(ratio("0.1"));
+        let mut gains = |counts: &mut Counts, gained: &str, equity: &str, minute| {
+            counts.on_gains(notional(gained).value(), notional(equity), at(minute), most);
+            topics(counts)
+        };
+        assert!(gains(&mut counts, "0", "1000", 0).is_empty());
+        assert!(gains(&mut counts, "100", "1100", 10).is_empty());
+        // 110 of 1,100 are a tenth: not more.
+        assert!(gains(&mut counts, "-10", "990", 20).is_empty());
+        assert_eq!(gains(&mut counts, "-11", "989", 30), ["breaker-loss"]);
+        let mut slow = Counts::default();
+        assert!(gains(&mut slow, "100", "1100", 0).is_empty());
+        assert!(gains(&mut slow, "0", "1000", 1_000).is_empty());
+        // A day later the 100 are forgotten: 100 of 1,000 are a tenth.
+        assert!(gains(&mut slow, "-100", "900", 24 * 60).is_empty());
+        assert_eq!(gains(&mut slow, "-101", "899", 24 * 60 + 1), ["breaker-loss"]);
+    }
+}

@@ -1,0 +1,169 @@
+//! What may be traded where: states of accounts and symbols, tighter caps, circuit breakers. Over real sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+
+use deltaplane_engine::{BreakerSettings, EngineConfig, LimitOverride};
+use deltaplane_ports::{ControlPlane as _, Failure, OperationReport, OperationState, TradingChange};
+use deltaplane_testkit::{MemoryJournal, delta, notional};
+use deltaplane_tests::{Place, World, btc, config, engine_through, ready, until};
+use deltaplane_types::{AccountId, Code, Delta, TradingScope, TradingState};
+use deltaplane_venue_sim::{Fault, FaultKind, Running};
+
+/// Net delta is 0.3 BTC, of which any of the three accounts could take all.
+fn places() -> Vec<Place> {
+    vec![Place::new("long", "0.5"), Place::new("short", "-0.2"), Place::new("spare", "0")]
+}
+
+async fn world(config: EngineConfig) -> (World, Arc<MemoryJournal>) {
+    let journal = Arc::new(MemoryJournal::default());
+    (World::start_with(places(), journal.clone(), config).await, journal)
+}
+
+fn account(name: &str) -> AccountId {
+    name.parse().unwrap()
+}
+
+async fn say(world: &World, scope: TradingScope, state: TradingState) {
+    let change = TradingChange { scope, state, reason: "a look around".to_owned() };
+    world.engine.set_trading(change).await.unwrap();
+}
+
+fn held(world: &World, index: usize) -> Delta {
+    let name = world.accounts[index].as_str();
+    Delta::new(world.exchanges[index].sim().with(|exchange| exchange.accounts[name].net("BTCUSDT")))
+}
+
+fn failure(report: &OperationReport) -> &Failure {
+    report.failure.as_ref().unwrap_or_else(|| panic!("{report:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
+    let (world, journal) = world(config()).await;
+    say(&world, TradingScope::Account(account("long")), TradingState::Halted).await;
+    say(&world, TradingScope::Account(account("spare")), TradingState::ReduceOnly).await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.state, OperationState::Succeeded, "{report:?}");
+    assert_eq!(
+        (held(&world, 0), held(&world, 1), held(&world, 2)),
+        (delta("0.5"), delta("-0.5"), delta("0"))
+    );
+    // An account that nobody configured has no state.
+    let change = TradingChange {
+        scope: TradingScope::Account(account("other")),
+        state: TradingState::Halted,
+        reason: "a typo".to_owned(),
+    };
+    assert_eq!(world.engine.set_trading(change).await.unwrap_err().code, Code::InvalidAccount);
+    // It holds after a restart, and for whoever names no other account.
+    let World { exchanges, engine, accounts } = world;
+    drop(engine);
+    let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+    let journal = Arc::new(MemoryJournal::with(journal.records()));
+    let engine = engine_through(&places(), &exchanges, &urls, journal, config()).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts };
+    let order = world.engine.system().await.trading;
+    assert_eq!(order.of(&account("long"), &btc()), TradingState::Halted);
+    assert_eq!(order.of(&account("short"), &btc()), TradingState::Running);
+    let alone =
+        deltaplane_ports::DeltaControl { accounts: vec![account("long")], subset: true, ..world.to_flat() };
+    let refused = world.control(alone.clone()).await;
+    assert_eq!(failure(&refused).code, Code::RiskBlocked, "{refused:?}");
+    assert_eq!(held(&world, 0), delta("0.5"));
+    say(&world, TradingScope::Account(account("long")), TradingState::Running).await;
+    let report = world.control(alone).await;
+    assert_eq!((report.state, held(&world, 0)), (OperationState::Succeeded, delta("0")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_symbol_that_only_reduces_no_position_grows() {
+    let (world, _) = world(config()).await;
+    say(&world, TradingScope::Symbol(btc()), TradingState::Paused).await;
+    let refused = world.engine.control_delta(world.to_flat()).await.unwrap_err();
+    assert_eq!(refused.code, Code::RiskBlocked);
+    assert_eq!(refused.error, "symbol BTC-USD is PAUSED: a look around");
+    say(&world, TradingScope::Symbol(btc()), TradingState::ReduceOnly).await;
+    let report = world.control(world.to_flat()).await;
+    assert_eq!(report.state, OperationState::Succeeded, "{report:?}");
+    // Only the long one could come nearer by getting smaller.
+    assert_eq!(
+        (held(&world, 0), held(&world, 1), held(&world, 2)),
+        (delta("0.2"), delta("-0.2"), delta("0"))
+    );
+}
+
+/// The caps of one account bend the plan; those of an operation refuse it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tighter_caps_hold_for_the_account_or_the_symbol_that_they_name() {
+    let mut config = config();
+    // About 0.3 BTC at 66,500; the short one has more.
+    let own = LimitOverride { max_gross_notional: Some(notional("13400")), ..LimitOverride::default() };
+    config.overrides.accounts.insert(account("short"), own);
+    let own = LimitOverride { max_order_notional: Some(notional("3400")), ..LimitOverride::default() };
+    config.overrides.accounts.insert(account("spare"), own);
+    let own = LimitOverride { max_operation_notional: Some(notional("15000")), ..LimitOverride::default() };
+    config.overrides.symbols.insert(btc(), own);
+    let (world, _) = world(config).await;
+    // The long one is left out, so the spare one must take all: 0.3 BTC are more than may be added at once.
+    let accounts = vec![account("short"), account("spare")];
+    let target = |text: &str| deltaplane_ports::DeltaControl {
+        accounts: accounts.clone(),
+        target: delta(text),
+        subset: true,
+        ..world.to_flat()
+    };
+    let refused = world.control(target("-0.5")).await;
+    let refused = failure(&refused);
+    assert_eq!(refused.code, Code::DeltaBeyondLimit);
+    assert!(refused.error.contains("more than maxOperationNotional 15000"), "{refused:?}");
+    let report = world.control(target("-0.4")).await;
+    assert_eq!(report.state, OperationState::Succeeded, "{report:?}");
+    assert_eq!(held(&world, 1).plus(held(&world, 2)).unwrap(), delta("-0.4"));
+    // The short one would be above its cap with one lot more.
+    let price = report.plan.as_ref().unwrap().reference_price;
+    let worth = |quantity: Delta| quantity.abs().notional_at(price).unwrap();
+    assert!(worth(held(&world, 1)) <= notional("13400"), "{report:?}");
+    assert!(worth(held(&world, 1).minus(delta("0.001")).unwrap()) > notional("13400"), "{report:?}");
+    // 3,400 USD are 0.051 BTC at most.
+    let most = report.orders.iter().map(|order| order.quantity.value()).max().unwrap();
+    assert!(most <= delta("0.052").value() && report.orders.len() >= 4, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_venue_that_refuses_order_after_order_takes_no_more_that_add() {
+    let mut config = config();
+    config.breakers = BreakerSettings { refusals: Some(2), ..BreakerSettings::default() };
+    let (world, _) = world(config).await;
+    let body = r#"{"code":-4131,"msg":"The counterparty's best price does not meet the PERCENT_PRICE filter limit."}"#;
+    let fault = FaultKind::Refuse { status: 400, body: body.to_owned() };
+    for index in [1, 2] {
+        let fault = Fault::new(fault.clone(), 2).on("POST", "/fapi/v1/order");
+        world.exchanges[index].sim().inject(fault);
+    }
+    let short = |name: &str| deltaplane_ports::DeltaControl {
+        accounts: vec![account(name)],
+        target: delta("-0.25"),
+        subset: true,
+        ..world.to_flat()
+    };
+    let trading_of = async || world.engine.system().await.trading.of(&account("short"), &btc());
+    assert_eq!(world.control(short("short")).await.state, OperationState::Failed);
+    assert_eq!(trading_of().await, TradingState::Running, "one refusal is no row");
+    assert_eq!(world.control(short("short")).await.state, OperationState::Failed);
+    until("it trips", async || trading_of().await == TradingState::ReduceOnly).await;
+    let alert =
+        world.engine.alerts().await.into_iter().find(|alert| alert.topic == "breaker-refusals").unwrap();
+    assert_eq!(alert.account, Some(account("short")));
+    assert!(alert.message.contains("refused 2 orders in a row"), "{}", alert.message);
+    // Nothing reaches the venue any more that adds; what reduces does.
+    let before = world.orders_at(1);
+    let refused = world.control(short("short")).await;
+    assert_eq!((failure(&refused).code, world.orders_at(1)), (Code::RiskBlocked, before));
+    let less = deltaplane_ports::DeltaControl { target: delta("-0.1"), ..short("short") };
+    assert_eq!(world.control(less).await.state, OperationState::Succeeded);
+    say(&world, TradingScope::Account(account("short")), TradingState::Running).await;
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "breaker-refusals"));
+    assert_eq!(world.control(short("short")).await.state, OperationState::Succeeded);
+}
