@@ -48,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
         config,
         accounts,
         feeds,
+        exits: Vec::new(),
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),
         clock: time.clone(),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, Holdings, IdKey, Limits};
-use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport};
+use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport};
 use deltaplane_ports::{
     Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, PriceFeed, Record,
     RequestMeta, SymbolMap,
@@ -179,6 +179,7 @@ pub async fn engine_through(
             receive_window: Duration::from_millis(1_500),
             proof_slack: Duration::from_millis(500),
             request_timeout: Duration::from_millis(1_000),
+            egress: Egress::direct(),
         };
         let client = || -> Arc<dyn HttpTransport> {
             let config = HttpClientConfig { allow_plain: true, ..HttpClientConfig::default() };
@@ -206,6 +207,7 @@ pub async fn engine_through(
         config,
         accounts,
         feeds,
+        exits: Vec::new(),
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),
         clock,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_net::{HttpClient, HttpClientConfig, HttpTransport, WeightBudget};
+use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, Clock, NameRule, OrderGateway, OrderSighting, PriceFeed, SymbolMap,
 };
@@ -208,6 +208,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
             expiry_window: WINDOW,
             proof_slack: Duration::from_millis(700),
             request_timeout: Duration::from_millis(1_000),
+            egress: Egress::direct(),
         };
         let key = AccountKey::new(&SOLANA_AGENT_SECRET.into(), SOLANA_ACCOUNT).expect("a throwaway key");
         let budget = config.credits.clone();
@@ -226,6 +227,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
         receive_window: WINDOW,
         proof_slack: Duration::from_millis(500),
         request_timeout: Duration::from_millis(1_000),
+        egress: Egress::direct(),
     };
     let budget = config.weight.clone();
     let hmac = || HmacKey::new("thekey".into(), &"thesecret".into());

@@ -321,6 +321,7 @@ impl Life {
             config,
             accounts,
             feeds,
+            exits: Vec::new(),
             journal: Arc::new(SimJournal(self.world.clone())),
             history: Arc::new(deltaplane_engine::MemoryHistory::default()),
             clock,

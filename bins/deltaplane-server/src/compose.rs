@@ -301,21 +301,23 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     engine_config.may_send = config.mode != Mode::Observe;
     let symbols = [config.primary_symbol.clone()];
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
-    let mut accounts = Vec::new();
+    let (mut accounts, mut exits) = (Vec::new(), Vec::new());
     let mut waiting = config.accounts;
     for exchange in &config.exchanges {
-        let venue = connect::Exchange::new(exchange, clock.clone());
+        let mut venue = connect::Exchange::new(exchange, clock.clone());
         feeds.push(venue.feed(&symbols)?);
         let (here, elsewhere) = waiting.into_iter().partition(|account| account.exchange == exchange.id);
         waiting = elsewhere;
         for account in here {
             accounts.push(venue.account(account)?);
         }
+        exits.extend(venue.into_exits());
     }
     let parts = EngineParts {
         config: engine_config,
         accounts,
         feeds,
+        exits,
         journal,
         history,
         clock,

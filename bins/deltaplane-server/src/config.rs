@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use deltaplane_engine::{
     AlertThresholds, BreakerSettings, ExternalDelta, Holdings, LimitOverride, Limits, Overrides, Threshold,
 };
+use deltaplane_net::Proxy;
 use deltaplane_ports::{Contract, NameRule, SymbolMap};
 use deltaplane_types::{AccountId, Decimal, Delta, Notional, Ratio, Symbol, Timestamp, VenueId, parse_exact};
 use deltaplane_venue_aster::{AgentKey, Network};
@@ -59,6 +60,8 @@ struct FileConfig {
     rates: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     external_delta: BTreeMap<Spanned<String>, FileExternalDelta>,
+    #[serde(default, rename = "proxy")]
+    proxies: Vec<FileProxy>,
     #[serde(default, rename = "exchange")]
     exchanges: Vec<FileExchange>,
     #[serde(default, rename = "account")]
@@ -164,6 +167,15 @@ struct FileExternalDelta {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct FileProxy {
+    id: Spanned<String>,
+    url: Spanned<String>,
+    user_password_env: Option<Spanned<String>>,
+    user_password_file: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FileExchange {
     id: Spanned<String>,
     kind: Kind,
@@ -176,6 +188,10 @@ struct FileExchange {
     api_config_key_file: Option<Spanned<PathBuf>>,
     receive_window_ms: Option<Spanned<u64>>,
     request_timeout_ms: Option<Spanned<u64>>,
+    #[serde(default)]
+    proxies: Vec<Spanned<String>>,
+    #[serde(default)]
+    proxy_failover: bool,
 }
 
 /// Which of an exchange's networks signatures are for.
@@ -277,6 +293,10 @@ struct FileAccount {
     address: Option<Spanned<String>>,
     private_key_env: Option<Spanned<String>>,
     private_key_file: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    proxies: Vec<Spanned<String>>,
+    #[serde(default)]
+    proxy_failover: bool,
 }
 
 impl FileAccount {
@@ -372,6 +392,17 @@ pub struct Exchange {
     pub receive_window: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
+    /// Where its feed and those of its accounts leave from that have no proxies of their own.
+    pub pool: Pool,
+}
+
+/// Proxies of which one is used at a time; none leaves directly.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    /// The proxies, in order.
+    pub proxies: Vec<Proxy>,
+    /// Whether another one may be taken when the active one fails.
+    pub failover: bool,
 }
 
 /// What an account signs with.
@@ -394,6 +425,8 @@ pub struct Account {
     pub exchange: VenueId,
     /// What it signs with.
     pub credential: Credential,
+    /// Its own proxies; without any it leaves as its exchange does.
+    pub pool: Pool,
 }
 
 /// Places errors in the file.
@@ -453,6 +486,22 @@ impl Places<'_> {
             bail!("{place}: {key} is [WARN, CRITICAL]: {critical} must be {way} {warn}");
         }
         Ok(Threshold { warn, critical, ..default })
+    }
+
+    /// Proxies by their names.
+    fn pool(&self, known: &[(String, Proxy)], names: &[Spanned<String>], failover: bool) -> Result<Pool> {
+        let mut proxies = Vec::new();
+        for name in names {
+            let place = self.at(name.span().start);
+            let Some((_, proxy)) = known.iter().find(|(id, _)| id == name.get_ref()) else {
+                bail!("{place}: proxies names {}, which is no [[proxy]]", name.get_ref());
+            };
+            proxies.push(proxy.clone());
+        }
+        if failover && proxies.len() < 2 {
+            bail!("{}: proxy_failover needs at least two proxies; {} are named", self.file, proxies.len());
+        }
+        Ok(Pool { proxies, failover })
     }
 
     fn general_limits(&self, raw: &FileLimits) -> Result<LimitOverride> {
@@ -814,6 +863,25 @@ impl Config {
         {
             bail!("{file}: live mode needs limits.max_order_notional and limits.max_position_notional");
         }
+        let mut proxies: Vec<(String, Proxy)> = Vec::new();
+        for proxy in &raw.proxies {
+            let (id, place) = (proxy.id.get_ref(), places.at(proxy.id.span().start));
+            if proxies.iter().any(|(known, _)| known == id) {
+                bail!("{place}: proxy {id} is configured twice");
+            }
+            let credentials = match (&proxy.user_password_env, &proxy.user_password_file) {
+                (None, None) => None,
+                (env, path) => Some(places.secret(
+                    "user_password",
+                    env.as_ref(),
+                    path.as_ref(),
+                    &format!("proxy {id}"),
+                )?),
+            };
+            let made = Proxy::new(id, proxy.url.get_ref(), credentials.as_ref());
+            let place = places.at(proxy.url.span().start);
+            proxies.push((id.clone(), made.with_context(|| format!("{place}: proxy {id}"))?));
+        }
         let mut exchanges: Vec<Exchange> = Vec::new();
         for exchange in &raw.exchanges {
             let id: VenueId = places.parse("exchange.id", &exchange.id)?;
@@ -856,6 +924,7 @@ impl Config {
                     5_000,
                     (100, 60_000),
                 )?,
+                pool: places.pool(&proxies, &exchange.proxies, exchange.proxy_failover)?,
             });
         }
         let mut accounts: Vec<Account> = Vec::new();
@@ -875,7 +944,8 @@ impl Config {
             let (kind, network) =
                 place.map_or((Kind::Binance, Network::Main), |found| (found.kind, found.network));
             let credential = places.credential(kind, network, account, &id)?;
-            accounts.push(Account { id, exchange, credential });
+            let pool = places.pool(&proxies, &account.proxies, account.proxy_failover)?;
+            accounts.push(Account { id, exchange, credential, pool });
         }
         let overrides = places.overrides(&raw.limits, limits.general.in_place_of(Limits::default()))?;
         if raw.mode != Mode::Paper
@@ -1065,6 +1135,26 @@ secret_env = "PATH"
         refused(&own("[limits.symbol.btc]\nmax_net_delta = \"3\""), "line 16: limits.symbol");
         refused(&own("[limits.symbol.BTC-USD]\nprice_collar = \"1.5\""), "price_collar 1.5 must be 0 to 1");
         refused(&own("[breakers]\nloss_per_day = \"ten\""), "breakers.loss_per_day \"ten\"");
+        let proxy = |url: &str| format!("[[proxy]]\nid = \"tokyo\"\nurl = \"{url}\"\n");
+        refused(
+            &proxy("ftp://10.0.0.5:1"),
+            "line 3: proxy tokyo: the address must begin with http:// or socks5://",
+        );
+        refused(
+            &proxy("http://me:word@10.0.0.5:1"),
+            "the address holds credentials; give them as user_password_env",
+        );
+        refused(
+            &format!("{}{}", proxy("http://h:1"), proxy("http://h:2")),
+            "line 5: proxy tokyo is configured twice",
+        );
+        let secret = "user_password_env = \"DELTAPLANE_NOT_SET\"";
+        refused(
+            &format!("{}{secret}", proxy("http://h:1")),
+            "line 4: user_password_env: the environment variable",
+        );
+        refused(&own("proxies = [\"tokyo\"]"), "line 16: proxies names tokyo, which is no [[proxy]]");
+        refused(&own("proxy_failover = true"), "proxy_failover needs at least two proxies; 0 are named");
         refused("[rates]\nUSDC = \"0\"", "line 2: rates.USDC 0 must be above 0");
         let held = "[external_delta.BTC-USD]\namount = \"-0.5\"\nas_of = \"yesterday\"\nmax_age_hours = 24";
         refused(held, "deltaplane.toml, line 3: as_of \"yesterday\" is no time such as");

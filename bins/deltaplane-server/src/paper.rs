@@ -15,7 +15,7 @@ use deltaplane_venue_pacifica::AccountKey;
 use deltaplane_venue_sim::config::{AccountConfig, AgentConfig, Exact, ExchangeConfig};
 use deltaplane_venue_sim::{Dialect, Market, Running, SimClock, SimOptions};
 
-use crate::config::{Account, Credential, Exchange, Kind};
+use crate::config::{Account, Credential, Exchange, Kind, Pool};
 
 /// Course of the synthetic market, the same for all three.
 const SEED: u64 = 20_241_027;
@@ -130,11 +130,13 @@ pub(crate) async fn start(clock: Arc<dyn Clock>, recording: Option<PathBuf>) -> 
             api_config_key: None,
             receive_window: Duration::from_secs(3),
             request_timeout: Duration::from_secs(5),
+            pool: Pool::default(),
         });
         paper.accounts.push(Account {
             id: place.account.parse().context("a constant that follows the rule")?,
             exchange: place.kind.name().parse().context("a constant that follows the rule")?,
             credential,
+            pool: Pool::default(),
         });
         paper.running.insert(place.account.to_owned(), running);
     }

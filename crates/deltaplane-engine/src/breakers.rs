@@ -323,7 +323,7 @@ mod tests {
     fn a_loss_counts_from_the_highest_point_of_a_day() {
         let mut counts = Counts::default();
         let most = Some(ratio("0.1"));
-        let mut gains = |counts: &mut Counts, gained: &str, equity: &str, minute| {
+        let gains = |counts: &mut Counts, gained: &str, equity: &str, minute| {
             counts.on_gains(notional(gained).value(), notional(equity), at(minute), most);
             topics(counts)
         };

@@ -9,13 +9,13 @@ use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExternalActivity,
-    Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HedgeStrategy,
-    HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary, OperationKind,
-    OperationReport, OperationState, OrderGateway, PastAlert, Policy, PolicyView, PortfolioView,
-    PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, RiskHistory, RiskSample,
-    ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest, SymbolView,
-    SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
+    AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExitUser, Exits,
+    ExternalActivity, Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
+    HedgeStrategy, HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
+    OperationKind, OperationReport, OperationState, OrderGateway, PastAlert, Policy, PolicyView,
+    PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, RiskHistory,
+    RiskSample, ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest,
+    SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
     UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
@@ -74,6 +74,8 @@ pub struct EngineParts {
     pub accounts: Vec<AccountParts>,
     /// Its price streams.
     pub feeds: Vec<Arc<dyn PriceFeed>>,
+    /// The pools of proxies that accounts and feeds leave through, to be watched; a pool may be there for several.
+    pub exits: Vec<(ExitUser, Arc<dyn Exits>)>,
     /// What survives it.
     pub journal: Arc<dyn Journal>,
     /// What is kept of the past to be looked at; [`MemoryHistory`](crate::MemoryHistory) keeps an hour.
@@ -152,7 +154,7 @@ impl Engine {
     ///
     /// [`StartError`] if the journal cannot be used or the parts do not fit together.
     pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
-        let EngineParts { config, accounts, feeds, journal, history, clock, ids } = parts;
+        let EngineParts { config, accounts, feeds, exits, journal, history, clock, ids } = parts;
         let mut recovered = Recovered::read(journal.load().await?);
         let recorder = Recorder::new(journal);
         let epoch = recovered.epoch.wrapping_add(1);
@@ -245,6 +247,7 @@ impl Engine {
             losses: Losses::default(),
             breakers: Breakers::default(),
             feeds: board,
+            exits,
             policies: Policies::default(),
             history,
             running: Mutex::default(),
@@ -1151,6 +1154,7 @@ impl ControlPlane for Engine {
                 error_count: status.error_count,
             });
         }
+        services.extend(self.core.exit_services());
         let journal_failed = self.core.shared.hands.recorder.has_failed();
         services.push(ServiceView {
             name: "store".to_owned(),

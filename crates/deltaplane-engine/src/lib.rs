@@ -19,6 +19,7 @@ mod doubts;
 mod durable;
 mod engine;
 mod equity;
+mod exits;
 mod feeds;
 mod gate;
 mod guard;

@@ -49,6 +49,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         core.look_at_feeds().await;
+        core.look_at_exits().await;
         core.look_at_risk(&mut pending).await;
         let now = core.shared.eyes.clock.now();
         if now.since(marked_at) >= MARKS_EVERY {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting, ReadError,
-    RiskHistory,
+    AccountEvent, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting,
+    ReadError, RiskHistory,
 };
 use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
 use futures_util::StreamExt as _;
@@ -113,6 +113,7 @@ pub(crate) struct Shared {
     pub(crate) losses: Losses,
     pub(crate) breakers: Breakers,
     pub(crate) feeds: FeedBoard,
+    pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,
     pub(crate) policies: Policies,
     pub(crate) history: Arc<dyn RiskHistory>,
     /// Where a person's decisions reach the operations that run.

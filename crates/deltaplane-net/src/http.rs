@@ -1,10 +1,16 @@
 //! One request, one attempt.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+
+use crate::egress::Egress;
+
+/// How a proxy asks for other credentials.
+const PROXY_AUTHENTICATION_REQUIRED: u16 = 407;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +98,8 @@ pub struct HttpClientConfig {
     pub connect_timeout: Duration,
     /// The largest answer.
     pub max_answer_bytes: usize,
+    /// Where connections leave from.
+    pub egress: Arc<Egress>,
 }
 
 impl Default for HttpClientConfig {
@@ -100,6 +108,7 @@ impl Default for HttpClientConfig {
             allow_plain: false,
             connect_timeout: Duration::from_secs(3),
             max_answer_bytes: 8 * 1024 * 1024,
+            egress: Egress::direct(),
         }
     }
 }
@@ -111,24 +120,35 @@ pub struct SetupError(#[source] reqwest::Error);
 
 /// The real transport. It follows no redirect, repeats nothing, and takes no proxy from the environment.
 pub struct HttpClient {
-    client: reqwest::Client,
+    /// One for each proxy, or one that goes directly.
+    clients: Vec<reqwest::Client>,
+    egress: Arc<Egress>,
     max_answer_bytes: usize,
 }
 
 impl HttpClient {
     /// Sets up a client.
     pub fn new(config: &HttpClientConfig) -> Result<Self, SetupError> {
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .https_only(!config.allow_plain)
-            .connect_timeout(config.connect_timeout)
-            .pool_idle_timeout(Duration::from_secs(50))
-            .tcp_nodelay(true)
-            .build()
-            .map_err(SetupError)?;
-        Ok(Self { client, max_answer_bytes: config.max_answer_bytes })
+        let builder = || {
+            reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .no_proxy()
+                .https_only(!config.allow_plain)
+                .connect_timeout(config.connect_timeout)
+                .pool_idle_timeout(Duration::from_secs(50))
+                .tcp_nodelay(true)
+        };
+        let egress = config.egress.clone();
+        let mut clients = Vec::new();
+        for proxy in egress.proxies() {
+            let proxy = proxy.for_http().map_err(SetupError)?;
+            clients.push(builder().proxy(proxy).build().map_err(SetupError)?);
+        }
+        if clients.is_empty() {
+            clients.push(builder().build().map_err(SetupError)?);
+        }
+        Ok(Self { clients, egress, max_answer_bytes: config.max_answer_bytes })
     }
 }
 
@@ -141,15 +161,38 @@ impl HttpTransport for HttpClient {
             Method::Put => reqwest::Method::PUT,
             Method::Delete => reqwest::Method::DELETE,
         };
-        let mut builder = self.client.request(method, &request.url).timeout(request.timeout);
+        let through = self.egress.active();
+        let client = self.clients.get(through.unwrap_or(0)).or(self.clients.first());
+        let Some(client) = client else {
+            return Err(TransportError::NotSent("no way out is configured".to_owned()));
+        };
+        let mut builder = client.request(method, &request.url).timeout(request.timeout);
         for (name, value) in request.headers {
             builder = builder.header(name, value);
         }
         if !request.body.is_empty() {
             builder = builder.body(request.body);
         }
-        let response = builder.send().await.map_err(classify)?;
+        let response = match builder.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                let error = classify(error, through.is_some());
+                if let (TransportError::Proxy(why), Some(index)) = (&error, through) {
+                    self.egress.failed(index, why);
+                }
+                return Err(error);
+            }
+        };
         let status = response.status().as_u16();
+        if let Some(index) = through {
+            // No exchange answers so: the proxy did, and sent nothing on.
+            if status == PROXY_AUTHENTICATION_REQUIRED {
+                let why = "it wants other credentials (407)".to_owned();
+                self.egress.failed(index, &why);
+                return Err(TransportError::Proxy(why));
+            }
+            self.egress.worked(index);
+        }
         let headers = response
             .headers()
             .iter()
@@ -158,7 +201,7 @@ impl HttpTransport for HttpClient {
         let mut body = Vec::new();
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(classify)?;
+            let chunk = chunk.map_err(|error| classify(error, false))?;
             if body.len() + chunk.len() > self.max_answer_bytes {
                 return Err(TransportError::TooLarge(self.max_answer_bytes));
             }
@@ -168,8 +211,9 @@ impl HttpTransport for HttpClient {
     }
 }
 
-/// Only a failure to connect proves that nothing was sent.
-fn classify(error: reqwest::Error) -> TransportError {
+/// Only a failure to connect proves that nothing was sent. Behind a proxy it is the proxy's, unless TLS was already
+/// spoken with the other side.
+fn classify(error: reqwest::Error, behind_proxy: bool) -> TransportError {
     let error = error.without_url();
     let connect = error.is_connect();
     let timeout = error.is_timeout();
@@ -180,7 +224,10 @@ fn classify(error: reqwest::Error) -> TransportError {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    if connect && (text.contains("proxy") || text.contains("tunnel") || text.contains("socks")) {
+    let lower = text.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let tls = says(&["certificate", "tls", "handshake"]) && !says(&["socks", "tunnel"]);
+    if connect && behind_proxy && !tls {
         TransportError::Proxy(text)
     } else if connect || builder {
         TransportError::NotSent(text)
@@ -193,13 +240,13 @@ fn classify(error: reqwest::Error) -> TransportError {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::egress::Proxy;
 
     fn request(url: String) -> HttpRequest {
         HttpRequest {
@@ -285,5 +332,66 @@ mod tests {
         let (url, count) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
         assert!(matches!(strict.send(request(url)).await, Err(TransportError::NotSent(_))));
         assert_eq!(count.load(Ordering::SeqCst), 0);
+    }
+
+    /// A client behind two proxies, of which the second is `other`.
+    fn behind(proxy: &str, other: &str, failover: bool) -> (HttpClient, Arc<Egress>) {
+        let proxies = [("first", proxy), ("second", other)];
+        let proxies = proxies.map(|(name, address)| Proxy::new(name, address, None).unwrap()).to_vec();
+        let egress = Egress::through(proxies, failover);
+        let config = HttpClientConfig {
+            allow_plain: true,
+            connect_timeout: Duration::from_millis(300),
+            egress: egress.clone(),
+            ..HttpClientConfig::default()
+        };
+        (HttpClient::new(&config).unwrap(), egress)
+    }
+
+    fn origin(url: &str) -> String {
+        url.trim_end_matches("/x").to_owned()
+    }
+
+    /// A proxy that refuses, hangs, cuts the connection or asks for other credentials: nothing reached the venue.
+    #[tokio::test]
+    async fn a_proxy_that_fails_is_told_from_a_venue_that_fails() {
+        let (cut, _) = server("").await;
+        let (denies, _) =
+            server("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n").await;
+        let (broken, _) = server("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n").await;
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hangs = format!("http://{}", silent.local_addr().unwrap());
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refuses = format!("http://{}", gone.local_addr().unwrap());
+        drop(gone);
+        for address in [origin(&cut), origin(&denies), origin(&broken), hangs.clone(), refuses.clone()] {
+            for scheme in ["http", "socks5"] {
+                let address = address.replace("http://", &format!("{scheme}://"));
+                let (client, egress) = behind(&address, &refuses, false);
+                let answer = client.send(request("https://fapi.example/x".to_owned())).await;
+                assert!(matches!(answer, Err(TransportError::Proxy(_))), "{address}: {answer:?}");
+                let status = deltaplane_ports::Exits::status(&*egress);
+                assert!(status.exits[0].failing.is_some() && status.exits[0].is_active, "{status:?}");
+            }
+        }
+        // Without TLS the proxy itself carries the request; its 407 is no answer of the venue's.
+        let (client, _) = behind(&origin(&denies), &refuses, false);
+        let answer = client.send(request("http://fapi.example/x".to_owned())).await;
+        assert!(matches!(answer, Err(TransportError::Proxy(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn the_next_attempt_leaves_through_another_proxy_where_that_is_allowed() {
+        let (works, count) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refuses = format!("http://{}", gone.local_addr().unwrap());
+        drop(gone);
+        let (client, _) = behind(&refuses, &origin(&works), true);
+        let to = || request("http://fapi.example/x".to_owned());
+        assert!(
+            matches!(client.send(to()).await, Err(TransportError::Proxy(_))),
+            "one attempt is one attempt"
+        );
+        assert_eq!((client.send(to()).await.unwrap().status, count.load(Ordering::SeqCst)), (200, 1));
     }
 }

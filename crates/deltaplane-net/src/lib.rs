@@ -5,12 +5,14 @@
 mod backoff;
 mod budget;
 mod clock;
+mod egress;
 mod http;
 mod websocket;
 
 pub use backoff::Backoff;
 pub use budget::{Priority, WeightBudget};
 pub use clock::ClockOffset;
+pub use egress::{Egress, Proxy, ProxyError, ProxyKind, host_and_port};
 pub use http::{
     HttpClient, HttpClientConfig, HttpRequest, HttpResponse, HttpTransport, Method, SetupError,
     TransportError,

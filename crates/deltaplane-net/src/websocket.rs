@@ -10,7 +10,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
+
+use crate::egress::{ConnectError, Egress, host_and_port};
 
 /// The largest message.
 const MAX_MESSAGE: usize = 1024 * 1024;
@@ -23,6 +25,9 @@ pub enum WebSocketError {
     /// It could not be opened.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// The proxy failed.
+    #[error("the proxy failed: {0}")]
+    Proxy(String),
     /// It broke.
     #[error("the stream broke: {0}")]
     Broken(String),
@@ -42,14 +47,20 @@ pub struct WebSocket {
 }
 
 impl WebSocket {
-    /// Opens a connection; one that stays silent longer than `silence` is given up.
-    pub async fn connect(url: &str, timeout: Duration, silence: Duration) -> Result<Self, WebSocketError> {
-        Self::connect_with(url, None, timeout, silence).await
+    /// Opens a connection that leaves through `egress`; one that stays silent longer than `silence` is given up.
+    pub async fn connect(
+        url: &str,
+        egress: &Egress,
+        timeout: Duration,
+        silence: Duration,
+    ) -> Result<Self, WebSocketError> {
+        Self::connect_with(url, egress, None, timeout, silence).await
     }
 
     /// The same with a secret in a header of the handshake.
     pub async fn connect_with(
         url: &str,
+        egress: &Egress,
         header: Option<(&'static str, &SecretString)>,
         timeout: Duration,
         silence: Duration,
@@ -64,10 +75,19 @@ impl WebSocket {
         }
         let config =
             WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_FRAME));
-        let connecting = connect_async_with_config(request, Some(config), true);
+        let (host, port) = host_and_port(url)
+            .ok_or_else(|| WebSocketError::Connect("the address has no host".to_owned()))?;
+        let connecting = async {
+            let stream = egress.connect(&host, port).await.map_err(|error| match error {
+                ConnectError::Proxy(why) => WebSocketError::Proxy(why),
+                ConnectError::Direct(why) => WebSocketError::Connect(why),
+            })?;
+            let opened = client_async_tls_with_config(request, stream, Some(config), None).await;
+            opened.map_err(|error| WebSocketError::Connect(error.to_string()))
+        };
         match tokio::time::timeout(timeout, connecting).await {
             Ok(Ok((inner, _))) => Ok(Self { inner, silence, heard: Instant::now() }),
-            Ok(Err(error)) => Err(WebSocketError::Connect(error.to_string())),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(WebSocketError::Connect("no answer in time".to_owned())),
         }
     }

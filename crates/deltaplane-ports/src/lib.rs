@@ -4,6 +4,7 @@
 //! implementation can be written from. No port has a default method that pretends success.
 
 mod control;
+mod exits;
 mod history;
 mod journal;
 mod preflight;
@@ -21,6 +22,7 @@ pub use control::{
     StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand,
     SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
+pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
 pub use history::{EquityMark, HistoryError, RiskHistory, thin_out};
 pub use journal::{
     Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause,

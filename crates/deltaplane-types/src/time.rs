@@ -18,6 +18,12 @@ impl Timestamp {
         self.0
     }
 
+    /// The time this long before it.
+    #[must_use]
+    pub fn before(self, earlier: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(earlier.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// The time this much later.
     #[must_use]
     pub fn after(self, wait: Duration) -> Self {

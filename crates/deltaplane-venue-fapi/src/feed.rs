@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, HttpTransport, WebSocket, WebSocketError};
+use deltaplane_net::{Backoff, Egress, HttpTransport, WebSocket, WebSocketError};
 use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
 use deltaplane_types::{Decimal, FeedId, Level, MarketView, Ratio, Symbol, Timestamp};
 use tokio::sync::watch;
@@ -70,6 +70,7 @@ impl FapiFeed {
                 symbol: symbol.clone(),
                 contract,
                 url: config.stream_url.trim_end_matches('/').to_owned(),
+                egress: config.egress.clone(),
                 mark: watch::channel(None).0,
             };
             tasks.spawn(session.run());
@@ -107,6 +108,7 @@ struct Session {
     symbol: Symbol,
     contract: Contract,
     url: String,
+    egress: Arc<Egress>,
     mark: watch::Sender<Option<MarkPriceUpdate>>,
 }
 
@@ -147,7 +149,7 @@ impl Session {
     async fn follow_marks(&self) -> Result<(), FeedError> {
         let name = self.contract.name.to_lowercase();
         let url = format!("{}{}{name}@markPrice@1s", self.url, self.rest.dialect.streams.marks);
-        let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
+        let mut socket = WebSocket::connect(&url, &self.egress, CONNECT, SILENCE).await?;
         loop {
             let text = socket.next_text().await?;
             let frame: StreamFrame<'_> = serde_json::from_str(&text)?;
@@ -166,7 +168,7 @@ impl Session {
     async fn follow_book(&self) -> Result<(), FeedError> {
         let (name, books) = (self.contract.name.to_lowercase(), self.rest.dialect.streams.books);
         let url = format!("{}{books}{name}@depth@100ms/{name}@bookTicker", self.url);
-        let mut socket = WebSocket::connect(&url, CONNECT, SILENCE).await?;
+        let mut socket = WebSocket::connect(&url, &self.egress, CONNECT, SILENCE).await?;
         let mut book = BookSync::default();
         let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut snapshot_at = Some(tokio::time::Instant::now() + Duration::from_millis(50));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, WebSocket, WebSocketError};
+use deltaplane_net::{Backoff, Egress, WebSocket, WebSocketError};
 use deltaplane_ports::{AccountEvent, BalanceCause, SymbolMap};
 use deltaplane_types::{AccountId, Decimal, Notional, Timestamp};
 use tokio::sync::broadcast;
@@ -23,6 +23,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(crate) struct UserStream {
     pub(crate) rest: Arc<Rest>,
     pub(crate) url: String,
+    pub(crate) egress: Arc<Egress>,
     pub(crate) account: AccountId,
     pub(crate) symbols: SymbolMap,
     pub(crate) events: broadcast::Sender<AccountEvent>,
@@ -80,7 +81,7 @@ impl UserStream {
         let key = self.rest.listen_key_post().await?;
         let streams = self.rest.dialect.streams;
         let url = format!("{}{}{}", self.url, streams.user, key.listen_key);
-        let mut socket = WebSocket::connect(&url, CONNECT, streams.user_silence).await?;
+        let mut socket = WebSocket::connect(&url, &self.egress, CONNECT, streams.user_silence).await?;
         self.live.store(true, Ordering::SeqCst);
         self.tell(AccountEvent::Connected);
         let mut keep_alive = tokio::time::interval_at(tokio::time::Instant::now() + KEEP_ALIVE, KEEP_ALIVE);

@@ -119,6 +119,7 @@ impl FapiVenue {
         let stream = UserStream {
             rest: rest.clone(),
             url: config.stream_url.trim_end_matches('/').to_owned(),
+            egress: config.egress.clone(),
             account: config.account.clone(),
             symbols: config.symbols.clone(),
             events: events.clone(),

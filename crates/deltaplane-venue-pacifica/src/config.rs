@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_net::WeightBudget;
+use deltaplane_net::{Egress, WeightBudget};
 use deltaplane_ports::SymbolMap;
 use deltaplane_types::{AccountId, FeedId, VenueId};
 use secrecy::SecretString;
@@ -34,6 +34,8 @@ pub struct PacificaConfig {
     pub proof_slack: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
+    /// Where its streams leave from; the transport has its own.
+    pub egress: Arc<Egress>,
 }
 
 impl PacificaConfig {

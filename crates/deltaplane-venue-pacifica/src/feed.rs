@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, WebSocket, WebSocketError};
+use deltaplane_net::{Backoff, Egress, WebSocket, WebSocketError};
 use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
 use deltaplane_types::{FeedId, MarketView, Ratio, Symbol, Timestamp};
 use serde_json::json;
@@ -57,7 +57,7 @@ impl PacificaFeed {
             symbols.iter().map(|symbol| (symbol.clone(), config.symbols.contract(symbol))).collect();
         let url = format!("{}/ws", config.stream_url.trim_end_matches('/'));
         let mut tasks = JoinSet::new();
-        tasks.spawn(Follower { shared: shared.clone(), markets, url }.run());
+        tasks.spawn(Follower { shared: shared.clone(), markets, url, egress: config.egress.clone() }.run());
         Self { shared, _tasks: tasks }
     }
 }
@@ -99,6 +99,7 @@ struct Follower {
     shared: Arc<Shared>,
     markets: Vec<(Symbol, Contract)>,
     url: String,
+    egress: Arc<Egress>,
 }
 
 /// What one connection knows of one market.
@@ -132,7 +133,7 @@ impl Follower {
     }
 
     async fn follow(&self) -> Result<(), FeedError> {
-        let mut socket = WebSocket::connect(&self.url, CONNECT, SILENCE).await?;
+        let mut socket = WebSocket::connect(&self.url, &self.egress, CONNECT, SILENCE).await?;
         let mut subscriptions = vec![json!({"source": "prices"})];
         for (_, contract) in &self.markets {
             subscriptions.push(json!({"source": "book", "symbol": contract.name, "agg_level": 1}));

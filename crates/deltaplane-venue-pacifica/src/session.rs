@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, WebSocket, WebSocketError, WeightBudget};
+use deltaplane_net::{Backoff, Egress, WebSocket, WebSocketError, WeightBudget};
 use deltaplane_ports::{AccountEvent, BalanceCause, Clock, SymbolMap};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, ExecutionReport, Notional, Price, Symbol, Timestamp,
@@ -108,6 +108,7 @@ impl Told {
 
 pub(crate) struct Session {
     pub(crate) url: String,
+    pub(crate) egress: Arc<Egress>,
     /// The account's public key.
     pub(crate) address: String,
     pub(crate) account: AccountId,
@@ -178,7 +179,7 @@ impl Session {
 
     async fn follow(&self, queue: &mut mpsc::Receiver<Outgoing>) -> Result<(), SessionError> {
         let key = self.api_config_key.as_ref().map(|key| ("pf-api-key", key));
-        let mut socket = WebSocket::connect_with(&self.url, key, CONNECT, SILENCE).await?;
+        let mut socket = WebSocket::connect_with(&self.url, &self.egress, key, CONNECT, SILENCE).await?;
         for channel in CHANNELS {
             let params = match channel {
                 "prices" => json!({"source": channel}),

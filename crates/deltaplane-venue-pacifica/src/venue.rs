@@ -79,6 +79,7 @@ impl PacificaVenue {
         let told = Arc::new(Told::default());
         let session = Session {
             url: format!("{}/ws", config.stream_url.trim_end_matches('/')),
+            egress: config.egress.clone(),
             address: key.account().to_owned(),
             account: config.account.clone(),
             symbols: config.symbols.clone(),

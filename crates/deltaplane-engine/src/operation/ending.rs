@@ -264,18 +264,22 @@ impl Operation {
             ));
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));
-        let reasons = self.orders.values().filter_map(|order| Some(order.refusal.as_ref()?.reason));
+        let only = |reason: RefusalReason| {
+            let mut refusals = self.orders.values().filter_map(|order| order.refusal.as_ref());
+            refusals.all(|refusal| refusal.reason == reason)
+        };
         // A client that comes again by itself after a 429 must not trade twice.
         let untouched = self.turnover().is_zero();
-        let mut failed =
-            if untouched && reasons.into_iter().all(|reason| reason == RefusalReason::RateLimited) {
-                let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
-                let mut failed = failure(Code::TooManyRequests, text, remedy);
-                failed.retry_after = Some(Duration::from_secs(1));
-                failed
-            } else {
-                failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
-            };
+        let mut failed = if untouched && only(RefusalReason::RateLimited) {
+            let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
+            let mut failed = failure(Code::TooManyRequests, text, remedy);
+            failed.retry_after = Some(Duration::from_secs(1));
+            failed
+        } else if untouched && only(RefusalReason::ProxyFailed) {
+            failure(Code::ProxyFailed, text, "check the accounts' proxies, or name accounts elsewhere")
+        } else {
+            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
+        };
         failed.details.insert("refusedLegs".to_owned(), refused);
         Some(failed)
     }

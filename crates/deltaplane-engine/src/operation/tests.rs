@@ -87,6 +87,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
             received_at: Timestamp::default(),
         }),
         quote_rate: Decimal::ONE,
+        gross_elsewhere: Some(deltaplane_types::Notional::ZERO),
     }
 }
 
@@ -100,6 +101,7 @@ fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
         external: Delta::ZERO,
         doubt: None,
         trading: TradingState::Running,
+        trading_by: BTreeMap::new(),
         blocked_by: BTreeMap::new(),
         all_deltas: deltas.collect(),
     }

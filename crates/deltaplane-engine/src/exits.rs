@@ -1,0 +1,95 @@
+//! Watches the proxies that connections leave through.
+
+use std::collections::BTreeMap;
+
+use deltaplane_ports::{ExitStatus, ExitUser, ServiceState, ServiceView};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity};
+
+use crate::alerts::Condition;
+use crate::engine::Core;
+
+/// The topic of a proxy that fails.
+const PROXY: &str = "proxy";
+
+/// What is wrong with a pool, and how much that matters.
+fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> {
+    let active = status.exits.iter().find(|exit| exit.is_active)?;
+    if active.failing.is_some() {
+        let remedy = if status.failover {
+            "no proxy of its pool works"
+        } else {
+            "another one may be taken only where proxy_failover is on"
+        };
+        let text = format!("{whose} leaves through the proxy {}, which fails; {remedy}", active.proxy);
+        return Some((AlertSeverity::Critical, text));
+    }
+    let failing: Vec<&str> =
+        status.exits.iter().filter(|exit| exit.failing.is_some()).map(|exit| exit.proxy.as_str()).collect();
+    if failing.is_empty() {
+        return None;
+    }
+    let text =
+        format!("{whose} leaves through the proxy {}; these fail: {}", active.proxy, failing.join(", "));
+    Some((AlertSeverity::Warn, text))
+}
+
+impl Core {
+    /// Raises and ends the alerts of the pools.
+    pub(crate) async fn look_at_exits(&self) {
+        let shared = &self.shared;
+        let now = shared.eyes.clock.now();
+        let mut found = BTreeMap::<Option<AccountId>, (AlertSeverity, Vec<String>)>::new();
+        for (user, exits) in &shared.exits {
+            let (account, whose) = match user {
+                ExitUser::Account(account) => (Some(account.clone()), format!("account {account}")),
+                ExitUser::Feed(feed) => (None, format!("price feed {feed}")),
+            };
+            let Some((severity, text)) = trouble(&whose, &exits.status()) else { continue };
+            let (worst, texts) = found.entry(account).or_insert((severity, Vec::new()));
+            *worst = severity.max(*worst);
+            texts.push(text);
+        }
+        let mut records = shared.alerts.resolve(PROXY, now, |alert| !found.contains_key(&alert.account));
+        for (account, (severity, texts)) in found {
+            let condition = Condition {
+                kind: AlertKind::Proxy,
+                topic: PROXY,
+                severity,
+                account,
+                symbol: None,
+                message: format!(
+                    "{}: see the proxy's own log, and GET /api/v1/system/status",
+                    texts.join("; ")
+                ),
+            };
+            records.extend(shared.alerts.raise(condition, now));
+        }
+        if !records.is_empty() {
+            // A failure stops all sending by itself; the alerts stand in memory in any case.
+            let _ = shared.hands.recorder.append(records).await;
+        }
+    }
+
+    /// The proxies as services, each once.
+    pub(crate) fn exit_services(&self) -> Vec<ServiceView> {
+        let now = self.shared.eyes.clock.now();
+        let mut services = BTreeMap::<String, ServiceView>::new();
+        for exit in self.shared.exits.iter().flat_map(|(_, exits)| exits.status().exits) {
+            let name = format!("proxy:{}", exit.proxy);
+            let state = if exit.failing.is_some() { ServiceState::Error } else { ServiceState::Running };
+            let last_heartbeat = exit.worked_ago.map(|ago| now.before(ago)).unwrap_or_default();
+            let one = ServiceView { name: name.clone(), state, last_heartbeat, error_count: exit.failures };
+            services
+                .entry(name)
+                .and_modify(|known| {
+                    known.last_heartbeat = known.last_heartbeat.max(one.last_heartbeat);
+                    known.error_count = known.error_count.saturating_add(one.error_count);
+                    if one.state == ServiceState::Error {
+                        known.state = ServiceState::Error;
+                    }
+                })
+                .or_insert(one);
+        }
+        services.into_values().collect()
+    }
+}

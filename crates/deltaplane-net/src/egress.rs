@@ -1,0 +1,418 @@
+//! Where connections leave from: directly, or through the proxies of a pool.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaplane_ports::{ExitStatus, ExitView, Exits};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
+use hyper_util::rt::TokioIo;
+use reqwest::header::HeaderValue;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tower_service::Service;
+
+/// How often every proxy is looked at.
+const CHECK_EVERY: Duration = Duration::from_secs(15);
+/// How long one look may take.
+const CHECK_FOR: Duration = Duration::from_secs(5);
+
+/// What a proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyKind {
+    /// HTTP, with CONNECT.
+    Http,
+    /// SOCKS 5; names are resolved by the proxy.
+    Socks5,
+}
+
+/// A proxy. Its credentials are never printed.
+#[derive(Clone)]
+pub struct Proxy {
+    name: String,
+    kind: ProxyKind,
+    authority: String,
+    credentials: Option<(String, SecretString)>,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kind, authority, credentials } = self;
+        let credentials = credentials.as_ref().map(|_| "hidden");
+        f.debug_struct("Proxy")
+            .field("name", name)
+            .field("kind", kind)
+            .field("authority", authority)
+            .field("credentials", &credentials)
+            .finish()
+    }
+}
+
+/// A proxy's address or credentials that cannot be used. It repeats neither.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyError {
+    /// The scheme is none of the known ones.
+    #[error("the address must begin with http:// or socks5://")]
+    Scheme,
+    /// Something is in the address that does not belong there.
+    #[error("the address holds credentials; give them as user_password_env or user_password_file")]
+    Credentials,
+    /// The rest is no host and port.
+    #[error("the address must be a host and a port, such as socks5://10.0.0.5:1080")]
+    Address,
+    /// Not a name and a password.
+    #[error("the credentials must be user:password, at most 255 characters each")]
+    UserPassword,
+}
+
+impl Proxy {
+    /// A proxy by its address, `http://host:port` or `socks5://host:port`, and its credentials, `user:password`.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError`]; it repeats nothing of what was given.
+    pub fn new(name: &str, address: &str, credentials: Option<&SecretString>) -> Result<Self, ProxyError> {
+        let (kind, rest) = [
+            ("http://", ProxyKind::Http),
+            ("socks5://", ProxyKind::Socks5),
+            ("socks5h://", ProxyKind::Socks5),
+        ]
+        .into_iter()
+        .find_map(|(scheme, kind)| Some((kind, address.strip_prefix(scheme)?)))
+        .ok_or(ProxyError::Scheme)?;
+        let authority = rest.trim_end_matches('/');
+        if authority.contains('@') {
+            return Err(ProxyError::Credentials);
+        }
+        let uri: reqwest::Url = format!("http://{authority}").parse().map_err(|_| ProxyError::Address)?;
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if !has_port || uri.host_str().is_none() || uri.path() != "/" || uri.query().is_some() {
+            return Err(ProxyError::Address);
+        }
+        let split = |secret: &SecretString| -> Result<(String, SecretString), ProxyError> {
+            let (user, password) = secret.expose_secret().split_once(':').ok_or(ProxyError::UserPassword)?;
+            let fits = |text: &str| (1..=255).contains(&text.len()) && text.chars().all(|c| !c.is_control());
+            if !fits(user) || !fits(password) {
+                return Err(ProxyError::UserPassword);
+            }
+            Ok((user.to_owned(), password.to_owned().into()))
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            kind,
+            authority: authority.to_owned(),
+            credentials: credentials.map(split).transpose()?,
+        })
+    }
+
+    /// For the HTTP client.
+    pub(crate) fn for_http(&self) -> Result<reqwest::Proxy, reqwest::Error> {
+        let scheme = match self.kind {
+            ProxyKind::Http => "http",
+            ProxyKind::Socks5 => "socks5h",
+        };
+        let proxy = reqwest::Proxy::all(format!("{scheme}://{}", self.authority))?;
+        Ok(match &self.credentials {
+            Some((user, password)) => proxy.basic_auth(user, password.expose_secret()),
+            None => proxy,
+        })
+    }
+
+    /// Opens a connection to a host through it.
+    async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, String> {
+        let address = |authority: &str| format!("http://{authority}").parse::<hyper::Uri>();
+        let to = address(&format!("{host}:{port}")).map_err(|error| error.to_string())?;
+        let via = address(&self.authority).map_err(|error| error.to_string())?;
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let stream = match self.kind {
+            ProxyKind::Http => {
+                let mut tunnel = Tunnel::new(via, connector);
+                if let Some(value) = self.basic()? {
+                    tunnel = tunnel.with_auth(value);
+                }
+                tunnel.call(to).await.map_err(|error| with_causes(&error))?
+            }
+            ProxyKind::Socks5 => {
+                let mut socks = SocksV5::new(via, connector);
+                if let Some((user, password)) = &self.credentials {
+                    socks = socks.with_auth(user.clone(), password.expose_secret().to_owned());
+                }
+                socks.call(to).await.map_err(|error| with_causes(&error))?
+            }
+        };
+        Ok(TokioIo::into_inner(stream))
+    }
+
+    fn basic(&self) -> Result<Option<HeaderValue>, String> {
+        use base64::Engine as _;
+        let Some((user, password)) = &self.credentials else { return Ok(None) };
+        let pair = format!("{user}:{}", password.expose_secret());
+        let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+        let mut value =
+            HeaderValue::from_str(&value).map_err(|_| "its credentials are no header".to_owned())?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Why no connection could be opened; nothing was sent to the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConnectError {
+    /// The proxy failed.
+    Proxy(String),
+    /// The other side could not be reached directly.
+    Direct(String),
+}
+
+/// The way out for one account or feed: directly, or through one proxy of a pool at a time.
+///
+/// Another proxy is taken only where `failover` allows it: keys may be bound to an address. It is kept until it fails
+/// itself.
+#[derive(Debug)]
+pub struct Egress {
+    exits: Vec<Exit>,
+    failover: bool,
+    active: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Exit {
+    proxy: Proxy,
+    health: Mutex<Health>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Health {
+    failing: Option<String>,
+    failures: u64,
+    worked_at: Option<Instant>,
+}
+
+impl Egress {
+    /// No proxy.
+    pub fn direct() -> Arc<Self> {
+        Self::through(Vec::new(), false)
+    }
+
+    /// Through the first of these proxies, and through the next one that works where `failover` allows it.
+    pub fn through(proxies: Vec<Proxy>, failover: bool) -> Arc<Self> {
+        let exit = |proxy| Exit { proxy, health: Mutex::default() };
+        let exits = proxies.into_iter().map(exit).collect();
+        Arc::new(Self { exits, failover, active: AtomicUsize::new(0) })
+    }
+
+    /// The proxies, in order.
+    pub(crate) fn proxies(&self) -> impl Iterator<Item = &Proxy> {
+        self.exits.iter().map(|exit| &exit.proxy)
+    }
+
+    /// The index of the proxy that is used now; none where connections leave directly.
+    pub(crate) fn active(&self) -> Option<usize> {
+        (!self.exits.is_empty()).then(|| self.active.load(Ordering::SeqCst))
+    }
+
+    fn health(&self, index: usize) -> Option<std::sync::MutexGuard<'_, Health>> {
+        self.exits.get(index).map(|exit| exit.health.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A proxy did its part.
+    pub(crate) fn worked(&self, index: usize) {
+        let Some(mut health) = self.health(index) else { return };
+        health.worked_at = Some(Instant::now());
+        if health.failing.take().is_some()
+            && let Some(exit) = self.exits.get(index)
+        {
+            tracing::info!(proxy = %exit.proxy.name, "the proxy works again");
+        }
+    }
+
+    /// A proxy failed: the next attempt leaves through another one, where that is allowed and one works.
+    pub(crate) fn failed(&self, index: usize, why: &str) {
+        let Some(exit) = self.exits.get(index) else { return };
+        if let Some(mut health) = self.health(index) {
+            if health.failing.is_none() {
+                tracing::warn!(proxy = %exit.proxy.name, why, "the proxy fails");
+            }
+            health.failing = Some(why.to_owned());
+            health.failures = health.failures.saturating_add(1);
+        }
+        if !self.failover || self.active() != Some(index) {
+            return;
+        }
+        let works = |other: &usize| self.health(*other).is_some_and(|health| health.failing.is_none());
+        let count = self.exits.len();
+        let next = (1..count).map(|step| (index + step) % count).find(works);
+        if let Some(next) = next
+            && self.active.compare_exchange(index, next, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            && let Some(other) = self.exits.get(next)
+        {
+            tracing::warn!(from = %exit.proxy.name, to = %other.proxy.name, "connections leave through another proxy");
+        }
+    }
+
+    /// Opens a connection.
+    pub(crate) async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+        let Some(index) = self.active() else {
+            let stream = TcpStream::connect((host, port)).await;
+            return match stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
+                Ok(stream) => Ok(stream),
+                Err(error) => Err(ConnectError::Direct(error.to_string())),
+            };
+        };
+        self.connect_through(index, host, port).await
+    }
+
+    async fn connect_through(&self, index: usize, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+        let Some(exit) = self.exits.get(index) else {
+            return Err(ConnectError::Proxy("there is no such proxy".to_owned()));
+        };
+        // Whoever gives up waiting must not leave a silent proxy in good standing.
+        let connected = match tokio::time::timeout(CHECK_FOR, exit.proxy.connect(host, port)).await {
+            Ok(connected) => connected,
+            Err(_) => Err("no answer in time".to_owned()),
+        };
+        match connected {
+            Ok(stream) => {
+                self.worked(index);
+                Ok(stream)
+            }
+            Err(why) => {
+                self.failed(index, &why);
+                Err(ConnectError::Proxy(why))
+            }
+        }
+    }
+
+    /// Looks at every proxy from time to time, by opening a connection to the exchange through it, as long as somebody
+    /// uses the pool.
+    pub fn keep_checking(self: &Arc<Self>, host: String, port: u16) {
+        let pool = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(egress) = pool.upgrade() {
+                for index in 0..egress.exits.len() {
+                    // What came of it is kept.
+                    let _ = egress.connect_through(index, &host, port).await;
+                }
+                drop(egress);
+                tokio::time::sleep(CHECK_EVERY).await;
+            }
+        });
+    }
+}
+
+impl Exits for Egress {
+    fn status(&self) -> ExitStatus {
+        let active = self.active();
+        let exits = self
+            .exits
+            .iter()
+            .enumerate()
+            .map(|(index, exit)| {
+                let health = exit.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let Health { failing, failures, worked_at } = health;
+                ExitView {
+                    proxy: exit.proxy.name.clone(),
+                    is_active: active == Some(index),
+                    failing,
+                    failures,
+                    worked_ago: worked_at.map(|at| at.elapsed()),
+                }
+            })
+            .collect();
+        ExitStatus { exits, failover: self.failover }
+    }
+}
+
+/// Host and port of a URL.
+pub fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let url: reqwest::Url = url.parse().ok()?;
+    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = url.port().or(match url.scheme() {
+        "https" | "wss" => Some(443),
+        "http" | "ws" => Some(80),
+        _ => None,
+    })?;
+    Some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_scheme_a_host_and_a_port_and_holds_no_secret() {
+        let secret: SecretString = "user:pass:word".to_owned().into();
+        let proxy = Proxy::new("tokyo", "socks5://10.0.0.5:1080", Some(&secret)).unwrap();
+        assert!(!format!("{proxy:?}").contains("word"), "{proxy:?}");
+        assert_eq!(proxy.credentials.as_ref().map(|(_, word)| word.expose_secret()), Some("pass:word"));
+        for (address, expected) in [
+            ("10.0.0.5:1080", ProxyError::Scheme),
+            ("https://10.0.0.5:1080", ProxyError::Scheme),
+            ("http://me:secret@10.0.0.5:1080", ProxyError::Credentials),
+            ("http://10.0.0.5", ProxyError::Address),
+            ("http://10.0.0.5:99999", ProxyError::Address),
+            ("http://:1080", ProxyError::Address),
+            ("http://10.0.0.5:1080/x", ProxyError::Address),
+            ("http://10.0.0.5/x:1080", ProxyError::Address),
+        ] {
+            let error = Proxy::new("tokyo", address, None).unwrap_err();
+            assert_eq!(error, expected, "{address}");
+            assert!(!error.to_string().contains("secret"));
+        }
+        for credentials in ["nobody", ":word", "user:", "user:a\nb"] {
+            let credentials: SecretString = credentials.to_owned().into();
+            let error = Proxy::new("tokyo", "http://10.0.0.5:1", Some(&credentials)).unwrap_err();
+            assert_eq!(error, ProxyError::UserPassword);
+        }
+    }
+
+    #[test]
+    fn urls_tell_where_they_lead() {
+        let of = |url: &str| host_and_port(url);
+        assert_eq!(of("https://fapi.binance.com"), Some(("fapi.binance.com".to_owned(), 443)));
+        assert_eq!(of("ws://127.0.0.1:80/x"), Some(("127.0.0.1".to_owned(), 80)));
+        assert_eq!(of("wss://[::1]:9/x"), Some(("::1".to_owned(), 9)));
+        assert_eq!(of("nowhere"), None);
+    }
+
+    fn pool(failover: bool) -> Arc<Egress> {
+        let proxy = |name: &str| Proxy::new(name, "http://127.0.0.1:1", None).unwrap();
+        Egress::through(vec![proxy("a"), proxy("b"), proxy("c")], failover)
+    }
+
+    #[test]
+    fn another_proxy_is_taken_only_where_that_is_allowed_and_kept_until_it_fails() {
+        let egress = pool(false);
+        egress.failed(0, "refused");
+        assert_eq!(egress.active(), Some(0));
+        let egress = pool(true);
+        egress.failed(1, "refused");
+        assert_eq!(egress.active(), Some(0), "it is not in use");
+        egress.failed(0, "refused");
+        assert_eq!(egress.active(), Some(2), "the second one fails too");
+        egress.worked(0);
+        assert_eq!(egress.active(), Some(2));
+        egress.failed(2, "refused");
+        assert_eq!(egress.active(), Some(0));
+        egress.failed(0, "refused");
+        assert_eq!(egress.active(), Some(0), "none works");
+        let status = egress.status();
+        let failing: Vec<bool> = status.exits.iter().map(|exit| exit.failing.is_some()).collect();
+        assert_eq!((failing, status.exits[0].failures), (vec![true, true, true], 2));
+        assert_eq!(Egress::direct().active(), None);
+    }
+}
