@@ -4,15 +4,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
+use deltaplane_tests::live::{self, Server};
 use deltaplane_tests::{Place, exchanges};
 use deltaplane_venue_sim::{Fault, FaultKind, Running};
-use reqwest::header::CONTENT_TYPE;
-use serde_json::{Value, json};
-
-const KEY: &str = "admin.kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk";
+use serde_json::json;
 
 fn places() -> Vec<Place> {
     vec![Place::new("long", "0.5"), Place::new("short", "-0.25"), Place::new("spare", "0")]
@@ -29,82 +27,15 @@ fn configure(folder: &Path, exchanges: &[Running]) {
         )
         .unwrap();
     }
-    std::fs::write(folder.join("live.toml"), text).unwrap();
-    std::fs::write(folder.join("api.key"), KEY).unwrap();
-    #[cfg(unix)]
-    std::fs::set_permissions(folder.join("api.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .unwrap();
+    live::write_config(folder, &text);
 }
 
-struct Server {
-    process: Child,
-    address: String,
-    client: reqwest::Client,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Server {
-    async fn start(folder: &Path) -> Self {
-        let address = {
-            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            free.local_addr().unwrap().to_string()
-        };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_deltaplane-server"));
-        for place in places() {
-            command.env(format!("KEY_{}", place.name), format!("{}key", place.name));
-            command.env(format!("SECRET_{}", place.name), format!("{}secret", place.name));
-        }
-        let process = command
-            .args(["--listen", &address, "--data-dir", "data", "--config", "live.toml", "--live"])
-            .envs([("DELTAPLANE_API_KEY_FILE", "api.key"), ("DELTAPLANE_LOG", "warn")])
-            .current_dir(folder)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let server = Self { process, address, client };
-        for _ in 0..1_500 {
-            if let Ok(answer) = server.client.get(server.url("/readyz")).send().await
-                && answer.status() == 200
-            {
-                return server;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the server did not become ready: {}", server.get("/readyz").await);
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
-    }
-
-    async fn get(&self, path: &str) -> Value {
-        let answer = self.client.get(self.url(path)).bearer_auth(KEY).send().await.unwrap();
-        serde_json::from_str(&answer.text().await.unwrap()).unwrap()
-    }
-
-    async fn post(&self, path: &str, body: &Value) -> Result<Value, reqwest::Error> {
-        let request = self
-            .client
-            .post(self.url(path))
-            .bearer_auth(KEY)
-            .header(CONTENT_TYPE, "application/json")
-            .body(body.to_string());
-        let text = request.send().await?.text().await?;
-        Ok(serde_json::from_str(&text).unwrap())
-    }
-
-    fn kill(mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
+async fn server(folder: &Path) -> Server {
+    let names = places().into_iter().map(|place| place.name);
+    let keys = names.flat_map(|name| {
+        [(format!("KEY_{name}"), format!("{name}key")), (format!("SECRET_{name}"), format!("{name}secret"))]
+    });
+    Server::start(env!("CARGO_BIN_EXE_deltaplane-server"), folder, keys).await
 }
 
 fn positions(exchanges: &[Running]) -> Vec<rust_decimal::Decimal> {
@@ -134,7 +65,7 @@ async fn f51_f52_a_server_that_is_killed_with_orders_on_their_way_loses_none() {
     configure(folder.path(), &exchanges);
     let accounts = json!(["long", "short", "spare"]);
     for round in 0..5_u32 {
-        let server = Server::start(folder.path()).await;
+        let server = server(folder.path()).await;
         // Every answer is late or never comes, so that the end finds orders on their way.
         for (index, running) in (0..).zip(&exchanges) {
             let fault = match (round + index) % 3 {
@@ -159,7 +90,7 @@ async fn f51_f52_a_server_that_is_killed_with_orders_on_their_way_loses_none() {
             running.sim().clear_faults();
         }
     }
-    let server = Server::start(folder.path()).await;
+    let server = server(folder.path()).await;
     let body = json!({"targetDelta": 0, "accounts": accounts, "maxDeviation": 0.1, "symbol": "BTC-USD"});
     let answer = server.post("/api/v1/delta/control", &body).await.unwrap();
     assert_eq!(answer["success"], true, "{answer}");

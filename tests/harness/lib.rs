@@ -1,5 +1,6 @@
 //! Whole servers and exchanges for the tests beside this folder.
 
+pub mod live;
 pub mod proxy;
 pub mod recording;
 pub mod venues;
