@@ -8,7 +8,7 @@ use std::time::Duration;
 use deltaplane_engine::{EngineConfig, FeedLimits};
 use deltaplane_ports::{
     Alert, ControlPlane as _, Deleverage, Failover, FeedCondition, HedgeTo, HistoryQuery, OperationKind,
-    Policy, PolicyLimits, PolicyStatus, TradingChange,
+    Policy, PolicyLimits, PolicyStatus, RequestMeta, TradingChange, UtilizationRebalance,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, ready, until};
@@ -178,6 +178,45 @@ async fn both_sides_shrink_before_an_account_is_liquidated() {
         "{:?}",
         kinds(&journal)
     );
+}
+
+/// A rebalance that a person asked for goes slowly, slice by slice; an account comes near its liquidation meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebalance_gives_way_to_a_deleverage_at_its_next_slice() {
+    let mut config = config();
+    config.limits.max_in_flight_delta = notional("3400");
+    let (world, journal) = world(config).await;
+    let guarded = Policy {
+        deleverage: Some(Deleverage { trigger: ratio("0.08"), until: ratio("0.15") }),
+        ..policy(&world)
+    };
+    world.engine.put_policy(guarded).await.unwrap();
+    for running in &world.exchanges {
+        let fault = deltaplane_venue_sim::FaultKind::Delay { millis: 600 };
+        running.sim().inject(deltaplane_venue_sim::Fault::new(fault, 4).on("POST", "/fapi/v1/order"));
+    }
+    let rebalance = UtilizationRebalance {
+        target: ratio("0.001"),
+        accounts: world.accounts.clone(),
+        symbol: btc(),
+        tolerance: ratio("0.1"),
+        max_amount: None,
+        allow_gross_increase: false,
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(60),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    };
+    let started = world.engine.rebalance_utilization(rebalance).await.unwrap();
+    until("its first order is out", async || world.orders_at(0) > 0 || world.orders_at(1) > 0).await;
+    set_wallet(&world, 0, "1500");
+    let report = started.report.await.unwrap();
+    let failed = report.failure.unwrap_or_else(|| panic!("it was faster: {:?}", report.timeline));
+    assert_eq!(failed.code, Code::Conflict, "{failed:?}");
+    assert!(failed.error.contains("it gave way to long is nearer to liquidation than 0.08"), "{failed:?}");
+    until("it shrinks", async || kinds(&journal).last().is_some_and(|kind| kind == "deleverage")).await;
+    until("both sides are equal", async || world.true_net().is_zero()).await;
+    assert_eq!(kinds(&journal)[0], "rebalance");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

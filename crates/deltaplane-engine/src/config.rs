@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub reference_floor: Notional,
     /// Dust up to this value is a success, quote.
     pub dust_limit: Notional,
+    /// What moving money between two accounts costs, USD: fees, and what it earns nothing meanwhile.
+    pub transfer_cost: Notional,
     /// Horizon over which funding is expected.
     pub funding_horizon: Duration,
     /// How long nothing goes out after an order came into doubt.
@@ -84,6 +86,7 @@ impl EngineConfig {
             max_account_age: Duration::from_secs(2),
             reference_floor: usd(100),
             dust_limit: usd(200),
+            transfer_cost: usd(5),
             funding_horizon: Duration::from_secs(8 * 3_600),
             freeze_for: Duration::from_secs(2),
             shrink_in_doubt: true,

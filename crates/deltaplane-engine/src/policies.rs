@@ -21,6 +21,7 @@ use crate::alerts::Condition;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::Core;
 use crate::monitor::Group;
+use crate::operation::Event;
 use crate::report::failure;
 
 /// Changes that come together are looked at once.
@@ -264,7 +265,16 @@ impl Core {
     ) -> (PolicyStatus, String) {
         let symbol = &policy.symbol;
         let now = self.shared.eyes.clock.now();
-        if let Some(running) = self.what_runs(policy).await {
+        if let Some((running, kind)) = self.what_runs(policy).await {
+            if kind != OperationKind::Deleverage
+                && with_margin
+                && let Some(deleverage) = policy.deleverage
+                && let Some((account, _)) = self.needs_deleverage(policy, deleverage).await
+            {
+                self.ask_to_give_way(&running, &format!("a deleverage of {account}")).await;
+            } else if kind == OperationKind::Rebalance && self.is_critical(group) {
+                self.ask_to_give_way(&running, "a hedge of a critical net delta").await;
+            }
             return (PolicyStatus::Acting, format!("operation {running} is at work"));
         }
         let (trading, restricted) = self.shared.eyes.trading.loosest(&policy.accounts, symbol);
@@ -289,7 +299,7 @@ impl Core {
         {
             let spec = self.spec_of(policy, Goal::Shift { changes }, true);
             let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
-            return self.begin(policy, OperationKind::Deleverage, spec, why).await;
+            return self.begin(policy, OperationKind::Deleverage, spec, (why, true)).await;
         }
         if is_paused {
             let seconds = paused_until.since(now).as_secs();
@@ -344,7 +354,8 @@ impl Core {
             };
             let spec = self.spec_of(policy, goal, false);
             let why = format!("deviation ratio {ratio} is above {}", shown(policy.tolerance));
-            return self.begin(policy, OperationKind::Policy, spec, why).await;
+            let critical = self.is_critical(Some(group));
+            return self.begin(policy, OperationKind::Policy, spec, (why, critical)).await;
         }
         if let Some(rebalance) = policy.rebalance
             && now.since(rebalanced_at) >= rebalance.every
@@ -357,10 +368,26 @@ impl Core {
                 allow_gross_increase: false,
             });
             let spec = self.spec_of(policy, goal, false);
-            return self.begin(policy, OperationKind::Rebalance, spec, "its schedule".to_owned()).await;
+            let why = ("its schedule".to_owned(), false);
+            return self.begin(policy, OperationKind::Rebalance, spec, why).await;
         }
         let within = format!("deviation ratio {} is within {}", shown(group.ratio), shown(policy.tolerance));
         (PolicyStatus::Within, within)
+    }
+
+    /// Whether a group's net delta is off as far as a CRITICAL alert says.
+    fn is_critical(&self, group: Option<&Group>) -> bool {
+        group.is_some_and(|group| group.ratio >= self.shared.eyes.config.alerts.delta.critical)
+    }
+
+    /// Asks an operation to end with its next slice.
+    async fn ask_to_give_way(&self, operation: &OperationId, to: &str) {
+        let running = &self.shared.running;
+        let sender = running.lock().unwrap_or_else(PoisonError::into_inner).get(operation).cloned();
+        if let Some(sender) = sender {
+            // One that ended meanwhile needs not be asked.
+            let _ = sender.send(Event::GiveWay(to.to_owned())).await;
+        }
     }
 
     fn spec_of(&self, policy: &Policy, goal: Goal, only_reduces: bool) -> Spec {
@@ -392,7 +419,7 @@ impl Core {
         policy: &Policy,
         kind: OperationKind,
         spec: Spec,
-        why: String,
+        (why, critical): (String, bool),
     ) -> (PolicyStatus, String) {
         let meta = RequestMeta { idempotency: None, wait: None };
         match self.launch(kind, spec, policy.timeout, false, meta).await {
@@ -404,19 +431,30 @@ impl Core {
                 });
                 (PolicyStatus::Acting, why)
             }
-            Err(failed) if failed.code == Code::Conflict => (PolicyStatus::Waiting, failed.error.clone()),
+            Err(failed) if failed.code == Code::Conflict => {
+                let urgent = kind == OperationKind::Deleverage || (kind == OperationKind::Policy && critical);
+                let holders = failed.details.get("operationId").into_iter().flatten();
+                for holder in holders.filter(|_| urgent).filter_map(|id| id.parse::<OperationId>().ok()) {
+                    let held = self.shared.reports.get(&holder).map(|report| report.kind);
+                    // What a person asked for goes on, but for shifts between accounts, which can wait.
+                    if held == Some(OperationKind::Rebalance) {
+                        self.ask_to_give_way(&holder, &why).await;
+                    }
+                }
+                (PolicyStatus::Waiting, failed.error.clone())
+            }
             Err(failed) => (PolicyStatus::Holding, failed.error.clone()),
         }
     }
 
     /// The operation that a policy began and that is still at work. When it ended short of what it is for, the next
     /// one waits, longer each time, and people are told.
-    async fn what_runs(&self, policy: &Policy) -> Option<OperationId> {
+    async fn what_runs(&self, policy: &Policy) -> Option<(OperationId, OperationKind)> {
         let symbol = &policy.symbol;
         let (running, kind) = self.shared.policies.entry(symbol, |entry| entry.running.clone()).flatten()?;
         let report = self.shared.reports.get(&running);
         if report.as_ref().is_some_and(|report| report.state == OperationState::Running) {
-            return Some(running);
+            return Some((running, kind));
         }
         let now = self.shared.eyes.clock.now();
         let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());

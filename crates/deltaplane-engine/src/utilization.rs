@@ -59,7 +59,7 @@ pub(crate) fn changes(
             changes.insert((*id).clone(), change.trade);
         }
     }
-    let transfers = transfers(goal, &named, &found, spec)?;
+    let transfers = transfers(goal, &named, &found, spec, config)?;
     let reason = changes.is_empty().then(|| nothing_moves(goal, &found));
     let view = RebalanceView {
         target: goal.target,
@@ -170,6 +170,7 @@ fn transfers(
     named: &[(&AccountId, &AccountFacts)],
     found: &Rebalance,
     spec: &Spec,
+    config: &EngineConfig,
 ) -> Result<Vec<Transfer>, MathError> {
     if goal.target.value().is_zero() {
         return Ok(Vec::new());
@@ -200,8 +201,56 @@ fn transfers(
                 continue;
             }
             (*has, lacks) = (deltaplane_math::sub(*has, amount)?, deltaplane_math::sub(lacks, amount)?);
-            all.push(Transfer { from: from.clone(), to: to.clone(), amount: Notional::new(amount) });
+            let break_even_days = break_even_days(&to, amount, named, spec, config)?;
+            let amount = Notional::new(amount);
+            all.push(Transfer { from: from.clone(), to: to.clone(), amount, break_even_days });
         }
     }
     Ok(all)
+}
+
+/// After how many days the carry that a transfer keeps pays for it: without the money the account would have to give
+/// back the position that it is the margin of, and the other side with it.
+pub(crate) fn break_even_days(
+    to: &AccountId,
+    amount: Decimal,
+    named: &[(&AccountId, &AccountFacts)],
+    spec: &Spec,
+    config: &EngineConfig,
+) -> Result<Option<Decimal>, MathError> {
+    let Some((_, facts)) = named.iter().find(|(id, _)| *id == to) else { return Ok(None) };
+    let position = facts.account.position(&spec.symbol);
+    let Some(own) = earned_per_day(facts, spec)? else { return Ok(None) };
+    // The other side earns what its accounts do, weighted by what they hold.
+    let (mut held, mut earned) = (Decimal::ZERO, Decimal::ZERO);
+    for (_, other) in named {
+        let quantity = other.account.position(&spec.symbol);
+        if quantity.is_zero() || quantity.side() == position.side() {
+            continue;
+        }
+        let Some(rate) = earned_per_day(other, spec)? else { return Ok(None) };
+        let weight = quantity.abs().value();
+        held = deltaplane_math::add(held, weight)?;
+        earned = deltaplane_math::add(earned, mul_rounded(rate, weight)?)?;
+    }
+    let other = if held.is_zero() { Decimal::ZERO } else { deltaplane_math::div(earned, held)? };
+    let carry = deltaplane_math::add(own, other)?;
+    let rate = facts.margin(&spec.symbol)?.initial_rate.value();
+    let notional = deltaplane_math::div(amount, rate)?;
+    let per_day = mul_rounded(notional, carry)?;
+    if per_day <= Decimal::ZERO {
+        return Ok(None);
+    }
+    Ok(Some(deltaplane_math::div(config.transfer_cost.value(), per_day)?.round_dp(2).normalize()))
+}
+
+/// What a unit of an account's position value earns by funding in a day: negative where it pays; none where it holds
+/// nothing or its venue does not tell.
+fn earned_per_day(facts: &AccountFacts, spec: &Spec) -> Result<Option<Decimal>, MathError> {
+    let position = facts.account.position(&spec.symbol);
+    let (Some(rate), false) = (facts.market.funding_rate, position.is_zero()) else { return Ok(None) };
+    let hours = Decimal::from(facts.instrument.funding_interval_hours.max(1));
+    let per_day = deltaplane_math::div(mul_rounded(rate.value(), Decimal::from(24))?, hours)?;
+    // A long pays a positive rate.
+    Ok(Some(if position.is_negative() { per_day } else { -per_day }))
 }

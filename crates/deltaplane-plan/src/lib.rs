@@ -10,7 +10,7 @@ mod search;
 mod slices;
 
 use deltaplane_math::MathError;
-use deltaplane_types::{Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice};
+use deltaplane_types::{Alternative, Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice};
 
 pub use input::{CostSettings, PlanAccount, PlanInput};
 pub use lockstep::plan_lockstep;
@@ -63,7 +63,37 @@ pub fn plan_hedge(input: &PlanInput) -> Result<Plan, PlanError> {
     }
     let obstacles = obstacles(&candidates, &quantities, input, reached)?;
     let slices = slices::cut(&legs, &accounts, input)?;
-    finished(input, input.needed, reached, legs, slices, cost, obstacles)
+    let alternatives = alternatives(&candidates, &quantities, input, (reached, cost))?;
+    let plan = finished(input, input.needed, reached, legs, slices, cost, obstacles)?;
+    Ok(Plan { alternatives, ..plan })
+}
+
+/// Each account alone, but for one that is the plan itself.
+fn alternatives(
+    candidates: &[Candidate<'_>],
+    quantities: &[deltaplane_types::Decimal],
+    input: &PlanInput,
+    (reached, cost): (Delta, Notional),
+) -> Result<Vec<Alternative>, PlanError> {
+    let needed = input.needed.abs().value();
+    let mut found = Vec::new();
+    for (candidate, chosen) in candidates.iter().zip(quantities) {
+        let most = candidate.allowed().last().map_or(deltaplane_types::Decimal::ZERO, |(_, end)| *end);
+        if !most.is_zero() && most == *chosen && *chosen == reached.abs().value() {
+            continue;
+        }
+        let alone = candidate.cost(most)?.total()?;
+        let reason = if most < reached.abs().value() {
+            let why = candidate.obstacle(most, needed)?;
+            format!("takes only {} of {}: {why}", most.normalize(), needed.normalize())
+        } else {
+            let more = alone.minus(cost)?.value().round_dp(6).normalize();
+            format!("would cost {more} more")
+        };
+        let quantity = Quantity::try_new(most).map_err(MathError::from)?;
+        found.push(Alternative { account: candidate.id().clone(), quantity, cost: alone, reason });
+    }
+    Ok(found)
 }
 
 /// The accounts by name; each may be there once.
@@ -102,6 +132,7 @@ fn finished(
         worst_case_delta: worst,
         cost,
         obstacles,
+        alternatives: Vec::new(),
     };
     plan.id = plan_id(&plan);
     Ok(plan)

@@ -442,6 +442,9 @@ pub struct Transfer {
     pub to: AccountId,
     /// How much, quote.
     pub amount: Notional,
+    /// Days until the carry of the positions that it lets stand pays for the transfer; none where they earn nothing, or
+    /// funding is not known.
+    pub break_even_days: Option<Decimal>,
 }
 
 /// An operation that began.

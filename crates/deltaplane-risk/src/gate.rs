@@ -355,6 +355,7 @@ mod tests {
             worst_case_delta: delta(net).abs(),
             cost: Notional::ZERO,
             obstacles: Vec::new(),
+            alternatives: Vec::new(),
         }
     }
 

@@ -85,6 +85,19 @@ pub struct Obstacle {
     pub reason: String,
 }
 
+/// One account alone in place of the legs that were chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alternative {
+    /// The account.
+    pub account: AccountId,
+    /// How much it could take, base units.
+    pub quantity: Quantity,
+    /// What that would cost, quote.
+    pub cost: Notional,
+    /// Why it was not chosen, with the numbers.
+    pub reason: String,
+}
+
 /// All that one round of an operation means to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -116,4 +129,6 @@ pub struct Plan {
     pub cost: Notional,
     /// What kept accounts from taking more; empty where everything needed was reached.
     pub obstacles: Vec<Obstacle>,
+    /// What else could have been done: each account alone.
+    pub alternatives: Vec<Alternative>,
 }

@@ -111,6 +111,7 @@ pub(crate) fn utilization_rebalance(report: &OperationReport) -> JsonObject {
                 json.put("from", transfer.from.as_str());
                 json.put("to", transfer.to.as_str());
                 json.number("amount", transfer.amount.value());
+                json.put("breakEvenDays", &transfer.break_even_days.map(Number));
                 json
             })
             .collect();
@@ -334,6 +335,19 @@ fn plan(plan: &Plan) -> JsonObject {
         })
         .collect();
     json.put("obstacles", &obstacles);
+    let alternatives: Vec<JsonObject> = plan
+        .alternatives
+        .iter()
+        .map(|alternative| {
+            let mut json = JsonObject::default();
+            json.put("accountId", alternative.account.as_str());
+            json.number("quantity", alternative.quantity.value());
+            json.number("cost", alternative.cost.value());
+            json.put("reason", &alternative.reason);
+            json
+        })
+        .collect();
+    json.put("alternatives", &alternatives);
     json
 }
 

@@ -44,12 +44,20 @@ impl Operation {
             format!("the timeout passed after {took} ms with {} orders in doubt", doubtful.len())
         };
         let remedy = format!("do not repeat the request; look up GET /api/v1/operations/{}", self.id);
-        let mut failed = failure(Code::Timeout, text, remedy);
+        let mut failed = match &self.gives_way {
+            Some(to) if now < self.ends_at => {
+                let text = format!("it ended after {took} ms: it gave way to {to}");
+                failure(Code::Conflict, text, "repeat the request when that is done")
+            }
+            _ => {
+                self.note(now, "the timeout passed");
+                failure(Code::Timeout, text, remedy)
+            }
+        };
         if !doubtful.is_empty() {
             failed.details.insert("inDoubt".to_owned(), doubtful.clone());
         }
         self.failure = Some(failed);
-        self.note(now, "the timeout passed");
         if doubtful.is_empty() && self.phase != Phase::Reserving && !self.unwinding {
             return self.finish(now, effects);
         }

@@ -93,6 +93,8 @@ pub enum Event {
     Proof(ClientOrderId, Result<(OrderSighting, Vec<Fill>, Delta), ReadError>),
     /// A person said what became of an order in doubt: that, and who says so.
     Decided(ClientOrderId, Settlement, String),
+    /// Something more urgent needs its accounts, which is this: it ends with its next slice.
+    GiveWay(String),
     /// Time passed.
     Tick,
 }
@@ -197,6 +199,8 @@ pub struct Operation {
     rules: BTreeMap<AccountId, VenueRules>,
     started_at: Timestamp,
     ends_at: Timestamp,
+    /// What it gives way to.
+    gives_way: Option<String>,
     phase: Phase,
     anchor: Option<Anchor>,
     first_plan: Option<Arc<Plan>>,
@@ -348,6 +352,7 @@ impl Operation {
             rules,
             started_at,
             ends_at,
+            gives_way: None,
             phase: Phase::Reading,
             anchor: None,
             first_plan: None,
@@ -486,6 +491,7 @@ impl Operation {
             Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
             Event::TradesRead(id, result) => self.on_trades(&id, result, now),
             Event::Proof(id, result) => self.on_proof(&id, result, now),
+            Event::GiveWay(to) => self.gives_way_to(to, now),
             Event::Decided(id, settlement, by) => self.on_decided(&id, settlement, by, now),
             // The answer to an older reading does not count.
             Event::Read(..) | Event::Tick => {}
@@ -493,6 +499,18 @@ impl Operation {
         self.observe_exposure();
         self.advance(now, &mut effects);
         effects
+    }
+
+    /// Whether nothing new begins any more.
+    fn is_over(&self, now: Timestamp) -> bool {
+        now >= self.ends_at || self.gives_way.is_some()
+    }
+
+    fn gives_way_to(&mut self, to: String, now: Timestamp) {
+        if self.gives_way.is_none() {
+            self.note(now, format!("it gives way to {to}"));
+            self.gives_way = Some(to);
+        }
     }
 
     /// Does what the state asks for now.
@@ -514,7 +532,9 @@ impl Operation {
             }
         }
         self.tell_doubt(now, effects);
-        if !self.answered && self.phase != Phase::Finished && now >= self.ends_at {
+        // What is out is waited for when it gives way, and not when its time is over.
+        let over = now >= self.ends_at || (self.phase == Phase::Reading && self.is_over(now));
+        if !self.answered && self.phase != Phase::Finished && over {
             if self.phase == Phase::Reading {
                 // Between two rounds something may stand alone.
                 self.unwind_instead(now, effects);

@@ -35,7 +35,7 @@ impl Operation {
         let snapshot = match result {
             Ok(snapshot) => snapshot,
             // One side may stand alone: the venues are asked again as long as there is time.
-            Err(_) if self.has_two_open_sides() && now < self.ends_at => {
+            Err(_) if self.has_two_open_sides() && !self.is_over(now) => {
                 self.note(now, "an account cannot be read: asking again");
                 return self.read(true, REREAD_PAUSE, effects);
             }
@@ -53,7 +53,7 @@ impl Operation {
         if let Some(doubt) = snapshot.doubt {
             // What another operation does not know freezes the symbol for a while.
             let thaws = doubt.since.after(self.config.freeze_for);
-            if now < thaws && (now < self.ends_at || self.unwinding) {
+            if now < thaws && (!self.is_over(now) || self.unwinding) {
                 let wait = thaws.since(now).max(ROUND_PAUSE);
                 self.note(now, "waiting: an order of another operation is in doubt");
                 return self.read(true, wait, effects);
@@ -67,7 +67,7 @@ impl Operation {
                 self.rereads = 0;
                 self.last_unexplained.clone_from(&unexplained);
             }
-            if self.rereads < MAX_REREADS && (now < self.ends_at || self.unwinding) {
+            if self.rereads < MAX_REREADS && (!self.is_over(now) || self.unwinding) {
                 self.rereads += 1;
                 return self.read(true, REREAD_PAUSE, effects);
             }
@@ -376,7 +376,7 @@ impl Operation {
             }
         }
         let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
-        if (now >= self.ends_at && !self.unwinding) || frozen {
+        if (self.is_over(now) && !self.unwinding) || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
                 let text = "the world changed while the journal was written".to_owned();
@@ -414,7 +414,7 @@ impl Operation {
                 self.excluded.insert(order.intent.order.account.clone());
             }
         }
-        if now >= self.ends_at && !self.unwinding {
+        if self.is_over(now) && !self.unwinding {
             if self.unwind_instead(now, effects) {
                 return;
             }

@@ -291,6 +291,56 @@ fn what_was_opened_is_closed_again_when_its_partner_is_refused() {
     assert_eq!(bench.alerts(), Vec::<&str>::new());
 }
 
+#[test]
+fn it_gives_way_with_its_next_slice_and_leaves_nothing_alone() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills(&first[0].1);
+    bench.step(Event::GiveWay("a deleverage of poor".to_owned()));
+    assert!(!bench.operation.is_finished(), "what is out is waited for");
+    bench.fills(&first[1].1);
+    assert!(bench.effects.iter().all(|effect| !matches!(effect, Effect::Reserve(..))), "no next slice");
+    bench.shows(&[("rich", "6"), ("poor", "3")]);
+    assert!(bench.operation.is_finished());
+    let report = bench.operation.report(bench.now);
+    assert_eq!(report.state, OperationState::Partial);
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.code.number(), 1006, "{failure:?}");
+    assert!(failure.error.contains("it gave way to a deleverage of poor"), "{failure:?}");
+    assert_eq!((report.final_delta, bench.alerts()), (report.initial_delta, Vec::<&str>::new()));
+}
+
+/// A short that is paid 0.0003 a day and a long that pays 0.00015 earn 0.00015 of their value; 100 USD at leverage 10
+/// are the margin of 1,000, which earn 0.15 a day: 5 USD are paid for after 33.33 days.
+#[test]
+fn a_transfer_is_paid_for_by_the_carry_that_it_keeps() {
+    let with_rate = |name: &str, position: &str, rate: Option<&str>| {
+        let mut facts = facts(name, position);
+        let market = MarketView { funding_rate: rate.map(ratio), ..facts.market.as_ref().clone() };
+        facts.market = Arc::new(market);
+        facts
+    };
+    let config = EngineConfig::new(btc(), IdKey::new(b"a key"));
+    let spec = Spec {
+        goal: Goal::Flatten,
+        symbol: btc(),
+        accounts: vec![id("poor"), id("rich")],
+        max_slippage: ratio("0.005"),
+        only_reduces: false,
+        terms: Terms::default(),
+    };
+    let days = |poor: Option<&str>, rich: Option<&str>| {
+        let (poor, rich) = (with_rate("poor", "-5", poor), with_rate("rich", "5", rich));
+        let (to, from) = (id("poor"), id("rich"));
+        let named = [(&to, &poor), (&from, &rich)];
+        crate::utilization::break_even_days(&to, Decimal::from(100), &named, &spec, &config).unwrap()
+    };
+    assert_eq!(days(Some("0.0001"), Some("0.00005")), Some(ratio("33.33").value()));
+    assert_eq!(days(Some("0.0001"), Some("0.0001")), None, "they earn nothing");
+    assert_eq!(days(Some("0.0001"), None), None);
+}
+
 /// A refusal that may pass is tried again, and then the time for that is over.
 #[test]
 fn what_was_opened_is_closed_again_when_its_partner_is_held_up() {
