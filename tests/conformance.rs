@@ -1,11 +1,12 @@
 //! What every connector must do on its exchange: one suite, run for each of them over real sockets.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, BalanceCause, CancelOutcome, Check, Clock as _, FenceOutcome, OrderSighting, ReadError,
-    Severity,
+    AccountEvent, BalanceCause, CancelOutcome, Check, Clock as _, FenceOutcome, Income, IncomeKind,
+    OrderSighting, ReadError, Severity,
 };
 use deltaplane_testkit::{delta, quantity};
 use deltaplane_tests::venues::{AGENT_ADDRESS, Bench, KINDS, Kind, Setup, connect, start_exchange};
@@ -845,5 +846,47 @@ async fn told_events(bench: &mut Bench) {
             assert!(told.iter().all(|after| *after >= late), "{kind:?}: {told:?}");
         }
         bench.running.sim().clear_faults();
+    }
+}
+
+/// What trades and funding brought is told once, by the exchange's own statement.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_statement_tells_funding_fees_and_what_trades_realized() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup { frozen_price: true, ..Setup::new(kind) }).await;
+        for (side, amount) in [(Side::Buy, "0.05"), (Side::Sell, "0.02")] {
+            let order = bench.order(side, amount, "0.004").await;
+            let (id, _) = bench.place(&order).await;
+            bench.fills_of(&id, order.quantity).await;
+        }
+        bench.running.sim().settle_funding();
+        let lately = Bench::lately();
+        let rows = bench.reader.fetch_income(&[btc()], lately).await.unwrap();
+        let sum = |wanted: IncomeKind| -> Decimal {
+            rows.iter().filter(|row| row.kind == wanted).map(|row| row.amount.value()).sum()
+        };
+        let (funding, fees, realized) = bench.running.sim().with(|exchange| {
+            let trades = exchange.trades.iter().filter(|trade| trade.account == "one");
+            let (fees, realized) = trades.fold((Decimal::ZERO, Decimal::ZERO), |(fees, realized), trade| {
+                (fees + trade.fee, realized + trade.realized)
+            });
+            let funding = exchange.funding.iter().filter(|(account, ..)| account == "one");
+            (funding.map(|(_, _, amount, _)| *amount).sum::<Decimal>(), fees, realized)
+        });
+        assert!(!funding.is_zero() && !fees.is_zero() && !realized.is_zero(), "{kind:?}");
+        for (what, told, truth) in [
+            ("funding", sum(IncomeKind::Funding), funding),
+            ("fees", sum(IncomeKind::Fee), -fees),
+            ("realized", sum(IncomeKind::Realized), realized),
+        ] {
+            // Pacifica rounds money to six decimals.
+            assert!((told - truth).abs() < dec("0.00001"), "{kind:?}: {what} {told}, in truth {truth}");
+        }
+        assert!(rows.iter().all(|row| row.symbol == btc() && row.asset.starts_with("USD")), "{rows:?}");
+        let again = bench.reader.fetch_income(&[btc()], lately).await.unwrap();
+        let ids = |rows: &[Income]| rows.iter().map(|row| row.id.clone()).collect::<BTreeSet<String>>();
+        assert_eq!((ids(&again), ids(&again).len()), (ids(&rows), rows.len()), "{kind:?}: names are kept");
+        let later = bench.reader.fetch_income(&[btc()], WallClock.now().after(48 * HOUR)).await.unwrap();
+        assert_eq!(later, [], "{kind:?}");
     }
 }

@@ -321,7 +321,9 @@ async fn f16_an_order_that_stays_hidden_is_frozen_and_never_denied() {
         })
         .await;
         let report = world.engine.operation(&started.id).await.unwrap();
-        assert_eq!((report.orders.len(), at_exchanges(&world)), (orders, orders), "{report:?}");
+        // The book may give what shrinks in more than one order.
+        assert!(report.orders.len() >= orders && (shrink_in_doubt || report.orders.len() == 1), "{report:?}");
+        assert_eq!(report.orders.len(), at_exchanges(&world), "{report:?}");
         assert_eq!((report.orders[0].state.as_str(), world.true_net()), ("frozen", delta(net).value()));
         let note = report.orders[0].note.as_ref().unwrap();
         assert!(note.contains("trades and a position of 0.25 are not explained"), "{note}");

@@ -215,6 +215,31 @@ async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwis
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_earned_is_told_as_json_and_as_csv() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (status, pnl) = server.get("/api/v1/pnl?symbol=BTC-USD").await;
+    assert_eq!(status, 200, "{pnl}");
+    assert!(pnl["days"].is_array() && pnl["total"]["funding"].is_number(), "{pnl}");
+    let csv = server.client.get(server.url("/api/v1/pnl?format=csv")).send().await.unwrap();
+    assert_eq!(csv.headers()[CONTENT_TYPE], "text/csv; charset=utf-8");
+    let text = csv.text().await.unwrap();
+    assert!(
+        text.starts_with("date,symbol,accountId,funding,fees,basis,residualDelta,total,realized\r\n"),
+        "{text}"
+    );
+    for (query, named) in
+        [("symbol=btc", "symbol"), ("format=xml", "format"), ("since=-1", "since"), ("day=1", "day")]
+    {
+        let (status, answer) = server.get(&format!("/api/v1/pnl?{query}")).await;
+        assert_eq!((status, &answer["code"]), (400, &1000.into()), "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(named), "{answer}");
+    }
+    let (status, answer) = server.get("/api/v1/pnl?since=253402300799999").await;
+    assert_eq!((status, answer["days"].as_array().unwrap().len()), (200, 0), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_get_a_clear_error_and_send_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;

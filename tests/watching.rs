@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use deltaplane_engine::{EngineConfig, FeedLimits};
 use deltaplane_ports::{
-    Alert, ControlPlane as _, Deleverage, Failover, FeedCondition, HedgeTo, HistoryQuery, OperationKind,
-    Policy, PolicyLimits, PolicyStatus, RequestMeta, TradingChange, UtilizationRebalance,
+    Alert, ControlPlane as _, Deleverage, Earned, Failover, FeedCondition, HedgeTo, HistoryQuery,
+    OperationKind, PnlQuery, Policy, PolicyLimits, PolicyStatus, RequestMeta, TradingChange,
+    UtilizationRebalance,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, ready, until};
@@ -92,6 +93,28 @@ async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
     assert!(world.engine.delete_policy(&btc()).await.unwrap());
     assert!(!world.engine.delete_policy(&btc()).await.unwrap());
     assert!(world.engine.policies().await.is_empty());
+}
+
+/// The others do the part of an account that cannot trade, and what it holds counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_hedges_with_the_accounts_that_can_trade() {
+    let (world, journal) = world(config()).await;
+    world.engine.put_policy(policy(&world)).await.unwrap();
+    world.engine.block_account(&world.accounts[0], Some("its key may not trade".to_owned()));
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("it is hedged", async || world.true_net().is_zero()).await;
+    assert_eq!(held(&world, 0), delta("0.7"));
+    until("the policy rests", async || world.engine.policies().await[0].status == PolicyStatus::Within).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!((kinds(&journal), world.true_net()), (vec!["policy".to_owned()], Decimal::ZERO));
+    for account in &world.accounts[1..] {
+        world.engine.block_account(account, Some("neither".to_owned()));
+    }
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    until("it says so", async || {
+        world.engine.policies().await[0].reason.contains("no account can trade now: long, short, spare")
+    })
+    .await;
 }
 
 /// What is too small to trade is left alone after one look, until net delta is another one.
@@ -180,6 +203,43 @@ async fn both_sides_shrink_before_an_account_is_liquidated() {
     );
 }
 
+/// Funding and fees come from the venues' statements; moves of the price cancel over a neutral book.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_book_earns_is_told_by_day_and_cancels_where_it_is_neutral() {
+    let mut config = config();
+    config.statement_every = Duration::from_millis(200);
+    let (world, _) = world(config).await;
+    trade_by_hand(&world, 0, Side::Buy, "0.1");
+    trade_by_hand(&world, 1, Side::Sell, "0.1");
+    for running in &world.exchanges {
+        running.sim().settle_funding();
+    }
+    let lines = async || world.engine.pnl(PnlQuery::default()).await.unwrap();
+    let truth = |of: fn(&deltaplane_venue_sim::core::Exchange) -> Decimal| -> Decimal {
+        world.exchanges.iter().map(|running| running.sim().with(|exchange| of(exchange))).sum()
+    };
+    let funding = truth(|exchange| exchange.funding.iter().map(|(_, _, amount, _)| *amount).sum());
+    let fees = truth(|exchange| exchange.trades.iter().map(|trade| -trade.fee).sum());
+    assert!(!funding.is_zero() && !fees.is_zero());
+    until("the statements are read", async || {
+        let sum =
+            lines().await.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned)).unwrap();
+        (sum.funding.value(), sum.fees.value()) == (funding, fees)
+    })
+    .await;
+    let residual = async |name: &str| -> Decimal {
+        let own = lines().await;
+        own.iter().filter(|line| line.account.as_str() == name).map(|line| line.earned.residual.value()).sum()
+    };
+    // What is watched is kept every ten seconds.
+    until("moves are watched", async || !residual("long").await.is_zero()).await;
+    let (long, short) = (residual("long").await, residual("short").await);
+    // One look may have seen one trade and not yet the other: 0.1 of one second's move, against 0.6 of ten seconds'.
+    assert!(long * short < Decimal::ZERO, "{long} {short}");
+    let other = PnlQuery { symbol: Some("ETH-USD".parse().unwrap()), ..PnlQuery::default() };
+    assert_eq!(world.engine.pnl(other).await.unwrap(), []);
+}
+
 /// A rebalance that a person asked for goes slowly, slice by slice; an account comes near its liquidation meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebalance_gives_way_to_a_deleverage_at_its_next_slice() {
@@ -192,8 +252,11 @@ async fn a_rebalance_gives_way_to_a_deleverage_at_its_next_slice() {
     };
     world.engine.put_policy(guarded).await.unwrap();
     for running in &world.exchanges {
-        let fault = deltaplane_venue_sim::FaultKind::Delay { millis: 600 };
-        running.sim().inject(deltaplane_venue_sim::Fault::new(fault, 4).on("POST", "/fapi/v1/order"));
+        let slow = deltaplane_venue_sim::FaultKind::Delay { millis: 600 };
+        running.sim().inject(deltaplane_venue_sim::Fault::new(slow, 4).on("POST", "/fapi/v1/order"));
+        // The stream would tell sooner than the answer.
+        let silent = deltaplane_venue_sim::FaultKind::DropUserEvents { event: None };
+        running.sim().inject(deltaplane_venue_sim::Fault::new(silent, 100_000));
     }
     let rebalance = UtilizationRebalance {
         target: ratio("0.001"),

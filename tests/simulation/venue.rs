@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Journal,
+    AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Income, Journal,
     JournalError, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, Record, StoredRecord,
     VenueRules,
 };
@@ -176,6 +176,11 @@ impl AccountReader for SimAccount {
             mean_funding_rate: None,
             tradable: true,
         })
+    }
+
+    /// Nothing here is decided by what was earned.
+    async fn fetch_income(&self, _: &[Symbol], _: Timestamp) -> Result<Vec<Income>, ReadError> {
+        Ok(Vec::new())
     }
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {

@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use deltaplane_api::ControlPlane;
 use deltaplane_engine::Engine;
 use deltaplane_ports::{
-    AccountRisk, AccountView, Alert, DeltaControl, ExternalActivity, Failover, Failure, FeedView, FeedsView,
-    Flatten, FundingView, HedgeExecution, HistoryQuery, JournalError, KillReport, KillSwitch,
-    OperationReport, PastAlert, Policy, PolicyView, PortfolioView, PreflightReport, ResolveOrder, RiskSample,
-    ServiceState, Started, StressReport, StressRequest, SyncReport, SyncRequest, SystemCommand, SystemPhase,
-    SystemView, TradingChange, TradingOrder, UtilizationRebalance,
+    AccountRisk, AccountView, Alert, DeltaControl, EarnedDay, ExternalActivity, Failover, Failure, FeedView,
+    FeedsView, Flatten, FundingView, HedgeExecution, HistoryQuery, JournalError, KillReport, KillSwitch,
+    OperationReport, PastAlert, PnlQuery, Policy, PolicyView, PortfolioView, PreflightReport, ResolveOrder,
+    RiskSample, ServiceState, Started, StressReport, StressRequest, SyncReport, SyncRequest, SystemCommand,
+    SystemPhase, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
 };
 use deltaplane_types::{AccountId, Code, OperationId, Symbol};
 
@@ -280,6 +280,10 @@ impl ControlPlane for Supervisor {
 
     async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {
         self.engine()?.stress(request).await
+    }
+
+    async fn pnl(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, Box<Failure>> {
+        self.engine()?.pnl(query).await
     }
 
     async fn policies(&self) -> Vec<PolicyView> {

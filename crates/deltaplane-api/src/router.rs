@@ -37,6 +37,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/risk/history/{id}", get(handlers::risk_history))
         .route("/api/v1/risk/stress", post(handlers::stress))
         .route("/api/v1/funding", get(handlers::funding))
+        .route("/api/v1/pnl", get(handlers::pnl))
         .route("/api/v1/market/feeds", get(handlers::feeds))
         .route("/api/v1/market/failover", post(handlers::failover))
         .route("/api/v1/policies", get(handlers::policies))

@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub reference_floor: Notional,
     /// Dust up to this value is a success, quote.
     pub dust_limit: Notional,
+    /// How often the accounts' statements are read.
+    pub statement_every: Duration,
     /// What moving money between two accounts costs, USD: fees, and what it earns nothing meanwhile.
     pub transfer_cost: Notional,
     /// Horizon over which funding is expected.
@@ -86,6 +88,7 @@ impl EngineConfig {
             max_account_age: Duration::from_secs(2),
             reference_floor: usd(100),
             dust_limit: usd(200),
+            statement_every: Duration::from_secs(300),
             transfer_cost: usd(5),
             funding_horizon: Duration::from_secs(8 * 3_600),
             freeze_for: Duration::from_secs(2),

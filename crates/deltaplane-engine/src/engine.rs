@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
 use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, ExitUser, Exits,
-    ExternalActivity, Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
+    AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, EarnedDay, ExitUser,
+    Exits, ExternalActivity, Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
     HedgeStrategy, HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
-    OperationKind, OperationReport, OperationState, OrderGateway, PastAlert, Policy, PolicyView,
+    OperationKind, OperationReport, OperationState, OrderGateway, PastAlert, PnlQuery, Policy, PolicyView,
     PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, RiskHistory,
     RiskSample, ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest,
     SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
@@ -33,6 +33,7 @@ use crate::config::EngineConfig;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
+use crate::earnings;
 use crate::equity;
 use crate::feeds::FeedBoard;
 use crate::gate::{DryRun, GateParts, OrderGate};
@@ -46,6 +47,7 @@ use crate::reconcile::Ledger;
 use crate::recovery::Recovered;
 use crate::report::failure;
 use crate::runner::{self, Hands, Reports, Shared};
+use crate::services::{Services, supervised};
 use crate::snapshot::{Eyes, KNOWN_FOR};
 use crate::trading::Trading;
 use crate::watch;
@@ -246,6 +248,7 @@ impl Engine {
             ledger: Ledger::default(),
             losses: Losses::default(),
             breakers: Breakers::default(),
+            services: Services::default(),
             feeds: board,
             exits,
             policies: Policies::default(),
@@ -300,13 +303,14 @@ impl Engine {
         tasks.spawn(core.clone().cancel_after_restart());
         for keeper in core.shared.eyes.accounts.values() {
             tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
+            tasks.spawn(earnings::keep_statements(core.clone(), keeper.clone()));
         }
         tasks.spawn(watch::keep_alerts(core.clone()));
         tasks.spawn(losses::keep_answering(core.clone()));
         tasks.spawn(breakers::keep_tripping(core.clone()));
-        tasks.spawn(monitor::keep_looking(core.clone()));
+        tasks.spawn(supervised(core.clone(), monitor::NAME, monitor::keep_looking));
         tasks.spawn(policies::keep_telling(core.clone()));
-        tasks.spawn(policies::keep_carrying_out(core.clone()));
+        tasks.spawn(supervised(core.clone(), policies::NAME, policies::keep_carrying_out));
         let engine = Self { core, tasks: Mutex::new(tasks) };
         // A venue that answers is checked before the first request; one that does not is not waited for.
         let checked = async {
@@ -1104,6 +1108,10 @@ impl ControlPlane for Engine {
         self.core.stress(&request).await
     }
 
+    async fn pnl(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, Box<Failure>> {
+        self.core.pnl(query).await
+    }
+
     async fn policies(&self) -> Vec<PolicyView> {
         self.core.shared.policies.views()
     }
@@ -1155,6 +1163,7 @@ impl ControlPlane for Engine {
             });
         }
         services.extend(self.core.exit_services());
+        services.extend(self.core.shared.services.views());
         let journal_failed = self.core.shared.hands.recorder.has_failed();
         services.push(ServiceView {
             name: "store".to_owned(),

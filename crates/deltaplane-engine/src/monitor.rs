@@ -12,15 +12,21 @@ use deltaplane_types::{
 };
 
 use crate::alerts::Condition;
+use crate::earnings::DriftTrack;
 use crate::engine::Core;
 use crate::snapshot::KNOWN_FOR;
 
+/// Its name among the services.
+pub(crate) const NAME: &str = "risk-monitor";
 /// How often everything is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long one look waits for a venue.
 const LOOK_FOR: Duration = Duration::from_millis(500);
 /// How often the high-water marks are kept.
 const MARKS_EVERY: Duration = Duration::from_secs(10);
+
+/// How often it is looked at what books earn.
+const CARRY_EVERY: Duration = Duration::from_secs(10);
 
 /// The topic of an equity that is spent.
 const EQUITY: &str = "equity";
@@ -46,15 +52,28 @@ type Pending = BTreeMap<Symbol, (AlertSeverity, Timestamp)>;
 pub(crate) async fn keep_looking(core: Arc<Core>) {
     let mut pending = Pending::new();
     let mut marked_at = core.shared.eyes.clock.now();
+    let (mut drift, mut carry_at) = (DriftTrack::default(), Timestamp::default());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
         core.look_at_feeds().await;
         core.look_at_exits().await;
-        core.look_at_risk(&mut pending).await;
+        let risks = core.look_at_risk(&mut pending).await;
         let now = core.shared.eyes.clock.now();
+        let reference = |symbol: &Symbol| core.shared_price(symbol, &risks);
+        if drift.look(&risks, reference, now).is_err() {
+            tracing::warn!("what positions earned in this second cannot be held exactly: it is not counted");
+        }
         if now.since(marked_at) >= MARKS_EVERY {
             marked_at = now;
             core.keep_marks().await;
+            if let Err(error) = core.shared.history.add_drift(drift.take()).await {
+                tracing::warn!(%error, "what positions earned is not kept");
+            }
+        }
+        if now.since(carry_at) >= CARRY_EVERY {
+            carry_at = now;
+            core.look_at_carry(&risks).await;
         }
     }
 }
@@ -127,7 +146,22 @@ impl Core {
         futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
-    async fn look_at_risk(&self, pending: &mut Pending) {
+    /// The price of a symbol that all accounts share: the reference price, else the mean of their marks, USD.
+    fn shared_price(&self, symbol: &Symbol, risks: &BTreeMap<AccountId, AccountRisk>) -> Option<Decimal> {
+        if let Some(price) = self.shared.eyes.reference_price(symbol) {
+            return Some(price.value());
+        }
+        let positions = risks.values().flat_map(|risk| &risk.positions);
+        let held = positions.filter(|position| position.symbol == *symbol && !position.quantity.is_zero());
+        let marks = held.map(|position| {
+            deltaplane_math::div(position.notional.value(), position.quantity.abs().value()).ok()
+        });
+        let marks: Vec<Decimal> = marks.collect::<Option<_>>()?;
+        let sum = marks.iter().try_fold(Decimal::ZERO, |sum, mark| sum.checked_add(*mark))?;
+        sum.checked_div(Decimal::from(marks.len()))
+    }
+
+    async fn look_at_risk(&self, pending: &mut Pending) -> BTreeMap<AccountId, AccountRisk> {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
         let (risks, groups) = (self.risks().await, self.groups());
@@ -158,7 +192,7 @@ impl Core {
                 shared.breakers.on_gains(gained, equity, now, &shared.eyes.config.breakers);
             }
         }
-        let samples = risks.into_iter().map(|(id, risk)| {
+        let samples = risks.clone().into_iter().map(|(id, risk)| {
             let of_group =
                 groups.iter().filter(|group| group.accounts.contains(&id)).map(|group| group.ratio);
             let delta_deviation = of_group.max().unwrap_or(risk.delta_deviation);
@@ -181,6 +215,7 @@ impl Core {
         if let Err(error) = shared.history.append(samples.collect()).await {
             tracing::warn!(%error, "the risk of this second is not kept");
         }
+        risks
     }
 
     fn look_at_account(

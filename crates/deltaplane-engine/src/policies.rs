@@ -1,7 +1,7 @@
 //! The loop that runs by itself: it looks at every policy whenever an account or a price changes, and asks for the
 //! same operations as a person would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,9 +23,14 @@ use crate::engine::Core;
 use crate::monitor::Group;
 use crate::operation::Event;
 use crate::report::failure;
+use crate::snapshot::KNOWN_FOR;
 
+/// Its name among the services.
+pub(crate) const NAME: &str = "hedger";
 /// Changes that come together are looked at once.
 const GATHERED: Duration = Duration::from_millis(20);
+/// So often it looks whether there are policies.
+const IDLE: Duration = Duration::from_secs(10);
 /// Everything is looked at this often even if nothing changes.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
@@ -167,8 +172,9 @@ pub(crate) async fn keep_carrying_out(core: Arc<Core>) {
     let mut looked_at = Timestamp::default();
     loop {
         let policies = &core.shared.policies;
+        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
         if policies.all().is_empty() {
-            policies.changed.notified().await;
+            let _ = tokio::time::timeout(IDLE, policies.changed.notified()).await;
         } else {
             let _ = tokio::time::timeout(AT_LEAST_EVERY, policies.changed.notified()).await;
             tokio::time::sleep(GATHERED).await;
@@ -297,7 +303,7 @@ impl Core {
             && let Some(deleverage) = policy.deleverage
             && let Some((account, changes)) = self.needs_deleverage(policy, deleverage).await
         {
-            let spec = self.spec_of(policy, Goal::Shift { changes }, true);
+            let spec = Self::spec_of(policy, &self.cannot_trade(policy), Goal::Shift { changes }, true);
             let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
             return self.begin(policy, OperationKind::Deleverage, spec, (why, true)).await;
         }
@@ -344,15 +350,25 @@ impl Core {
                     ),
                 );
             }
+            // The others bring net delta to the target with what these hold.
+            let cannot = self.cannot_trade(policy);
+            let names = || cannot.iter().map(AccountId::as_str).collect::<Vec<_>>().join(", ");
+            if cannot.len() == policy.accounts.len() {
+                return (PolicyStatus::Holding, format!("no account can trade now: {}", names()));
+            }
+            let held = self.held_by(&cannot, symbol);
+            let Some(target) = held.and_then(|held| policy.target.minus(held).ok()) else {
+                return (PolicyStatus::Holding, format!("what is held by {} is not known", names()));
+            };
             let goal = Goal::Delta {
-                target: policy.target,
+                target,
                 max_deviation: policy.max_deviation,
                 tolerance: policy.tolerance,
                 hedge_to: policy.hedge_to,
                 on_shortfall: OnShortfall::BestEffort,
                 subset: true,
             };
-            let spec = self.spec_of(policy, goal, false);
+            let spec = Self::spec_of(policy, &cannot, goal, false);
             let why = format!("deviation ratio {ratio} is above {}", shown(policy.tolerance));
             let critical = self.is_critical(Some(group));
             return self.begin(policy, OperationKind::Policy, spec, (why, critical)).await;
@@ -367,7 +383,7 @@ impl Core {
                 max_amount: rebalance.max_amount,
                 allow_gross_increase: false,
             });
-            let spec = self.spec_of(policy, goal, false);
+            let spec = Self::spec_of(policy, &self.cannot_trade(policy), goal, false);
             let why = ("its schedule".to_owned(), false);
             return self.begin(policy, OperationKind::Rebalance, spec, why).await;
         }
@@ -375,9 +391,18 @@ impl Core {
         (PolicyStatus::Within, within)
     }
 
-    /// Whether a group's net delta is off as far as a CRITICAL alert says.
+    /// Whether a group's net delta is off as far as a CRITICAL alert says, and further than an operation at work may
+    /// bring it for a moment.
     fn is_critical(&self, group: Option<&Group>) -> bool {
-        group.is_some_and(|group| group.ratio >= self.shared.eyes.config.alerts.delta.critical)
+        let config = &self.shared.eyes.config;
+        let beyond = |group: &Group| {
+            let away = group.net.minus(group.target).ok()?.abs();
+            let worth = away.notional_at(self.shared.eyes.reference_price(&group.symbol)?).ok()?;
+            Some(worth > config.limits.max_in_flight_delta)
+        };
+        group.is_some_and(|group| {
+            group.ratio >= config.alerts.delta.critical && beyond(group).unwrap_or(false)
+        })
     }
 
     /// Asks an operation to end with its next slice.
@@ -390,15 +415,35 @@ impl Core {
         }
     }
 
-    fn spec_of(&self, policy: &Policy, goal: Goal, only_reduces: bool) -> Spec {
-        let blocked = |id: &&AccountId| {
-            self.shared.eyes.accounts.get(*id).is_some_and(|keeper| keeper.blocked().is_some())
+    /// The accounts that cannot trade the symbol now: the others may do their part.
+    fn cannot_trade(&self, policy: &Policy) -> BTreeSet<AccountId> {
+        let eyes = &self.shared.eyes;
+        let cannot = |id: &&AccountId| {
+            let broken = eyes
+                .accounts
+                .get(*id)
+                .is_none_or(|keeper| keeper.blocked().is_some() || keeper.health().failing);
+            broken
+                || eyes.trading.of(id, &policy.symbol) == TradingState::Halted
+                || !eyes.has_healthy_feed(id, &policy.symbol)
         };
+        policy.accounts.iter().filter(cannot).cloned().collect()
+    }
+
+    /// What accounts hold together, as far as all of it is known.
+    fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
+        let eyes = &self.shared.eyes;
+        accounts.iter().try_fold(Delta::ZERO, |sum, id| {
+            let snapshot = eyes.accounts.get(id)?.known(KNOWN_FOR)?;
+            sum.plus(eyes.config.holdings.delta(&snapshot, symbol).ok()?).ok()
+        })
+    }
+
+    fn spec_of(policy: &Policy, cannot: &BTreeSet<AccountId>, goal: Goal, only_reduces: bool) -> Spec {
         Spec {
             goal,
             symbol: policy.symbol.clone(),
-            // What cannot trade is left out; the others may do it alone.
-            accounts: policy.accounts.iter().filter(|id| !blocked(id)).cloned().collect(),
+            accounts: policy.accounts.iter().filter(|id| !cannot.contains(*id)).cloned().collect(),
             max_slippage: policy.max_slippage,
             only_reduces,
             terms: Terms {

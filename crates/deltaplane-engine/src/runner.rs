@@ -28,6 +28,7 @@ use crate::losses::Losses;
 use crate::operation::{Draft, Effect, Event, Operation};
 use crate::policies::Policies;
 use crate::reconcile::{self, Ledger};
+use crate::services::Services;
 use crate::snapshot::Eyes;
 
 /// Reports kept in memory; older ones are in the journal.
@@ -112,6 +113,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) losses: Losses,
     pub(crate) breakers: Breakers,
+    pub(crate) services: Services,
     pub(crate) feeds: FeedBoard,
     pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,
     pub(crate) policies: Policies,

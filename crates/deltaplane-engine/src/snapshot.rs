@@ -96,6 +96,11 @@ impl Eyes {
         views
     }
 
+    /// Whether an account's own venue has prices of a symbol that may be traded on.
+    pub(crate) fn has_healthy_feed(&self, account: &AccountId, symbol: &Symbol) -> bool {
+        self.feed_of.get(account).is_some_and(|feed| self.healthy_views(symbol).contains_key(feed))
+    }
+
     /// The reference price of a symbol now, where there is one.
     pub(crate) fn reference_price(&self, symbol: &Symbol) -> Option<Price> {
         self.agreed(&self.healthy_views(symbol)).ok().flatten().map(|consensus| consensus.price)

@@ -9,6 +9,7 @@ use deltaplane_types::{
     Price, Quantity, Ratio, Side, Symbol, Timestamp, TradingScope, TradingState, VenueId,
 };
 
+use crate::earnings::{EarnedDay, PnlQuery};
 use crate::journal::{Alert, ExternalActivity, TradingOrder};
 use crate::preflight::Finding;
 
@@ -1088,6 +1089,9 @@ pub trait ControlPlane: Send + Sync {
 
     /// All policies and how they fare.
     async fn policies(&self) -> Vec<PolicyView>;
+
+    /// What was earned, by day, symbol and account.
+    async fn pnl(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, Box<Failure>>;
 
     /// Sets the policy of its symbol. `Err` means that nothing changed.
     async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>>;

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use deltaplane_types::{AccountId, Decimal, Notional, Ratio};
+use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Timestamp};
 
 use crate::control::{HistoryQuery, RiskSample};
+use crate::earnings::{Drift, EarnedDay, Income, PnlQuery};
 
 /// Why the history cannot be used. Trading goes on without it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +41,18 @@ pub trait RiskHistory: Send + Sync {
 
     /// What was kept last.
     async fn marks(&self) -> Result<BTreeMap<AccountId, EquityMark>, HistoryError>;
+
+    /// Adds rows of an account's statement, in USD. A row that is known already changes nothing.
+    async fn add_income(&self, account: &AccountId, rows: Vec<Income>) -> Result<(), HistoryError>;
+
+    /// The venue's time of the newest row that is known of an account.
+    async fn newest_income(&self, account: &AccountId) -> Result<Option<Timestamp>, HistoryError>;
+
+    /// Adds what positions earned by moves of prices.
+    async fn add_drift(&self, drift: Vec<Drift>) -> Result<(), HistoryError>;
+
+    /// What was earned, by day, symbol and account, in that order.
+    async fn earned(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, HistoryError>;
 }
 
 /// Leaves the newest sample of each span, at most `limit`; `newest_first` is in that order.

@@ -4,6 +4,7 @@
 //! implementation can be written from. No port has a default method that pretends success.
 
 mod control;
+mod earnings;
 mod exits;
 mod history;
 mod journal;
@@ -22,6 +23,7 @@ pub use control::{
     StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand,
     SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
+pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, day_of};
 pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
 pub use history::{EquityMark, HistoryError, RiskHistory, thin_out};
 pub use journal::{

@@ -10,6 +10,7 @@ use deltaplane_types::{
 };
 use tokio::sync::{broadcast, watch};
 
+use crate::earnings::Income;
 use crate::preflight::Finding;
 
 /// Why a question to a venue has no answer.
@@ -195,6 +196,10 @@ pub trait AccountReader: Send + Sync {
     ///
     /// May come from a cache that is refreshed in the background.
     async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError>;
+
+    /// Asks for the account's statement since a time: what funding, fees and trades brought in these symbols. Others may be
+    /// in it.
+    async fn fetch_income(&self, symbols: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError>;
 
     /// Follows the account's stream from now on. A receiver that lags must treat it as a disconnect.
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent>;

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use deltaplane_ports::{EquityMark, HistoryError, HistoryQuery, RiskHistory, RiskSample, thin_out};
+use deltaplane_ports::{
+    DAY_MS, Drift, Earned, EarnedDay, EquityMark, HistoryError, HistoryQuery, Income, IncomeKind, PnlQuery,
+    RiskHistory, RiskSample, day_of, thin_out,
+};
 use deltaplane_types::{AccountId, Notional, Ratio, Timestamp, parse_exact};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
@@ -118,6 +121,25 @@ impl SqliteHistory {
                      equity_index TEXT NOT NULL,
                      peak TEXT NOT NULL,
                      max_drawdown TEXT NOT NULL
+                 ) STRICT, WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS income (
+                     account TEXT NOT NULL,
+                     id TEXT NOT NULL,
+                     day INTEGER NOT NULL,
+                     at INTEGER NOT NULL,
+                     symbol TEXT NOT NULL,
+                     kind TEXT NOT NULL,
+                     amount TEXT NOT NULL,
+                     PRIMARY KEY (account, id)
+                 ) STRICT, WITHOUT ROWID;
+                 CREATE INDEX IF NOT EXISTS income_by_day ON income (day);
+                 CREATE TABLE IF NOT EXISTS drift (
+                     day INTEGER NOT NULL,
+                     symbol TEXT NOT NULL,
+                     account TEXT NOT NULL,
+                     basis TEXT NOT NULL,
+                     residual TEXT NOT NULL,
+                     PRIMARY KEY (day, symbol, account)
                  ) STRICT, WITHOUT ROWID;",
             )
             .map_err(failed)?;
@@ -205,6 +227,104 @@ fn read(state: &State, account: &str, query: HistoryQuery) -> Result<Vec<RiskSam
     Ok(found)
 }
 
+const fn kind_name(kind: IncomeKind) -> &'static str {
+    match kind {
+        IncomeKind::Funding => "funding",
+        IncomeKind::Fee => "fee",
+        IncomeKind::Realized => "realized",
+    }
+}
+
+fn add_income(state: &mut State, account: &str, rows: &[Income]) -> Result<(), HistoryError> {
+    let transaction = state.connection.transaction().map_err(failed)?;
+    {
+        let mut insert = transaction
+            .prepare_cached("INSERT OR IGNORE INTO income VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
+            .map_err(failed)?;
+        for row in rows {
+            let (day, at) = (day_of(row.at).as_millis(), row.at.as_millis());
+            let amount = row.amount.to_string();
+            insert
+                .execute(params![account, row.id, day, at, row.symbol.as_str(), kind_name(row.kind), amount])
+                .map_err(failed)?;
+        }
+    }
+    transaction.commit().map_err(failed)
+}
+
+fn add_drift(state: &mut State, drift: &[Drift]) -> Result<(), HistoryError> {
+    let transaction = state.connection.transaction().map_err(failed)?;
+    for more in drift {
+        let key = params![day_of(more.at).as_millis(), more.symbol.as_str(), more.account.as_str()];
+        let known = transaction.query_row(
+            "SELECT basis, residual FROM drift WHERE day = ?1 AND symbol = ?2 AND account = ?3",
+            key,
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+        );
+        let (basis, residual) = match known {
+            Ok((basis, residual)) => (notional(&basis)?, notional(&residual)?),
+            Err(rusqlite::Error::QueryReturnedNoRows) => (Notional::ZERO, Notional::ZERO),
+            Err(error) => return Err(failed(error)),
+        };
+        let basis = basis.plus(more.basis).map_err(failed)?.to_string();
+        let residual = residual.plus(more.residual).map_err(failed)?.to_string();
+        let (day, symbol, account) =
+            (day_of(more.at).as_millis(), more.symbol.as_str(), more.account.as_str());
+        transaction
+            .execute(
+                "INSERT OR REPLACE INTO drift VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![day, symbol, account, basis, residual],
+            )
+            .map_err(failed)?;
+    }
+    transaction.commit().map_err(failed)
+}
+
+/// Decimals are text in the file and are added up here, exactly.
+fn earned(state: &State, query: &PnlQuery) -> Result<Vec<EarnedDay>, HistoryError> {
+    // A day that ends after `since` begins at most a day before it.
+    let since = query.since.map_or(i64::MIN, |since| since.as_millis().saturating_sub(DAY_MS));
+    let until = query.until.map_or(i64::MAX, Timestamp::as_millis);
+    let mut statement = state
+        .connection
+        .prepare_cached(
+            "SELECT day, symbol, account, kind, amount, '0' FROM income WHERE day > ?1 AND day < ?2
+             UNION ALL
+             SELECT day, symbol, account, 'drift', basis, residual FROM drift WHERE day > ?1 AND day < ?2",
+        )
+        .map_err(failed)?;
+    let mut rows = statement.query(params![since, until]).map_err(failed)?;
+    let mut days = BTreeMap::<(i64, String, String), Earned>::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        let key: (i64, String, String) =
+            (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
+        if query.symbol.as_ref().is_some_and(|symbol| symbol.as_str() != key.1) {
+            continue;
+        }
+        let (kind, first, second): (String, String, String) =
+            (row.get(3).map_err(failed)?, row.get(4).map_err(failed)?, row.get(5).map_err(failed)?);
+        let amount = notional(&first)?;
+        let more = match kind.as_str() {
+            "funding" => Earned { funding: amount, ..Earned::default() },
+            "fee" => Earned { fees: amount, ..Earned::default() },
+            "realized" => Earned { realized: amount, ..Earned::default() },
+            _ => Earned { basis: amount, residual: notional(&second)?, ..Earned::default() },
+        };
+        let sum = days.entry(key).or_default();
+        *sum = sum.plus(&more).map_err(failed)?;
+    }
+    days.into_iter()
+        .map(|((day, symbol, account), earned)| {
+            Ok(EarnedDay {
+                day: Timestamp::from_millis(day),
+                symbol: symbol.parse().map_err(failed)?,
+                account: account.parse().map_err(failed)?,
+                earned,
+            })
+        })
+        .collect()
+}
+
 #[async_trait]
 impl RiskHistory for SqliteHistory {
     async fn append(&self, samples: Vec<(AccountId, RiskSample)>) -> Result<(), HistoryError> {
@@ -263,5 +383,32 @@ impl RiskHistory for SqliteHistory {
             Ok(marks)
         })
         .await
+    }
+
+    async fn add_income(&self, account: &AccountId, rows: Vec<Income>) -> Result<(), HistoryError> {
+        let account = account.to_string();
+        self.with(move |state| add_income(state, &account, &rows)).await
+    }
+
+    async fn newest_income(&self, account: &AccountId) -> Result<Option<Timestamp>, HistoryError> {
+        let account = account.to_string();
+        self.with(move |state| {
+            let newest: Option<i64> = state
+                .connection
+                .query_row("SELECT max(at) FROM income WHERE account = ?1", params![account], |row| {
+                    row.get(0)
+                })
+                .map_err(failed)?;
+            Ok(newest.map(Timestamp::from_millis))
+        })
+        .await
+    }
+
+    async fn add_drift(&self, drift: Vec<Drift>) -> Result<(), HistoryError> {
+        self.with(move |state| add_drift(state, &drift)).await
+    }
+
+    async fn earned(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, HistoryError> {
+        self.with(move |state| earned(state, &query)).await
     }
 }

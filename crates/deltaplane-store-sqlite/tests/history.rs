@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deltaplane_ports::{EquityMark, HistoryQuery, RiskHistory as _, RiskSample};
+use deltaplane_ports::{
+    DAY_MS, Drift, Earned, EquityMark, HistoryQuery, Income, IncomeKind, PnlQuery, RiskHistory as _,
+    RiskSample,
+};
 use deltaplane_store_sqlite::SqliteHistory;
 use deltaplane_testkit::{notional, ratio};
-use deltaplane_types::{AccountId, Decimal, Timestamp};
+use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp};
 
 const START: i64 = 1_800_000_000_000;
 
@@ -99,4 +102,64 @@ async fn a_peak_survives_a_restart() {
             .into();
     SqliteHistory::open(folder.path()).unwrap().keep_marks(marks.clone()).await.unwrap();
     assert_eq!(SqliteHistory::open(folder.path()).unwrap().marks().await.unwrap(), marks);
+}
+
+/// Funding of -1.5 and +4, a fee of -0.25, and 3 realized on one day; drifts of a minute are added up; a row that comes
+/// again changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_earned_is_added_up_by_day_symbol_and_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SqliteHistory::open(folder.path()).unwrap();
+    {
+        let history = &disk;
+        let (main, btc): (AccountId, Symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
+        let at = |hours: i64| Timestamp::from_millis(DAY_MS * 20_000 + hours * 3_600_000);
+        let row = |id: &str, kind, amount: &str, hours| Income {
+            id: id.to_owned(),
+            symbol: btc.clone(),
+            kind,
+            amount: notional(amount),
+            asset: "USD".to_owned(),
+            at: at(hours),
+        };
+        let rows = || {
+            vec![
+                row("f1", IncomeKind::Funding, "-1.5", 0),
+                row("f2", IncomeKind::Funding, "4", 23),
+                row("c1", IncomeKind::Fee, "-0.25", 5),
+                row("r1", IncomeKind::Realized, "3", 5),
+                row("f3", IncomeKind::Funding, "1", 24),
+            ]
+        };
+        assert_eq!(history.newest_income(&main).await.unwrap(), None);
+        history.add_income(&main, rows()).await.unwrap();
+        history.add_income(&main, rows()).await.unwrap();
+        assert_eq!(history.newest_income(&main).await.unwrap(), Some(at(24)));
+        for (basis, residual) in [("0.5", "-10"), ("-0.125", "10.5")] {
+            let drift = Drift {
+                account: main.clone(),
+                symbol: btc.clone(),
+                at: at(3),
+                basis: notional(basis),
+                residual: notional(residual),
+            };
+            history.add_drift(vec![drift]).await.unwrap();
+        }
+        let days = history.earned(PnlQuery::default()).await.unwrap();
+        let told: Vec<[String; 6]> = days
+            .iter()
+            .map(|line| {
+                let Earned { funding, fees, realized, basis, residual } = line.earned;
+                let total = line.earned.total().unwrap();
+                [funding, fees, realized, basis, residual, total]
+                    .map(|amount| amount.value().normalize().to_string())
+            })
+            .collect();
+        assert_eq!(told, [["2.5", "-0.25", "3", "0.375", "0.5", "3.125"], ["1", "0", "0", "0", "0", "1"]]);
+        assert_eq!((days[0].day, days[1].day), (at(0), at(24)));
+        let of = async |query: PnlQuery| history.earned(query).await.unwrap().len();
+        assert_eq!(of(PnlQuery { since: Some(at(24)), ..PnlQuery::default() }).await, 1);
+        assert_eq!(of(PnlQuery { since: Some(at(23)), until: Some(at(24)), ..PnlQuery::default() }).await, 1);
+        assert_eq!(of(PnlQuery { symbol: Some("ETH-USD".parse().unwrap()), ..PnlQuery::default() }).await, 0);
+    }
 }

@@ -1,14 +1,14 @@
 //! Wire to domain: pure, total, invents nothing.
 
-use deltaplane_ports::{Contract, ContractError, OrderName};
+use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp, parse_exact,
 };
 
 use crate::wire::{
-    CommissionRate, Filter, FundingRate, LeverageBracket, Number, OrderAnswer, OrderEvent, OrderState,
-    SymbolInfo, UserTrade, WireSide,
+    CommissionRate, Filter, FundingRate, IncomeRow, LeverageBracket, Number, OrderAnswer, OrderEvent,
+    OrderState, SymbolInfo, UserTrade, WireSide,
 };
 
 /// A message that says something impossible.
@@ -257,4 +257,24 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
 
 pub(crate) fn delta(number: Number, contract: &Contract) -> Result<Delta, MapError> {
     Ok(Delta::new(contract.base_units(number.0)?))
+}
+
+/// A row of the statement that tells of funding, a fee or a trade; others are none of ours.
+pub(crate) fn income(row: IncomeRow, symbols: &SymbolMap) -> Option<Income> {
+    let kind = match row.income_type.as_str() {
+        "FUNDING_FEE" => IncomeKind::Funding,
+        "COMMISSION" => IncomeKind::Fee,
+        "REALIZED_PNL" => IncomeKind::Realized,
+        _ => return None,
+    };
+    let (symbol, _) = symbols.canonical(&row.symbol)?;
+    let trade = row.trade_id.map(|id| id.0).unwrap_or_default();
+    Some(Income {
+        id: format!("{}-{}-{trade}", row.income_type, row.tran_id.0),
+        symbol,
+        kind,
+        amount: Notional::new(row.income.0),
+        asset: row.asset,
+        at: Timestamp::from_millis(row.time),
+    })
 }

@@ -324,6 +324,12 @@ impl Rest {
         self.private(self.dialect.paths.user_trades, &params, Priority::Resolve, 5).await
     }
 
+    /// The account's statement since a time, oldest first, at most 1,000 rows.
+    pub(crate) async fn income(&self, since: &str) -> Result<Vec<wire::IncomeRow>, RestError> {
+        let params = [("startTime", since), ("limit", "1000")];
+        self.private(self.dialect.paths.income, &params, Priority::Data, 30).await
+    }
+
     /// Places an order: one attempt, and whatever came of it. `decided` is our time of the decision: the
     /// validity that is signed counts from there. Gives the nonce that was used, where there is one.
     pub(crate) async fn order_post(

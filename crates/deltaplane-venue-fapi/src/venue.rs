@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Priority, WeightBudget};
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
-    OrderName, OrderSighting, Pace, ReadError, VenueRules,
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
+    OrderGateway, OrderName, OrderSighting, Pace, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -28,6 +28,8 @@ use crate::user_stream::UserStream;
 use crate::wire::{AccountPosition, OrderAnswer, PositionRisk, SymbolInfo};
 
 /// Orders of an account in ten seconds.
+/// Pages of a statement that are read at once; the next reading goes on from there.
+const INCOME_PAGES: usize = 10;
 /// A list of trades this long may not be all of them.
 const MOST_ROWS: usize = 1_000;
 const ORDERS_PER_TEN_SECONDS: u64 = 300;
@@ -355,6 +357,27 @@ impl AccountReader for FapiVenue {
         let mut known = self.instruments.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(symbol.clone(), (now, instrument.clone()));
         Ok(instrument)
+    }
+
+    async fn fetch_income(&self, _: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+        let mut from = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
+        let mut found = BTreeMap::new();
+        for _ in 0..INCOME_PAGES {
+            let rows = self.rest.income(&from.to_string()).await?;
+            let last = rows.last().map(|row| row.time);
+            let is_all = rows.len() < MOST_ROWS;
+            for row in rows {
+                if let Some(income) = map::income(row, &self.config.symbols) {
+                    found.insert(income.id.clone(), income);
+                }
+            }
+            match last.map(Timestamp::from_millis) {
+                // Rows of the same millisecond come again and count once.
+                Some(last) if !is_all && last > from => from = last,
+                _ => break,
+            }
+        }
+        Ok(found.into_values().collect())
     }
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use deltaplane_ports::{Contract, ContractError, OrderName, SymbolMap};
+use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, Notional, OrderStatus, Price, Ratio, Side, Symbol, Timestamp,
@@ -248,4 +248,10 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
 /// The symbol and contract of a market that is a perpetual future of ours.
 pub(crate) fn of_market(symbols: &SymbolMap, name: &str) -> Option<(Symbol, Contract)> {
     symbols.canonical(name)
+}
+
+/// A row of the account's statement; the venue counts in USDC.
+pub(crate) fn income(id: String, symbol: Symbol, kind: IncomeKind, amount: Decimal, at: i64) -> Income {
+    let (amount, at) = (Notional::new(amount), Timestamp::from_millis(at));
+    Income { id, symbol, kind, amount, asset: "USDC".to_owned(), at }
 }

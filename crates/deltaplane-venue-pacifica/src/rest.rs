@@ -314,6 +314,31 @@ impl Rest {
         Err(RestError::Unreadable("the history of trades has more pages than are read".to_owned()))
     }
 
+    /// What the account was paid in funding since a time, newest first on the wire, over as many pages as there are.
+    pub(crate) async fn paid_funding(
+        &self,
+        account: &str,
+        since: Timestamp,
+    ) -> Result<Vec<wire::PaidFunding>, RestError> {
+        let mut all: Vec<wire::PaidFunding> = Vec::new();
+        let mut cursor: Option<String> = None;
+        for _ in 0..HISTORY_PAGES {
+            let mut query = vec![("account", account), ("limit", "200")];
+            if let Some(cursor) = &cursor {
+                query.push(("cursor", cursor));
+            }
+            let page: Answer<Vec<wire::PaidFunding>> =
+                self.get("/funding/history", &query, (Priority::Data, HEAVY / 4)).await?;
+            let is_older = page.data.iter().any(|row| row.created_at < since.as_millis());
+            all.extend(page.data.into_iter().filter(|row| row.created_at >= since.as_millis()));
+            cursor = page.next_cursor.filter(|_| !is_older);
+            if cursor.is_none() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
     /// Signs an operation for now; it is good for `window`.
     pub(crate) fn sign(
         &self,

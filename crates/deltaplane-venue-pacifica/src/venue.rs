@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Priority};
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, OrderGateway,
-    OrderName, OrderSighting, Pace, ReadError, VenueRules,
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
+    IncomeKind, OrderGateway, OrderName, OrderSighting, Pace, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -297,6 +297,37 @@ impl AccountReader for PacificaVenue {
             known.instruments.insert(symbol.clone(), (now, instrument.clone()));
         });
         Ok(instrument)
+    }
+
+    async fn fetch_income(&self, symbols: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+        let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
+        let mut found = Vec::new();
+        for row in self.rest.paid_funding(self.key.account(), since).await? {
+            if let Some((symbol, _)) = self.config.symbols.canonical(&row.symbol) {
+                let id = format!("funding-{}", row.history_id);
+                found.push(map::income(id, symbol, IncomeKind::Funding, row.payout.0, row.created_at));
+            }
+        }
+        for symbol in symbols {
+            let contract = self.config.symbols.contract(symbol);
+            for row in self.rest.trade_history(self.key.account(), &contract.name, since).await? {
+                let (fee, at) = (row.fee.0, row.created_at);
+                let id = |kind: &str| format!("{kind}-{}", row.history_id);
+                found.push(map::income(id("fee"), symbol.clone(), IncomeKind::Fee, -fee, at));
+                // The venue's profit of a trade has its fee taken off.
+                let realized = row.pnl.and_then(|pnl| pnl.0.checked_add(fee)).filter(|gain| !gain.is_zero());
+                if let Some(realized) = realized {
+                    found.push(map::income(
+                        id("realized"),
+                        symbol.clone(),
+                        IncomeKind::Realized,
+                        realized,
+                        at,
+                    ));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {

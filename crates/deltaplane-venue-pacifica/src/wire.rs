@@ -382,12 +382,27 @@ pub struct PastTrade {
     pub price: Number,
     /// What was paid.
     pub fee: Number,
+    /// What it realized, less the fee.
+    pub pnl: Option<Number>,
     /// Which way.
     pub side: TradeSide,
     /// When.
     pub created_at: i64,
     /// Why.
     pub cause: Option<TradeCause>,
+}
+
+/// One row of `GET /funding/history`: what the account was paid.
+#[derive(Debug, Deserialize)]
+pub struct PaidFunding {
+    /// Its number.
+    pub history_id: u64,
+    /// The market.
+    pub symbol: String,
+    /// What was received; negative was paid.
+    pub payout: Number,
+    /// When.
+    pub created_at: i64,
 }
 
 /// One row of `GET /funding_rate/history`.

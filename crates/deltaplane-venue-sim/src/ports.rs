@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome, Finding,
-    OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome, Finding, Income,
+    IncomeKind, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -94,6 +94,17 @@ impl InProcessVenue {
         // A price cannot be refused.
         let _ = self.sim.apply(command);
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Moves the exchange on, as somebody else on the account or the exchange itself does, and tells the account's stream.
+    ///
+    /// # Errors
+    ///
+    /// The exchange's refusal.
+    pub fn apply(&self, command: Command) -> Result<(), core::Reject> {
+        let events = self.sim.apply(command)?;
+        self.tell(&events);
+        Ok(())
     }
 
     /// The exchange's own state.
@@ -237,6 +248,31 @@ impl AccountReader for InProcessVenue {
                 tradable: true,
             })
         })
+    }
+
+    async fn fetch_income(&self, _: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+        let row = |id: String, name: &str, kind, amount, at| {
+            let (amount, at) = (Notional::new(amount), Timestamp::from_millis(at));
+            Some(Income { id, symbol: canonical(name)?, kind, amount, asset: "USDT".to_owned(), at })
+        };
+        let mut rows = self.sim.with(|exchange| {
+            let mine =
+                exchange.funding.iter().enumerate().filter(|(_, (of, ..))| of == self.account.as_str());
+            let funding = mine.filter_map(|(index, (_, symbol, amount, at))| {
+                row(format!("funding-{index}"), symbol, IncomeKind::Funding, *amount, *at)
+            });
+            let trades = exchange.trades.iter().filter(|trade| trade.account == self.account.as_str());
+            let trades = trades.flat_map(|trade| {
+                let (symbol, at) = (&trade.symbol, trade.time);
+                [
+                    row(format!("fee-{}", trade.id), symbol, IncomeKind::Fee, -trade.fee, at),
+                    row(format!("realized-{}", trade.id), symbol, IncomeKind::Realized, trade.realized, at),
+                ]
+            });
+            funding.chain(trades.flatten()).collect::<Vec<Income>>()
+        });
+        rows.retain(|row| row.at >= since && !row.amount.is_zero());
+        Ok(rows)
     }
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {

@@ -14,7 +14,7 @@ pub(crate) use reading::{
 };
 
 pub(crate) use watching::{
-    acknowledge, delete_policy, failover, feeds, funding, past_alerts, policies, policy, put_policy,
+    acknowledge, delete_policy, failover, feeds, funding, past_alerts, pnl, policies, policy, put_policy,
     risk_history, stress,
 };
 

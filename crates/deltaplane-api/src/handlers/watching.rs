@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{Response, StatusCode};
-use deltaplane_ports::{Failure, HistoryQuery};
+use axum::http::{Response, StatusCode, header};
+use axum::response::IntoResponse as _;
+use deltaplane_ports::{Failure, HistoryQuery, PnlQuery};
 use deltaplane_types::{AccountId, Code, Symbol, Timestamp};
 
 use super::{failed, invalid, read};
@@ -103,6 +104,44 @@ pub(crate) async fn risk_history(
     match result.await {
         Ok(list) => Reply::json(StatusCode::OK, &list).into_response(),
         Err(failure) => failed(&failure, &path).into_response(),
+    }
+}
+
+fn pnl_query(mut given: BTreeMap<String, String>) -> Result<(PnlQuery, bool), Box<Failure>> {
+    let most = 253_402_300_799_999; // the end of the year 9999
+    let time = |millis: u64| Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX));
+    let symbol = given.remove("symbol").map(|text| {
+        let wrong = |_| wrong(format!("symbol {:?} is not a symbol", shown(&text)), Symbol::RULE);
+        text.parse::<Symbol>().map_err(wrong)
+    });
+    let is_csv = match given.remove("format").as_deref() {
+        None | Some("json") => false,
+        Some("csv") => true,
+        Some(other) => {
+            return Err(wrong(format!("format {:?} is not known", shown(other)), "use json or csv"));
+        }
+    };
+    let query = PnlQuery {
+        symbol: symbol.transpose()?,
+        since: number(&mut given, "since", (0, most))?.map(time),
+        until: number(&mut given, "until", (0, most))?.map(time),
+    };
+    nothing_else(&given, "symbol, since, until, format")?;
+    Ok((query, is_csv))
+}
+
+pub(crate) async fn pnl(State(state): Shared, Query(given): Parameters) -> Response<Body> {
+    let result = async {
+        let (query, is_csv) = pnl_query(given)?;
+        Ok::<_, Box<Failure>>((state.plane.pnl(query).await?, is_csv))
+    };
+    match result.await {
+        Ok((lines, false)) => Reply::json(StatusCode::OK, &watching::pnl(&lines)).into_response(),
+        Ok((lines, true)) => {
+            let headers = [(header::CONTENT_TYPE, "text/csv; charset=utf-8")];
+            (headers, watching::pnl_csv(&lines)).into_response()
+        }
+        Err(failure) => failed(&failure, "/api/v1/pnl").into_response(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Policies, price feeds, what is over, and how accounts stood.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    FeedCondition, FeedView, FeedsView, FundingView, HedgeTo, PastAlert, Policy, PolicyLimits, PolicyStatus,
-    PolicyView, RiskSample, StressLoss, StressMove, StressReport,
+    Earned, EarnedDay, FeedCondition, FeedView, FeedsView, FundingView, HedgeTo, PastAlert, Policy,
+    PolicyLimits, PolicyStatus, PolicyView, RiskSample, StressLoss, StressMove, StressReport,
 };
 use deltaplane_types::{AccountId, FeedId, Notional, OperationId, Price, Ratio, Symbol, Timestamp};
 
@@ -197,4 +198,60 @@ pub(crate) fn stress(report: &StressReport) -> JsonObject {
     json.put("moves", &report.moves.iter().map(of_move).collect::<Vec<_>>());
     json.put("losses", &report.losses.iter().map(of_loss).collect::<Vec<_>>());
     json
+}
+
+fn earned(json: &mut JsonObject, earned: &Earned) {
+    json.number("funding", earned.funding.value());
+    json.number("fees", earned.fees.value());
+    json.number("basis", earned.basis.value());
+    json.number("residualDelta", earned.residual.value());
+    json.number_if("total", earned.total().ok().map(Notional::value));
+    json.number("realized", earned.realized.value());
+}
+
+fn date(day: Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(day.as_millis())
+        .map(|at| at.strftime("%Y-%m-%d").to_string())
+        .unwrap_or_default()
+}
+
+/// What was earned: every line, and the sum of all.
+pub(crate) fn pnl(lines: &[EarnedDay]) -> JsonObject {
+    let days: Vec<JsonObject> = lines
+        .iter()
+        .map(|line| {
+            let mut json = JsonObject::default();
+            json.put("date", &date(line.day));
+            json.put("symbol", line.symbol.as_str());
+            json.put("accountId", line.account.as_str());
+            earned(&mut json, &line.earned);
+            json
+        })
+        .collect();
+    // What cannot be added up is not: each line stands for itself.
+    let sum = lines.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned));
+    let total = sum.ok().map(|sum| {
+        let mut json = JsonObject::default();
+        earned(&mut json, &sum);
+        json
+    });
+    let mut json = JsonObject::default();
+    json.put("days", &days);
+    json.put("total", &total);
+    json
+}
+
+/// The same as lines of text; nothing in them needs quotes.
+pub(crate) fn pnl_csv(lines: &[EarnedDay]) -> String {
+    let mut text = "date,symbol,accountId,funding,fees,basis,residualDelta,total,realized\r\n".to_owned();
+    for EarnedDay { day, symbol, account, earned } in lines {
+        let Earned { funding, fees, realized, basis, residual } = earned;
+        let total = earned.total().map(|total| total.to_string()).unwrap_or_default();
+        let _ = write!(
+            text,
+            "{},{symbol},{account},{funding},{fees},{basis},{residual},{total},{realized}\r\n",
+            date(*day)
+        );
+    }
+    text
 }

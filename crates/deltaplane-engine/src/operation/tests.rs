@@ -311,6 +311,42 @@ fn it_gives_way_with_its_next_slice_and_leaves_nothing_alone() {
     assert_eq!((report.final_delta, bench.alerts()), (report.initial_delta, Vec::<&str>::new()));
 }
 
+/// Trade numbers are each venue's own: a trade of another account with the same number explains nothing, even while the
+/// position is shown late.
+#[test]
+fn a_trade_of_another_account_with_the_same_number_explains_no_order() {
+    let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    bench.shows(&[("rich", "9"), ("poor", "0")]);
+    let first = bench.reserved();
+    bench.fills(&first[1].1);
+    let lost = SubmitOutcome::Unknown(deltaplane_types::UnknownCause::Timeout);
+    bench.step(Event::Submitted(first[0].1.clone(), lost));
+    let hidden = Fill {
+        account: id("rich"),
+        symbol: btc(),
+        trade_id: first[1].1.as_str().parse().unwrap(),
+        venue_order_id: "9".parse().unwrap(),
+        client_order_id: None,
+        side: deltaplane_types::Side::Sell,
+        quantity: quantity("3"),
+        price: price("100"),
+        fee: notional("0"),
+        cause: FillCause::Order,
+        venue_time: bench.now,
+    };
+    let proof = (deltaplane_ports::OrderSighting::NotFound, vec![hidden], delta("9"));
+    bench.step(Event::Proof(first[0].1.clone(), Ok(proof)));
+    let report = bench.operation.report(bench.now);
+    let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
+    assert_eq!(order.state, "unknown", "{order:?}");
+    // Without that trade everything is as it would be had the order never arrived.
+    let proof = (deltaplane_ports::OrderSighting::NotFound, Vec::new(), delta("9"));
+    bench.step(Event::Proof(first[0].1.clone(), Ok(proof)));
+    let report = bench.operation.report(bench.now);
+    let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
+    assert_eq!(order.state, "notAccepted", "{order:?}");
+}
+
 /// A short that is paid 0.0003 a day and a long that pays 0.00015 earn 0.00015 of their value; 100 USD at leverage 10
 /// are the margin of 1,000, which earn 0.15 a day: 5 USD are paid for after 33.33 days.
 #[test]

@@ -328,6 +328,38 @@ pub struct Agent {
     pub can_withdraw: bool,
 }
 
+/// One row of `GET /fapi/v1/income`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IncomeRow {
+    /// The venue's name of the contract; empty where none is meant.
+    pub symbol: String,
+    /// What it is: `FUNDING_FEE`, `COMMISSION`, `REALIZED_PNL` and many others.
+    pub income_type: String,
+    /// What the account gained.
+    pub income: Number,
+    /// In what.
+    pub asset: String,
+    /// When.
+    pub time: i64,
+    /// Its number, of its own in each type.
+    pub tran_id: Name,
+    /// The trade, where there is one.
+    #[serde(default)]
+    pub trade_id: Option<Name>,
+}
+
+/// A name that the venue writes as a string or as a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(pub String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
+        Ok(Self(raw.trim_matches('"').to_owned()))
+    }
+}
+
 /// `GET /fapi/v1/commissionRate`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

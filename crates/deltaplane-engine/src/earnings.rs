@@ -1,0 +1,367 @@
+//! What positions earn: the venues' statements are read from time to time, and moves of prices are watched.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltaplane_math::{MathError, mul_rounded, sub};
+use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, Income, PnlQuery};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
+};
+
+use crate::accounts::AccountKeeper;
+use crate::alerts::Condition;
+use crate::engine::Core;
+use crate::report::failure;
+
+/// How far back the first reading of a statement goes.
+const FIRST: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// Rows may be told late: so far back is always read again.
+const LATE: Duration = Duration::from_secs(10 * 60);
+/// Between two marks of a position further apart than this nobody watched.
+const WATCHED: Duration = Duration::from_secs(60);
+
+/// The topics of what a book earns and how long its margin lasts.
+const CARRY: &str = "carry";
+const RUNWAY: &str = "runway";
+const DELISTING: &str = "delisting";
+/// Part of the value of all positions that a day's funding must cost to be an alert: a basis point.
+const LEAST_CARRY: Decimal = Decimal::from_parts(1, 0, 0, false, 4);
+/// Days of margin below which an account's runway is an alert.
+const RUNWAY_DAYS: (i64, i64) = (3, 1);
+
+/// A position when it was last looked at.
+struct Marked {
+    at: Timestamp,
+    quantity: Delta,
+    mark: Decimal,
+    reference: Decimal,
+}
+
+/// Watches what positions earn by moves of prices.
+#[derive(Default)]
+pub(crate) struct DriftTrack {
+    marked: BTreeMap<(AccountId, Symbol), Marked>,
+    pending: BTreeMap<(AccountId, Symbol, Timestamp), Drift>,
+}
+
+impl DriftTrack {
+    /// Takes a look at every account's positions; `reference` gives the price of a symbol that all share.
+    pub(crate) fn look(
+        &mut self,
+        risks: &BTreeMap<AccountId, AccountRisk>,
+        reference: impl Fn(&Symbol) -> Option<Decimal>,
+        now: Timestamp,
+    ) -> Result<(), MathError> {
+        let mut marked = BTreeMap::new();
+        for (account, risk) in risks {
+            for position in &risk.positions {
+                let held = position.quantity.abs().value();
+                let Some(reference) = reference(&position.symbol) else { continue };
+                if held.is_zero() {
+                    continue;
+                }
+                // The mark in USD, whatever the venue counts in.
+                let mark = deltaplane_math::div(position.notional.value(), held)?;
+                let key = (account.clone(), position.symbol.clone());
+                if let Some(before) = self.marked.get(&key)
+                    && now.since(before.at) <= WATCHED
+                {
+                    let moved = sub(reference, before.reference)?;
+                    let residual = mul_rounded(before.quantity.value(), moved)?;
+                    let apart = sub(sub(mark, before.mark)?, moved)?;
+                    let basis = mul_rounded(before.quantity.value(), apart)?;
+                    self.add(&key, now, (Notional::new(basis), Notional::new(residual)))?;
+                }
+                marked.insert(key, Marked { at: now, quantity: position.quantity, mark, reference });
+            }
+        }
+        // What could not be looked at this time is gone on with if it comes back soon.
+        let mut before = std::mem::replace(&mut self.marked, marked);
+        before.retain(|(account, _), known| !risks.contains_key(account) && now.since(known.at) <= WATCHED);
+        self.marked.extend(before);
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        (account, symbol): &(AccountId, Symbol),
+        at: Timestamp,
+        (basis, residual): (Notional, Notional),
+    ) -> Result<(), MathError> {
+        let day = deltaplane_ports::day_of(at);
+        let none = || Drift {
+            account: account.clone(),
+            symbol: symbol.clone(),
+            at: day,
+            basis: Notional::ZERO,
+            residual: Notional::ZERO,
+        };
+        let sum = self.pending.entry((account.clone(), symbol.clone(), day)).or_insert_with(none);
+        sum.basis = sum.basis.plus(basis)?;
+        sum.residual = sum.residual.plus(residual)?;
+        Ok(())
+    }
+
+    /// What was watched since the last time this was asked.
+    pub(crate) fn take(&mut self) -> Vec<Drift> {
+        std::mem::take(&mut self.pending).into_values().collect()
+    }
+}
+
+/// Reads an account's statement from time to time until dropped.
+pub(crate) async fn keep_statements(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
+    let every = core.shared.eyes.config.statement_every;
+    loop {
+        match core.read_statement(&keeper).await {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(account = %keeper.id, error, "the account's statement cannot be read");
+            }
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+impl Core {
+    async fn read_statement(&self, keeper: &AccountKeeper) -> Result<(), String> {
+        let shared = &self.shared;
+        let now = shared.eyes.clock.now();
+        let newest = shared.history.newest_income(&keeper.id).await.map_err(|error| error.to_string())?;
+        let since = newest.map_or_else(|| now.before(FIRST), |newest| newest.before(LATE));
+        let primary = &shared.eyes.config.primary_symbol;
+        let mut symbols: Vec<Symbol> = vec![primary.clone()];
+        if let Some(snapshot) = keeper.newest() {
+            symbols.extend(snapshot.positions.keys().filter(|symbol| *symbol != primary).cloned());
+        }
+        let rows = keeper.reader.fetch_income(&symbols, since).await.map_err(|error| error.to_string())?;
+        let rates = &shared.eyes.config.holdings.rates;
+        let mut counted = Vec::with_capacity(rows.len());
+        for row in rows {
+            // Fees may be paid in a coin, which counts where somebody says what it is worth.
+            let rate =
+                rates.get(&row.asset).copied().or_else(|| row.asset.contains("USD").then_some(Decimal::ONE));
+            let Some(rate) = rate else {
+                tracing::warn!(account = %keeper.id, asset = row.asset, "income is not counted: no rate is configured");
+                continue;
+            };
+            let amount = mul_rounded(row.amount.value(), rate).map_err(|error| error.to_string())?;
+            counted.push(Income { amount: Notional::new(amount), asset: "USD".to_owned(), ..row });
+        }
+        shared.history.add_income(&keeper.id, counted).await.map_err(|error| error.to_string())
+    }
+
+    /// What was earned, day by day.
+    pub(crate) async fn pnl(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, Box<Failure>> {
+        self.shared.history.earned(query).await.map_err(|error| {
+            failure(Code::Internal, error.to_string(), "look at the disk; the history may be deleted")
+        })
+    }
+
+    /// Raises and ends the alerts on what books earn, how long margin lasts, and contracts that end.
+    pub(crate) async fn look_at_carry(&self, risks: &BTreeMap<AccountId, AccountRisk>) {
+        let shared = &self.shared;
+        let now = shared.eyes.clock.now();
+        let lines = self.funding().await;
+        let mut records = Vec::new();
+        let mut by_symbol = BTreeMap::<Symbol, Decimal>::new();
+        let mut by_account = BTreeMap::<AccountId, Decimal>::new();
+        for line in lines.iter().filter(|line| !line.position.is_zero()) {
+            let (of_symbol, of_account) = (
+                by_symbol.entry(line.symbol.clone()).or_default(),
+                by_account.entry(line.account.clone()).or_default(),
+            );
+            *of_symbol = of_symbol.checked_add(line.per_day.value()).unwrap_or(*of_symbol);
+            *of_account = of_account.checked_add(line.per_day.value()).unwrap_or(*of_account);
+        }
+        // Of a book whose sides cancel the sign alone says nothing: from a part of its value on it does, and then until
+        // it earns again.
+        let positions = risks.values().flat_map(|risk| &risk.positions);
+        let gross = positions.fold(BTreeMap::<&Symbol, Decimal>::new(), |mut gross, position| {
+            let sum = gross.entry(&position.symbol).or_default();
+            *sum = sum.checked_add(position.notional.value()).unwrap_or(*sum);
+            gross
+        });
+        let pays = |(symbol, per_day): &(&Symbol, &Decimal)| {
+            let stands = shared.alerts.severity_of(CARRY, None, Some(symbol)).is_some();
+            let part = if stands { Decimal::ZERO } else { LEAST_CARRY };
+            let least = gross.get(symbol).and_then(|gross| gross.checked_mul(part)).unwrap_or_default();
+            **per_day < -least
+        };
+        let paying: BTreeMap<&Symbol, &Decimal> = by_symbol.iter().filter(pays).collect();
+        records.extend(shared.alerts.resolve(CARRY, now, |alert| {
+            alert.symbol.as_ref().is_some_and(|symbol| !paying.contains_key(symbol))
+        }));
+        for (symbol, per_day) in paying {
+            let condition = Condition {
+                kind: AlertKind::System,
+                topic: CARRY,
+                severity: AlertSeverity::Warn,
+                account: None,
+                symbol: Some(symbol.clone()),
+                message: format!(
+                    "the positions in {symbol} pay funding all in all: see GET /api/v1/funding, shrink both sides or turn them"
+                ),
+            };
+            let data = [("fundingPerDay".to_owned(), *per_day)].into();
+            records.extend(shared.alerts.raise_with(condition, data, now));
+        }
+        for (account, risk) in risks {
+            let per_day = by_account.get(account).copied().unwrap_or_default();
+            let critical = shared.eyes.config.alerts.margin_ratio.critical;
+            let found = runway(risk, per_day, critical).ok().flatten();
+            let severity = found.and_then(|(days, _)| {
+                if days < Decimal::from(RUNWAY_DAYS.1) {
+                    Some(AlertSeverity::Critical)
+                } else {
+                    (days < Decimal::from(RUNWAY_DAYS.0)).then_some(AlertSeverity::Warn)
+                }
+            });
+            let (Some((days, top_up)), Some(severity)) = (found, severity) else {
+                records.extend(
+                    shared.alerts.resolve(RUNWAY, now, |alert| alert.account.as_ref() == Some(account)),
+                );
+                continue;
+            };
+            let condition = Condition {
+                kind: AlertKind::Utilization,
+                topic: RUNWAY,
+                severity,
+                account: Some(account.clone()),
+                symbol: None,
+                message: format!(
+                    "funding eats the margin of {account} within days: top it up, or shrink both sides"
+                ),
+            };
+            let data = [("runwayDays".to_owned(), days), ("topUp".to_owned(), top_up)].into();
+            records.extend(shared.alerts.raise_with(condition, data, now));
+        }
+        records.extend(self.look_at_contracts(now).await);
+        if !records.is_empty() {
+            // A failure stops all sending by itself; the alerts stand in memory in any case.
+            let _ = shared.hands.recorder.append(records).await;
+        }
+    }
+
+    /// Positions in contracts that their venue does not trade any more: they are delisted, or being settled.
+    async fn look_at_contracts(&self, now: Timestamp) -> Vec<deltaplane_ports::Record> {
+        let shared = &self.shared;
+        let mut ending = Vec::new();
+        for (id, keeper) in &shared.eyes.accounts {
+            let Some(snapshot) = keeper.newest() else { continue };
+            for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
+                // Kept for a minute by the connector; what does not answer is told elsewhere.
+                let Ok(instrument) = keeper.reader.fetch_instrument(&position.symbol).await else { continue };
+                if !instrument.tradable {
+                    ending.push((id.clone(), position.symbol.clone()));
+                }
+            }
+        }
+        let mut records = shared.alerts.resolve(DELISTING, now, |alert| {
+            let stands = |(account, symbol): &(AccountId, Symbol)| {
+                alert.account.as_ref() == Some(account) && alert.symbol.as_ref() == Some(symbol)
+            };
+            !ending.iter().any(stands)
+        });
+        for (account, symbol) in ending {
+            let condition = Condition {
+                kind: AlertKind::Execution,
+                topic: DELISTING,
+                severity: AlertSeverity::Warn,
+                message: format!(
+                    "{account} holds {symbol}, which its venue does not trade now: it is halted, delisted or being settled, and the other side may soon stand alone"
+                ),
+                account: Some(account),
+                symbol: Some(symbol),
+            };
+            records.extend(shared.alerts.raise(condition, now));
+        }
+        records
+    }
+}
+
+/// In how many days funding brings an account's margin ratio to `critical`, and how much money makes that a week; none
+/// where funding costs it nothing.
+fn runway(
+    risk: &AccountRisk,
+    per_day: Decimal,
+    critical: Ratio,
+) -> Result<Option<(Decimal, Decimal)>, MathError> {
+    let Some(ratio) = risk.margin_ratio.filter(|_| per_day < Decimal::ZERO) else { return Ok(None) };
+    let maintenance = mul_rounded(ratio.value(), risk.equity.value())?;
+    let least = deltaplane_math::div(maintenance, critical.value())?;
+    let room = sub(risk.equity.value(), least)?.max(Decimal::ZERO);
+    let days = deltaplane_math::div(room, per_day.abs())?.round_dp(2).normalize();
+    let week = mul_rounded(per_day.abs(), Decimal::from(7))?;
+    Ok(Some((days, sub(week, room)?.max(Decimal::ZERO).ceil())))
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_ports::PositionRisk;
+    use deltaplane_testkit::{delta, notional, price, ratio};
+
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1_000)
+    }
+
+    /// An account with one position of BTC at a mark.
+    fn risk(quantity: &str, mark: &str) -> AccountRisk {
+        let (quantity, mark) = (delta(quantity), price(mark));
+        AccountRisk {
+            account: "main".parse().unwrap(),
+            as_of: at(0),
+            equity: notional("1000"),
+            unrealized: notional("0"),
+            utilization: None,
+            leverage: None,
+            margin_ratio: Some(ratio("0.4")),
+            max_drawdown: ratio("0"),
+            delta_deviation: ratio("0"),
+            liquidation_distance: None,
+            positions: vec![PositionRisk {
+                symbol: "BTC-USD".parse().unwrap(),
+                quantity,
+                mark: Some(mark),
+                notional: quantity.abs().notional_at(mark).unwrap(),
+                unrealized: notional("0"),
+                liquidation_distance: None,
+                liquidation_price: None,
+            }],
+        }
+    }
+
+    /// The venue's price goes from 100 to 104 and the one that all share from 100 to 103: a long of 2 earns 6 by the move
+    /// and 2 by its venue being 1 above.
+    #[test]
+    fn a_move_is_told_apart_from_a_venue_that_is_dearer_than_the_others() {
+        let mut track = DriftTrack::default();
+        let mut look = |quantity: &str, mark: &str, reference: &str, seconds| {
+            let risks = [("main".parse().unwrap(), risk(quantity, mark))].into();
+            track.look(&risks, |_| Some(price(reference).value()), at(seconds)).unwrap();
+            track.take().first().map(|drift| (drift.residual.to_string(), drift.basis.to_string()))
+        };
+        let told = |residual: &str, basis: &str| Some((residual.to_owned(), basis.to_owned()));
+        assert_eq!(look("2", "100", "100", 0), None);
+        assert_eq!(look("2", "104", "103", 1), told("6", "2"));
+        // What was held meanwhile counts, not what is held now.
+        assert_eq!(look("-1", "103", "103", 2), told("0", "-2"));
+        assert_eq!(look("-1", "104", "104", 3), told("-1", "0"));
+        // For more than a minute nobody watched.
+        assert_eq!(look("-1", "110", "110", 64), None);
+        assert_eq!(look("-1", "111", "111", 65), told("-1", "0"));
+    }
+
+    /// 400 of maintenance are 0.8 of 500, so 500 of the 1,000 may go: at 100 a day they last 5 days, and a week needs 200
+    /// more.
+    #[test]
+    fn a_runway_ends_where_the_margin_ratio_is_critical() {
+        let of = |per_day: i64| runway(&risk("2", "100"), Decimal::from(per_day), ratio("0.8")).unwrap();
+        assert_eq!(of(-100), Some((Decimal::from(5), Decimal::from(200))));
+        assert_eq!(of(-10), Some((Decimal::from(50), Decimal::ZERO)));
+        assert_eq!((of(0), of(100)), (None, None));
+    }
+}

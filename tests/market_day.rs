@@ -1,0 +1,501 @@
+//! A day at the market with policies on, over exchanges in process and on virtual time: foreign trades, funding each
+//! hour, a price feed that dies, a proxy that fails, an exchange that is away, a position that its venue closes. The
+//! same day is lived through by the usual bot, which asks every second and sends what is missing to one account.
+//!
+//! Two hours in `cargo test`; `MARKET_DAY_HOURS=24` for the whole day. The report is printed.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
+use deltaplane_ports::{
+    AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
+    ExitView, Exits, FeedStatus, FenceOutcome, Finding, HedgeTo, IdSource, Income, OrderGateway, OrderName,
+    OrderSighting, Pace, PnlQuery, Policy, PolicyLimits, PriceFeed, ReadError, VenueRules,
+};
+use deltaplane_testkit::{MemoryJournal, delta, ratio};
+use deltaplane_tests::btc;
+use deltaplane_types::{
+    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView,
+    OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, Timestamp,
+};
+use deltaplane_venue_sim::InProcessVenue;
+use deltaplane_venue_sim::config::{AccountConfig, ExchangeConfig};
+use deltaplane_venue_sim::core::{Command, NewOrder};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::{broadcast, watch};
+
+const NAMES: [&str; 3] = ["long", "short", "spare"];
+const START: [&str; 3] = ["0.5", "-0.5", "0"];
+const FIRST_PRICE: i64 = 66_000;
+/// Deviation ratio that the policy allows.
+const TOLERANCE: &str = "0.02";
+/// How long net delta may be off before it counts as late, tenths of seconds.
+const PROMPT: u64 = 50;
+
+/// Virtual time, and names that come again with the same seed.
+struct Time(tokio::time::Instant, AtomicU64);
+
+impl Clock for Time {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000).after(self.0.elapsed())
+    }
+}
+
+impl IdSource for Time {
+    fn unique(&self) -> String {
+        format!("{:08}", self.1.fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+/// What is broken on the way to an exchange.
+#[derive(Default)]
+struct Broken {
+    exchange: AtomicBool,
+    proxy: AtomicBool,
+    feed: AtomicBool,
+}
+
+/// An exchange in process behind a way that can break.
+struct Way {
+    venue: Arc<InProcessVenue>,
+    broken: Broken,
+}
+
+impl Way {
+    fn check(&self) -> Result<(), ReadError> {
+        if self.broken.proxy.load(Ordering::SeqCst) {
+            return Err(ReadError::Proxy("connection refused".to_owned()));
+        }
+        if self.broken.exchange.load(Ordering::SeqCst) {
+            return Err(ReadError::Unreachable("no answer in time".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl AccountReader for Way {
+    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+        self.check()?;
+        self.venue.fetch_account().await
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+        // Kept by a connector for a minute, and here for ever.
+        self.venue.fetch_instrument(symbol).await
+    }
+
+    async fn fetch_income(&self, symbols: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+        self.check()?;
+        self.venue.fetch_income(symbols, since).await
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
+        self.venue.subscribe()
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.check().is_ok()
+    }
+
+    fn pace(&self) -> Pace {
+        self.venue.pace()
+    }
+
+    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
+        self.venue.preflight(symbol).await
+    }
+}
+
+#[async_trait]
+impl OrderGateway for Way {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+        let refused = |reason| {
+            let text = "nothing was sent".to_owned();
+            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text })
+        };
+        match self.check() {
+            Err(ReadError::Proxy(_)) => refused(RefusalReason::ProxyFailed),
+            Err(_) => refused(RefusalReason::NotSent),
+            Ok(()) => self.venue.submit(id, intent).await,
+        }
+    }
+
+    async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
+        self.venue.cancel(id, symbol).await
+    }
+
+    async fn fence(&self, id: &ClientOrderId, symbol: &Symbol) -> FenceOutcome {
+        self.venue.fence(id, symbol).await
+    }
+
+    async fn fetch_order(
+        &self,
+        id: &ClientOrderId,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<OrderSighting, ReadError> {
+        self.check()?;
+        self.venue.fetch_order(id, symbol, since).await
+    }
+
+    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+        self.check()?;
+        self.venue.fetch_fills(symbol, since).await
+    }
+
+    async fn fetch_order_names(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+    ) -> Result<Vec<OrderName>, ReadError> {
+        self.check()?;
+        self.venue.fetch_order_names(symbol, since).await
+    }
+
+    async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
+        self.check()?;
+        self.venue.count_down(symbol, after).await
+    }
+
+    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+        self.check()?;
+        self.venue.fetch_open_orders(symbol).await
+    }
+
+    fn rules(&self) -> VenueRules {
+        self.venue.rules()
+    }
+}
+
+impl PriceFeed for Way {
+    fn id(&self) -> &FeedId {
+        self.venue.id()
+    }
+
+    fn view(&self, symbol: &Symbol) -> Option<Arc<MarketView>> {
+        let is_silent = self.broken.feed.load(Ordering::SeqCst) || self.check().is_err();
+        if is_silent { None } else { self.venue.view(symbol) }
+    }
+
+    fn status(&self) -> FeedStatus {
+        self.venue.status()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.venue.changes()
+    }
+}
+
+impl Exits for Way {
+    fn status(&self) -> ExitStatus {
+        let failing = self.broken.proxy.load(Ordering::SeqCst).then(|| "connection refused".to_owned());
+        let failures = u64::from(failing.is_some());
+        let exit = ExitView {
+            proxy: "only".to_owned(),
+            is_active: true,
+            failing,
+            failures,
+            worked_ago: Some(Duration::ZERO),
+        };
+        ExitStatus { exits: vec![exit], failover: false }
+    }
+}
+
+/// What a second of the day brings.
+struct Script {
+    rng: ChaCha8Rng,
+    seconds: u64,
+    price: Decimal,
+    basis: [Decimal; 3],
+}
+
+impl Script {
+    fn new(seed: u64, seconds: u64) -> Self {
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            seconds,
+            price: Decimal::from(FIRST_PRICE),
+            basis: [Decimal::ZERO; 3],
+        }
+    }
+
+    /// Whether `second` is within a failure that begins at a part of the day and lasts so long.
+    fn within(&self, second: u64, part: u64, lasts: u64) -> bool {
+        let begins = self.seconds * part / 100;
+        (begins..begins + lasts).contains(&second)
+    }
+
+    /// A feed, a proxy or an exchange is away, or was until half a minute ago.
+    fn is_declared(&self, second: u64) -> bool {
+        [(20, 330), (40, 210), (60, 330), (80, 30)]
+            .iter()
+            .any(|(part, lasts)| self.within(second, *part, *lasts))
+    }
+
+    fn second(&mut self, second: u64, ways: &[Arc<Way>]) {
+        // Some 0.6 basis points a second, and once in a while a jump.
+        let jump = self.rng.random_range(0..2_000) == 0;
+        let step = self.rng.random_range(-70_i64..=70) * if jump { 20 } else { 1 };
+        self.price += Decimal::new(step, 1);
+        for (way, basis) in ways.iter().zip(&mut self.basis) {
+            let pull = if basis.is_sign_negative() { 1 } else { -1 };
+            *basis += Decimal::new(self.rng.random_range(-10_i64..=10) + pull, 1);
+            way.venue.set_price("BTCUSDT", self.price + *basis);
+        }
+        // Somebody trades by hand every three minutes or so.
+        if self.rng.random_range(0..180) == 0 {
+            let (way, size) = (self.rng.random_range(0..3_usize), self.rng.random_range(20_i64..=200));
+            let side = if self.rng.random_range(0..2) == 0 { Side::Buy } else { Side::Sell };
+            let order = NewOrder::market("BTCUSDT", side, Decimal::new(size, 3));
+            // What there is no margin for does not happen.
+            let _ = ways[way].venue.apply(Command::Place { account: NAMES[way].to_owned(), order });
+        }
+        if second.is_multiple_of(3_600) && second > 0 {
+            ways.iter().for_each(|way| way.venue.sim().settle_funding());
+        }
+        let away = [self.within(second, 60, 300), false, false];
+        let unheard = [false, self.within(second, 20, 300), false];
+        let no_proxy = [false, false, self.within(second, 40, 180)];
+        for (index, way) in ways.iter().enumerate() {
+            way.broken.exchange.store(away[index], Ordering::SeqCst);
+            way.broken.feed.store(unheard[index], Ordering::SeqCst);
+            way.broken.proxy.store(no_proxy[index], Ordering::SeqCst);
+        }
+        if second == self.seconds * 80 / 100 {
+            let (account, symbol) = (NAMES[1].to_owned(), "BTCUSDT".to_owned());
+            let held = ways[1].venue.sim().with(|exchange| exchange.accounts[NAMES[1]].net("BTCUSDT"));
+            let quantity = (held.abs() / Decimal::TWO).round_dp(3);
+            if !quantity.is_zero() {
+                ways[1].venue.apply(Command::Deleverage { account, symbol, quantity }).unwrap();
+            }
+        }
+    }
+}
+
+/// What came of a day.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// |net delta| in dollars, times seconds.
+    unhedged: Decimal,
+    /// Tenths of seconds in which net delta was off for longer than [`PROMPT`] and nothing was away.
+    late: u64,
+    worst: Decimal,
+    fees: Decimal,
+    slippage: Decimal,
+    orders: usize,
+}
+
+fn net(ways: &[Arc<Way>]) -> Decimal {
+    let held = |(way, name): (&Arc<Way>, &&str)| {
+        way.venue.sim().with(|exchange| exchange.accounts[*name].net("BTCUSDT"))
+    };
+    ways.iter().zip(&NAMES).map(held).sum()
+}
+
+fn ways(time: &Arc<Time>) -> Vec<Arc<Way>> {
+    let account = |index: usize| -> AccountConfig {
+        let file = format!(
+            "[[account]]\nid='{}'\napi_key='k'\nsecret='s'\npositions={{BTCUSDT='{}'}}",
+            NAMES[index], START[index]
+        );
+        let dialect = deltaplane_venue_sim::Dialect::Binance;
+        ExchangeConfig::from_toml(&file, dialect).unwrap().accounts.remove(0)
+    };
+    let way = |index| {
+        let venue = InProcessVenue::new(account(index), Decimal::from(FIRST_PRICE), time.clone()).unwrap();
+        Arc::new(Way { venue, broken: Broken::default() })
+    };
+    (0..3).map(way).collect()
+}
+
+/// Fees and number of the bot's orders.
+fn costs(ways: &[Arc<Way>]) -> (Decimal, usize) {
+    let mine = |id: &str| id.starts_with("bot-");
+    let of = |way: &Arc<Way>| {
+        way.venue.sim().with(|exchange| {
+            let orders: Vec<u64> = exchange
+                .orders
+                .values()
+                .filter(|order| mine(&order.client_id))
+                .map(|order| order.id)
+                .collect();
+            let fees = exchange
+                .trades
+                .iter()
+                .filter(|trade| orders.contains(&trade.order_id))
+                .map(|trade| trade.fee);
+            (fees.sum::<Decimal>(), orders.len())
+        })
+    };
+    ways.iter()
+        .map(of)
+        .fold((Decimal::ZERO, 0), |(fees, count), (more, orders)| (fees + more, count + orders))
+}
+
+/// Counts a tenth of a second.
+fn count(outcome: &mut Outcome, off_for: &mut u64, script: &Script, ways: &[Arc<Way>], second: u64) {
+    let away = net(ways).abs();
+    let dollars = away * script.price;
+    outcome.unhedged += dollars / Decimal::TEN;
+    outcome.worst = outcome.worst.max(dollars);
+    let largest = ways
+        .iter()
+        .zip(NAMES)
+        .map(|(way, name)| way.venue.sim().with(|exchange| exchange.accounts[name].net("BTCUSDT").abs()))
+        .max();
+    // The reference exposure is at least the largest position: what is off by it is off in any case.
+    let off = away > TOLERANCE.parse::<Decimal>().unwrap() * largest.unwrap_or_default() * Decimal::from(3);
+    *off_for = if off { *off_for + 1 } else { 0 };
+    if *off_for > PROMPT && !script.is_declared(second) {
+        outcome.late += 1;
+    }
+}
+
+async fn with_deltaplane(seed: u64, seconds: u64) -> (Outcome, String) {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    let mut config = EngineConfig::new(btc(), IdKey::new(b"a day"));
+    config.limits.max_orders_per_minute = 1_000;
+    config.alerts.delta.critical = ratio("0.5");
+    let accounts = ways
+        .iter()
+        .zip(NAMES)
+        .map(|(way, name)| AccountParts {
+            id: name.parse().unwrap(),
+            venue: name.parse().unwrap(),
+            exchange: "in process".to_owned(),
+            reader: way.clone(),
+            gateway: way.clone(),
+            feed: name.parse().unwrap(),
+        })
+        .collect();
+    let exits = ways
+        .iter()
+        .zip(NAMES)
+        .map(|(way, name)| (ExitUser::Account(name.parse().unwrap()), way.clone() as Arc<dyn Exits>))
+        .collect();
+    let engine = Engine::start(EngineParts {
+        config,
+        accounts,
+        feeds: ways.iter().map(|way| way.clone() as Arc<dyn PriceFeed>).collect(),
+        exits,
+        journal: Arc::new(MemoryJournal::default()),
+        history: Arc::new(MemoryHistory::default()),
+        clock: time.clone(),
+        ids: time,
+    })
+    .await
+    .unwrap();
+    let policy = Policy {
+        symbol: btc(),
+        enabled: true,
+        target: delta("0"),
+        tolerance: ratio(TOLERANCE),
+        max_deviation: ratio("0.25"),
+        accounts: NAMES.iter().map(|name| name.parse().unwrap()).collect(),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        hedge_to: HedgeTo::Target,
+        after: Duration::ZERO,
+        deleverage: None,
+        rebalance: None,
+        limits: PolicyLimits::default(),
+        horizon: None,
+    };
+    engine.put_policy(policy).await.unwrap();
+    let (mut script, mut outcome, mut off_for) = (Script::new(seed, seconds), Outcome::default(), 0);
+    for second in 0..seconds {
+        script.second(second, &ways);
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            count(&mut outcome, &mut off_for, &script, &ways, second);
+        }
+    }
+    let reports = engine.operations(usize::MAX).await;
+    outcome.fees = reports.iter().map(|report| report.total_fees.value()).sum();
+    outcome.orders = reports.iter().map(|report| report.orders.len()).sum();
+    outcome.slippage =
+        reports.iter().map(|report| report.execution_cost.value() - report.total_fees.value()).sum();
+    let earned = engine.pnl(PnlQuery::default()).await.unwrap();
+    let earned = earned.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned)).unwrap();
+    let mut alerts = std::collections::BTreeMap::<String, (u32, u32)>::new();
+    for past in engine.past_alerts(usize::MAX).await {
+        alerts.entry(past.alert.topic).or_default().1 += 1;
+    }
+    for alert in engine.alerts().await {
+        alerts.entry(alert.topic).or_default().0 += 1;
+    }
+    let told = format!(
+        "operations {}, {earned:?}\nalerts, by topic (still there, over): {alerts:?}",
+        engine.system().await.total_operations
+    );
+    for topic in ["proxy", "failover"] {
+        assert!(alerts.contains_key(topic), "{topic}: {told}");
+    }
+    assert_eq!(alerts.get("proxy").map(|counts| counts.0), Some(0), "the proxy works again: {told}");
+    (outcome, told)
+}
+
+/// Asks every second and sends what is missing to the first account, as a market order.
+async fn with_the_usual_bot(seed: u64, seconds: u64) -> Outcome {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    let (mut script, mut outcome, mut off_for) = (Script::new(seed, seconds), Outcome::default(), 0);
+    for second in 0..seconds {
+        script.second(second, &ways);
+        // Its second is another one than that of whoever trades.
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            count(&mut outcome, &mut off_for, &script, &ways, second);
+        }
+        let mut net = Some(Delta::ZERO);
+        for way in &ways {
+            let held = way.fetch_account().await.map(|account| account.position(&btc()));
+            net = net.zip(held.ok()).and_then(|(net, held)| net.plus(held).ok());
+        }
+        let band: Decimal = TOLERANCE.parse::<Decimal>().unwrap() / Decimal::TWO;
+        if let Some(net) = net.filter(|net| net.abs().value() > band) {
+            let order = NewOrder {
+                client_id: Some(format!("bot-{second}")),
+                ..NewOrder::market("BTCUSDT", net.negated().side(), net.abs().value())
+            };
+            if ways[0].check().is_ok() {
+                let account = NAMES[0].to_owned();
+                let before = ways[0].venue.sim().with(|exchange| exchange.trades.len());
+                ways[0].venue.apply(Command::Place { account, order }).unwrap();
+                outcome.slippage += ways[0].venue.sim().with(|exchange| {
+                    let mid = exchange.markets["BTCUSDT"].mark;
+                    let cost = |trade: &deltaplane_venue_sim::core::Trade| {
+                        (trade.price - mid).abs() * trade.quantity
+                    };
+                    exchange.trades[before..].iter().map(cost).sum::<Decimal>()
+                });
+            }
+        }
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            count(&mut outcome, &mut off_for, &script, &ways, second);
+        }
+    }
+    (outcome.fees, outcome.orders) = costs(&ways);
+    outcome
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_day_with_failures_is_lived_through_and_better_than_by_the_usual_bot() {
+    let hours: u64 = std::env::var("MARKET_DAY_HOURS").map_or(2, |text| text.parse().unwrap());
+    let seconds = hours * 3_600;
+    for seed in [1, 2] {
+        let (ours, told) = with_deltaplane(seed, seconds).await;
+        let bot = with_the_usual_bot(seed, seconds).await;
+        println!("{hours} hours, seed {seed}\ndeltaplane    {ours:?}\nthe usual bot {bot:?}\n{told}");
+        assert_eq!(ours.late, 0, "net delta was off without a reason: {ours:?}");
+        assert!(ours.unhedged < bot.unhedged, "{ours:?}\n{bot:?}");
+    }
+}
