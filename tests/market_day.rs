@@ -257,7 +257,9 @@ impl Script {
             let _ = ways[way].venue.apply(Command::Place { account: NAMES[way].to_owned(), order });
         }
         if second.is_multiple_of(3_600) && second > 0 {
-            ways.iter().for_each(|way| way.venue.sim().settle_funding());
+            for way in ways {
+                way.venue.sim().settle_funding();
+            }
         }
         let away = [self.within(second, 60, 300), false, false];
         let unheard = [false, self.within(second, 20, 300), false];

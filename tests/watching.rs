@@ -216,7 +216,7 @@ async fn what_a_book_earns_is_told_by_day_and_cancels_where_it_is_neutral() {
     }
     let lines = async || world.engine.pnl(PnlQuery::default()).await.unwrap();
     let truth = |of: fn(&deltaplane_venue_sim::core::Exchange) -> Decimal| -> Decimal {
-        world.exchanges.iter().map(|running| running.sim().with(|exchange| of(exchange))).sum()
+        world.exchanges.iter().map(|running| running.sim().with(of)).sum()
     };
     let funding = truth(|exchange| exchange.funding.iter().map(|(_, _, amount, _)| *amount).sum());
     let fees = truth(|exchange| exchange.trades.iter().map(|trade| -trade.fee).sum());

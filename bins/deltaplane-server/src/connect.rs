@@ -141,8 +141,7 @@ impl<'a> Exchange<'a> {
         let exit = if account.pool.proxies.is_empty() {
             self.exit.clone()
         } else {
-            let exit = Exit::new(self.config, &account.pool);
-            exit
+            Exit::new(self.config, &account.pool)
         };
         self.watch(ExitUser::Account(account.id.clone()), &exit);
         let (client, clock) = (self.client(&exit)?, self.clock.clone());

@@ -186,9 +186,8 @@ impl Core {
         if risks.len() == shared.eyes.accounts.len()
             && let Ok(equity) = risks.values().try_fold(Notional::ZERO, |sum, risk| sum.plus(risk.equity))
         {
-            let gains = shared.eyes.accounts.values().map(|keeper| keeper.equity.gained());
-            if let Some(gained) = gains.into_iter().try_fold(Decimal::ZERO, |sum, gain| sum.checked_add(gain))
-            {
+            let mut gains = shared.eyes.accounts.values().map(|keeper| keeper.equity.gained());
+            if let Some(gained) = gains.try_fold(Decimal::ZERO, Decimal::checked_add) {
                 shared.breakers.on_gains(gained, equity, now, &shared.eyes.config.breakers);
             }
         }

@@ -441,6 +441,7 @@ mod tests {
 
     #[test]
     fn the_state_of_an_account_holds_beside_that_of_everything() {
+        use TradingState::{Halted, ReduceOnly, Running};
         let says = |position: &str, global, own| {
             let mut facts = facts(position);
             facts.trading = global;
@@ -450,7 +451,6 @@ mod tests {
             let gate = Gate::new(Limits::default());
             gate.approve(plan(Side::Sell, "3", "3"), &facts).err().map(|refusal| refusal.to_string())
         };
-        use TradingState::{Halted, ReduceOnly, Running};
         let not_reducing = "only risk-reducing orders are allowed now and the leg of main is none";
         assert_eq!(says("0", Running, Running), None);
         assert_eq!(says("0", Running, ReduceOnly).as_deref(), Some(not_reducing));
