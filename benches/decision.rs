@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use deltaplane_benches::{decide, frames, plan, plan_input};
+use deltaplane_benches::{decide, frames, gate_case, plan, plan_input};
 use deltaplane_types::{Decimal, Delta};
 
 fn decision(criterion: &mut Criterion) {
@@ -53,5 +53,18 @@ fn plans(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decision, plans);
+/// The last check before orders: the plan is there already, and what passes is the same plan.
+fn pre_trade(criterion: &mut Criterion) {
+    let (gate, facts, plan) = gate_case();
+    criterion.bench_function("pre-trade check of a plan over 3 accounts", |bencher| {
+        bencher.iter_batched(
+            || plan.clone(),
+            |plan| black_box(gate.approve(plan, &facts)).is_ok(),
+            BatchSize::SmallInput,
+        );
+    });
+    assert!(gate.approve(plan, &facts).is_ok(), "what is measured is a check that passes");
+}
+
+criterion_group!(benches, decision, plans, pre_trade);
 criterion_main!(benches);

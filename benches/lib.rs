@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use deltaplane_math::{MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
+use deltaplane_risk::{AccountFacts, Gate, GateFacts, Limits};
 use deltaplane_tests::recording::recording;
 use deltaplane_types::{
-    Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp, parse_exact,
+    Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp, TradingState,
+    parse_exact,
 };
 use deltaplane_venue_aster::{AgentKey, Network};
 use deltaplane_venue_fapi::{BookSync, Freshness, HmacKey, Signer as _, fold_frame, wire};
@@ -129,6 +131,24 @@ pub fn plan_input(accounts: usize) -> PlanInput {
 /// Plans.
 pub fn plan(input: &PlanInput) -> Plan {
     deltaplane_plan::plan_hedge(input).expect("a plan")
+}
+
+/// A plan over three accounts, with the gate and what it must know.
+pub fn gate_case() -> (Gate, GateFacts, Plan) {
+    let input = plan_input(3);
+    let plan = plan(&input);
+    let limits = Limits { max_leverage: Some(Decimal::TEN), ..Limits::default() };
+    let facts = |account: &PlanAccount| AccountFacts {
+        position: account.position,
+        reconciled: true,
+        trading: TradingState::Running,
+        gross_elsewhere: Some(Notional::ZERO),
+        equity: account.margin.equity,
+        limits,
+    };
+    let accounts = input.accounts.iter().map(|account| (account.id.clone(), facts(account))).collect();
+    let facts = GateFacts { accounts, price_sources: 3, trading: TradingState::Running };
+    (Gate::new(limits), facts, plan)
 }
 
 /// Binance's published sample secret, which signs nothing of anybody.
