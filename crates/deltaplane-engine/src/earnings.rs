@@ -17,6 +17,8 @@ use crate::report::failure;
 
 /// How far back the first reading of a statement goes.
 const FIRST: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// How long after the start the first one is read.
+const FIRST_AFTER: Duration = Duration::from_secs(60);
 /// Rows may be told late: so far back is always read again.
 const LATE: Duration = Duration::from_secs(10 * 60);
 /// Between two marks of a position further apart than this nobody watched.
@@ -113,6 +115,8 @@ impl DriftTrack {
 /// Reads an account's statement from time to time until dropped.
 pub(crate) async fn keep_statements(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
     let every = core.shared.eyes.config.statement_every;
+    // A start asks the venues for enough, and several in a row must not spend what a hedge needs.
+    tokio::time::sleep(every.min(FIRST_AFTER)).await;
     loop {
         match core.read_statement(&keeper).await {
             Ok(()) => {}

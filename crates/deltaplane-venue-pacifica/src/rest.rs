@@ -293,6 +293,7 @@ impl Rest {
         account: &str,
         market: &str,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Vec<wire::PastTrade>, RestError> {
         let since = since.to_string();
         let mut all = Vec::new();
@@ -304,7 +305,7 @@ impl Rest {
                 query.push(("cursor", cursor));
             }
             let page: Answer<Vec<wire::PastTrade>> =
-                self.get("/trades/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
+                self.get("/trades/history", &query, (priority, HEAVY / 4)).await?;
             all.extend(page.data);
             cursor = page.next_cursor;
             if cursor.is_none() {

@@ -310,7 +310,9 @@ impl AccountReader for PacificaVenue {
         }
         for symbol in symbols {
             let contract = self.config.symbols.contract(symbol);
-            for row in self.rest.trade_history(self.key.account(), &contract.name, since).await? {
+            let trades =
+                self.rest.trade_history(self.key.account(), &contract.name, since, Priority::Data).await?;
+            for row in trades {
                 let (fee, at) = (row.fee.0, row.created_at);
                 let id = |kind: &str| format!("{kind}-{}", row.history_id);
                 found.push(map::income(id("fee"), symbol.clone(), IncomeKind::Fee, -fee, at));
@@ -612,7 +614,8 @@ impl OrderGateway for PacificaVenue {
         let contract = self.config.symbols.contract(symbol);
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
-        let mut trades = self.rest.trade_history(self.key.account(), &contract.name, since).await?;
+        let mut trades =
+            self.rest.trade_history(self.key.account(), &contract.name, since, Priority::Resolve).await?;
         trades.sort_by_key(|trade| trade.history_id);
         trades.dedup_by_key(|trade| trade.history_id);
         let fills: Result<Vec<Fill>, MapError> = trades
