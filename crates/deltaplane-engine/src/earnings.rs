@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
 use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, Income, PnlQuery};
+use deltaplane_risk::Threshold;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
 };
@@ -15,6 +16,8 @@ use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::report::failure;
 
+/// How often it is looked at what books earn.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How far back the first reading of a statement goes.
 const FIRST: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long after the start the first one is read.
@@ -31,7 +34,8 @@ const DELISTING: &str = "delisting";
 /// Part of the value of all positions that a day's funding must cost to be an alert: a basis point.
 const LEAST_CARRY: Decimal = Decimal::from_parts(1, 0, 0, false, 4);
 /// Days of margin below which an account's runway is an alert.
-const RUNWAY_DAYS: (i64, i64) = (3, 1);
+const RUNWAY_DAYS: (Ratio, Ratio) =
+    (Ratio::new(Decimal::from_parts(3, 0, 0, false, 0)), Ratio::new(Decimal::ONE));
 
 /// A position when it was last looked at.
 struct Marked {
@@ -128,6 +132,15 @@ pub(crate) async fn keep_statements(core: Arc<Core>, keeper: Arc<AccountKeeper>)
     }
 }
 
+/// Looks at what books earn until dropped. It asks venues, so it keeps nothing else waiting.
+pub(crate) async fn keep_looking(core: Arc<Core>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let risks = core.risks().await;
+        core.look_at_carry(&risks).await;
+    }
+}
+
 impl Core {
     async fn read_statement(&self, keeper: &AccountKeeper) -> Result<(), String> {
         let shared = &self.shared;
@@ -168,7 +181,17 @@ impl Core {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
         let lines = self.funding().await;
-        let mut records = Vec::new();
+        let mut records = self.look_at_contracts(now).await;
+        // A venue that does not tell its rate says nothing of the sum: alerts stay as they are.
+        let told = |account: &AccountId, symbol: &Symbol| {
+            lines.iter().any(|line| line.account == *account && line.symbol == *symbol)
+        };
+        let is_whole = risks.len() == shared.eyes.accounts.len()
+            && risks.iter().all(|(id, risk)| risk.positions.iter().all(|one| told(id, &one.symbol)));
+        if !is_whole {
+            let _ = shared.hands.recorder.append(records).await;
+            return;
+        }
         let mut by_symbol = BTreeMap::<Symbol, Decimal>::new();
         let mut by_account = BTreeMap::<AccountId, Decimal>::new();
         for line in lines.iter().filter(|line| !line.position.is_zero()) {
@@ -215,13 +238,11 @@ impl Core {
             let per_day = by_account.get(account).copied().unwrap_or_default();
             let critical = shared.eyes.config.alerts.margin_ratio.critical;
             let found = runway(risk, per_day, critical).ok().flatten();
-            let severity = found.and_then(|(days, _)| {
-                if days < Decimal::from(RUNWAY_DAYS.1) {
-                    Some(AlertSeverity::Critical)
-                } else {
-                    (days < Decimal::from(RUNWAY_DAYS.0)).then_some(AlertSeverity::Warn)
-                }
-            });
+            let before = shared.alerts.severity_of(RUNWAY, Some(account), None);
+            let limits = Threshold { warn: RUNWAY_DAYS.0, critical: RUNWAY_DAYS.1, falling: true };
+            let hysteresis = shared.eyes.config.alerts.hysteresis;
+            let severity = found
+                .and_then(|(days, _)| limits.severity(Ratio::new(days), before, hysteresis).ok().flatten());
             let (Some((days, top_up)), Some(severity)) = (found, severity) else {
                 records.extend(
                     shared.alerts.resolve(RUNWAY, now, |alert| alert.account.as_ref() == Some(account)),
@@ -241,7 +262,6 @@ impl Core {
             let data = [("runwayDays".to_owned(), days), ("topUp".to_owned(), top_up)].into();
             records.extend(shared.alerts.raise_with(condition, data, now));
         }
-        records.extend(self.look_at_contracts(now).await);
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
             let _ = shared.hands.recorder.append(records).await;
@@ -251,12 +271,15 @@ impl Core {
     /// Positions in contracts that their venue does not trade any more: they are delisted, or being settled.
     async fn look_at_contracts(&self, now: Timestamp) -> Vec<deltaplane_ports::Record> {
         let shared = &self.shared;
-        let mut ending = Vec::new();
+        let (mut ending, mut unknown) = (Vec::new(), Vec::new());
         for (id, keeper) in &shared.eyes.accounts {
             let Some(snapshot) = keeper.newest() else { continue };
             for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
-                // Kept for a minute by the connector; what does not answer is told elsewhere.
-                let Ok(instrument) = keeper.reader.fetch_instrument(&position.symbol).await else { continue };
+                // Kept for a minute by the connector; of what does not answer nothing new is said.
+                let Ok(instrument) = keeper.reader.fetch_instrument(&position.symbol).await else {
+                    unknown.push((id.clone(), position.symbol.clone()));
+                    continue;
+                };
                 if !instrument.tradable {
                     ending.push((id.clone(), position.symbol.clone()));
                 }
@@ -266,7 +289,7 @@ impl Core {
             let stands = |(account, symbol): &(AccountId, Symbol)| {
                 alert.account.as_ref() == Some(account) && alert.symbol.as_ref() == Some(symbol)
             };
-            !ending.iter().any(stands)
+            !ending.iter().chain(&unknown).any(stands)
         });
         for (account, symbol) in ending {
             let condition = Condition {

@@ -308,6 +308,7 @@ impl Engine {
         tasks.spawn(watch::keep_alerts(core.clone()));
         tasks.spawn(losses::keep_answering(core.clone()));
         tasks.spawn(breakers::keep_tripping(core.clone()));
+        tasks.spawn(earnings::keep_looking(core.clone()));
         tasks.spawn(supervised(core.clone(), monitor::NAME, monitor::keep_looking));
         tasks.spawn(policies::keep_telling(core.clone()));
         tasks.spawn(supervised(core.clone(), policies::NAME, policies::keep_carrying_out));
@@ -622,9 +623,10 @@ impl Core {
             });
             return Ok(Started { id, report });
         }
-        let (trading, why) = eyes.trading.loosest(&spec.accounts, &spec.symbol);
-        if trading == TradingState::Paused && !spec.only_reduces {
-            let text = why;
+        let paused = |id: &&AccountId| eyes.trading.of(id, &spec.symbol) == TradingState::Paused;
+        let paused = spec.accounts.iter().find(paused).filter(|_| !spec.only_reduces);
+        if let Some(account) = paused {
+            let text = eyes.trading.reason_for(account, &spec.symbol);
             let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
             return Err(failure(Code::RiskBlocked, text, remedy));
         }

@@ -25,9 +25,6 @@ const LOOK_FOR: Duration = Duration::from_millis(500);
 /// How often the high-water marks are kept.
 const MARKS_EVERY: Duration = Duration::from_secs(10);
 
-/// How often it is looked at what books earn.
-const CARRY_EVERY: Duration = Duration::from_secs(10);
-
 /// The topic of an equity that is spent.
 const EQUITY: &str = "equity";
 /// The topic of a net delta that is off.
@@ -52,7 +49,7 @@ type Pending = BTreeMap<Symbol, (AlertSeverity, Timestamp)>;
 pub(crate) async fn keep_looking(core: Arc<Core>) {
     let mut pending = Pending::new();
     let mut marked_at = core.shared.eyes.clock.now();
-    let (mut drift, mut carry_at) = (DriftTrack::default(), Timestamp::default());
+    let mut drift = DriftTrack::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         core.shared.services.beat(NAME, &*core.shared.eyes.clock);
@@ -70,10 +67,6 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
             if let Err(error) = core.shared.history.add_drift(drift.take()).await {
                 tracing::warn!(%error, "what positions earned is not kept");
             }
-        }
-        if now.since(carry_at) >= CARRY_EVERY {
-            carry_at = now;
-            core.look_at_carry(&risks).await;
         }
     }
 }
@@ -137,7 +130,7 @@ impl Core {
     }
 
     /// How every account stands, as far as it can be said in a moment.
-    async fn risks(&self) -> BTreeMap<AccountId, AccountRisk> {
+    pub(crate) async fn risks(&self) -> BTreeMap<AccountId, AccountRisk> {
         let asked = self.shared.eyes.accounts.keys().map(|id| async move {
             // What does not answer is not known; that it is silent is told elsewhere.
             let risk = tokio::time::timeout(LOOK_FOR, self.account_risk(id)).await.ok()?.ok()?;

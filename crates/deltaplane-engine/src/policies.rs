@@ -21,9 +21,8 @@ use crate::alerts::Condition;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::Core;
 use crate::monitor::Group;
-use crate::operation::Event;
+use crate::operation::{Event, GAVE_WAY_TO};
 use crate::report::failure;
-use crate::snapshot::KNOWN_FOR;
 
 /// Its name among the services.
 pub(crate) const NAME: &str = "hedger";
@@ -31,6 +30,8 @@ pub(crate) const NAME: &str = "hedger";
 const GATHERED: Duration = Duration::from_millis(20);
 /// So often it looks whether there are policies.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long an account that cannot trade is waited for when it is read.
+const READ_FOR: Duration = Duration::from_secs(2);
 /// Everything is looked at this often even if nothing changes.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
@@ -271,9 +272,19 @@ impl Core {
     ) -> (PolicyStatus, String) {
         let symbol = &policy.symbol;
         let now = self.shared.eyes.clock.now();
-        if let Some((running, kind)) = self.what_runs(policy).await {
+        let what_runs = self.what_runs(policy).await;
+        let (paused_until, paused_by) = self
+            .shared
+            .policies
+            .entry(symbol, |entry| (entry.paused_until, entry.paused_by))
+            .unwrap_or_default();
+        let is_paused = now < paused_until;
+        // A hedge that failed is no reason to wait for a liquidation.
+        let may_deleverage = !(is_paused && paused_by == Some(OperationKind::Deleverage));
+        if let Some((running, kind)) = what_runs {
             if kind != OperationKind::Deleverage
                 && with_margin
+                && may_deleverage
                 && let Some(deleverage) = policy.deleverage
                 && let Some((account, _)) = self.needs_deleverage(policy, deleverage).await
             {
@@ -287,16 +298,8 @@ impl Core {
         if trading == TradingState::Halted {
             return (PolicyStatus::Holding, restricted);
         }
-        let (paused_until, paused_by) = self
-            .shared
-            .policies
-            .entry(symbol, |entry| (entry.paused_until, entry.paused_by))
-            .unwrap_or_default();
-        let is_paused = now < paused_until;
         let read_after = self.shared.policies.entry(symbol, |entry| entry.read_after).unwrap_or_default();
         let is_fresh = group.is_none_or(|group| group.as_of >= read_after);
-        // A hedge that failed is no reason to wait for a liquidation.
-        let may_deleverage = !(is_paused && paused_by == Some(OperationKind::Deleverage));
         if with_margin
             && is_fresh
             && may_deleverage
@@ -339,7 +342,6 @@ impl Core {
             return (PolicyStatus::Within, why);
         }
         if let Some(since) = since {
-            self.shared.policies.entry(symbol, |entry| entry.acted_on = Some(group.net));
             let ratio = shown(group.ratio);
             if now.since(since) < policy.after {
                 return (
@@ -356,7 +358,10 @@ impl Core {
             if cannot.len() == policy.accounts.len() {
                 return (PolicyStatus::Holding, format!("no account can trade now: {}", names()));
             }
-            let held = self.held_by(&cannot, symbol);
+            // What these alone find nothing to do about is looked at again when the others are back.
+            let acted_on = cannot.is_empty().then_some(group.net);
+            self.shared.policies.entry(symbol, |entry| entry.acted_on = acted_on);
+            let held = self.held_by(&cannot, symbol).await;
             let Some(target) = held.and_then(|held| policy.target.minus(held).ok()) else {
                 return (PolicyStatus::Holding, format!("what is held by {} is not known", names()));
             };
@@ -419,24 +424,28 @@ impl Core {
     fn cannot_trade(&self, policy: &Policy) -> BTreeSet<AccountId> {
         let eyes = &self.shared.eyes;
         let cannot = |id: &&AccountId| {
-            let broken = eyes
-                .accounts
-                .get(*id)
-                .is_none_or(|keeper| keeper.blocked().is_some() || keeper.health().failing);
-            broken
-                || eyes.trading.of(id, &policy.symbol) == TradingState::Halted
+            let is_blocked = eyes.accounts.get(*id).is_none_or(|keeper| keeper.blocked().is_some());
+            is_blocked
+                || matches!(eyes.trading.of(id, &policy.symbol), TradingState::Paused | TradingState::Halted)
                 || !eyes.has_healthy_feed(id, &policy.symbol)
         };
         policy.accounts.iter().filter(cannot).cloned().collect()
     }
 
-    /// What accounts hold together, as far as all of it is known.
-    fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
+    /// What accounts hold together, read as anew as for an operation of theirs; none while that is not known, or another
+    /// operation trades one of them: an old position would set the target of the others' orders.
+    async fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
         let eyes = &self.shared.eyes;
-        accounts.iter().try_fold(Delta::ZERO, |sum, id| {
-            let snapshot = eyes.accounts.get(id)?.known(KNOWN_FOR)?;
-            sum.plus(eyes.config.holdings.delta(&snapshot, symbol).ok()?).ok()
-        })
+        let mut sum = Delta::ZERO;
+        for id in accounts {
+            if self.lanes.is_held(symbol, id) {
+                return None;
+            }
+            let read = eyes.accounts.get(id)?.fresh(eyes.config.max_account_age);
+            let snapshot = tokio::time::timeout(READ_FOR, read).await.ok()?.ok()?;
+            sum = sum.plus(eyes.config.holdings.delta(&snapshot, symbol).ok()?).ok()?;
+        }
+        Some(sum)
     }
 
     fn spec_of(policy: &Policy, cannot: &BTreeSet<AccountId>, goal: Goal, only_reduces: bool) -> Spec {
@@ -503,7 +512,9 @@ impl Core {
         }
         let now = self.shared.eyes.clock.now();
         let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());
+        // What gave way to something more urgent did not fail.
         let failed = report.and_then(|report| report.failure);
+        let failed = failed.filter(|failed| !failed.details.contains_key(GAVE_WAY_TO));
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
             if failed.is_some() {
@@ -552,7 +563,8 @@ impl Core {
     ) -> Option<(AccountId, BTreeMap<AccountId, Delta>)> {
         let mut nearest: Option<(AccountId, Ratio)> = None;
         let mut held = BTreeMap::new();
-        for id in &policy.accounts {
+        let cannot = self.cannot_trade(policy);
+        for id in policy.accounts.iter().filter(|id| !cannot.contains(*id)) {
             // An account that cannot be valued says nothing about the others.
             let Ok(risk) = self.account_risk(id).await else { continue };
             let position = risk.positions.iter().find(|position| position.symbol == policy.symbol);

@@ -29,6 +29,9 @@ pub(crate) fn interrupted() -> Box<Failure> {
     )
 }
 
+/// Where a report names what it gave way to.
+pub(crate) const GAVE_WAY_TO: &str = "gaveWayTo";
+
 impl Operation {
     pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let took = now.since(self.started_at).as_millis();
@@ -47,7 +50,9 @@ impl Operation {
         let mut failed = match &self.gives_way {
             Some(to) if now < self.ends_at => {
                 let text = format!("it ended after {took} ms: it gave way to {to}");
-                failure(Code::Conflict, text, "repeat the request when that is done")
+                let mut failed = failure(Code::Conflict, text, "repeat the request when that is done");
+                failed.details.insert(GAVE_WAY_TO.to_owned(), vec![to.clone()]);
+                failed
             }
             _ => {
                 self.note(now, "the timeout passed");

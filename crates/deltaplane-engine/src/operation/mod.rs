@@ -33,6 +33,8 @@ mod shrinking;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use ending::GAVE_WAY_TO;
+
 /// Rounds of planning in one operation.
 const MAX_ROUNDS: u32 = 20;
 /// Rounds in a row that trade nothing before an operation gives up.

@@ -376,7 +376,7 @@ impl Operation {
             }
         }
         let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
-        if (self.is_over(now) && !self.unwinding) || frozen {
+        if (now >= self.ends_at && !self.unwinding) || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
                 let text = "the world changed while the journal was written".to_owned();
