@@ -192,6 +192,11 @@ impl Breakers {
         self.note(|counts| counts.on_slippage(cost, now, settings.slippage));
     }
 
+    /// Begins anew: what was gained before says nothing any more.
+    pub(crate) fn forget_gains(&self) {
+        self.note(|counts| counts.gains.clear());
+    }
+
     pub(crate) fn on_gains(
         &self,
         gained: Decimal,

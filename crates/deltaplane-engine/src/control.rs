@@ -104,6 +104,8 @@ pub struct Terms {
     pub limits: LimitOverride,
     /// Horizon over which funding is expected; none takes the configured one.
     pub funding_horizon: Option<Duration>,
+    /// What accounts of the same book that it leaves out hold, base units.
+    pub elsewhere: Delta,
 }
 
 /// What the first round fixes for the whole operation.
@@ -783,7 +785,7 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
         accounts.insert(id.clone(), known);
     }
     let (price_sources, trading) = (round.snapshot.price_sources, round.snapshot.trading);
-    Ok(GateFacts { accounts, price_sources, trading })
+    Ok(GateFacts { accounts, price_sources, trading, elsewhere: round.spec.terms.elsewhere })
 }
 
 fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {

@@ -176,7 +176,11 @@ impl Core {
             let _ = shared.hands.recorder.append(records).await;
         }
         // A part of the accounts says nothing of the whole book.
-        if risks.len() == shared.eyes.accounts.len()
+        let is_known = shared.eyes.accounts.values().all(|keeper| keeper.known(KNOWN_FOR).is_some());
+        if !is_known {
+            // What one account gained meanwhile is not told, and what another one lost would stand alone.
+            shared.breakers.forget_gains();
+        } else if risks.len() == shared.eyes.accounts.len()
             && let Ok(equity) = risks.values().try_fold(Notional::ZERO, |sum, risk| sum.plus(risk.equity))
         {
             let mut gains = shared.eyes.accounts.values().map(|keeper| keeper.equity.gained());

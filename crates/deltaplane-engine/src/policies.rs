@@ -362,7 +362,8 @@ impl Core {
             let acted_on = cannot.is_empty().then_some(group.net);
             self.shared.policies.entry(symbol, |entry| entry.acted_on = acted_on);
             let held = self.held_by(&cannot, symbol).await;
-            let Some(target) = held.and_then(|held| policy.target.minus(held).ok()) else {
+            let Some((target, held)) = held.and_then(|held| Some((policy.target.minus(held).ok()?, held)))
+            else {
                 return (PolicyStatus::Holding, format!("what is held by {} is not known", names()));
             };
             let goal = Goal::Delta {
@@ -373,7 +374,8 @@ impl Core {
                 on_shortfall: OnShortfall::BestEffort,
                 subset: true,
             };
-            let spec = Self::spec_of(policy, &cannot, goal, false);
+            let mut spec = Self::spec_of(policy, &cannot, goal, false);
+            spec.terms.elsewhere = held;
             let why = format!("deviation ratio {ratio} is above {}", shown(policy.tolerance));
             let critical = self.is_critical(Some(group));
             return self.begin(policy, OperationKind::Policy, spec, (why, critical)).await;
@@ -464,6 +466,7 @@ impl Core {
                     ..LimitOverride::default()
                 },
                 funding_horizon: policy.horizon,
+                elsewhere: Delta::ZERO,
             },
         }
     }

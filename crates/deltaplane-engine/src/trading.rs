@@ -104,7 +104,10 @@ impl Trading {
         let _turn = self.writing.lock().await;
         let (wanted, tightened) = self.with(|state| {
             let mut wanted = state.order.clone();
-            change(&mut wanted);
+            // What tightens holds already.
+            if !tightens {
+                change(&mut wanted);
+            }
             (wanted, state.tightened)
         });
         let mut records = vec![Record::Trading(wanted)];
@@ -112,7 +115,12 @@ impl Trading {
         recorder.append(records).await?;
         Ok(self.with(|state| {
             if tightens || state.tightened == tightened {
-                change(&mut state.order);
+                let mut after = state.order.clone();
+                change(&mut after);
+                // What was tightened further meanwhile stays so.
+                if !tightens || is_as_tight(&after, &state.order) {
+                    state.order = after;
+                }
             }
             state.order.clone()
         }))

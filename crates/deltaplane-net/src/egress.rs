@@ -225,6 +225,11 @@ impl Egress {
         (!self.exits.is_empty()).then(|| self.active.load(Ordering::SeqCst))
     }
 
+    /// Whether a proxy passes requests without TLS on by itself.
+    pub(crate) fn carries(&self, index: usize) -> bool {
+        self.exits.get(index).is_some_and(|exit| exit.proxy.kind == ProxyKind::Http)
+    }
+
     fn health(&self, index: usize) -> Option<std::sync::MutexGuard<'_, Health>> {
         self.exits.get(index).map(|exit| exit.health.lock().unwrap_or_else(PoisonError::into_inner))
     }

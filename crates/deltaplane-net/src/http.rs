@@ -162,6 +162,8 @@ impl HttpTransport for HttpClient {
             Method::Delete => reqwest::Method::DELETE,
         };
         let through = self.egress.active();
+        let is_carried =
+            request.url.starts_with("http://") && through.is_some_and(|at| self.egress.carries(at));
         let client = self.clients.get(through.unwrap_or(0)).or(self.clients.first());
         let Some(client) = client else {
             return Err(TransportError::NotSent("no way out is configured".to_owned()));
@@ -185,8 +187,9 @@ impl HttpTransport for HttpClient {
         };
         let status = response.status().as_u16();
         if let Some(index) = through {
-            // No exchange answers so: the proxy did, and sent nothing on.
-            if status == PROXY_AUTHENTICATION_REQUIRED {
+            // Without TLS the proxy itself carries the request, and no exchange answers so. What comes out of a tunnel is
+            // the other side's word.
+            if status == PROXY_AUTHENTICATION_REQUIRED && is_carried {
                 let why = "it wants other credentials (407)".to_owned();
                 self.egress.failed(index, &why);
                 return Err(TransportError::Proxy(why));

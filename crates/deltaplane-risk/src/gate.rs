@@ -34,6 +34,8 @@ pub struct GateFacts {
     pub price_sources: usize,
     /// What may be traded.
     pub trading: TradingState,
+    /// What accounts that the plan leaves out hold of its symbol: it counts into the book's net delta.
+    pub elsewhere: Delta,
 }
 
 /// A rule that a plan breaks, with the number.
@@ -241,7 +243,7 @@ impl Gate {
             return Err(GateRefusal::OperationTooLarge { notional: added, limit });
         }
         self.check_orders(&plan, facts)?;
-        self.check_net_delta(&plan)?;
+        self.check_net_delta(&plan, facts.elsewhere)?;
         Ok(Approved { plan: Arc::new(plan) })
     }
 
@@ -258,7 +260,7 @@ impl Gate {
         Ok(())
     }
 
-    fn check_net_delta(&self, plan: &Plan) -> Result<(), GateRefusal> {
+    fn check_net_delta(&self, plan: &Plan, elsewhere: Delta) -> Result<(), GateRefusal> {
         let start = plan.initial.minus(plan.target).map_err(MathError::from)?.abs();
         let two_sided = plan.legs.windows(2).any(|pair| pair[0].side != pair[1].side);
         let worth = plan.worst_case_delta.notional_at(plan.reference_price).map_err(MathError::from)?;
@@ -266,8 +268,10 @@ impl Gate {
         if plan.worst_case_delta > start && !in_flight {
             return Err(GateRefusal::WorstCase { worst: plan.worst_case_delta });
         }
-        let grows = plan.planned_final.abs() > plan.initial.abs();
-        let notional = plan.planned_final.abs().notional_at(plan.reference_price).map_err(MathError::from)?;
+        let book = |net: Delta| net.plus(elsewhere).map(Delta::abs).map_err(MathError::from);
+        let planned = book(plan.planned_final)?;
+        let grows = planned > book(plan.initial)?;
+        let notional = planned.notional_at(plan.reference_price).map_err(MathError::from)?;
         if grows && notional > self.limits.max_net_delta {
             return Err(GateRefusal::NetDeltaTooLarge { notional, limit: self.limits.max_net_delta });
         }
@@ -372,6 +376,7 @@ mod tests {
             accounts: [("main".parse().unwrap(), account)].into(),
             price_sources: 2,
             trading: TradingState::Running,
+            elsewhere: Delta::ZERO,
         }
     }
 
@@ -458,6 +463,24 @@ mod tests {
         assert_eq!(says("3", Running, Halted).as_deref(), Some("trading is halted on account main"));
         assert_eq!(says("0", ReduceOnly, Running).as_deref(), Some(not_reducing));
         assert_eq!(says("3", Halted, Running).as_deref(), Some("trading is halted"));
+    }
+
+    /// 3 more of a short of 30 are a growing net delta, unless 33 are held long elsewhere.
+    #[test]
+    fn net_delta_is_that_of_the_whole_book() {
+        let limits = Limits { max_net_delta: notional("1000"), ..Limits::default() };
+        let sale = Plan {
+            target: delta("-33"),
+            initial: delta("-30"),
+            planned_final: delta("-33"),
+            ..plan(Side::Sell, "3", "3")
+        };
+        let says = |elsewhere: &str| {
+            let facts = GateFacts { elsewhere: delta(elsewhere), ..facts("0") };
+            Gate::new(limits).approve(sale.clone(), &facts).err().map(|refusal| refusal.to_string())
+        };
+        assert_eq!(says("0").as_deref(), Some("net delta would be worth 3300, more than maxNetDelta 1000"));
+        assert_eq!(says("33"), None);
     }
 
     #[test]

@@ -409,6 +409,7 @@ impl Operation {
                     | RefusalReason::Overloaded
                     | RefusalReason::Clock
                     | RefusalReason::NotSent
+                    | RefusalReason::ProxyFailed
             );
             if !passing || self.idle_rounds > 0 {
                 self.excluded.insert(order.intent.order.account.clone());
