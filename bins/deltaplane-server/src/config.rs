@@ -571,7 +571,8 @@ impl Places<'_> {
             Some(0) => None,
             Some(count) => Some(count),
         };
-        let is_zero = |value: &Spanned<String>| parse_exact(value.get_ref()).is_ok_and(|value| value.is_zero());
+        let is_zero =
+            |value: &Spanned<String>| parse_exact(value.get_ref()).is_ok_and(|value| value.is_zero());
         let off = |value: &Option<Spanned<String>>| value.as_ref().is_some_and(is_zero);
         let slippage = self.amount(
             "breakers.slippage_per_hour",
