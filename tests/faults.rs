@@ -73,7 +73,6 @@ fn at_exchanges(world: &World) -> usize {
     (0..world.exchanges.len()).map(|index| world.orders_at(index)).sum()
 }
 
-/// Waits until something holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_f02_an_order_that_finds_no_connection_was_not_sent() {
     for kind in FAPI {
