@@ -861,7 +861,7 @@ async fn the_statement_tells_funding_fees_and_what_trades_realized() {
         }
         bench.running.sim().settle_funding();
         let lately = Bench::lately();
-        let rows = bench.reader.fetch_income(&[btc()], lately).await.unwrap();
+        let rows = bench.reader.fetch_income(lately).await.unwrap();
         let sum = |wanted: IncomeKind| -> Decimal {
             rows.iter().filter(|row| row.kind == wanted).map(|row| row.amount.value()).sum()
         };
@@ -883,10 +883,10 @@ async fn the_statement_tells_funding_fees_and_what_trades_realized() {
             assert!((told - truth).abs() < dec("0.00001"), "{kind:?}: {what} {told}, in truth {truth}");
         }
         assert!(rows.iter().all(|row| row.symbol == btc() && row.asset.starts_with("USD")), "{rows:?}");
-        let again = bench.reader.fetch_income(&[btc()], lately).await.unwrap();
+        let again = bench.reader.fetch_income(lately).await.unwrap();
         let ids = |rows: &[Income]| rows.iter().map(|row| row.id.clone()).collect::<BTreeSet<String>>();
         assert_eq!((ids(&again), ids(&again).len()), (ids(&rows), rows.len()), "{kind:?}: names are kept");
-        let later = bench.reader.fetch_income(&[btc()], WallClock.now().after(48 * HOUR)).await.unwrap();
+        let later = bench.reader.fetch_income(WallClock.now().after(48 * HOUR)).await.unwrap();
         assert_eq!(later, [], "{kind:?}");
     }
 }

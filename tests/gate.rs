@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use deltaplane_engine::{BreakerSettings, EngineConfig, LimitOverride};
 use deltaplane_ports::{ControlPlane as _, Failure, OperationReport, OperationState, TradingChange};
-use deltaplane_testkit::{MemoryJournal, delta, notional};
+use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, ready, until};
-use deltaplane_types::{AccountId, Code, Delta, TradingScope, TradingState};
+use deltaplane_types::{AccountId, Code, Decimal, Delta, Price, TradingScope, TradingState};
 use deltaplane_venue_sim::{Fault, FaultKind, Running};
 
 /// Net delta is 0.3 BTC, of which any of the three accounts could take all.
@@ -129,6 +129,27 @@ async fn tighter_caps_hold_for_the_account_or_the_symbol_that_they_name() {
     // 3,400 USD are 0.051 BTC at most.
     let most = report.orders.iter().map(|order| order.quantity.value()).max().unwrap();
     assert!(most <= delta("0.052").value() && report.orders.len() >= 4, "{report:?}");
+}
+
+/// The collar is tighter than the slippage that is asked for: prices are capped by it, and nothing is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collar_tighter_than_the_slippage_cuts_the_caps() {
+    let mut config = config();
+    let own = LimitOverride { price_collar: Some(ratio("0.001")), ..LimitOverride::default() };
+    config.overrides.symbols.insert(btc(), own);
+    let (world, _) = world(config).await;
+    let asked = world.to_flat();
+    assert!(asked.max_slippage > ratio("0.001"), "{}", asked.max_slippage);
+    let report = world.control(asked).await;
+    assert_eq!(report.state, OperationState::Succeeded, "{report:?}");
+    let plan = report.plan.as_ref().unwrap();
+    let away = |cap: Price| (cap.value() - plan.reference_price.value()).abs();
+    let room = plan.reference_price.value() / Decimal::from(1_000);
+    assert!(!plan.legs.is_empty());
+    for leg in &plan.legs {
+        assert!(away(leg.price_cap) <= room, "{report:?}");
+        assert!(away(leg.price_cap) > room - Decimal::ONE, "nearly all of it is used: {report:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -90,9 +90,9 @@ impl AccountReader for Way {
         self.venue.fetch_instrument(symbol).await
     }
 
-    async fn fetch_income(&self, symbols: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
         self.check()?;
-        self.venue.fetch_income(symbols, since).await
+        self.venue.fetch_income(since).await
     }
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {

@@ -179,7 +179,7 @@ impl AccountReader for SimAccount {
     }
 
     /// Nothing here is decided by what was earned.
-    async fn fetch_income(&self, _: &[Symbol], _: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_income(&self, _: Timestamp) -> Result<Vec<Income>, ReadError> {
         Ok(Vec::new())
     }
 

@@ -405,6 +405,15 @@ pub struct Pool {
     pub failover: bool,
 }
 
+impl Pool {
+    /// Whether connections through both leave from the same address at any time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let names =
+            |pool: &Self| pool.proxies.iter().map(|proxy| proxy.name().to_owned()).collect::<Vec<_>>();
+        self.failover == other.failover && names(self) == names(other)
+    }
+}
+
 /// What an account signs with.
 #[derive(Clone, Debug)]
 pub enum Credential {
@@ -512,7 +521,7 @@ impl Places<'_> {
             max_operation_notional: self
                 .amount("max_operation_notional", raw.max_operation_notional.as_ref())?,
             max_net_delta: self.amount("max_net_delta", raw.max_net_delta.as_ref())?,
-            price_collar: self.some_fraction("price_collar", raw.price_collar.as_ref())?,
+            price_collar: self.collar(raw.price_collar.as_ref())?,
             max_gross_notional: self.amount("max_gross_notional", raw.max_gross_notional.as_ref())?,
             max_leverage: self.amount("max_leverage", raw.max_leverage.as_ref())?.map(Notional::value),
             max_orders_per_minute: raw.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
@@ -527,7 +536,7 @@ impl Places<'_> {
                 max_order_notional: self.amount("max_order_notional", caps.max_order_notional.as_ref())?,
                 max_position_notional: self
                     .amount("max_position_notional", caps.max_position_notional.as_ref())?,
-                price_collar: self.some_fraction("price_collar", caps.price_collar.as_ref())?,
+                price_collar: self.collar(caps.price_collar.as_ref())?,
                 max_gross_notional: self.amount("max_gross_notional", caps.max_gross_notional.as_ref())?,
                 max_leverage: self.amount("max_leverage", caps.max_leverage.as_ref())?.map(Notional::value),
                 max_orders_per_minute: caps.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
@@ -544,7 +553,7 @@ impl Places<'_> {
                 max_operation_notional: self
                     .amount("max_operation_notional", caps.max_operation_notional.as_ref())?,
                 max_net_delta: self.amount("max_net_delta", caps.max_net_delta.as_ref())?,
-                price_collar: self.some_fraction("price_collar", caps.price_collar.as_ref())?,
+                price_collar: self.collar(caps.price_collar.as_ref())?,
                 ..LimitOverride::default()
             };
             self.tighter(symbol, &own, general)?;
@@ -589,6 +598,17 @@ impl Places<'_> {
 
     fn some_fraction(&self, key: &str, value: Option<&Spanned<String>>) -> Result<Option<Ratio>> {
         value.map(|value| self.fraction(key, value)).transpose()
+    }
+
+    /// A collar of nothing would let nothing trade.
+    fn collar(&self, value: Option<&Spanned<String>>) -> Result<Option<Ratio>> {
+        let collar = self.some_fraction("price_collar", value)?;
+        if let Some(value) = value
+            && collar == Some(Ratio::ZERO)
+        {
+            bail!("{}: price_collar 0 must be above 0, at most 1", self.at(value.span().start));
+        }
+        Ok(collar)
     }
 
     fn alerts(&self, raw: &FileAlerts) -> Result<AlertThresholds> {
@@ -1135,6 +1155,10 @@ secret_env = "PATH"
         refused(&own("[limits.account.main]\nmax_net_delta = \"3\""), "unknown field `max_net_delta`");
         refused(&own("[limits.symbol.btc]\nmax_net_delta = \"3\""), "line 16: limits.symbol");
         refused(&own("[limits.symbol.BTC-USD]\nprice_collar = \"1.5\""), "price_collar 1.5 must be 0 to 1");
+        refused(
+            &own("[limits.account.main]\nprice_collar = \"0.0\""),
+            "price_collar 0 must be above 0, at most 1",
+        );
         refused(&own("[breakers]\nloss_per_day = \"ten\""), "breakers.loss_per_day \"ten\"");
         let proxy = |url: &str| format!("[[proxy]]\nid = \"tokyo\"\nurl = \"{url}\"\n");
         refused(

@@ -16,12 +16,12 @@ use crate::config::{self, Credential, Kind, Pool};
 /// How long after a window absence of an order is trusted.
 const PROOF_SLACK: Duration = Duration::from_secs(1);
 
-/// One exchange: the feed and every account of it without proxies of its own leave from one address and share its
-/// budget.
+/// One exchange: whoever leaves the same way shares the budget of that address.
 pub(crate) struct Exchange<'a> {
     config: &'a config::Exchange,
     clock: Arc<dyn Clock>,
-    exit: Exit,
+    /// The ways out that are in use, each with its pool; the first is the exchange's own.
+    ways: Vec<(Pool, Exit)>,
     /// The pools of proxies, and who leaves through them.
     exits: Vec<(ExitUser, Arc<dyn Exits>)>,
 }
@@ -45,8 +45,19 @@ impl Exit {
 
 impl<'a> Exchange<'a> {
     pub(crate) fn new(config: &'a config::Exchange, clock: Arc<dyn Clock>) -> Self {
-        let exit = Exit::new(config, &config.pool);
-        Self { config, clock, exit, exits: Vec::new() }
+        let ways = vec![(config.pool.clone(), Exit::new(config, &config.pool))];
+        Self { config, clock, ways, exits: Vec::new() }
+    }
+
+    /// The way out through a pool; where it has no proxies, the exchange's own.
+    fn way(&mut self, pool: &Pool) -> Exit {
+        let pool = if pool.proxies.is_empty() { &self.config.pool } else { pool };
+        if let Some((_, exit)) = self.ways.iter().find(|(known, _)| known.is_same(pool)) {
+            return exit.clone();
+        }
+        let exit = Exit::new(self.config, pool);
+        self.ways.push((pool.clone(), exit.clone()));
+        exit
     }
 
     /// Has a pool watched, if there are proxies in it.
@@ -114,8 +125,8 @@ impl<'a> Exchange<'a> {
 
     /// Follows the exchange's prices.
     pub(crate) fn feed(&mut self, symbols: &[Symbol]) -> Result<Arc<dyn PriceFeed>> {
-        let (name, exit) = (self.config.id.as_str(), self.exit.clone());
-        let exit = &exit;
+        let exit = &self.way(&Pool::default());
+        let name = self.config.id.as_str();
         self.watch(ExitUser::Feed(name.parse()?), exit);
         let clock = self.clock.clone();
         Ok(match self.config.kind {
@@ -138,11 +149,7 @@ impl<'a> Exchange<'a> {
     /// Sets an account up.
     pub(crate) fn account(&mut self, account: config::Account) -> Result<AccountParts> {
         let name = account.id.as_str();
-        let exit = if account.pool.proxies.is_empty() {
-            self.exit.clone()
-        } else {
-            Exit::new(self.config, &account.pool)
-        };
+        let exit = self.way(&account.pool);
         self.watch(ExitUser::Account(account.id.clone()), &exit);
         let (client, clock) = (self.client(&exit)?, self.clock.clone());
         let (kind, credential) = (self.config.kind, account.credential);
@@ -178,5 +185,48 @@ impl<'a> Exchange<'a> {
             reader,
             gateway,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_net::Proxy;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn accounts_behind_the_same_proxies_share_what_their_address_may_ask() {
+        let text = r#"
+mode = "live"
+[limits]
+max_order_notional = "1000"
+max_position_notional = "5000"
+[[exchange]]
+id = "binance"
+kind = "binance"
+rest_url = "https://fapi.binance.com"
+stream_url = "wss://fstream.binance.com"
+[[account]]
+id = "main"
+exchange = "binance"
+api_key_env = "PATH"
+secret_env = "PATH"
+"#;
+        let config = Config::parse(text, "deltaplane.toml").unwrap();
+        let clock = Arc::new(crate::system::WallClock::start());
+        let mut exchange = Exchange::new(&config.exchanges[0], clock);
+        let pool = |names: &[&str], failover| Pool {
+            proxies: names.iter().map(|name| Proxy::new(name, "http://127.0.0.1:1", None).unwrap()).collect(),
+            failover,
+        };
+        let own = exchange.way(&Pool::default());
+        let first = exchange.way(&pool(&["a", "b"], false));
+        assert!(!Arc::ptr_eq(&own.budget, &first.budget), "another address");
+        assert!(Arc::ptr_eq(&own.budget, &exchange.way(&Pool::default()).budget));
+        assert!(Arc::ptr_eq(&first.budget, &exchange.way(&pool(&["a", "b"], false)).budget));
+        for other in [pool(&["b", "a"], false), pool(&["a"], false), pool(&["a", "b"], true)] {
+            assert!(!Arc::ptr_eq(&first.budget, &exchange.way(&other).budget));
+        }
     }
 }

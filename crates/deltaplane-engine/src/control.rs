@@ -859,6 +859,11 @@ fn plan_account(
         .and_then(|price| Price::try_new(price).ok());
     let margin = facts.margin(&round.spec.symbol)?;
     let (limits, equity) = (limits_of(round, id), margin.equity);
+    // A cap inside the collar costs depth; one beyond it would have the whole plan refused.
+    let (lowest, highest) =
+        collar(round.snapshot.reference_price, limits.price_collar, facts.quote_rate, tick)?;
+    let high = Some(high.map_or(highest, |high| high.min(highest)));
+    let low = low.into_iter().chain(lowest).max();
     Ok(PlanAccount {
         id: id.clone(),
         position: facts.account.position(&round.spec.symbol),
@@ -881,6 +886,22 @@ fn plan_account(
             || round.snapshot.trading_of(id) >= TradingState::ReduceOnly
             || round.snapshot.blocked_by.contains_key(id),
     })
+}
+
+/// The lowest and the highest price that are within the collar around the reference price, on the tick and in the
+/// quote currency of an account. A collar of the whole price leaves no lowest one.
+fn collar(
+    reference: Price,
+    collar: Ratio,
+    quote_rate: Decimal,
+    tick: Decimal,
+) -> Result<(Option<Price>, Price), MathError> {
+    use deltaplane_math::{add, ceil_to_step, div, floor_to_step, mul_rounded, sub};
+    let reference = reference.value();
+    let room = mul_rounded(reference, collar.value())?;
+    let highest = floor_to_step(div(add(reference, room)?, quote_rate)?, tick)?;
+    let lowest = ceil_to_step(div(sub(reference, room)?, quote_rate)?, tick)?;
+    Ok((Price::try_new(lowest).ok(), Price::try_new(highest).map_err(|_| MathError::NoReference)?))
 }
 
 /// The largest position that the caps leave an account in one symbol.

@@ -147,12 +147,7 @@ impl Core {
         let now = shared.eyes.clock.now();
         let newest = shared.history.newest_income(&keeper.id).await.map_err(|error| error.to_string())?;
         let since = newest.map_or_else(|| now.before(FIRST), |newest| newest.before(LATE));
-        let primary = &shared.eyes.config.primary_symbol;
-        let mut symbols: Vec<Symbol> = vec![primary.clone()];
-        if let Some(snapshot) = keeper.newest() {
-            symbols.extend(snapshot.positions.keys().filter(|symbol| *symbol != primary).cloned());
-        }
-        let rows = keeper.reader.fetch_income(&symbols, since).await.map_err(|error| error.to_string())?;
+        let rows = keeper.reader.fetch_income(since).await.map_err(|error| error.to_string())?;
         let rates = &shared.eyes.config.holdings.rates;
         let mut counted = Vec::with_capacity(rows.len());
         for row in rows {

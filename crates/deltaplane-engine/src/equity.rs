@@ -19,6 +19,9 @@ use crate::report::failure;
 /// A reading counts when no money moved for this long after it: the two are told apart by nothing else.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long an account's margin table is waited for when its risk is valued.
+const TABLE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Equity of one account over time.
 #[derive(Default)]
 pub(crate) struct EquityTrack(Mutex<State>);
@@ -164,9 +167,12 @@ impl Core {
             // Some venues tell the mark with prices only.
             let streamed = || feed?.view(&position.symbol)?.mark;
             position.mark_price = position.mark_price.or_else(streamed);
-            // Kept for a minute by the connector.
+            // Kept for a minute by the connector; who looks at all accounts must not wait for one venue.
             let instrument = match eyes.accounts.get(id) {
-                Some(keeper) => keeper.reader.fetch_instrument(&position.symbol).await.ok(),
+                Some(keeper) => {
+                    let asked = keeper.reader.fetch_instrument(&position.symbol);
+                    tokio::time::timeout(TABLE_WITHIN, asked).await.ok().and_then(Result::ok)
+                }
                 None => None,
             };
             let (Some(instrument), true) = (instrument, position.mark_price.is_some()) else {

@@ -151,7 +151,7 @@ impl Core {
         if let Some(account) = self.lanes.held_beside(symbol, &[]) {
             return Err(format!("another operation is at work on {account}"));
         }
-        let mut net = Delta::ZERO;
+        let (mut net, mut out_of_reach) = (Delta::ZERO, Delta::ZERO);
         let mut accounts = Vec::new();
         for (id, keeper) in &eyes.accounts {
             let snapshot = keeper.newest().filter(|_| keeper.is_reconciled());
@@ -160,6 +160,8 @@ impl Core {
             net = net.plus(delta).map_err(|error| error.to_string())?;
             if keeper.blocked().is_none() {
                 accounts.push(id.clone());
+            } else {
+                out_of_reach = out_of_reach.plus(delta).map_err(|error| error.to_string())?;
             }
         }
         let mut lost = loss.lost;
@@ -167,7 +169,9 @@ impl Core {
             let report = self.shared.reports.get(begun).ok_or_else(|| format!("{begun} is not known"))?;
             lost = lost.plus(traded(&report)).map_err(|error| error.to_string())?;
         }
-        let target = net.minus(lost).map_err(|error| error.to_string())?;
+        // Of what stood before, what blocked accounts hold stays where it is: the others do the rest.
+        let target = net.minus(lost).and_then(|target| target.minus(out_of_reach));
+        let target = target.map_err(|error| error.to_string())?;
         let one = |digits: i128, scale| Ratio::new(Decimal::from_i128_with_scale(digits, scale));
         let spec = Spec {
             goal: Goal::Delta {
@@ -182,7 +186,7 @@ impl Core {
             accounts,
             max_slippage: one(1, 2),
             only_reduces: true,
-            terms: Terms::default(),
+            terms: Terms { elsewhere: out_of_reach, ..Terms::default() },
         };
         let meta = RequestMeta { idempotency: None, wait: None };
         let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;

@@ -622,7 +622,8 @@ impl Core {
         let mut largest = None;
         for id in &policy.accounts {
             let keeper = self.shared.eyes.accounts.get(id)?;
-            let instrument = keeper.reader.fetch_instrument(&policy.symbol).await.ok()?;
+            let asked = keeper.reader.fetch_instrument(&policy.symbol);
+            let instrument = tokio::time::timeout(READ_FOR, asked).await.ok()?.ok()?;
             largest = largest.max(Some(instrument.lot_size.value()));
         }
         largest

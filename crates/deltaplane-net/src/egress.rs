@@ -108,6 +108,11 @@ impl Proxy {
         })
     }
 
+    /// Its configured name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// For the HTTP client.
     pub(crate) fn for_http(&self) -> Result<reqwest::Proxy, reqwest::Error> {
         let scheme = match self.kind {

@@ -89,6 +89,27 @@ pub trait HttpTransport: Send + Sync {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, TransportError>;
 }
 
+/// Sends a request, and a question ([`Method::Get`]) once more where the connection breaks.
+///
+/// The other side may close a kept connection just when it is used again, and asking twice changes nothing. What the
+/// second attempt costs is seen in the venue's own count.
+///
+/// # Errors
+///
+/// [`TransportError`], of the second attempt where there was one.
+pub async fn ask(
+    transport: &dyn HttpTransport,
+    request: HttpRequest,
+) -> Result<HttpResponse, TransportError> {
+    if request.method != Method::Get {
+        return transport.send(request).await;
+    }
+    match transport.send(request.clone()).await {
+        Err(TransportError::Disconnected(_)) => transport.send(request).await,
+        outcome => outcome,
+    }
+}
+
 /// How the client connects.
 #[derive(Clone, Debug)]
 pub struct HttpClientConfig {
@@ -301,6 +322,28 @@ mod tests {
         let (url, count) = server("").await;
         assert!(matches!(client().send(request(url)).await, Err(TransportError::Disconnected(_))));
         assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_question_is_asked_once_more_where_the_connection_breaks() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/x", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            // The first connection closes without an answer, the second one answers.
+            for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"] {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut buffer = [0_u8; 4_096];
+                let _ = socket.read(&mut buffer).await;
+                let _ = socket.write_all(answer.as_bytes()).await;
+            }
+        });
+        let question = HttpRequest { method: Method::Get, body: String::new(), ..request(url) };
+        assert_eq!(ask(&client(), question).await.unwrap().body, "ok");
+
+        let (url, count) = server("").await;
+        let question = HttpRequest { method: Method::Get, body: String::new(), ..request(url) };
+        assert!(matches!(ask(&client(), question).await, Err(TransportError::Disconnected(_))));
+        assert_eq!(count.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test]

@@ -15,6 +15,6 @@ pub use clock::ClockOffset;
 pub use egress::{Egress, Proxy, ProxyError, ProxyKind, host_and_port};
 pub use http::{
     HttpClient, HttpClientConfig, HttpRequest, HttpResponse, HttpTransport, Method, SetupError,
-    TransportError,
+    TransportError, ask,
 };
 pub use websocket::{WebSocket, WebSocketError};

@@ -197,9 +197,9 @@ pub trait AccountReader: Send + Sync {
     /// May come from a cache that is refreshed in the background.
     async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError>;
 
-    /// Asks for the account's statement since a time: what funding, fees and trades brought in these symbols. Others may be
-    /// in it.
-    async fn fetch_income(&self, symbols: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError>;
+    /// Asks for the account's statement since a time: what funding, fees and trades brought. Of a long one it may be the
+    /// older part, whole up to its newest row.
+    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError>;
 
     /// Follows the account's stream from now on. A receiver that lags must treat it as a disconnect.
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent>;

@@ -133,7 +133,7 @@ impl Rest {
     }
 
     async fn read<T: for<'de> Deserialize<'de>>(&self, request: HttpRequest) -> Result<T, RestError> {
-        let response = self.transport.send(request).await?;
+        let response = deltaplane_net::ask(self.transport.as_ref(), request).await?;
         self.observe(&response);
         if response.status != 200 {
             let refusal = errors::read_refusal(self.dialect, response.status, &response.body);

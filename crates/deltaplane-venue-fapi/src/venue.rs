@@ -359,7 +359,7 @@ impl AccountReader for FapiVenue {
         Ok(instrument)
     }
 
-    async fn fetch_income(&self, _: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
         let mut from = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
         let mut found = BTreeMap::new();
         for _ in 0..INCOME_PAGES {

@@ -155,7 +155,8 @@ impl Rest {
     ) -> Result<Answer<T>, RestError> {
         let sent = self.clock.now();
         self.credits.take(sent, priority, cost).map_err(RestError::Budget)?;
-        let response = self.transport.send(self.request(Method::Get, path, query, String::new())).await?;
+        let question = self.request(Method::Get, path, query, String::new());
+        let response = deltaplane_net::ask(self.transport.as_ref(), question).await?;
         self.observe(sent, &response);
         if response.status != 200 {
             return Err(match errors::of_answer(response.status, &response.body) {
@@ -287,25 +288,24 @@ impl Rest {
         Ok((page.data, page.next_cursor.filter(|_| !rest_is_older)))
     }
 
-    /// All trades of a market since a time, newest first on the wire, over as many pages as there are.
-    pub(crate) async fn trade_history(
+    /// All trades of a market, or of all markets, newest first on the wire, over as many pages as there are.
+    pub(crate) async fn trade_history<T: DeserializeOwned>(
         &self,
         account: &str,
-        market: &str,
-        since: Timestamp,
+        market: Option<&str>,
+        (since, until): (Timestamp, Option<Timestamp>),
         priority: Priority,
-    ) -> Result<Vec<wire::PastTrade>, RestError> {
+    ) -> Result<Vec<T>, RestError> {
         let since = since.to_string();
+        let until = until.map(|until| until.to_string());
         let mut all = Vec::new();
         let mut cursor: Option<String> = None;
         for _ in 0..HISTORY_PAGES {
-            let mut query =
-                vec![("account", account), ("symbol", market), ("start_time", &since), ("limit", "200")];
-            if let Some(cursor) = &cursor {
-                query.push(("cursor", cursor));
-            }
-            let page: Answer<Vec<wire::PastTrade>> =
-                self.get("/trades/history", &query, (priority, HEAVY / 4)).await?;
+            let mut query = vec![("account", account), ("start_time", &since), ("limit", "1000")];
+            query.extend(market.map(|market| ("symbol", market)));
+            query.extend(until.as_deref().map(|until| ("end_time", until)));
+            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+            let page: Answer<Vec<T>> = self.get("/trades/history", &query, (priority, HEAVY / 4)).await?;
             all.extend(page.data);
             cursor = page.next_cursor;
             if cursor.is_none() {
@@ -315,29 +315,29 @@ impl Rest {
         Err(RestError::Unreadable("the history of trades has more pages than are read".to_owned()))
     }
 
-    /// What the account was paid in funding since a time, newest first on the wire, over as many pages as there are.
+    /// What the account was paid in funding since a time, newest first on the wire, and since when all of it is there:
+    /// later than was asked for where there are more pages than are read.
     pub(crate) async fn paid_funding(
         &self,
         account: &str,
         since: Timestamp,
-    ) -> Result<Vec<wire::PaidFunding>, RestError> {
+    ) -> Result<(Vec<wire::PaidFunding>, Timestamp), RestError> {
         let mut all: Vec<wire::PaidFunding> = Vec::new();
         let mut cursor: Option<String> = None;
         for _ in 0..HISTORY_PAGES {
-            let mut query = vec![("account", account), ("limit", "200")];
-            if let Some(cursor) = &cursor {
-                query.push(("cursor", cursor));
-            }
+            let mut query = vec![("account", account), ("limit", "1000")];
+            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
             let page: Answer<Vec<wire::PaidFunding>> =
                 self.get("/funding/history", &query, (Priority::Data, HEAVY / 4)).await?;
             let is_older = page.data.iter().any(|row| row.created_at < since.as_millis());
             all.extend(page.data.into_iter().filter(|row| row.created_at >= since.as_millis()));
             cursor = page.next_cursor.filter(|_| !is_older);
             if cursor.is_none() {
-                break;
+                return Ok((all, since));
             }
         }
-        Ok(all)
+        let oldest = all.iter().map(|row| row.created_at).min().map_or(since, Timestamp::from_millis);
+        Ok((all, oldest))
     }
 
     /// Signs an operation for now; it is good for `window`.

@@ -26,7 +26,7 @@ use crate::errors;
 use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
 use crate::session::{Orders, Reply, Session, Told};
-use crate::wire::{MarginSetting, Market, Placed, PlacedReply, PositionRow};
+use crate::wire::{MarginSetting, Market, PaidTrade, PastTrade, Placed, PlacedReply, PositionRow};
 
 /// How often an account is read: each time costs two credits of a hundred in a minute.
 const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_millis(100) };
@@ -41,6 +41,9 @@ const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
 const DOUBTED_AFTER: Duration = Duration::from_secs(1);
 /// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
 const NOTABLE_SKEW_MS: i64 = 3_000;
+
+/// A statement is read window by window, so that one with very many trades is read in parts.
+const STATEMENT_WINDOW: Duration = Duration::from_secs(12 * 3_600);
 
 const CREATE: (&str, &str) = ("create_order", "/orders/create");
 const CANCEL: (&str, &str) = ("cancel_order", "/orders/cancel");
@@ -299,37 +302,37 @@ impl AccountReader for PacificaVenue {
         Ok(instrument)
     }
 
-    async fn fetch_income(&self, symbols: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
-        let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
-        let mut found = Vec::new();
-        for row in self.rest.paid_funding(self.key.account(), since).await? {
+    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
+        let venue_time = |ours| self.rest.offset.venue_time(ours, i64::MAX - 1).unwrap_or(ours);
+        let (since, now) = (venue_time(since), venue_time(self.rest.clock.now()));
+        let (funding, mut from) = self.rest.paid_funding(self.key.account(), since).await?;
+        let mut found = BTreeMap::new();
+        // Rows at the edge of two windows come twice and count once.
+        let mut add = |income: Income| {
+            found.insert(income.id.clone(), income);
+        };
+        while from < now {
+            let until = Some(from.after(STATEMENT_WINDOW)).filter(|until| *until < now);
+            let trades =
+                self.rest.trade_history(self.key.account(), None, (from, until), Priority::Data).await;
+            match trades {
+                Ok(trades) => self.incomes_of(trades).for_each(&mut add),
+                // What was told so far is whole; the next reading begins after it.
+                Err(error) if from > since => {
+                    tracing::info!(account = %self.config.account, %error, "the statement ends early");
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            from = until.unwrap_or(now);
+        }
+        for row in funding.into_iter().filter(|row| from >= now || row.created_at <= from.as_millis()) {
             if let Some((symbol, _)) = self.config.symbols.canonical(&row.symbol) {
                 let id = format!("funding-{}", row.history_id);
-                found.push(map::income(id, symbol, IncomeKind::Funding, row.payout.0, row.created_at));
+                add(map::income(id, symbol, IncomeKind::Funding, row.payout.0, row.created_at));
             }
         }
-        for symbol in symbols {
-            let contract = self.config.symbols.contract(symbol);
-            let trades =
-                self.rest.trade_history(self.key.account(), &contract.name, since, Priority::Data).await?;
-            for row in trades {
-                let (fee, at) = (row.fee.0, row.created_at);
-                let id = |kind: &str| format!("{kind}-{}", row.history_id);
-                found.push(map::income(id("fee"), symbol.clone(), IncomeKind::Fee, -fee, at));
-                // The venue's profit of a trade has its fee taken off.
-                let realized = row.pnl.and_then(|pnl| pnl.0.checked_add(fee)).filter(|gain| !gain.is_zero());
-                if let Some(realized) = realized {
-                    found.push(map::income(
-                        id("realized"),
-                        symbol.clone(),
-                        IncomeKind::Realized,
-                        realized,
-                        at,
-                    ));
-                }
-            }
-        }
-        Ok(found)
+        Ok(found.into_values().collect())
     }
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
@@ -414,6 +417,27 @@ impl AccountReader for PacificaVenue {
 }
 
 impl PacificaVenue {
+    /// The fee of every trade, and what it realized.
+    fn incomes_of(&self, trades: Vec<PaidTrade>) -> impl Iterator<Item = Income> {
+        trades.into_iter().flat_map(|row| {
+            let Some((symbol, _)) = self.config.symbols.canonical(&row.symbol) else { return Vec::new() };
+            let part = |kind, name: &str, amount| {
+                map::income(
+                    format!("{name}-{}", row.history_id),
+                    symbol.clone(),
+                    kind,
+                    amount,
+                    row.created_at,
+                )
+            };
+            let fee = row.fee.0;
+            // The venue's profit of a trade has its fee taken off.
+            let realized = row.pnl.and_then(|pnl| pnl.0.checked_add(fee)).filter(|gain| !gain.is_zero());
+            let realized = realized.map(|gain| part(IncomeKind::Realized, "realized", gain));
+            std::iter::once(part(IncomeKind::Fee, "fee", -fee)).chain(realized).collect()
+        })
+    }
+
     fn check_clock(&self) -> Finding {
         let now = self.rest.clock.now();
         let Some(venue) = self.rest.offset.venue_time(now, i64::MAX - 1) else {
@@ -614,8 +638,9 @@ impl OrderGateway for PacificaVenue {
         let contract = self.config.symbols.contract(symbol);
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
-        let mut trades =
-            self.rest.trade_history(self.key.account(), &contract.name, since, Priority::Resolve).await?;
+        let (market, times) = (Some(contract.name.as_str()), (since, None));
+        let mut trades: Vec<PastTrade> =
+            self.rest.trade_history(self.key.account(), market, times, Priority::Resolve).await?;
         trades.sort_by_key(|trade| trade.history_id);
         trades.dedup_by_key(|trade| trade.history_id);
         let fills: Result<Vec<Fill>, MapError> = trades

@@ -392,6 +392,21 @@ pub struct PastTrade {
     pub cause: Option<TradeCause>,
 }
 
+/// What a statement needs of a row of `GET /trades/history`, of whatever market.
+#[derive(Debug, Deserialize)]
+pub struct PaidTrade {
+    /// The trade.
+    pub history_id: u64,
+    /// The market.
+    pub symbol: String,
+    /// What was paid.
+    pub fee: Number,
+    /// What it realized, less the fee.
+    pub pnl: Option<Number>,
+    /// When.
+    pub created_at: i64,
+}
+
 /// One row of `GET /funding/history`: what the account was paid.
 #[derive(Debug, Deserialize)]
 pub struct PaidFunding {

@@ -250,7 +250,7 @@ impl AccountReader for InProcessVenue {
         })
     }
 
-    async fn fetch_income(&self, _: &[Symbol], since: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
         let row = |id: String, name: &str, kind, amount, at| {
             let (amount, at) = (Notional::new(amount), Timestamp::from_millis(at));
             Some(Income { id, symbol: canonical(name)?, kind, amount, asset: "USDT".to_owned(), at })
