@@ -849,6 +849,43 @@ async fn told_events(bench: &mut Bench) {
     }
 }
 
+/// A symbol is followed when somebody needs it, and one that the exchange does not list disturbs no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_symbols_are_followed_when_they_are_needed() {
+    let (eth, nowhere): (Symbol, Symbol) = ("ETH-USD".parse().unwrap(), "NOWHERE-USD".parse().unwrap());
+    let mut benches = Vec::new();
+    for kind in KINDS {
+        let bench = Bench::start(kind, Setup::new(kind)).await;
+        assert!(bench.feed.view(&eth).is_none(), "{kind:?}");
+        for symbol in [&nowhere, &eth, &eth, &btc()] {
+            bench.feed.follow(symbol);
+        }
+        let has_mark = || bench.feed.view(&eth).is_some_and(|view| view.mark.is_some());
+        bench.until("prices come", has_mark).await;
+        let mid = bench.feed.view(&eth).and_then(|view| view.mid()).unwrap();
+        let truth = bench.running.sim().with(|exchange| {
+            let name = if exchange.markets.contains_key("ETH") { "ETH" } else { "ETHUSDT" };
+            exchange.markets[name].mark
+        });
+        assert!(
+            (mid.value() / truth - Decimal::ONE).abs() < dec("0.01"),
+            "{kind:?}: {mid}, in truth {truth}"
+        );
+        benches.push((kind, bench.feed.status().error_count, bench));
+    }
+    // Longer than a book may be silent.
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for (kind, _, bench) in &benches {
+            assert!(bench.feed.view(&btc()).is_some() && bench.feed.view(&eth).is_some(), "{kind:?}");
+            assert!(bench.feed.view(&nowhere).is_none(), "{kind:?}");
+        }
+    }
+    for (kind, errors, bench) in &benches {
+        assert_eq!(bench.feed.status().error_count, *errors, "{kind:?}: it is no error of the feed");
+    }
+}
+
 /// What trades and funding brought is told once, by the exchange's own statement.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_statement_tells_funding_fees_and_what_trades_realized() {

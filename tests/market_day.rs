@@ -183,6 +183,10 @@ impl PriceFeed for Way {
         if is_silent { None } else { self.venue.view(symbol) }
     }
 
+    fn follow(&self, symbol: &Symbol) {
+        self.venue.follow(symbol);
+    }
+
     fn status(&self) -> FeedStatus {
         self.venue.status()
     }

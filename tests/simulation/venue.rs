@@ -368,6 +368,8 @@ impl PriceFeed for SimAccount {
         state.venues.get(&self.account)?.view.clone().filter(|_| *symbol == btc())
     }
 
+    fn follow(&self, _: &Symbol) {}
+
     fn status(&self) -> FeedStatus {
         FeedStatus { connected: true, last_update: None, error_count: 0 }
     }

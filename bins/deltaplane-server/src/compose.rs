@@ -299,13 +299,12 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     });
     engine_config.holdings = config.holdings;
     engine_config.may_send = config.mode != Mode::Observe;
-    let symbols = [config.primary_symbol.clone()];
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let (mut accounts, mut exits) = (Vec::new(), Vec::new());
     let mut waiting = config.accounts;
     for exchange in &config.exchanges {
         let mut venue = connect::Exchange::new(exchange, clock.clone());
-        feeds.push(venue.feed(&symbols)?);
+        feeds.push(venue.feed(&config.symbols)?);
         let (here, elsewhere) = waiting.into_iter().partition(|account| account.exchange == exchange.id);
         waiting = elsewhere;
         for account in here {

@@ -43,6 +43,7 @@ struct FileConfig {
     listen: Option<Spanned<String>>,
     data_dir: Option<PathBuf>,
     primary_symbol: Option<Spanned<String>>,
+    symbols: Option<Vec<Spanned<String>>>,
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
@@ -323,6 +324,8 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// The symbol that flat fields speak about.
     pub primary_symbol: Symbol,
+    /// All symbols whose prices are followed from the start, the primary one first.
+    pub symbols: Vec<Symbol>,
     /// Caps.
     pub limits: Caps,
     /// Tighter caps of single accounts and symbols.
@@ -813,6 +816,7 @@ impl Config {
             listen: None,
             data_dir: None,
             primary_symbol: default_symbol(),
+            symbols: vec![default_symbol()],
             limits: Caps::default(),
             overrides: Overrides::default(),
             breakers: BreakerSettings::default(),
@@ -982,11 +986,19 @@ impl Config {
         if let Some(listen) = &raw.listen {
             let _: std::net::SocketAddr = places.parse("listen", listen)?;
         }
+        let mut symbols = vec![primary_symbol.clone()];
+        for symbol in raw.symbols.iter().flatten() {
+            let symbol = places.parse("symbols", symbol)?;
+            if !symbols.contains(&symbol) {
+                symbols.push(symbol);
+            }
+        }
         Ok(Self {
             mode: raw.mode,
             listen: raw.listen.map(Spanned::into_inner),
             data_dir: raw.data_dir,
             primary_symbol,
+            symbols,
             limits,
             overrides,
             breakers,
@@ -1039,6 +1051,9 @@ secret_env = "PATH"
             (config.mode, config.accounts.len(), config.exchanges[0].receive_window),
             (Mode::Live, 1, Duration::from_secs(3))
         );
+        let more = format!("primary_symbol = \"SOL-USD\"\nsymbols = [\"ETH-USD\", \"SOL-USD\"]{LIVE}");
+        let symbols = Config::parse(&more, "deltaplane.toml").unwrap().symbols;
+        assert_eq!(symbols.iter().map(Symbol::as_str).collect::<Vec<_>>(), ["SOL-USD", "ETH-USD"]);
         let path = std::env::var("PATH").unwrap();
         assert!(!format!("{config:?}").contains(&path));
     }
@@ -1106,6 +1121,10 @@ secret_env = "PATH"
         refused(
             &LIVE.replace("max_order_notional = \"1000\"", ""),
             "live mode needs limits.max_order_notional",
+        );
+        refused(
+            &format!("symbols = [\"ETH-USD\", \"eth\"]{LIVE}"),
+            "line 1: symbols: \"eth\" is not a legal symbol",
         );
         refused(&LIVE.replace("https://fapi", "http://fapi"), "line 9: exchange.rest_url");
         refused(

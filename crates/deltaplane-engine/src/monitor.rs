@@ -53,6 +53,10 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+        core.shared.eyes.follow_what_is_held();
+        for symbol in core.shared.policies.all().keys() {
+            core.shared.eyes.follow(symbol);
+        }
         core.look_at_feeds().await;
         core.look_at_exits().await;
         let risks = core.look_at_risk(&mut pending).await;

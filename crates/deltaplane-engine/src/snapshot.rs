@@ -96,6 +96,25 @@ impl Eyes {
         views
     }
 
+    /// Has all feeds follow a symbol from now on.
+    pub(crate) fn follow(&self, symbol: &Symbol) {
+        for feed in self.feeds.values() {
+            feed.follow(symbol);
+        }
+    }
+
+    /// Has the feed of each account follow what the account holds: some venues tell marks with prices only.
+    pub(crate) fn follow_what_is_held(&self) {
+        for (id, keeper) in &self.accounts {
+            let (Some(snapshot), Some(feed)) = (keeper.newest(), self.feed_of.get(id)) else { continue };
+            let Some(feed) = self.feeds.get(feed) else { continue };
+            let held = snapshot.positions.iter().filter(|(_, position)| !position.delta.is_zero());
+            for (symbol, _) in held {
+                feed.follow(symbol);
+            }
+        }
+    }
+
     /// Whether an account's own venue has prices of a symbol that may be traded on.
     pub(crate) fn has_healthy_feed(&self, account: &AccountId, symbol: &Symbol) -> bool {
         self.feed_of.get(account).is_some_and(|feed| self.healthy_views(symbol).contains_key(feed))
@@ -159,6 +178,7 @@ impl Eyes {
                 return Err(unreadable(id, error));
             }
         }
+        self.follow(symbol);
         let views = self.healthy_views(symbol);
         let agreed = self.agreed(&views).map_err(beyond_arithmetic)?;
         let Some(agreed) = agreed else {
@@ -166,7 +186,7 @@ impl Eyes {
             return Err(failure(
                 Code::MarketDataUnavailable,
                 format!("no healthy price feed for {symbol} among {}", feeds.join(", ")),
-                "wait for a feed to recover, or check the exchanges' connections",
+                "wait for a feed to recover, or check the exchanges' connections; a symbol that nobody asked for before is followed now and has prices in a few seconds",
             ));
         };
         let mut accounts = BTreeMap::new();

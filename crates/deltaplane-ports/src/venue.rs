@@ -284,6 +284,10 @@ pub trait PriceFeed: Send + Sync {
     /// The newest view of a symbol; none while disconnected or out of step.
     fn view(&self, symbol: &Symbol) -> Option<Arc<MarketView>>;
 
+    /// Follows one more symbol from now on; its view comes after a moment. Nothing happens where it is followed already, or
+    /// its venue does not list it.
+    fn follow(&self, symbol: &Symbol);
+
     /// What it says of itself.
     fn status(&self) -> FeedStatus;
 

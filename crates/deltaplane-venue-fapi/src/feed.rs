@@ -1,8 +1,8 @@
 //! The price stream: books, best prices, marks.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, Egress, HttpTransport, WebSocket, WebSocketError};
@@ -23,13 +23,16 @@ const DEPTH: usize = 50;
 /// A market stream that is silent for this long is given up.
 const SILENCE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
+/// A symbol that the venue does not list is looked for this often.
+const UNLISTED: Duration = Duration::from_secs(600);
+/// The venue's code for a symbol that it does not list.
+const INVALID_SYMBOL: i64 = -1121;
 
 type Views = RwLock<BTreeMap<Symbol, Arc<MarketView>>>;
 
 struct Shared {
     id: FeedId,
     views: Views,
-    connected: AtomicBool,
     last_update: AtomicI64,
     errors: AtomicU64,
     changes: watch::Sender<u64>,
@@ -39,11 +42,15 @@ struct Shared {
 /// One exchange's live prices. Dropping it ends its connections.
 pub struct FapiFeed {
     shared: Arc<Shared>,
-    _tasks: JoinSet<()>,
+    rest: Arc<Rest>,
+    config: FapiConfig,
+    runtime: tokio::runtime::Handle,
+    followed: Mutex<(BTreeSet<Symbol>, JoinSet<()>)>,
 }
 
 impl FapiFeed {
-    /// Connects and keeps connected; views appear as books come in step.
+    /// Connects and keeps connected; views appear as books come in step. What is followed later runs on the runtime that
+    /// this is called on, too.
     pub fn start(
         config: &FapiConfig,
         dialect: &'static Dialect,
@@ -54,28 +61,23 @@ impl FapiFeed {
         let shared = Arc::new(Shared {
             id: config.feed.clone(),
             views: RwLock::default(),
-            connected: AtomicBool::new(false),
             last_update: AtomicI64::new(i64::MIN),
             errors: AtomicU64::new(0),
             changes: watch::channel(0).0,
             clock: clock.clone(),
         });
         let rest = Arc::new(rest_of(config, dialect, None, transport, clock));
-        let mut tasks = JoinSet::new();
+        let feed = Self {
+            shared,
+            rest,
+            config: config.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            followed: Mutex::default(),
+        };
         for symbol in symbols {
-            let contract = config.symbols.contract(symbol);
-            let session = Session {
-                shared: shared.clone(),
-                rest: rest.clone(),
-                symbol: symbol.clone(),
-                contract,
-                url: config.stream_url.trim_end_matches('/').to_owned(),
-                egress: config.egress.clone(),
-                mark: watch::channel(None).0,
-            };
-            tasks.spawn(session.run());
+            feed.follow(symbol);
         }
-        Self { shared, _tasks: tasks }
+        feed
     }
 }
 
@@ -88,10 +90,29 @@ impl PriceFeed for FapiFeed {
         self.shared.views.read().unwrap_or_else(PoisonError::into_inner).get(symbol).cloned()
     }
 
+    fn follow(&self, symbol: &Symbol) {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (symbols, tasks) = &mut *followed;
+        if !symbols.insert(symbol.clone()) {
+            return;
+        }
+        let session = Session {
+            shared: self.shared.clone(),
+            rest: self.rest.clone(),
+            symbol: symbol.clone(),
+            contract: self.config.symbols.contract(symbol),
+            url: self.config.stream_url.trim_end_matches('/').to_owned(),
+            egress: self.config.egress.clone(),
+            mark: watch::channel(None).0,
+            in_step: watch::channel(false).0,
+        };
+        tasks.spawn_on(session.run(), &self.runtime);
+    }
+
     fn status(&self) -> FeedStatus {
         let last = self.shared.last_update.load(Ordering::Relaxed);
         FeedStatus {
-            connected: self.shared.connected.load(Ordering::Relaxed),
+            connected: !self.shared.views.read().unwrap_or_else(PoisonError::into_inner).is_empty(),
             last_update: (last != i64::MIN).then(|| Timestamp::from_millis(last)),
             error_count: self.shared.errors.load(Ordering::Relaxed),
         }
@@ -110,6 +131,8 @@ struct Session {
     url: String,
     egress: Arc<Egress>,
     mark: watch::Sender<Option<MarkPriceUpdate>>,
+    /// Whether the book was in step once: then the venue lists the symbol.
+    in_step: watch::Sender<bool>,
 }
 
 impl Session {
@@ -129,6 +152,11 @@ impl Session {
         loop {
             let began = tokio::time::Instant::now();
             if let Err(error) = once(self.clone()).await {
+                if error.is_unlisted() {
+                    tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, "the venue does not list it");
+                    tokio::time::sleep(UNLISTED).await;
+                    continue;
+                }
                 self.shared.errors.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
             }
@@ -147,6 +175,8 @@ impl Session {
     }
 
     async fn follow_marks(&self) -> Result<(), FeedError> {
+        // It cannot close: this holds the other end.
+        let _ = self.in_step.subscribe().wait_for(|in_step| *in_step).await;
         let name = self.contract.name.to_lowercase();
         let url = format!("{}{}{name}@markPrice@1s", self.url, self.rest.dialect.streams.marks);
         let mut socket = WebSocket::connect(&url, &self.egress, CONNECT, SILENCE).await?;
@@ -159,7 +189,6 @@ impl Session {
 
     async fn follow_book_once(self: Arc<Self>) -> Result<(), FeedError> {
         let result = self.follow_book().await;
-        self.shared.connected.store(false, Ordering::Relaxed);
         self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
         result
@@ -205,7 +234,6 @@ impl Session {
 
     /// The book is out of step: better no price than a wrong one.
     fn withdraw(&self) {
-        self.shared.connected.store(false, Ordering::Relaxed);
         self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -248,7 +276,7 @@ impl Session {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(self.symbol.clone(), Arc::new(view));
-        self.shared.connected.store(true, Ordering::Relaxed);
+        self.in_step.send_replace(true);
         self.shared.last_update.store(now.as_millis(), Ordering::Relaxed);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -276,6 +304,12 @@ pub fn fold_frame(book: &mut BookSync, text: &str) -> Result<Option<(BookStep, i
         }
         _ => None,
     })
+}
+
+impl FeedError {
+    fn is_unlisted(&self) -> bool {
+        matches!(self, Self::Rest(RestError::Refused(refusal)) if refusal.code == Some(INVALID_SYMBOL))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,8 @@
-//! The price stream: whole books, best prices, marks, on one connection.
+//! The price stream: whole books, best prices, marks, on one connection for each market.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, Egress, WebSocket, WebSocketError};
@@ -24,41 +24,48 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const STALE_BOOK: Duration = Duration::from_secs(8);
 const SILENCE: Duration = Duration::from_secs(8);
 const HOUR_MS: i64 = 3_600_000;
+/// A symbol that the venue does not list is looked for this often.
+const UNLISTED: Duration = Duration::from_secs(600);
 
 struct Shared {
     id: FeedId,
     views: RwLock<BTreeMap<Symbol, Arc<MarketView>>>,
-    connected: AtomicBool,
     last_update: AtomicI64,
     errors: AtomicU64,
     changes: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
 }
 
-/// The exchange's live prices. Dropping it ends its connection.
+/// The exchange's live prices. Dropping it ends its connections.
 pub struct PacificaFeed {
     shared: Arc<Shared>,
-    _tasks: JoinSet<()>,
+    config: PacificaConfig,
+    runtime: tokio::runtime::Handle,
+    followed: Mutex<(BTreeSet<Symbol>, JoinSet<()>)>,
 }
 
 impl PacificaFeed {
-    /// Connects and keeps connected; views appear as books come.
+    /// Connects and keeps connected; views appear as books come. What is followed later runs on the runtime that this is
+    /// called on, too.
     pub fn start(config: &PacificaConfig, symbols: &[Symbol], clock: Arc<dyn Clock>) -> Self {
         let shared = Arc::new(Shared {
             id: config.feed.clone(),
             views: RwLock::default(),
-            connected: AtomicBool::new(false),
             last_update: AtomicI64::new(i64::MIN),
             errors: AtomicU64::new(0),
             changes: watch::channel(0).0,
             clock,
         });
-        let markets =
-            symbols.iter().map(|symbol| (symbol.clone(), config.symbols.contract(symbol))).collect();
-        let url = format!("{}/ws", config.stream_url.trim_end_matches('/'));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Follower { shared: shared.clone(), markets, url, egress: config.egress.clone() }.run());
-        Self { shared, _tasks: tasks }
+        let feed = Self {
+            shared,
+            config: config.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            followed: Mutex::default(),
+        };
+        for symbol in symbols {
+            feed.follow(symbol);
+        }
+        feed
     }
 }
 
@@ -71,10 +78,26 @@ impl PriceFeed for PacificaFeed {
         self.shared.views.read().unwrap_or_else(PoisonError::into_inner).get(symbol).cloned()
     }
 
+    fn follow(&self, symbol: &Symbol) {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (symbols, tasks) = &mut *followed;
+        if !symbols.insert(symbol.clone()) {
+            return;
+        }
+        let follower = Follower {
+            shared: self.shared.clone(),
+            symbol: symbol.clone(),
+            contract: self.config.symbols.contract(symbol),
+            url: format!("{}/ws", self.config.stream_url.trim_end_matches('/')),
+            egress: self.config.egress.clone(),
+        };
+        tasks.spawn_on(follower.run(), &self.runtime);
+    }
+
     fn status(&self) -> FeedStatus {
         let last = self.shared.last_update.load(Ordering::Relaxed);
         FeedStatus {
-            connected: self.shared.connected.load(Ordering::Relaxed),
+            connected: !self.shared.views.read().unwrap_or_else(PoisonError::into_inner).is_empty(),
             last_update: (last != i64::MIN).then(|| Timestamp::from_millis(last)),
             error_count: self.shared.errors.load(Ordering::Relaxed),
         }
@@ -93,21 +116,25 @@ enum FeedError {
     Unreadable(#[from] serde_json::Error),
     #[error("the book of {0} does not come")]
     Silent(String),
+    #[error("the venue does not list {0}")]
+    Unlisted(String),
 }
 
+/// Follows one market. Each has its connection: one without a book must not end the others.
 struct Follower {
     shared: Arc<Shared>,
-    markets: Vec<(Symbol, Contract)>,
+    symbol: Symbol,
+    contract: Contract,
     url: String,
     egress: Arc<Egress>,
 }
 
-/// What one connection knows of one market.
+/// What one connection knows of its market.
 struct Known {
-    symbol: Symbol,
-    contract: Contract,
     top: TopOfBook,
     price: Option<PriceRow>,
+    /// The prices of other markets came, and none of this one.
+    is_missing: bool,
     book_at: Instant,
 }
 
@@ -118,12 +145,15 @@ impl Follower {
             let began = Instant::now();
             let result = self.follow().await;
             // A book that nobody renews is no book.
-            self.shared.connected.store(false, Ordering::Relaxed);
-            self.shared.views.write().unwrap_or_else(PoisonError::into_inner).clear();
+            self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
             self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
             if let Err(error) = result {
+                tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
+                if matches!(error, FeedError::Unlisted(_)) {
+                    tokio::time::sleep(UNLISTED).await;
+                    continue;
+                }
                 self.shared.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(feed = %self.shared.id, %error, "price stream lost");
             }
             if began.elapsed() > Duration::from_secs(30) {
                 backoff.reset();
@@ -134,28 +164,17 @@ impl Follower {
 
     async fn follow(&self) -> Result<(), FeedError> {
         let mut socket = WebSocket::connect(&self.url, &self.egress, CONNECT, SILENCE).await?;
-        let mut subscriptions = vec![json!({"source": "prices"})];
-        for (_, contract) in &self.markets {
-            subscriptions.push(json!({"source": "book", "symbol": contract.name, "agg_level": 1}));
-            subscriptions.push(json!({"source": "bbo", "symbol": contract.name}));
-        }
+        let name = &self.contract.name;
+        let subscriptions = [
+            json!({"source": "prices"}),
+            json!({"source": "book", "symbol": name, "agg_level": 1}),
+            json!({"source": "bbo", "symbol": name}),
+        ];
         for params in subscriptions {
             socket.send_text(json!({"method": "subscribe", "params": params}).to_string()).await?;
         }
-        let mut known: BTreeMap<String, Known> = self
-            .markets
-            .iter()
-            .map(|(symbol, contract)| {
-                let known = Known {
-                    symbol: symbol.clone(),
-                    contract: contract.clone(),
-                    top: TopOfBook::default(),
-                    price: None,
-                    book_at: Instant::now(),
-                };
-                (contract.name.clone(), known)
-            })
-            .collect();
+        let mut known =
+            Known { top: TopOfBook::default(), price: None, is_missing: false, book_at: Instant::now() };
         let mut ping = tokio::time::interval(PING_EVERY);
         loop {
             tokio::select! {
@@ -163,19 +182,21 @@ impl Follower {
                 text = socket.next_text() => self.on_text(&text?, &mut known)?,
                 _ = ping.tick() => socket.send_text(r#"{"method":"ping"}"#.to_owned()).await?,
             }
-            if let Some((name, _)) = known.iter().find(|(_, market)| market.book_at.elapsed() > STALE_BOOK) {
-                return Err(FeedError::Silent(name.clone()));
+            if known.book_at.elapsed() > STALE_BOOK {
+                let unlisted = known.is_missing && known.price.is_none();
+                let error = if unlisted { FeedError::Unlisted } else { FeedError::Silent };
+                return Err(error(self.contract.name.clone()));
             }
         }
     }
 
-    fn on_text(&self, text: &str, known: &mut BTreeMap<String, Known>) -> Result<(), FeedError> {
+    fn on_text(&self, text: &str, market: &mut Known) -> Result<(), FeedError> {
         let frame: Frame<'_> = serde_json::from_str(text)?;
         let (Some(channel), Some(data)) = (frame.channel.as_deref(), frame.data) else { return Ok(()) };
         match channel {
             "book" => {
                 let book: Book = serde_json::from_str(data.get())?;
-                if let Some(market) = known.get_mut(&book.s) {
+                if book.s == self.contract.name {
                     market.book_at = Instant::now();
                     market.top.on_book(book);
                     self.publish(market);
@@ -183,16 +204,18 @@ impl Follower {
             }
             "bbo" => {
                 let of: OfMarket = serde_json::from_str(data.get())?;
-                if let Some(market) = known.get_mut(&of.s) {
+                if of.s == self.contract.name {
                     market.top.on_best(serde_json::from_str::<BestPrices>(data.get())?);
                     self.publish(market);
                 }
             }
             "prices" => {
-                // Markets that nobody asked for, spot among them, are passed over.
+                // Other markets, spot among them, are passed over.
+                market.is_missing = true;
                 for row in serde_json::from_str::<Vec<&RawValue>>(data.get())? {
                     let Ok(of) = serde_json::from_str::<OfRow>(row.get()) else { continue };
-                    if let Some(market) = known.get_mut(&of.symbol) {
+                    if of.symbol == self.contract.name {
+                        market.is_missing = false;
                         market.price = Some(serde_json::from_str(row.get())?);
                     }
                 }
@@ -208,19 +231,19 @@ impl Follower {
 
     fn publish(&self, market: &Known) {
         let (Some((bids, asks)), Some(venue_time)) =
-            (market.top.levels(&market.contract), market.top.venue_time())
+            (market.top.levels(&self.contract), market.top.venue_time())
         else {
             return;
         };
         let now = self.shared.clock.now();
         let price = market.price.as_ref();
-        let of = |number: crate::wire::Number| market.contract.base_price(number.0).ok();
+        let of = |number: crate::wire::Number| self.contract.base_price(number.0).ok();
         // Funding is charged at each full hour.
         let next_hour =
             price.map(|row| row.timestamp.div_euclid(HOUR_MS).saturating_add(1).saturating_mul(HOUR_MS));
         let view = MarketView {
             feed: self.shared.id.clone(),
-            quote: market.contract.quote.as_str().into(),
+            quote: self.contract.quote.as_str().into(),
             bids: bids.into(),
             asks: asks.into(),
             mark: price.and_then(|row| of(row.mark)),
@@ -234,8 +257,7 @@ impl Follower {
             .views
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(market.symbol.clone(), Arc::new(view));
-        self.shared.connected.store(true, Ordering::Relaxed);
+            .insert(self.symbol.clone(), Arc::new(view));
         self.shared.last_update.store(now.as_millis(), Ordering::Relaxed);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
     }

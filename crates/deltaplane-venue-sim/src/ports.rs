@@ -474,6 +474,8 @@ impl PriceFeed for InProcessVenue {
         })
     }
 
+    fn follow(&self, _: &Symbol) {}
+
     fn status(&self) -> FeedStatus {
         FeedStatus { connected: true, last_update: Some(self.clock.now()), error_count: 0 }
     }
