@@ -125,6 +125,61 @@ async fn the_curl_session_works_and_its_answer_survives_a_kill() {
     assert_eq!(again, done, "the kept answer survives the process");
 }
 
+/// The session that the user wrote down, word for word: only the address is another one.
+const USER_SESSION: &str = include_str!("scripts/user_session.sh");
+
+/// Runs a part of the session and gives every answer. The loop in it would never end: its third pause ends the shell.
+fn run_session(server: &Server, part: &str) -> Vec<Value> {
+    let script = format!(
+        "set -e\n\
+         curl() {{ command curl --silent --show-error \"${{@//localhost:3000/{}}}\"; printf '\\n'; }}\n\
+         turns=0\n\
+         sleep() {{ turns=$((turns + 1)); if [ \"$turns\" -ge 3 ]; then exit 0; fi; }}\n\
+         {part}",
+        server.address
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().expect("bash and curl are installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+    answers.map(|answer| answer.unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs bash and curl"]
+async fn the_session_that_the_user_wrote_down_works_word_for_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (steps, rest) = USER_SESSION.split_once("# 持续监控风险警报").unwrap();
+    let (watch, rebalance) = rest.split_once("# 定期利用率再平衡").unwrap();
+
+    let answers = run_session(&server, steps);
+    let [system, synced, metrics, control, alerts] = answers.try_into().unwrap();
+    assert_eq!((&system["status"], &system["activeAccounts"]), (&"running".into(), &3.into()), "{system}");
+    assert_eq!(synced["success"], true, "{synced}");
+    assert_eq!(synced["syncedAccounts"].as_array().map(Vec::len), Some(2), "{synced}");
+    assert_eq!(synced["accountStates"][0]["netPosition"].to_string(), "0.5", "{synced}");
+    for field in ["deltaDeviation", "utilizationRate", "leverageRatio", "marginRatio", "maxDrawdown"] {
+        assert!(metrics[field].as_f64().is_some_and(|value| value >= 0.0), "{field}: {metrics}");
+    }
+    assert_eq!((&control["success"], control["initialDelta"].to_string().as_str()), (&true.into(), "0.25"));
+    assert_eq!(control["finalDelta"].to_string(), "0", "{control}");
+    assert!(alerts.is_array(), "{alerts}");
+
+    let answers = run_session(&server, watch);
+    assert_eq!(answers.len(), 3, "{answers:?}");
+    for alerts in &answers {
+        let of_severity = |alert: &Value| alert["severity"] == "CRITICAL";
+        assert!(alerts.as_array().is_some_and(|alerts| alerts.iter().all(of_severity)), "{alerts}");
+    }
+
+    let answers = run_session(&server, rebalance);
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0]["success"], true, "{}", answers[0]);
+    // Whatever was shifted, net delta stayed.
+    let (_, portfolio) = server.get("/api/v1/portfolio").await;
+    assert_eq!(portfolio["symbols"][0]["netDelta"].to_string(), "0", "{portfolio}");
+}
+
 /// Kill switch, trading state, alerts and decisions, as a person at a terminal uses them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwise() {
