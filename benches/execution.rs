@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use deltaplane_engine::{IdKey, OrderIdParts};
 use deltaplane_ports::{
-    Clock as _, ControlPlane as _, HedgeExecution, IntentRecord, Journal, KillSwitch, OutcomeRecord,
+    Clock as _, ControlPlane as _, HedgeExecution, IntentRecord, Journal, KillSwitch, OutcomeRecord, Pacing,
     PlannedLeg, Record, RequestMeta,
 };
 use deltaplane_store_sqlite::SqliteStore;
@@ -36,6 +36,7 @@ fn hedge(account: &AccountId, side: Side, amount: &str) -> HedgeExecution {
         strategy: deltaplane_ports::HedgeStrategy::DeltaNeutral,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
+        pacing: Pacing::default(),
         dry_run: false,
         meta: RequestMeta::default(),
     }

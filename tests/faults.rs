@@ -7,8 +7,8 @@ use std::time::Duration;
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
     ControlPlane as _, DeltaControl, ExternalCause, HedgeExecution, HedgeStrategy, Journal, JournalError,
-    KillSwitch, OperationState, OrderSighting, OutcomeRecord, ReadError, Record, RequestMeta, ResolveOrder,
-    Settlement, StoredRecord, TradingChange,
+    KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, ReadError, Record, RequestMeta,
+    ResolveOrder, Settlement, StoredRecord, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
@@ -604,6 +604,7 @@ async fn f42_a_loss_that_a_hedge_finds_is_followed_when_the_hedge_ends() {
         symbol: btc(),
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(20),
+        pacing: Pacing::default(),
         dry_run: false,
         meta: RequestMeta::default(),
     };

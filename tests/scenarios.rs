@@ -7,7 +7,8 @@ use std::time::Duration;
 use deltaplane_engine::{ExternalDelta, Holdings};
 use deltaplane_ports::{
     Check, Clock as _, ControlPlane as _, DeltaControl, Flatten, HedgeExecution, HedgeStrategy, IntentRecord,
-    KillSwitch, OperationKind, OperationReport, OperationState, Record, RequestMeta, Severity, SyncRequest,
+    KillSwitch, OperationKind, OperationReport, OperationState, Pacing, Record, RequestMeta, Severity,
+    SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
@@ -448,6 +449,7 @@ async fn orders_that_a_crash_left_in_doubt_are_settled_at_the_next_start() {
         strategy: HedgeStrategy::DeltaNeutral,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
+        pacing: Pacing::default(),
         dry_run: false,
         meta: RequestMeta::default(),
     };
@@ -468,6 +470,7 @@ async fn a_hedge_takes_its_side_from_the_exposure_and_never_overshoots() {
         strategy: HedgeStrategy::DeltaNeutral,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
+        pacing: Pacing::default(),
         dry_run: false,
         meta: RequestMeta::default(),
     };
@@ -655,6 +658,7 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
         strategy,
         max_slippage: ratio("0.005"),
         timeout: Duration::from_secs(10),
+        pacing: Pacing::default(),
         dry_run: false,
         meta: RequestMeta::default(),
     };

@@ -98,6 +98,11 @@ pub fn btc() -> Symbol {
 
 /// Starts one exchange with one account.
 pub async fn exchange(place: &Place, market: Market) -> Running {
+    exchange_with(place, market, Vec::new()).await
+}
+
+/// The same with more accounts than the engine's.
+pub async fn exchange_with(place: &Place, market: Market, mut accounts: Vec<AccountConfig>) -> Running {
     let key = format!("{}key", place.name.replace('-', ""));
     let account = AccountConfig {
         wallet: exact(place.wallet),
@@ -107,7 +112,8 @@ pub async fn exchange(place: &Place, market: Market) -> Running {
         positions: BTreeMap::from([("BTCUSDT".to_owned(), exact(place.position))]),
         ..AccountConfig::new(place.name, &key, &format!("{}secret", place.name))
     };
-    let config = ExchangeConfig::with_accounts(Dialect::Binance, vec![account]);
+    accounts.push(account);
+    let config = ExchangeConfig::with_accounts(Dialect::Binance, accounts);
     let clock = SimClock::Running(Arc::new(WallClock));
     let options =
         SimOptions { latency: place.latency, ..SimOptions::new(Dialect::Binance, config, clock, market) };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use deltaplane_engine::{AccountParts, BreakerSettings, Engine, EngineConfig, EngineParts, IdKey};
 use deltaplane_ports::{
     ControlPlane, DeltaControl, Flatten, HedgeExecution, HedgeTo, IdSource, KillSwitch, OnShortfall,
-    OperationReport, OperationState, PriceFeed, RequestMeta, ResolveOrder, Settlement, TradingChange,
+    OperationReport, OperationState, Pacing, PriceFeed, RequestMeta, ResolveOrder, Settlement, TradingChange,
     UtilizationRebalance,
 };
 use deltaplane_types::{
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::oracle::Measured;
 use crate::venue::{SimAccount, SimJournal};
-use crate::world::{Chances, Due, LifeClock, ORIGIN_MS, World, btc, order_of};
+use crate::world::{Chances, Due, LifeClock, ORIGIN_MS, Venue, World, btc, order_of};
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,7 @@ enum Action {
         accounts: Vec<AccountId>,
         amount: Decimal,
         side: Option<Side>,
+        pacing: Pacing,
         timeout: u64,
     },
     Flatten {
@@ -204,6 +205,18 @@ fn schedule_misfortune(world: &World, rng: &mut ChaCha8Rng, names: &[AccountId],
     world.schedule(ORIGIN_MS + STORM_MS, Due::FaultsEnd);
 }
 
+/// Mostly at once; else in parts, resting first or not.
+fn pacing(rng: &mut ChaCha8Rng) -> Pacing {
+    if rng.random_bool(0.6) {
+        return Pacing::default();
+    }
+    Pacing {
+        clips: rng.random_range(1..4),
+        interval: Duration::from_millis(rng.random_range(0..1_500)),
+        rest_for: rng.random_bool(0.7).then(|| Duration::from_millis(rng.random_range(200..4_000))),
+    }
+}
+
 /// What people ask for, oldest last.
 fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Action)> {
     let mut actions = Vec::new();
@@ -231,6 +244,7 @@ fn script(rng: &mut ChaCha8Rng, names: &[AccountId], mode: Mode) -> Vec<(i64, Ac
                 accounts,
                 amount: thousandths(rng.random_range(1..300)),
                 side: rng.random_bool(0.7).then(|| if rng.random_bool(0.5) { Side::Buy } else { Side::Sell }),
+                pacing: pacing(rng),
                 timeout,
             },
             // The whole book mostly: a part of it that hedges the rest is refused.
@@ -298,6 +312,7 @@ impl Life {
         // About a tenth of a BTC: both sides are closed in several slices.
         config.limits.max_in_flight_delta = Notional::new(Decimal::from(5_000));
         config.shrink_after_loss = self.shrink_after_loss;
+        config.allow_unguarded_resting = true;
         let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
         let mut accounts = Vec::new();
         for account in &self.accounts {
@@ -398,7 +413,7 @@ impl Life {
                 })
                 .await;
             }
-            Action::Hedge { accounts, amount, side, timeout } => {
+            Action::Hedge { accounts, amount, side, pacing, timeout } => {
                 let request = HedgeExecution {
                     symbol: btc(),
                     accounts,
@@ -407,6 +422,7 @@ impl Life {
                     strategy: deltaplane_ports::HedgeStrategy::DeltaNeutral,
                     max_slippage: ratio(5, 3),
                     timeout: Duration::from_millis(timeout),
+                    pacing,
                     dry_run: false,
                     meta: RequestMeta::default(),
                 };
@@ -587,6 +603,7 @@ impl Life {
                 timeout: Duration::from_secs(20),
                 ..DeltaControl::new(btc(), self.accounts.clone(), Delta::ZERO, ratio(1, 1))
             };
+            let reference = self.larger_side();
             let ended = match engine.control_delta(request).await {
                 Ok(started) => started.report.await.ok().is_some_and(|report| report.failure.is_none()),
                 Err(failure) => {
@@ -595,14 +612,10 @@ impl Life {
                 }
             };
             if ended {
+                // Within a tenth of the reference, which is at least the largest single side at the start.
+                let reference = reference.max(self.larger_side()).max(thousandths(2));
                 let mut state = self.world.lock();
                 let net = state.true_net();
-                // Within a tenth of the reference, which is at least the largest single side.
-                let long: Decimal =
-                    state.venues.values().map(|venue| venue.position().max(Decimal::ZERO)).sum();
-                let short: Decimal =
-                    state.venues.values().map(|venue| (-venue.position()).max(Decimal::ZERO)).sum();
-                let reference = long.max(short).max(thousandths(2));
                 if net.abs() > reference * Decimal::from_i128_with_scale(15, 2) + thousandths(1) {
                     state.oracle.violation(format!("I23: success is told and the net delta is {net}"));
                 }
@@ -614,6 +627,15 @@ impl Life {
         let net = self.world.lock().true_net();
         let text = format!("I23: net delta {net} was not brought to its target; alerts: {alerts:?}");
         self.world.lock().oracle.violation(text);
+    }
+
+    /// What the accounts are long or short in all, whichever is more.
+    fn larger_side(&self) -> Decimal {
+        let state = self.world.lock();
+        let held = || state.venues.values().map(Venue::position);
+        let long: Decimal = held().map(|position| position.max(Decimal::ZERO)).sum();
+        let short: Decimal = held().map(|position| (-position).max(Decimal::ZERO)).sum();
+        long.max(short)
     }
 
     fn open_orders(&self) -> usize {

@@ -117,6 +117,17 @@ impl Oracle {
                 if !open.is_empty() {
                     self.violation(format!("I8: {operation} ended while {open:?} were open"));
                 }
+                let ours = self.intents.values().filter(|intent| intent.operation == *operation);
+                let rests = |intent: &&IntentRecord| {
+                    let venue = venues.get(&intent.order.account);
+                    let order = venue.and_then(|venue| order_of(&venue.exchange, &intent.client_order_id));
+                    order.is_some_and(|order| order.status.is_open())
+                };
+                let resting: Vec<String> =
+                    ours.filter(rests).map(|intent| intent.client_order_id.to_string()).collect();
+                if !resting.is_empty() {
+                    self.violation(format!("I8: {operation} ended while {resting:?} rested"));
+                }
                 self.check_both_sides(operation, venues);
             }
             Record::Alert { alert, change } => match change {

@@ -15,6 +15,7 @@ use deltaplane_types::{
     Instrument, Level, MarginBracket, MarketView, Notional, OrderIntent, Position, Price, Quantity, Ratio,
     Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp, UnknownCause,
 };
+use deltaplane_venue_sim::core::Command;
 use rand::Rng as _;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -263,9 +264,23 @@ impl OrderGateway for SimAccount {
         outcome
     }
 
-    async fn cancel(&self, _: &ClientOrderId, _: &Symbol) -> CancelOutcome {
-        self.world.alive().await;
-        CancelOutcome::NotOpen
+    async fn cancel(&self, id: &ClientOrderId, _: &Symbol) -> CancelOutcome {
+        let result = self
+            .ask(|state, now| {
+                let lost = state.chance("cancel answer lost", state.chances.answer_lost);
+                state.note(format!("cancel {id}"));
+                let open = order_of(&self.venue(state).exchange, id).filter(|order| order.status.is_open());
+                let Some(order_id) = open.map(|order| order.id) else { return CancelOutcome::NotOpen };
+                let command = Command::Cancel { account: self.account.to_string(), order_id };
+                state.command(now, &self.account, command).expect("what is open can be canceled");
+                *state.oracle.seldom.entry("canceled at rest".to_owned()).or_default() += 1;
+                match order_of(&self.venue(state).exchange, id).filter(|_| !lost) {
+                    Some(order) => CancelOutcome::Canceled(report_of(order)),
+                    None => CancelOutcome::Unknown(UnknownCause::Timeout),
+                }
+            })
+            .await;
+        result.unwrap_or(CancelOutcome::Unknown(UnknownCause::Disconnected))
     }
 
     async fn fence(&self, id: &ClientOrderId, _: &Symbol) -> FenceOutcome {
@@ -335,8 +350,13 @@ impl OrderGateway for SimAccount {
         .await
     }
 
-    async fn count_down(&self, _: &Symbol, _: Option<Duration>) -> Result<(), ReadError> {
-        Err(ReadError::Unreadable("nothing rests in this world".to_owned()))
+    async fn count_down(&self, _: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
+        self.ask(|state, now| {
+            let until = after.map(|after| now + i64::try_from(after.as_millis()).expect("two minutes"));
+            let (account, symbol) = (self.account.to_string(), MARKET.to_owned());
+            let _ = state.command(now, &self.account, Command::CountDown { account, symbol, until });
+        })
+        .await
     }
 
     async fn fetch_open_orders(&self, _: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
@@ -353,7 +373,7 @@ impl OrderGateway for SimAccount {
             validity_window: if fences { Duration::from_secs(20) } else { Duration::from_secs(3) },
             proof_slack: Duration::from_secs(1),
             fences,
-            counts_down: false,
+            counts_down: !fences,
         }
     }
 }

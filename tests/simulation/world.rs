@@ -502,7 +502,11 @@ impl State {
         }
         let order = NewOrder {
             kind: OrderKind::Limit,
-            time_in_force: TimeInForce::Ioc,
+            time_in_force: match intent.time_in_force {
+                deltaplane_types::TimeInForce::ImmediateOrCancel => TimeInForce::Ioc,
+                deltaplane_types::TimeInForce::GoodTilCanceled => TimeInForce::Gtc,
+                deltaplane_types::TimeInForce::PostOnly => TimeInForce::Gtx,
+            },
             price: intent.limit_price.value(),
             reduce_only: intent.reduce_only,
             client_id: Some(id.to_string()),
@@ -540,7 +544,7 @@ impl State {
     }
 
     /// Moves a venue on and tells its streams.
-    fn command(
+    pub(crate) fn command(
         &mut self,
         now: i64,
         account: &AccountId,

@@ -209,9 +209,18 @@ impl<'a> Fields<'a> {
 
     /// A whole number of milliseconds.
     pub fn millis(&mut self, name: &'static str, least: u64, most: u64) -> Option<u64> {
+        self.whole_of(name, (least, most), " of milliseconds")
+    }
+
+    /// A whole number.
+    pub fn whole(&mut self, name: &'static str, least: u64, most: u64) -> Option<u64> {
+        self.whole_of(name, (least, most), "")
+    }
+
+    fn whole_of(&mut self, name: &'static str, (least, most): (u64, u64), unit: &str) -> Option<u64> {
         let value = self.decimal(name, Range::between(Decimal::from(least), Decimal::from(most)))?;
         if !value.is_integer() {
-            self.problem(&pointer(name), format!("{value} is not a whole number of milliseconds"));
+            self.problem(&pointer(name), format!("{value} is not a whole number{unit}"));
             return None;
         }
         u64::try_from(value).ok()

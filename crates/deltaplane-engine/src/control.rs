@@ -8,7 +8,7 @@ use deltaplane_math::{
     quantity_to_band, reference_exposure, round_down_to_lot,
 };
 use deltaplane_plan::{PlanAccount, PlanError, PlanInput, least_smallest_order, plan_hedge, plan_lockstep};
-use deltaplane_ports::{Failure, HedgeTo, OnShortfall, RebalanceView};
+use deltaplane_ports::{Failure, HedgeTo, OnShortfall, Pacing, RebalanceView};
 use deltaplane_risk::{
     AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, LimitOverride, Limits,
 };
@@ -106,6 +106,8 @@ pub struct Terms {
     pub funding_horizon: Option<Duration>,
     /// What accounts of the same book that it leaves out hold, base units.
     pub elsewhere: Delta,
+    /// How a hedge is spread over time.
+    pub pacing: Pacing,
 }
 
 /// What the first round fixes for the whole operation.
@@ -191,10 +193,34 @@ pub struct Round<'a> {
     pub traded_by: &'a BTreeMap<AccountId, Delta>,
     /// Whether nothing more is wanted but to close again what the operation opened and has no counterpart.
     pub unwinding: bool,
+    /// Which of a hedge's parts it is, from zero.
+    pub clip: u32,
     /// Accounts that refused and are left out from now on.
     pub excluded: &'a BTreeSet<AccountId>,
     /// The engine's settings.
     pub config: &'a EngineConfig,
+}
+
+impl Round<'_> {
+    /// Whether a later part of the hedge follows.
+    fn has_more_clips(&self) -> bool {
+        self.clip.saturating_add(1) < self.spec.terms.pacing.clips
+    }
+}
+
+/// What a hedge still has to trade up to the end of its part.
+fn wanted_of_hedge(round: &Round<'_>, anchor: &Anchor) -> Result<Delta, MathError> {
+    let all = anchor.target.minus(anchor.net)?;
+    let by_now = if round.has_more_clips() {
+        let parts = Decimal::from(round.clip.saturating_add(1));
+        let share = deltaplane_math::mul_rounded(all.value(), parts)?;
+        Delta::new(deltaplane_math::div(share, Decimal::from(round.spec.terms.pacing.clips))?)
+    } else {
+        all
+    };
+    let wanted = by_now.minus(round.traded)?;
+    // A part that traded more than its share, rounded up to an order, leaves the next one less.
+    Ok(if round.has_more_clips() && wanted.side() != all.side() { Delta::ZERO } else { wanted })
 }
 
 fn internal(error: impl std::fmt::Display) -> Box<Failure> {
@@ -432,10 +458,13 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             (needed, Some(*max_deviation))
         }
         Goal::Hedge { .. } => {
-            let wanted =
-                anchor.target.minus(anchor.net).and_then(|all| all.minus(round.traded)).map_err(internal)?;
+            let wanted = wanted_of_hedge(round, anchor).map_err(internal)?;
             let least = least_smallest_order(&accounts, wanted, round.spec.max_slippage).map_err(internal)?;
             if wanted.abs().value() < least.unwrap_or_default().value() || wanted.is_zero() {
+                if round.has_more_clips() {
+                    let reason = format!("nothing more to trade in part {}", round.clip.saturating_add(1));
+                    return Ok(Verdict::Done { ending: Ending::Dust, reason, net });
+                }
                 if round.traded.is_zero() {
                     let smallest = least.unwrap_or_default();
                     let text =

@@ -12,11 +12,11 @@ use deltaplane_ports::{
     AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, EarnedDay, ExitUser,
     Exits, ExternalActivity, Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
     HedgeStrategy, HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
-    OperationKind, OperationReport, OperationState, OrderGateway, PastAlert, PnlQuery, Policy, PolicyView,
-    PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder, RiskHistory,
-    RiskSample, ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport, StressRequest,
-    SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TradingChange, TradingOrder,
-    UtilizationRebalance, VenueRules,
+    OperationKind, OperationReport, OperationState, OrderGateway, Pacing, PastAlert, PnlQuery, Policy,
+    PolicyView, PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder,
+    RiskHistory, RiskSample, ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport,
+    StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView,
+    TradingChange, TradingOrder, UtilizationRebalance, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
@@ -333,6 +333,7 @@ impl Engine {
     /// rest are canceled by their ids.
     pub async fn stop(&self, within: Duration) {
         self.core.stopping.store(true, Ordering::SeqCst);
+        self.core.hurry().await;
         let all = u32::try_from(self.core.shared.eyes.config.max_operations).unwrap_or(u32::MAX);
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
@@ -494,6 +495,15 @@ impl Core {
             failure(Code::NotRunning, because, "wait until GET /readyz answers 200, then repeat the request");
         failed.retry_after = Some(Duration::from_secs(1));
         Some(failed)
+    }
+
+    /// Lets what takes its time end with the orders that are out.
+    async fn hurry(&self) {
+        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for at_work in running.into_values().filter(|at_work| at_work.is_slow) {
+            // One that ended meanwhile needs not be asked.
+            let _ = at_work.events.send(Event::GiveWay("the end of the services".to_owned())).await;
+        }
     }
 
     fn not_ready_because(&self) -> Option<String> {
@@ -728,6 +738,8 @@ impl DryRun {
     ) -> OperationReport {
         let now = self.eyes.clock.now();
         let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
+        // All of it at once: how it is spread over time changes nothing in what is traded.
+        let spec = Spec { terms: Terms { pacing: Pacing::default(), ..spec.terms }, ..spec };
         let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
         let snapshot = match tokio::time::timeout(
             timeout,
@@ -792,7 +804,7 @@ impl ControlPlane for Engine {
             accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms::default(),
+            terms: Terms { pacing: request.pacing, ..Terms::default() },
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -954,7 +966,7 @@ impl ControlPlane for Engine {
         let sender =
             sender.ok_or_else(|| no_such(format!("operation {operation} does not wait any more")))?;
         let decided = Event::Decided(client_order_id.clone(), settlement, reason);
-        if sender.send(decided).await.is_err() {
+        if sender.events.send(decided).await.is_err() {
             return Err(no_such(format!("operation {operation} ended meanwhile")));
         }
         // The decision is journaled with the step that takes it.

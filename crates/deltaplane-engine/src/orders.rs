@@ -9,13 +9,17 @@ use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord, S
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
     Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
-    RefusalReason, SubmitOutcome, Timestamp, TradeId, UnknownCause, VenueOrderId,
+    RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause, VenueOrderId,
 };
 
 /// When an order in doubt is asked for, counted from the doubt; then every five seconds.
 const ASK_AFTER_MS: [u64; 6] = [0, 200, 500, 1_000, 2_000, 5_000];
 /// When an order without news is asked for.
 const QUIET: Duration = Duration::from_millis(500);
+/// The same while it rests: its stream tells of its trades.
+const QUIET_AT_REST: Duration = Duration::from_secs(3);
+/// How long after a cancel the next one goes out, where the order did not end.
+const CANCEL_AGAIN: Duration = Duration::from_secs(1);
 /// When the trades of an ended order are read, if its stream did not bring them.
 const TRADES_LATE: Duration = Duration::from_millis(300);
 
@@ -59,6 +63,10 @@ pub(crate) struct TrackedOrder {
     pub(crate) next_check: Option<Timestamp>,
     pub(crate) check_in_flight: bool,
     pub(crate) proofs_failed: u32,
+    /// When an order that may rest is canceled, again and again until its end is known.
+    pub(crate) cancel_at: Option<Timestamp>,
+    /// How often it was tried to cancel it.
+    cancels: u32,
     fenced: Fence,
     /// A person decided: nothing more is looked for.
     decided: bool,
@@ -96,6 +104,8 @@ impl TrackedOrder {
             next_check: None,
             check_in_flight: false,
             proofs_failed: 0,
+            cancel_at: None,
+            cancels: 0,
             fenced: Fence::NotTried,
             decided: false,
             unpriced: false,
@@ -137,6 +147,33 @@ impl TrackedOrder {
             Fate::NotAccepted => true,
             Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => false,
         }
+    }
+
+    /// Whether it was sent to rest.
+    pub(crate) fn was_to_rest(&self) -> bool {
+        self.intent.order.time_in_force != TimeInForce::ImmediateOrCancel
+    }
+
+    /// Whether it rests as it was meant to.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.was_to_rest() && self.fate == Fate::Accepted && self.cancels == 0
+    }
+
+    pub(crate) fn must_be_canceled(&self, now: Timestamp) -> bool {
+        matches!(self.fate, Fate::Accepted | Fate::Unknown) && self.cancel_at.is_some_and(|at| at <= now)
+    }
+
+    /// Its cancel goes out now.
+    pub(crate) fn on_canceling(&mut self, now: Timestamp) {
+        self.check_in_flight = true;
+        self.cancels = self.cancels.saturating_add(1);
+        self.cancel_at = Some(now.after(CANCEL_AGAIN));
+    }
+
+    /// When something is to be done about it.
+    pub(crate) fn wakes_at(&self) -> Option<Timestamp> {
+        let cancel = self.cancel_at.filter(|_| matches!(self.fate, Fate::Accepted | Fate::Unknown));
+        self.next_check.into_iter().chain(cancel).min()
     }
 
     /// Whether its place at the venue was taken.
@@ -204,6 +241,8 @@ impl TrackedOrder {
                 self.doubt = Some(cause);
                 self.doubt_since = Some(now);
                 self.next_check = Some(now);
+                // In doubt nothing rests.
+                self.cancel_at = self.cancel_at.map(|_| now);
                 Some(OutcomeRecord::Unknown { cause: text })
             }
         }
@@ -237,7 +276,8 @@ impl TrackedOrder {
             self.next_check = (!self.is_settled()).then(|| now.after(TRADES_LATE));
             return Some(OutcomeRecord::Ended { status: report.status, filled: report.filled, evidence });
         }
-        self.next_check = Some(now.after(QUIET));
+        let quiet = if self.was_to_rest() && self.cancels == 0 { QUIET_AT_REST } else { QUIET };
+        self.next_check = Some(now.after(quiet));
         if self.fate == Fate::Accepted {
             return None;
         }
@@ -420,7 +460,7 @@ impl TrackedOrder {
 #[cfg(test)]
 mod tests {
     use deltaplane_testkit::{price, quantity};
-    use deltaplane_types::{OrderIntent, Side, TimeInForce};
+    use deltaplane_types::{OrderIntent, Side};
 
     use super::*;
 

@@ -415,11 +415,16 @@ impl Core {
     /// Asks an operation to end with its next slice.
     async fn ask_to_give_way(&self, operation: &OperationId, to: &str) {
         let running = &self.shared.running;
-        let sender = running.lock().unwrap_or_else(PoisonError::into_inner).get(operation).cloned();
-        if let Some(sender) = sender {
+        let at_work = running.lock().unwrap_or_else(PoisonError::into_inner).get(operation).cloned();
+        if let Some(at_work) = at_work {
             // One that ended meanwhile needs not be asked.
-            let _ = sender.send(Event::GiveWay(to.to_owned())).await;
+            let _ = at_work.events.send(Event::GiveWay(to.to_owned())).await;
         }
+    }
+
+    fn is_slow(&self, operation: &OperationId) -> bool {
+        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(operation).is_some_and(|at_work| at_work.is_slow)
     }
 
     /// The accounts that cannot trade the symbol now: the others may do their part.
@@ -466,7 +471,7 @@ impl Core {
                     ..LimitOverride::default()
                 },
                 funding_horizon: policy.horizon,
-                elsewhere: Delta::ZERO,
+                ..Terms::default()
             },
         }
     }
@@ -493,8 +498,9 @@ impl Core {
                 let holders = failed.details.get("operationId").into_iter().flatten();
                 for holder in holders.filter(|_| urgent).filter_map(|id| id.parse::<OperationId>().ok()) {
                     let held = self.shared.reports.get(&holder).map(|report| report.kind);
-                    // What a person asked for goes on, but for shifts between accounts, which can wait.
-                    if held == Some(OperationKind::Rebalance) {
+                    // What a person asked for goes on, but for shifts between accounts and what takes its time, which
+                    // can wait.
+                    if held == Some(OperationKind::Rebalance) || self.is_slow(&holder) {
                         self.ask_to_give_way(&holder, &why).await;
                     }
                 }

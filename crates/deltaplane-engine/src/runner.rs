@@ -11,7 +11,7 @@ use deltaplane_ports::{
     AccountEvent, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting,
     ReadError, RiskHistory,
 };
-use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, Timestamp};
+use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, TimeInForce, Timestamp};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
@@ -104,6 +104,14 @@ impl Reports {
     }
 }
 
+/// An operation that runs.
+#[derive(Clone)]
+pub(crate) struct AtWork {
+    pub(crate) events: mpsc::Sender<Event>,
+    /// It takes time by intent.
+    pub(crate) is_slow: bool,
+}
+
 /// What every operation shares.
 pub(crate) struct Shared {
     pub(crate) eyes: Arc<Eyes>,
@@ -118,8 +126,8 @@ pub(crate) struct Shared {
     pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,
     pub(crate) policies: Policies,
     pub(crate) history: Arc<dyn RiskHistory>,
-    /// Where a person's decisions reach the operations that run.
-    pub(crate) running: Mutex<BTreeMap<OperationId, mpsc::Sender<Event>>>,
+    /// Where what others decide reaches the operations that run.
+    pub(crate) running: Mutex<BTreeMap<OperationId, AtWork>>,
 }
 
 impl Shared {
@@ -150,7 +158,8 @@ pub(crate) async fn run(
 ) {
     let (sender, mut events) = mpsc::channel(1_024);
     let id = operation.id().clone();
-    shared.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sender.clone());
+    let at_work = AtWork { events: sender.clone(), is_slow: operation.is_slow() };
+    shared.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), at_work);
     let mut listeners = JoinSet::new();
     for account in &operation.spec().accounts {
         if let Some(keeper) = shared.eyes.accounts.get(account) {
@@ -287,7 +296,14 @@ impl Shell {
         if let Event::Fill(fill) = event {
             self.shared.hands.gate.note_trade(&fill.account, &fill.symbol);
         }
-        if let (Event::Submitted(_, outcome), Some(account)) = (event, &account) {
+        let was_to_rest = |id| {
+            let intent = operation.order_intent(id);
+            intent.is_some_and(|intent| intent.order.time_in_force != TimeInForce::ImmediateOrCancel)
+        };
+        // A post-only order that would have traded is refused as it was meant to be.
+        if let (Event::Submitted(id, outcome), Some(account)) = (event, &account)
+            && !was_to_rest(id)
+        {
             self.shared.breakers.on_submitted(account, outcome, &self.shared.eyes.config.breakers);
         }
         if let Some(keeper) = account.and_then(|account| self.shared.eyes.accounts.get(&account)) {
@@ -330,6 +346,14 @@ impl Shell {
                         self.work.push(Box::pin(async move {
                             let sighting = gateway.fetch_order(&id, &symbol, since).await;
                             Done::Event(Event::Sighted(id, sighting))
+                        }));
+                    }
+                }
+                Effect::Cancel(id) => {
+                    if let Some((gateway, symbol)) = self.gateway(operation, &id) {
+                        self.work.push(Box::pin(async move {
+                            let outcome = gateway.cancel(&id, &symbol).await;
+                            Done::Event(Event::Canceled(id, outcome))
                         }));
                     }
                 }

@@ -130,10 +130,43 @@ pub struct HedgeExecution {
     pub max_slippage: Ratio,
     /// How long the operation may take.
     pub timeout: Duration,
+    /// How it is spread over time.
+    pub pacing: Pacing,
     /// Plan only.
     pub dry_run: bool,
     /// What came beside the body.
     pub meta: RequestMeta,
+}
+
+/// How a hedge is spread over time. What takes stays within the slippage against the mid at the start, whatever the
+/// market did meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pacing {
+    /// In how many parts it is traded, at least one.
+    pub clips: u32,
+    /// How long after the end of one part the next one begins.
+    pub interval: Duration,
+    /// How long each part rests as a post-only order before what is left of it takes; none: it takes at once.
+    pub rest_for: Option<Duration>,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        Self { clips: 1, interval: Duration::ZERO, rest_for: None }
+    }
+}
+
+impl Pacing {
+    /// Whether it takes time by intent.
+    pub fn is_slow(&self) -> bool {
+        self.clips > 1 || self.rest_for.is_some()
+    }
+
+    /// How long it waits and rests at most.
+    pub fn longest(&self) -> Duration {
+        let rests = self.rest_for.unwrap_or_default().saturating_mul(self.clips);
+        self.interval.saturating_mul(self.clips.saturating_sub(1)).saturating_add(rests)
+    }
 }
 
 /// `POST /api/v1/delta/flatten`.

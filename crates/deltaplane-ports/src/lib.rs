@@ -17,11 +17,11 @@ pub use control::{
     AccountRisk, AccountView, ControlPlane, Deleverage, DeltaControl, Failover, Failure, FeedCondition,
     FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery,
     IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport,
-    OperationState, OrderReport, PastAlert, Policy, PolicyLimits, PolicyStatus, PolicyView, PortfolioView,
-    PositionRisk, PreflightReport, QuoteExposure, RebalanceLine, RebalanceView, RequestMeta, ResolveOrder,
-    RiskSample, ScheduledRebalance, ServiceState, ServiceView, Settlement, Started, StressAccount,
-    StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand,
-    SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
+    OperationState, OrderReport, Pacing, PastAlert, Policy, PolicyLimits, PolicyStatus, PolicyView,
+    PortfolioView, PositionRisk, PreflightReport, QuoteExposure, RebalanceLine, RebalanceView, RequestMeta,
+    ResolveOrder, RiskSample, ScheduledRebalance, ServiceState, ServiceView, Settlement, Started,
+    StressAccount, StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest,
+    SystemCommand, SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
 pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, day_of};
 pub use exits::{ExitStatus, ExitUser, ExitView, Exits};

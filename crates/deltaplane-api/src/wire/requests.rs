@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Deleverage, DeltaControl, Failover, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch,
-    OnShortfall, Policy, PolicyLimits, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement,
+    OnShortfall, Pacing, Policy, PolicyLimits, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement,
     StressRequest, SyncRequest, TradingChange, UtilizationRebalance,
 };
 use deltaplane_types::{
@@ -17,6 +17,9 @@ use crate::request::{Fields, Problems, Range};
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 const SYNC_TIMEOUT_MS: u64 = 10_000;
 const TIMEOUTS: (u64, u64) = (100, 600_000);
+const MOST_CLIPS: u64 = 50;
+const REST_MS: u64 = 5_000;
+const LEAST_REST_MS: u64 = 200;
 
 fn fraction() -> Range {
     Range::between(Decimal::ZERO, Decimal::ONE)
@@ -103,11 +106,39 @@ pub(crate) fn hedge_execution(
         strategy,
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
+        pacing: pacing(&mut fields),
         dry_run: fields.flag("dryRun").unwrap_or(false),
         meta,
     };
+    if request.pacing.longest() >= request.timeout {
+        let text = format!(
+            "{} ms are not longer than all pauses and rests together, {} ms; raise timeout, or lower clips, clipInterval or restTime",
+            request.timeout.as_millis(),
+            request.pacing.longest().as_millis()
+        );
+        fields.reject("timeout", text);
+    }
     fields.finish()?;
     Ok(request)
+}
+
+/// Parts, pauses and rests.
+fn pacing(fields: &mut Fields<'_>) -> Pacing {
+    let clips = fields.whole("clips", 1, MOST_CLIPS).unwrap_or(1);
+    let interval = fields.millis("clipInterval", 0, TIMEOUTS.1);
+    if interval.is_some_and(|interval| interval > 0) && clips < 2 {
+        fields.reject("clipInterval", "means nothing in one part; send clips of at least 2".to_owned());
+    }
+    let maker_first = fields.flag("makerFirst").unwrap_or(false);
+    let rest = fields.millis("restTime", LEAST_REST_MS, TIMEOUTS.1);
+    if rest.is_some() && !maker_first {
+        fields.reject("restTime", "means nothing where nothing rests; send makerFirst: true".to_owned());
+    }
+    Pacing {
+        clips: u32::try_from(clips).unwrap_or(1),
+        interval: Duration::from_millis(interval.unwrap_or(0)),
+        rest_for: maker_first.then(|| Duration::from_millis(rest.unwrap_or(REST_MS))),
+    }
 }
 
 /// `POST delta/flatten`.
@@ -355,4 +386,56 @@ pub(crate) fn account_sync(body: &[u8]) -> Result<(SyncRequest, Option<Symbol>),
     let symbol = if fields.has("symbol") { fields.need_symbol("symbol") } else { fields.skip("symbol") };
     fields.finish()?;
     Ok((request, symbol))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hedge(more: &str) -> Result<Pacing, Vec<String>> {
+        let body = format!(
+            r#"{{"symbol": "BTC-USD", "targetAccounts": ["a"], "hedgeAmount": 1, "hedgeStrategy": "delta-neutral"{more}}}"#
+        );
+        let read = hedge_execution(body.as_bytes(), RequestMeta::default(), false);
+        let told = |problems: Problems| {
+            problems.invalid.iter().map(|problem| format!("{} {}", problem.pointer, problem.detail)).collect()
+        };
+        read.map(|request| request.pacing).map_err(told)
+    }
+
+    #[test]
+    fn a_hedge_is_paced_as_it_says() {
+        assert_eq!(hedge(""), Ok(Pacing::default()));
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            hedge(r#", "clips": 4, "clipInterval": 2000, "makerFirst": true"#),
+            Ok(Pacing { clips: 4, interval: seconds(2), rest_for: Some(seconds(5)) })
+        );
+        assert_eq!(
+            hedge(r#", "makerFirst": true, "restTime": 1000"#),
+            Ok(Pacing { rest_for: Some(seconds(1)), ..Pacing::default() })
+        );
+    }
+
+    #[test]
+    fn a_pace_that_makes_no_sense_is_refused_with_what_to_do() {
+        for (more, expected) in [
+            (r#", "clips": 0"#, "/clips 0 is out of range: must be at least 1 and at most 50"),
+            (r#", "clips": 51"#, "/clips 51 is out of range: must be at least 1 and at most 50"),
+            (r#", "clips": 1.5"#, "/clips 1.5 is not a whole number"),
+            (r#", "clipInterval": 500"#, "/clipInterval means nothing in one part; send clips of at least 2"),
+            (r#", "restTime": 500"#, "/restTime means nothing where nothing rests; send makerFirst: true"),
+            (
+                r#", "makerFirst": true, "restTime": 100"#,
+                "/restTime 100 is out of range: must be at least 200 and at most 600000",
+            ),
+            (
+                r#", "clips": 4, "clipInterval": 10000"#,
+                "/timeout 30000 ms are not longer than all pauses and rests together, 30000 ms; raise timeout, or lower clips, clipInterval or restTime",
+            ),
+        ] {
+            assert_eq!(hedge(more), Err(vec![expected.to_owned()]), "{more}");
+        }
+        assert!(hedge(r#", "clips": 4, "clipInterval": 9999"#).is_ok());
+    }
 }

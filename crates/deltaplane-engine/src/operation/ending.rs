@@ -10,7 +10,7 @@ use deltaplane_types::{
 use super::{Effect, Operation, Phase};
 use crate::alerts::Condition;
 use crate::control::{Ending, Goal};
-use crate::orders::Fate;
+use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 
 /// The topic of orders whose fate only a person can decide.
@@ -262,9 +262,10 @@ impl Operation {
                 format!("not {what}: {}{alone}", left.join(", "))
             }
         };
-        let refused: Vec<String> = self
-            .orders
-            .values()
+        // That an order may not rest is no reason: what takes comes after it.
+        let taking: Vec<&TrackedOrder> = self.orders.values().filter(|order| !order.was_to_rest()).collect();
+        let refused: Vec<String> = taking
+            .iter()
             .filter_map(|order| Some(format!("{}: {}", order.intent.order.account, order.refusal.as_ref()?)))
             .collect();
         if refused.is_empty() {
@@ -278,7 +279,7 @@ impl Operation {
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));
         let only = |reason: RefusalReason| {
-            let mut refusals = self.orders.values().filter_map(|order| order.refusal.as_ref());
+            let mut refusals = taking.iter().filter_map(|order| order.refusal.as_ref());
             refusals.all(|refusal| refusal.reason == reason)
         };
         // A client that comes again by itself after a 429 must not trade twice.

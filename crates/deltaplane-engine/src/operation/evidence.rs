@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use deltaplane_ports::{FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record, Settlement};
+use deltaplane_ports::{
+    CancelOutcome, FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record, Settlement,
+};
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, SubmitOutcome, Timestamp,
 };
@@ -98,6 +100,10 @@ impl Operation {
                 }
             }
             _ if matches!(order.fate, Fate::Ended(_)) => order.on_trades_read(now),
+            // An order that was seen to rest leaves no trace but itself: that it is not shown proves nothing.
+            Ok(OrderSighting::NotFound) if order.was_to_rest() && order.fate == Fate::Accepted => {
+                order.on_not_found(now);
+            }
             Ok(OrderSighting::NotFound) if now >= order.provable_at(slack) => {
                 order.check_in_flight = true;
                 effects.push(Effect::Prove(id.clone()));
@@ -111,6 +117,20 @@ impl Operation {
             }
             Err(_) => order.on_not_found(now),
         }
+    }
+
+    /// What became of it is asked for, whatever the answer: it may have traded before.
+    pub(super) fn on_canceled(&mut self, id: &ClientOrderId, outcome: &CancelOutcome, now: Timestamp) {
+        let Some(order) = self.orders.get_mut(id) else { return };
+        order.check_in_flight = false;
+        order.next_check = Some(now);
+        let text = match outcome {
+            CancelOutcome::Canceled(_) => "canceled".to_owned(),
+            CancelOutcome::NotOpen => "does not rest any more".to_owned(),
+            CancelOutcome::Refused(refusal) => format!("is not canceled: {refusal}"),
+            CancelOutcome::Unknown(cause) => format!("may be canceled or not: {cause}"),
+        };
+        self.note(now, format!("order {id} {text}"));
     }
 
     pub(super) fn on_fenced(&mut self, id: &ClientOrderId, outcome: &FenceOutcome, now: Timestamp) {
@@ -214,7 +234,15 @@ impl Operation {
 
     pub(super) fn check_due(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         for (id, order) in &mut self.orders {
-            if order.check_in_flight || order.next_check.is_none_or(|at| at > now) || order.is_settled() {
+            if order.check_in_flight || order.is_settled() {
+                continue;
+            }
+            if order.must_be_canceled(now) {
+                order.on_canceling(now);
+                effects.push(Effect::Cancel(id.clone()));
+                continue;
+            }
+            if order.next_check.is_none_or(|at| at > now) {
                 continue;
             }
             order.check_in_flight = true;

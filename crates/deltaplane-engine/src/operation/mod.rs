@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use deltaplane_math::Interval;
 use deltaplane_ports::{
-    Failure, FenceOutcome, IntentRecord, JournalError, OperationKind, OperationState, OrderSighting,
-    OutcomeRecord, ReadError, Record, Settlement, TimelineEntry, VenueRules,
+    CancelOutcome, Failure, FenceOutcome, IntentRecord, JournalError, OperationKind, OperationState,
+    OrderSighting, OutcomeRecord, ReadError, Record, Settlement, TimelineEntry, VenueRules,
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, Instrument, OperationId, OrderIntent,
-    Plan, Price, Quantity, SubmitOutcome, Timestamp, TradeId, UnknownCause,
+    Plan, Price, Quantity, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause,
 };
 
 use crate::accounts::RecentTrades;
@@ -89,6 +89,8 @@ pub enum Event {
     Sighted(ClientOrderId, Result<OrderSighting, ReadError>),
     /// Trades since an order were read.
     TradesRead(ClientOrderId, Result<Vec<Fill>, ReadError>),
+    /// The cancel of an order that rested was answered, or not. What became of it is asked for in any case.
+    Canceled(ClientOrderId, CancelOutcome),
     /// The attempt to take an order's place at the venue was answered.
     Fenced(ClientOrderId, FenceOutcome),
     /// The three questions of an absence proof were answered: order, trades since, position.
@@ -119,6 +121,8 @@ pub enum Effect {
     Send(Vec<ClientOrderId>),
     /// Ask for an order.
     Sight(ClientOrderId),
+    /// Cancel an order that rests.
+    Cancel(ClientOrderId),
     /// Take an order's place at the venue, so that it cannot be carried out any more.
     Fence(ClientOrderId),
     /// Read the trades since an order was sent.
@@ -251,6 +255,12 @@ pub struct Operation {
     worst_case: Option<Delta>,
     /// Nothing more is wanted but to close again what has no counterpart.
     unwinding: bool,
+    /// Which of a hedge's parts is at work, from zero.
+    clip: u32,
+    /// The next orders rest before anything takes.
+    rests_first: bool,
+    /// Best bid and ask of each account's venue at the newest reading.
+    touch: BTreeMap<AccountId, (Price, Price)>,
     /// What a two-sided operation could not change, by account, at the newest reading.
     changes_left: BTreeMap<AccountId, Delta>,
     pending: Vec<Record>,
@@ -308,7 +318,12 @@ impl Operation {
             // It was sent at some time before its deadline; trades are looked for from there.
             let earliest = window.as_millis().try_into().unwrap_or(i64::MAX);
             let sent = Timestamp::from_millis(intent.order.deadline.as_millis().saturating_sub(earliest));
+            let may_rest = intent.order.time_in_force != TimeInForce::ImmediateOrCancel;
             let order = operation.track(intent, None, sent);
+            if let Some(order) = operation.orders.get_mut(&order).filter(|_| may_rest) {
+                // Nobody waits for its trades any more.
+                order.cancel_at = Some(now);
+            }
             match outcome {
                 Some(outcome @ (OutcomeRecord::Ended { .. } | OutcomeRecord::NotAccepted { .. })) => {
                     if let Some(order) = operation.orders.get_mut(&order) {
@@ -345,6 +360,7 @@ impl Operation {
         started_at: Timestamp,
         ends_at: Timestamp,
     ) -> Self {
+        let rests_first = spec.terms.pacing.rest_for.is_some();
         Self {
             id,
             kind,
@@ -389,6 +405,9 @@ impl Operation {
             max_transient: Delta::ZERO,
             worst_case: None,
             unwinding: false,
+            clip: 0,
+            rests_first,
+            touch: BTreeMap::new(),
             changes_left: BTreeMap::new(),
             pending: Vec::new(),
             timeline: Vec::new(),
@@ -405,6 +424,11 @@ impl Operation {
         self.kind
     }
 
+    /// Whether it takes time by intent.
+    pub fn is_slow(&self) -> bool {
+        self.spec.terms.pacing.is_slow()
+    }
+
     /// What it is about.
     pub const fn spec(&self) -> &Spec {
         &self.spec
@@ -418,7 +442,7 @@ impl Operation {
     /// When time itself is the next event.
     pub fn wake_at(&self) -> Option<Timestamp> {
         let open = self.orders.values().filter(|order| !order.check_in_flight && !order.is_settled());
-        let checks = open.filter_map(|order| order.next_check);
+        let checks = open.filter_map(TrackedOrder::wakes_at);
         let end = (!self.answered && self.phase != Phase::Finished).then_some(self.ends_at);
         checks.chain(end).chain(self.shrink_at()).min()
     }
@@ -490,6 +514,7 @@ impl Operation {
             Event::Fill(fill) => self.on_fill(fill, now),
             Event::StreamChanged(account) => self.ask_soon(&account, now),
             Event::Sighted(id, result) => self.on_sighted(&id, result, now, &mut effects),
+            Event::Canceled(id, outcome) => self.on_canceled(&id, &outcome, now),
             Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
             Event::TradesRead(id, result) => self.on_trades(&id, result, now),
             Event::Proof(id, result) => self.on_proof(&id, result, now),
@@ -512,6 +537,9 @@ impl Operation {
         if self.gives_way.is_none() {
             self.note(now, format!("it gives way to {to}"));
             self.gives_way = Some(to);
+            for order in self.orders.values_mut() {
+                order.cancel_at = order.cancel_at.map(|_| now);
+            }
         }
     }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use deltaplane_ports::{Failure, IntentRecord, JournalError, PlannedLeg, Record};
+use deltaplane_ports::{Failure, IntentRecord, JournalError, Pacing, PlannedLeg, Record};
 use deltaplane_risk::Approved;
 use deltaplane_types::{
-    AccountId, Code, Delta, OrderIntent, Plan, Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp,
+    AccountId, Code, Delta, Leg, OrderIntent, Plan, Price, Refusal, RefusalReason, Side, SubmitOutcome,
+    TimeInForce, Timestamp,
 };
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     Running, Shrink,
 };
 use crate::accounts::RecentTrades;
-use crate::control::{self, Ending, Round, Verdict};
+use crate::control::{self, Ending, Goal, Round, Verdict};
 use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 use crate::snapshot::Snapshot;
@@ -106,6 +107,14 @@ impl Operation {
             .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
         self.forgive_what_changed(&snapshot, now);
+        self.touch = snapshot
+            .accounts
+            .iter()
+            .filter_map(|(id, facts)| {
+                let (bid, ask) = (facts.market.bids.first()?, facts.market.asks.first()?);
+                Some((id.clone(), (bid.price, ask.price)))
+            })
+            .collect();
         let traded_by = self.traded_by_account();
         let Some(anchor) = &self.anchor else { return };
         let round = Round {
@@ -115,6 +124,7 @@ impl Operation {
             traded,
             traded_by: &traded_by,
             unwinding: self.unwinding,
+            clip: self.clip,
             excluded: &self.excluded,
             config: &self.config,
         };
@@ -124,6 +134,9 @@ impl Operation {
             Verdict::Done { ending, reason, net } => {
                 (self.net, self.base) = (net, (net, traded));
                 self.note(now, reason.clone());
+                if self.has_more_clips() {
+                    return self.next_clip(now, effects);
+                }
                 (self.ending, self.reason) = (Some(ending), Some(reason));
                 self.finish(now, effects);
             }
@@ -304,6 +317,35 @@ impl Operation {
         });
     }
 
+    /// Whether a later part of a hedge follows.
+    pub(super) fn has_more_clips(&self) -> bool {
+        matches!(self.spec.goal, Goal::Hedge { .. })
+            && self.clip.saturating_add(1) < self.spec.terms.pacing.clips
+    }
+
+    /// Waits, and goes on with the next part.
+    fn next_clip(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        self.clip = self.clip.saturating_add(1);
+        (self.rounds, self.idle_rounds) = (0, 0);
+        self.rests_first = self.spec.terms.pacing.rest_for.is_some();
+        let Pacing { clips, interval, .. } = self.spec.terms.pacing;
+        self.note(now, format!("part {} of {clips} begins in {} ms", self.clip + 1, interval.as_millis()));
+        self.phase = Phase::Reading;
+        self.read(true, interval.max(ROUND_PAUSE), effects);
+    }
+
+    /// Where an order of a leg rests: at the best price of its own side, within the leg's cap. None where it takes.
+    fn resting_price(&self, leg: &Leg) -> Option<Price> {
+        if !self.rests_first || self.unwinding || self.shrink == Shrink::Reserving {
+            return None;
+        }
+        let (bid, ask) = self.touch.get(&leg.account)?;
+        Some(match leg.side {
+            Side::Buy => leg.price_cap.min(*bid),
+            Side::Sell => leg.price_cap.max(*ask),
+        })
+    }
+
     fn reserve_slice(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let Some(running) = &self.running else { return };
         let (plan, slice) = (running.plan.clone(), running.slice);
@@ -319,6 +361,10 @@ impl Operation {
             .filter_map(|order| {
                 let leg = plan.legs.get(order.leg)?;
                 let window = self.rules.get(&leg.account)?.validity_window;
+                let (limit_price, time_in_force) = match self.resting_price(leg) {
+                    Some(price) => (price, TimeInForce::PostOnly),
+                    None => (leg.price_cap, TimeInForce::ImmediateOrCancel),
+                };
                 Some(Draft {
                     leg: order.leg,
                     order: OrderIntent {
@@ -326,9 +372,9 @@ impl Operation {
                         symbol: self.spec.symbol.clone(),
                         side: leg.side,
                         quantity: order.quantity,
-                        limit_price: leg.price_cap,
+                        limit_price,
                         reduce_only: leg.reduce_only,
-                        time_in_force: TimeInForce::ImmediateOrCancel,
+                        time_in_force,
                         deadline: now.after(window),
                     },
                 })
@@ -359,12 +405,22 @@ impl Operation {
         for intent in intents {
             let mid = mids.get(&intent.order.account).copied();
             let order = &intent.order;
+            let rest_for =
+                self.spec.terms.pacing.rest_for.filter(|_| order.time_in_force == TimeInForce::PostOnly);
+            let how = match rest_for {
+                Some(rest) => format!("to rest for {} ms", rest.as_millis()),
+                None => "or better".to_owned(),
+            };
             let text = format!(
-                "order {} durable, sent: {} {} {} at {} or better",
+                "order {} durable, sent: {} {} {} at {} {how}",
                 intent.client_order_id, order.account, order.side, order.quantity, order.limit_price
             );
             self.note(now, text);
-            out.push(self.track(intent, mid, now));
+            let id = self.track(intent, mid, now);
+            if let (Some(rest), Some(order)) = (rest_for, self.orders.get_mut(&id)) {
+                order.cancel_at = Some(now.after(rest).min(self.ends_at));
+            }
+            out.push(id);
         }
         self.phase = Phase::Watching;
         let shrinking = std::mem::replace(&mut self.shrink, Shrink::Idle) == Shrink::Reserving;
@@ -401,7 +457,7 @@ impl Operation {
             && running.out.iter().all(|id| self.orders.get(id).is_some_and(TrackedOrder::is_filled_whole));
         for id in &running.out {
             let Some(order) = self.orders.get(id) else { continue };
-            let Some(refusal) = &order.refusal else { continue };
+            let Some(refusal) = order.refusal.as_ref().filter(|_| !order.was_to_rest()) else { continue };
             // The same order would be refused again; what may pass on its own may be tried again.
             let passing = matches!(
                 refusal.reason,
@@ -428,10 +484,18 @@ impl Operation {
             return self.reserve_slice(now, effects);
         }
         // Two sides are looked at once more: what closes again what was opened is no success.
+        if whole && running.plan.obstacles.is_empty() && self.has_more_clips() {
+            return self.next_clip(now, effects);
+        }
         if whole && running.plan.obstacles.is_empty() && !self.spec.goal.is_two_sided() {
             self.ending = Some(Ending::Reached);
             self.reason = Some(format!("all that was planned is traded: net delta is {}", self.net));
             return self.finish(now, effects);
+        }
+        if std::mem::take(&mut self.rests_first) {
+            self.note(now, "what rested and did not trade is taken now");
+            self.phase = Phase::Reading;
+            return self.read(true, ROUND_PAUSE, effects);
         }
         let idle = self.turnover() == running.turnover_before;
         self.idle_rounds = if idle { self.idle_rounds + 1 } else { 0 };

@@ -21,7 +21,8 @@ pub(super) const IN_DOUBT: &str = "order-in-doubt";
 
 impl Operation {
     fn doubtful(&self) -> impl Iterator<Item = &TrackedOrder> {
-        self.orders.values().filter(|order| !order.doubtful().is_zero())
+        // What rests as it was meant to is no doubt.
+        self.orders.values().filter(|order| !order.doubtful().is_zero() && !order.is_resting())
     }
 
     /// When the worst case should be made smaller elsewhere; none where that is not the time for it.
@@ -63,6 +64,7 @@ impl Operation {
             traded: self.traded(),
             traded_by: &traded_by,
             unwinding: false,
+            clip: self.clip,
             excluded: &excluded,
             config: &self.config,
         };

@@ -570,6 +570,7 @@ fn funding_is_expected_by_the_venues_own_interval() {
             traded: Delta::ZERO,
             traded_by: &BTreeMap::new(),
             unwinding: false,
+            clip: 0,
             excluded: &BTreeSet::new(),
             config: &config,
         };
