@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use deltaplane_benches::{decide, frames, gate_case, plan, plan_input};
+use deltaplane_benches::{RiskCase, decide, frames, gate_case, plan, plan_input};
 use deltaplane_types::{Decimal, Delta};
 
 fn decision(criterion: &mut Criterion) {
@@ -66,5 +66,35 @@ fn pre_trade(criterion: &mut Criterion) {
     assert!(gate.approve(plan, &facts).is_ok(), "what is measured is a check that passes");
 }
 
-criterion_group!(benches, decision, plans, pre_trade);
+/// Risk of accounts that hold 100 symbols each, after one of them changed: all found anew, only what changed, and
+/// only the one that the event names.
+fn risk_after_an_event(_: &mut Criterion) {
+    for count in [10_usize, 1_000, 10_000] {
+        let mut case = RiskCase::new(count, 100);
+        let timed = |work: &mut dyn FnMut()| {
+            let began = tokio::time::Instant::now();
+            work();
+            began.elapsed()
+        };
+        let mut events: Vec<Duration> = (0..9)
+            .map(|_| {
+                case.change(count / 2);
+                timed(&mut || case.look_at(count / 2))
+            })
+            .collect();
+        events.sort();
+        case.change(0);
+        let look = timed(&mut || (0..count).for_each(|index| case.look_at(index)));
+        // Where there are many, a hundred accounts stand for all.
+        let part = count.min(100);
+        let full = timed(&mut || (0..part).for_each(|index| case.anew(index)));
+        println!(
+            "risk after one event, {count} accounts x 100 symbols: that account {:?}, a look at all {look:?}, all anew {:?}",
+            events[4],
+            full * u32::try_from(count / part).expect("ten thousand at most")
+        );
+    }
+}
+
+criterion_group!(benches, decision, plans, pre_trade, risk_after_an_event);
 criterion_main!(benches);

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use deltaplane_math::{MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
-use deltaplane_risk::{AccountFacts, Gate, GateFacts, Limits};
+use deltaplane_risk::{AccountFacts, DistanceBook, Distances, Gate, GateFacts, Limits, MarkedPosition};
 use deltaplane_tests::recording::recording;
 use deltaplane_types::{
-    Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp, TradingState,
-    parse_exact,
+    AccountId, Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp,
+    TradingState, parse_exact,
 };
 use deltaplane_venue_aster::{AgentKey, Network};
 use deltaplane_venue_fapi::{BookSync, Freshness, HmacKey, Signer as _, fold_frame, wire};
@@ -260,4 +260,65 @@ pub mod messages {
 
     /// Pacifica's row of an order.
     pub const PACIFICA_ORDER: &str = r#"{"i":1559665358,"I":"00010001-0000-8000-8004-0fefdb942fd1","u":"BrZp","s":"BTC","d":"bid","p":"89501","ip":"89501","lp":"89501","a":"0.00012","f":"0.00012","oe":"fulfill_limit","os":"filled","ot":"limit","r":false,"ct":1765017049008,"ut":1765017219639,"li":1559696133}"#;
+}
+
+/// Accounts that hold many symbols, with what is known of their distances to liquidation.
+pub struct RiskCase {
+    book: DistanceBook,
+    accounts: Vec<(AccountId, Notional, Vec<MarkedPosition>)>,
+}
+
+impl RiskCase {
+    /// `count` accounts of `symbols` positions each, long and short in turn, all of them known.
+    pub fn new(count: usize, symbols: i64) -> Self {
+        let bracket = |floor: i64, cap: i64, percent: i64, deduction: i64| MarginBracket {
+            floor: Notional::new(Decimal::from(floor)),
+            cap: Notional::new(Decimal::from(cap)),
+            maintenance_rate: Ratio::new(Decimal::new(percent, 2)),
+            deduction: Notional::new(Decimal::from(deduction)),
+            max_leverage: Decimal::from(20),
+        };
+        let brackets = vec![
+            bracket(0, 50_000, 1, 0),
+            bracket(50_000, 500_000, 2, 500),
+            bracket(500_000, 1 << 40, 5, 15_500),
+        ];
+        let position = |index: i64| MarkedPosition {
+            quantity: Delta::new(Decimal::new(if index % 2 == 0 { 100 + index } else { -100 - index }, 1)),
+            mark: Price::try_new(Decimal::new(10_000 + 37 * index, 2)).expect("above zero"),
+            brackets: brackets.clone(),
+        };
+        let positions: Vec<MarkedPosition> = (0..symbols).map(position).collect();
+        let accounts = (0..count)
+            .map(|index| {
+                let id = format!("account-{index}").parse().expect("a legal id");
+                (id, Notional::new(Decimal::from(20_000 + index)), positions.clone())
+            })
+            .collect();
+        let mut case = Self { book: DistanceBook::default(), accounts };
+        // All accounts stand alike but for their equity, which is taken as it is.
+        for index in 0..case.accounts.len() {
+            case.look_at(index);
+        }
+        case
+    }
+
+    /// Looks at an account, as after any event.
+    pub fn look_at(&mut self, index: usize) {
+        let (id, equity, positions) = &self.accounts[index];
+        let found = self.book.of(id, *equity, positions.clone()).expect("numbers of a usual size");
+        std::hint::black_box(found);
+    }
+
+    /// Moves a mark price of one account.
+    pub fn change(&mut self, index: usize) {
+        let mark = self.accounts[index].2[0].mark.value();
+        self.accounts[index].2[0].mark = Price::try_new(mark + Decimal::new(1, 2)).expect("above zero");
+    }
+
+    /// Finds all of an account anew.
+    pub fn anew(&self, index: usize) {
+        let (_, equity, positions) = &self.accounts[index];
+        std::hint::black_box(Distances::of(*equity, positions).expect("numbers of a usual size"));
+    }
 }

@@ -1,7 +1,7 @@
 //! What every connector must do on its exchange: one suite, run for each of them over real sockets.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_ports::{
@@ -883,6 +883,27 @@ async fn more_symbols_are_followed_when_they_are_needed() {
     }
     for (kind, errors, bench) in &benches {
         assert_eq!(bench.feed.status().error_count, *errors, "{kind:?}: it is no error of the feed");
+    }
+}
+
+/// Where a position stands in the venue's queue, where the venue tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_in_the_queue_for_deleveraging_are_told() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup::new(kind)).await;
+        assert_eq!(bench.reader.fetch_adl_ranks().await, Ok(BTreeMap::new()), "{kind:?}: nothing is held");
+        let order = bench.order(Side::Buy, "0.05", "0.004").await;
+        let (id, _) = bench.place(&order).await;
+        bench.fills_of(&id, order.quantity).await;
+        let name = if kind == Kind::Pacifica { "BTC" } else { "BTCUSDT" };
+        bench.running.sim().apply(Command::SetAdlRank { symbol: name.to_owned(), rank: 3 }).unwrap();
+        let told = bench.reader.fetch_adl_ranks().await.unwrap();
+        let expected = if kind == Kind::Pacifica { None } else { Some(3) };
+        assert_eq!(
+            (told.get(&btc()).copied(), told.len()),
+            (expected, usize::from(expected.is_some())),
+            "{kind:?}"
+        );
     }
 }
 

@@ -5,6 +5,7 @@
 //! Two hours in `cargo test`; `MARKET_DAY_HOURS=24` for the whole day. The report is printed.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -88,6 +89,11 @@ impl AccountReader for Way {
     async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
         // Kept by a connector for a minute, and here for ever.
         self.venue.fetch_instrument(symbol).await
+    }
+
+    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+        self.check()?;
+        self.venue.fetch_adl_ranks().await
     }
 
     async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {

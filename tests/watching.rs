@@ -330,6 +330,22 @@ async fn margin_alerts_escalate_block_what_adds_and_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_the_venue_would_close_first_is_told() {
+    let (world, _) = world(config()).await;
+    for (index, rank) in [(0, 3), (1, 4), (2, 4)] {
+        let symbol = "BTCUSDT".to_owned();
+        world.exchanges[index].sim().apply(Command::SetAdlRank { symbol, rank }).unwrap();
+    }
+    until("it is told", async || alert(&world, "adl-rank").await.is_some()).await;
+    let told: Vec<Alert> =
+        world.engine.alerts().await.into_iter().filter(|alert| alert.topic == "adl-rank").collect();
+    // The long one is not among the first, and the spare one holds nothing.
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0].account, told[0].severity), (&Some(world.accounts[1].clone()), AlertSeverity::Warn));
+    assert_eq!(told[0].data.get("adlRank"), Some(&Decimal::from(4)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_net_delta_that_stays_off_is_an_alert_until_it_is_back() {
     let (world, _) = world(EngineConfig { delta_alert_after: Duration::from_secs(2), ..config() }).await;
     trade_by_hand(&world, 0, Side::Buy, "0.2");

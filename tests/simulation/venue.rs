@@ -184,6 +184,10 @@ impl AccountReader for SimAccount {
         Ok(Vec::new())
     }
 
+    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+        Ok(BTreeMap::new())
+    }
+
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
         self.world.lock().venues[&self.account].events.subscribe()
     }

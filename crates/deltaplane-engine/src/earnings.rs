@@ -18,6 +18,8 @@ use crate::report::failure;
 
 /// How often it is looked at what books earn.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long an account's venue is waited for.
+const ASK_FOR: Duration = Duration::from_secs(5);
 /// How far back the first reading of a statement goes.
 const FIRST: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long after the start the first one is read.
@@ -31,6 +33,11 @@ const WATCHED: Duration = Duration::from_secs(60);
 const CARRY: &str = "carry";
 const RUNWAY: &str = "runway";
 const DELISTING: &str = "delisting";
+const ADL_RANK: &str = "adl-rank";
+/// From this place in a venue's queue for auto-deleveraging on it is told.
+const ADL_RANK_TOLD: u8 = 4;
+/// How often the places are asked for.
+const ADL_RANK_EVERY: Duration = Duration::from_secs(60);
 /// Part of the value of all positions that a day's funding must cost to be an alert: a basis point.
 const LEAST_CARRY: Decimal = Decimal::from_parts(1, 0, 0, false, 4);
 /// Days of margin below which an account's runway is an alert.
@@ -134,8 +141,14 @@ pub(crate) async fn keep_statements(core: Arc<Core>, keeper: Arc<AccountKeeper>)
 
 /// Looks at what books earn until dropped. It asks venues, so it keeps nothing else waiting.
 pub(crate) async fn keep_looking(core: Arc<Core>) {
+    let mut ranked_at = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let now = core.shared.eyes.clock.now();
+        if ranked_at.is_none_or(|at| now.since(at) >= ADL_RANK_EVERY) {
+            ranked_at = Some(now);
+            core.look_at_adl_ranks().await;
+        }
         let risks = core.risks().await;
         core.look_at_carry(&risks).await;
     }
@@ -264,6 +277,42 @@ impl Core {
     }
 
     /// Positions in contracts that their venue does not trade any more: they are delisted, or being settled.
+    /// Tells of positions that the venue closes first when it must take from the winning side.
+    pub(crate) async fn look_at_adl_ranks(&self) {
+        let shared = &self.shared;
+        let asked = shared.eyes.accounts.iter().map(|(id, keeper)| async move {
+            // Of what does not answer nothing new is said.
+            let ranks = tokio::time::timeout(ASK_FOR, keeper.reader.fetch_adl_ranks()).await.ok()?.ok()?;
+            Some((id.clone(), ranks))
+        });
+        let told: BTreeMap<AccountId, BTreeMap<Symbol, u8>> =
+            futures_util::future::join_all(asked).await.into_iter().flatten().collect();
+        let now = shared.eyes.clock.now();
+        let rank = |account: &AccountId, symbol: &Symbol| told.get(account)?.get(symbol).copied();
+        let mut records = shared.alerts.resolve(ADL_RANK, now, |alert| {
+            let (Some(account), Some(symbol)) = (&alert.account, &alert.symbol) else { return false };
+            told.contains_key(account) && rank(account, symbol).is_none_or(|rank| rank < ADL_RANK_TOLD)
+        });
+        for (account, ranks) in &told {
+            for (symbol, rank) in ranks.iter().filter(|(_, rank)| **rank >= ADL_RANK_TOLD) {
+                let condition = Condition {
+                    kind: AlertKind::Execution,
+                    topic: ADL_RANK,
+                    severity: AlertSeverity::Warn,
+                    account: Some(account.clone()),
+                    symbol: Some(symbol.clone()),
+                    message: format!(
+                        "the venue of {account} would close its position in {symbol} among the first when it deleverages: lower its leverage or shrink both sides, so that the other side does not come to stand alone"
+                    ),
+                };
+                let data = [("adlRank".to_owned(), Decimal::from(*rank))].into();
+                records.extend(shared.alerts.raise_with(condition, data, now));
+            }
+        }
+        // A failure stops all sending by itself; the alerts stand in memory in any case.
+        let _ = shared.hands.recorder.append(records).await;
+    }
+
     async fn look_at_contracts(&self, now: Timestamp) -> Vec<deltaplane_ports::Record> {
         let shared = &self.shared;
         let (mut ending, mut unknown) = (Vec::new(), Vec::new());

@@ -248,6 +248,7 @@ impl Engine {
             ledger: Ledger::default(),
             losses: Losses::default(),
             breakers: Breakers::default(),
+            distances: Mutex::default(),
             services: Services::default(),
             feeds: board,
             exits,
@@ -303,6 +304,7 @@ impl Engine {
         tasks.spawn(core.clone().cancel_after_restart());
         for keeper in core.shared.eyes.accounts.values() {
             tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
+            tasks.spawn(monitor::keep_looking_at(core.clone(), keeper.clone()));
             tasks.spawn(earnings::keep_statements(core.clone(), keeper.clone()));
         }
         tasks.spawn(watch::keep_alerts(core.clone()));

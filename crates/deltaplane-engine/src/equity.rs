@@ -230,10 +230,16 @@ impl Core {
             for (position, instrument) in &instruments {
                 known.push(marked(position, instrument, rate(instrument))?);
             }
+            let distances = {
+                let mut book = self.shared.distances.lock().unwrap_or_else(PoisonError::into_inner);
+                book.of(id, equity, known.clone())?.clone()
+            };
             let mut gross = Notional::ZERO;
             let mut positions = Vec::new();
-            for (index, (position, instrument)) in instruments.iter().enumerate() {
-                let one = alone(position, index, (equity, &known), rate(instrument))?;
+            for (((position, instrument), marked), distance) in
+                instruments.iter().zip(&known).zip(distances.alone)
+            {
+                let one = alone(position, marked, distance, rate(instrument))?;
                 gross = gross.plus(one.notional)?;
                 positions.push(one);
             }
@@ -260,7 +266,7 @@ impl Core {
                 margin_ratio: over_equity(worth(snapshot.maintenance_margin, own_rate)?)?,
                 max_drawdown: keeper.equity.max_drawdown(),
                 delta_deviation: Ratio::new(deviation),
-                liquidation_distance: joint_liquidation_distance(equity, &known)?,
+                liquidation_distance: distances.joint,
                 positions,
             })
         };
@@ -294,21 +300,13 @@ pub(crate) fn marked(
     })
 }
 
-/// One position, while the prices of all others stay.
+/// One position with its distance while the prices of all others stay.
 fn alone(
     position: &Position,
-    index: usize,
-    (equity, all): (Notional, &[MarkedPosition]),
+    own: &MarkedPosition,
+    distance: Option<Ratio>,
     rate: Decimal,
 ) -> Result<PositionRisk, MathError> {
-    let mut free = equity;
-    // What the others must keep is not there for this one.
-    for (_, other) in all.iter().enumerate().filter(|(other, _)| *other != index) {
-        let kept = deltaplane_math::maintenance_margin(&other.brackets, other.quantity, other.mark)?;
-        free = free.minus(kept)?;
-    }
-    let own = all.get(index).ok_or(MathError::NoReference)?;
-    let distance = joint_liquidation_distance(free, std::slice::from_ref(own))?;
     let mut price = None;
     if let (Some(distance), Some(mark)) = (distance, position.mark_price) {
         let factor = if own.quantity > Delta::ZERO {

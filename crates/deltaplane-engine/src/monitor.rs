@@ -11,6 +11,7 @@ use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
 };
 
+use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::earnings::DriftTrack;
 use crate::engine::Core;
@@ -71,6 +72,21 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
             if let Err(error) = core.shared.history.add_drift(drift.take()).await {
                 tracing::warn!(%error, "what positions earned is not kept");
             }
+        }
+    }
+}
+
+/// Looks at one account whenever it was read, until dropped: its alerts wait for nobody else's state.
+pub(crate) async fn keep_looking_at(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
+    let mut readings = keeper.readings();
+    while readings.changed().await.is_ok() {
+        let risk = tokio::time::timeout(LOOK_FOR, core.account_risk(&keeper.id)).await;
+        let Ok(Ok(risk)) = risk else { continue };
+        let now = core.shared.eyes.clock.now();
+        let records = core.look_at_account(&keeper.id, &risk, now).unwrap_or_default();
+        if !records.is_empty() {
+            // A failure stops all sending by itself; the alerts stand in memory in any case.
+            let _ = core.shared.hands.recorder.append(records).await;
         }
     }
 }

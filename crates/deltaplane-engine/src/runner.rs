@@ -11,6 +11,7 @@ use deltaplane_ports::{
     AccountEvent, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting,
     ReadError, RiskHistory,
 };
+use deltaplane_risk::DistanceBook;
 use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, TimeInForce, Timestamp};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -121,6 +122,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) losses: Losses,
     pub(crate) breakers: Breakers,
+    pub(crate) distances: Mutex<DistanceBook>,
     pub(crate) services: Services,
     pub(crate) feeds: FeedBoard,
     pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,

@@ -1,5 +1,6 @@
 //! What the engine asks of a venue, for one account.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,6 +201,10 @@ pub trait AccountReader: Send + Sync {
     /// Asks for the account's statement since a time: what funding, fees and trades brought. Of a long one it may be the
     /// older part, whole up to its newest row.
     async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError>;
+
+    /// Asks where the account's positions stand in the venue's queue for auto-deleveraging: 0 is last, 4 is closed first.
+    /// Of two sides in hedge mode the nearer one counts. Empty where the venue does not tell.
+    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError>;
 
     /// Follows the account's stream from now on. A receiver that lags must treat it as a disconnect.
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent>;

@@ -3,6 +3,7 @@
 //! Decisions only: nothing here knows time, ports or a wire.
 #![deny(clippy::arithmetic_side_effects)]
 
+mod distances;
 mod drawdown;
 mod execution;
 mod gate;
@@ -10,6 +11,7 @@ mod limits;
 mod liquidation;
 mod threshold;
 
+pub use distances::{DistanceBook, Distances};
 pub use drawdown::{Drawdown, DrawdownState, EquityPoint};
 pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds};
 pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal};

@@ -63,6 +63,7 @@ pub static DIALECT: Dialect = Dialect {
         open_orders: "/fapi/v1/openOrders",
         all_orders: "/fapi/v1/allOrders",
         user_trades: "/fapi/v1/userTrades",
+        adl_quantile: None,
         income: "/fapi/v1/income",
         countdown: "/fapi/v1/countdownCancelAll",
         listen_key: "/fapi/v1/listenKey",

@@ -101,6 +101,8 @@ pub struct Paths {
     pub all_orders: &'static str,
     /// Trades of the account.
     pub user_trades: &'static str,
+    /// Where positions stand in the queue for auto-deleveraging; else [`Self::position_risk`] tells it.
+    pub adl_quantile: Option<&'static str>,
     /// The account's statement.
     pub income: &'static str,
     /// Cancels all orders of a symbol after a time.

@@ -230,6 +230,15 @@ impl Rest {
         self.private(self.dialect.paths.position_risk, &[], Priority::Sync, 5).await
     }
 
+    /// Places in the queue for auto-deleveraging, where the exchange has an endpoint for them.
+    pub(crate) async fn adl_quantiles(&self) -> Result<Option<Vec<wire::AdlQuantile>>, RestError> {
+        let Some(path) = self.dialect.paths.adl_quantile else { return Ok(None) };
+        Ok(Some(match self.private(path, &[], Priority::Data, 5).await? {
+            wire::AdlQuantiles::Rows(rows) => rows,
+            wire::AdlQuantiles::None {} => Vec::new(),
+        }))
+    }
+
     pub(crate) async fn position_mode(&self) -> Result<wire::PositionMode, RestError> {
         self.private(self.dialect.paths.position_mode, &[], Priority::Sync, 30).await
     }

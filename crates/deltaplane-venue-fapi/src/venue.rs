@@ -380,6 +380,32 @@ impl AccountReader for FapiVenue {
         Ok(found.into_values().collect())
     }
 
+    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+        let told: Vec<(String, u8)> = match self.rest.adl_quantiles().await? {
+            Some(rows) => {
+                // `HEDGE` says that both sides are held, and is no place in the queue.
+                let places = |row: crate::wire::AdlQuantile| {
+                    let sides = row.adl_quantile.into_iter().filter(|(side, _)| side != "HEDGE");
+                    sides.map(move |(_, rank)| (row.symbol.clone(), rank)).collect::<Vec<_>>()
+                };
+                rows.into_iter().flat_map(places).collect()
+            }
+            None => {
+                let rows = self.rest.position_risk().await?.into_iter();
+                let held = rows.filter(|row| !row.position_amt.0.is_zero());
+                held.filter_map(|row| Some((row.symbol, row.adl?))).collect()
+            }
+        };
+        let mut ranks = BTreeMap::new();
+        for (name, rank) in told {
+            if let Some((symbol, _)) = self.config.symbols.canonical(&name) {
+                let nearest = ranks.entry(symbol).or_insert(rank);
+                *nearest = rank.max(*nearest);
+            }
+        }
+        Ok(ranks)
+    }
+
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
         self.events.subscribe()
     }

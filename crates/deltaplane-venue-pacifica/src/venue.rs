@@ -335,6 +335,11 @@ impl AccountReader for PacificaVenue {
         Ok(found.into_values().collect())
     }
 
+    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+        // The venue has such a queue and tells nobody's place in it.
+        Ok(BTreeMap::new())
+    }
+
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
         self.events.subscribe()
     }

@@ -275,6 +275,10 @@ impl AccountReader for InProcessVenue {
         Ok(rows)
     }
 
+    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+        Ok(BTreeMap::new())
+    }
+
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
         self.events.subscribe()
     }

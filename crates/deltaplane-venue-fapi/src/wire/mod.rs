@@ -1,6 +1,7 @@
 //! The venue's messages, spelled as the venue spells them. Unknown fields are ignored, unknown states are errors.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use deltaplane_types::{Decimal, parse_exact};
@@ -288,6 +289,28 @@ pub struct PositionRisk {
     pub leverage: Option<Number>,
     /// `cross` or `isolated`; not told by every exchange.
     pub margin_type: Option<String>,
+    /// Place in the queue for auto-deleveraging, 4 is first; not told by every exchange.
+    pub adl: Option<u8>,
+}
+
+/// One row of `GET /fapi/v1/adlQuantile`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdlQuantile {
+    /// The instrument.
+    pub symbol: String,
+    /// By side of the position, `HEDGE` beside them: 4 is closed first.
+    pub adl_quantile: BTreeMap<String, u8>,
+}
+
+/// Its answer; where nothing is held it may be an empty object.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum AdlQuantiles {
+    /// The rows.
+    Rows(Vec<AdlQuantile>),
+    /// None.
+    None {},
 }
 
 /// One row of `GET /fapi/v1/symbolConfig`.

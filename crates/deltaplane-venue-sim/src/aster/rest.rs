@@ -10,7 +10,7 @@ use crate::binance::algo;
 use crate::binance::params::Params;
 use crate::binance::rest::{self as fapi, Security};
 use crate::config::AgentConfig;
-use crate::core::{Command, Event, NewOrder, Order, OrderKind, Reject, TimeInForce};
+use crate::core::{Command, Event, NewOrder, Order, OrderKind, PositionSide, Reject, TimeInForce};
 use crate::sim::{Sim, lock};
 
 type Handler = fn(&Sim, &Caller) -> Result<Value, Reject>;
@@ -84,6 +84,7 @@ const ENDPOINTS: &[Row] = &[
     ("GET", "stpMode", None, Security::Signed, 30, 0, |_, _| Ok(json!({"stpMode": "EXPIRE_MAKER"}))),
     ("GET", "income", V1, Security::Signed, 30, 0, |sim, c| fapi::income(sim, &c.account, &c.params)),
     ("GET", "commissionRate", V1, Security::Signed, 20, 0, commission_rate),
+    ("GET", "adlQuantile", V1, Security::Signed, 5, 0, adl_quantile),
     ("GET", "leverageBrackets", None, Security::Signed, 1, 0, leverage_brackets),
     ("GET", "leverageBracket", V1, Security::Signed, 1, 0, leverage_brackets),
     ("GET", "agent", None, Security::Signed, 1, 0, agents),
@@ -326,6 +327,25 @@ fn commission_rate(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {
         fields.remove("rpiCommissionRate");
     }
     Ok(rates)
+}
+
+fn adl_quantile(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {
+    let only = caller.params.get("symbol")?;
+    Ok(sim.with(|exchange| {
+        let Some(account) = exchange.accounts.get(&caller.account) else { return json!([]) };
+        let held = exchange.markets.keys().filter(|name| only.is_none_or(|only| only == name.as_str()));
+        let rows: Vec<Value> = held
+            .filter(|name| {
+                let sides = [PositionSide::Both, PositionSide::Long, PositionSide::Short];
+                sides.iter().any(|side| !account.position(name, *side).amount.is_zero())
+            })
+            .map(|name| {
+                let rank = exchange.adl_rank(name);
+                json!({"symbol": name, "adlQuantile": {"LONG": rank, "SHORT": rank, "HEDGE": 0}})
+            })
+            .collect();
+        rows.into()
+    }))
 }
 
 fn leverage_brackets(sim: &Sim, caller: &Caller) -> Result<Value, Reject> {

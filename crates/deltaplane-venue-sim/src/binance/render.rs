@@ -198,7 +198,7 @@ pub(crate) fn position_risk_v3(exchange: &Exchange, account: &Account, symbol: O
                 "unRealizedProfit": text(m.unrealized), "liquidationPrice": text(m.liquidation), "isolatedMargin": "0",
                 "notional": text(m.notional), "marginAsset": "USDT", "isolatedWallet": "0",
                 "initialMargin": text(m.initial + m.orders), "maintMargin": text(m.maintenance),
-                "positionInitialMargin": text(m.initial), "openOrderInitialMargin": text(m.orders), "adl": 1,
+                "positionInitialMargin": text(m.initial), "openOrderInitialMargin": text(m.orders), "adl": exchange.adl_rank(&market.config.name),
                 "bidNotional": "0", "askNotional": "0", "updateTime": held.updated,
             }));
         }

@@ -165,6 +165,13 @@ pub enum Command {
         /// How much more, base units.
         quantity: Decimal,
     },
+    /// Set where everybody's positions in a symbol stand in the queue for deleveraging.
+    SetAdlRank {
+        /// The symbol.
+        symbol: String,
+        /// 0 is last, 4 is closed first.
+        rank: u8,
+    },
     /// Time passed: funding may be due.
     Tick,
     /// Set a position from outside, as a person's trade elsewhere would.
@@ -251,6 +258,8 @@ pub struct Exchange {
     pub asset_rates: BTreeMap<String, (Decimal, Decimal)>,
     /// When an account's orders on a symbol are canceled.
     pub countdowns: BTreeMap<(String, String), i64>,
+    /// Places in the queue for deleveraging by symbol, where they are not 1.
+    pub(crate) adl_ranks: BTreeMap<String, u8>,
     /// What the next taker trades beyond what it asked for.
     pub(super) surplus: Decimal,
     pub(super) waiting: BTreeSet<u64>,
@@ -321,6 +330,7 @@ impl Exchange {
                 .map(|(asset, [bid, ask])| (asset.clone(), (bid.0, ask.0)))
                 .collect(),
             countdowns: BTreeMap::new(),
+            adl_ranks: BTreeMap::new(),
             surplus: Decimal::ZERO,
             waiting: BTreeSet::new(),
             next_order: rules.first_order_id,
@@ -356,6 +366,10 @@ impl Exchange {
             }
             Command::CountDown { account, symbol, until } => self.count_down(account, symbol, until)?,
             Command::Tick => self.charge_funding(now, &mut events),
+            Command::SetAdlRank { symbol, rank } => {
+                self.market_of(&symbol)?;
+                self.adl_ranks.insert(symbol, rank);
+            }
             Command::Overfill { quantity } => {
                 self.surplus = quantity;
             }
@@ -379,6 +393,11 @@ impl Exchange {
         self.accounts
             .get_mut(account)
             .ok_or_else(|| Reject::new(-2015, "Invalid API-key, IP, or permissions for action."))
+    }
+
+    /// Where positions in a symbol stand in the queue for deleveraging.
+    pub(crate) fn adl_rank(&self, symbol: &str) -> u8 {
+        self.adl_ranks.get(symbol).copied().unwrap_or(1)
     }
 
     pub(super) fn market_of(&self, symbol: &str) -> Result<&MarketState, Reject> {
