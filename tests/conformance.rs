@@ -857,6 +857,10 @@ async fn more_symbols_are_followed_when_they_are_needed() {
     for kind in KINDS {
         let bench = Bench::start(kind, Setup::new(kind)).await;
         assert!(bench.feed.view(&eth).is_none(), "{kind:?}");
+        // Another name for the same contract is none.
+        let alias: Symbol = "BTC-EUR".parse().unwrap();
+        let asked = bench.reader.fetch_instrument(&alias).await;
+        assert_eq!(asked.unwrap_err(), ReadError::UnknownSymbol(alias), "{kind:?}");
         for symbol in [&nowhere, &eth, &eth, &btc()] {
             bench.feed.follow(symbol);
         }

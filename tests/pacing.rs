@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use deltaplane_engine::Engine;
 use deltaplane_ports::{
-    ControlPlane as _, HedgeExecution, HedgeStrategy, OperationReport, OperationState, Pacing, RequestMeta,
+    ControlPlane as _, HedgeExecution, HedgeStrategy, KillSwitch, OperationReport, OperationState, Pacing,
+    RequestMeta, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, quantity, ratio};
 use deltaplane_tests::{Place, btc, config, engine_through, exchange_with, ready, until};
-use deltaplane_types::{Code, Decimal, Price, Quantity, Side};
+use deltaplane_types::{Code, Decimal, Price, Quantity, Side, TradingScope, TradingState};
 use deltaplane_venue_sim::config::{AccountConfig, Exact};
 use deltaplane_venue_sim::core::{Command, NewOrder, Order, OrderKind, TimeInForce};
 use deltaplane_venue_sim::{Fault, FaultKind, Market, Running};
@@ -257,6 +258,58 @@ async fn a_stop_leaves_nothing_at_rest_and_waits_for_no_later_part() {
     assert_eq!(failed.code, Code::Conflict);
     assert!(failed.error.contains("gave way to the end of the services"), "{failed:?}");
     assert!(world.resting().is_empty());
+    let guarded = world.exchanges[0].sim().with(|exchange| exchange.countdowns.len());
+    assert_eq!(guarded, 0, "no countdown goes on that would cancel a person's order");
+}
+
+/// Whoever may not add any more has nothing rest that would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kill_switch_and_a_tighter_state_take_away_what_rests() {
+    for state in [None, Some(TradingState::ReduceOnly), Some(TradingState::Halted)] {
+        let world = world().await;
+        let pacing = Pacing { clips: 3, ..resting_for(5_000) };
+        let report = world.start("0.9", pacing).await;
+        world.comes_to_rest().await;
+        let began = tokio::time::Instant::now();
+        match state {
+            None => {
+                // Not even where nobody asks for it.
+                let kill =
+                    KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: false };
+                world.engine.kill_switch(kill).await.unwrap();
+            }
+            Some(state) => {
+                let change =
+                    TradingChange { scope: TradingScope::Symbol(btc()), state, reason: "a fire".to_owned() };
+                world.engine.set_trading(change).await.unwrap();
+            }
+        }
+        let report = report.await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(3), "{state:?}: {:?}", began.elapsed());
+        assert_eq!(
+            (report.state, world.held()),
+            (OperationState::Failed, dec("0.5")),
+            "{state:?}: {report:?}"
+        );
+        assert_eq!((world.resting().len(), report.orders.len()), (0, 1), "{state:?}");
+    }
+}
+
+/// Neither while it rests nor when it is canceled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_rests_is_not_told_as_in_doubt() {
+    let world = world().await;
+    // Longer than a doubt lasts until it is told, and than nothing goes out beside it.
+    let report =
+        world.start("0.1", Pacing { rest_for: Some(Duration::from_secs(14)), ..Pacing::default() }).await;
+    world.comes_to_rest().await;
+    for _ in 0..150 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let alerts = world.engine.alerts().await;
+        assert!(alerts.iter().all(|alert| alert.topic != "order-in-doubt"), "{alerts:?}");
+    }
+    let report = report.await.unwrap();
+    assert_eq!((report.state, report.orders.len()), (OperationState::Succeeded, 2), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

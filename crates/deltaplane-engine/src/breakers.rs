@@ -261,6 +261,9 @@ impl Core {
         let records = shared.alerts.raise(condition, now).into_iter().collect();
         // It holds at once; a failure stops all sending by itself.
         let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
+        self.hurry("a circuit breaker", |at_work| {
+            account.as_ref().is_none_or(|account| at_work.accounts.contains(account))
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use deltaplane_ports::{CancelOutcome, OrderGateway};
@@ -107,10 +108,18 @@ impl Core {
         all
     }
 
+    /// What operations trade on an account now.
+    fn at_work_on(&self, account: &AccountId) -> Vec<Symbol> {
+        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = running.values().filter(|at_work| at_work.accounts.contains(account));
+        here.map(|at_work| at_work.symbol.clone()).collect()
+    }
+
     async fn cancel_on(&self, account: &AccountId, gateway: &dyn OrderGateway) -> Canceled {
         let config = &self.shared.eyes.config;
         let mut symbols: BTreeSet<Symbol> = self.shared.ledger.symbols(account).into_iter().collect();
         symbols.insert(config.primary_symbol.clone());
+        symbols.extend(self.at_work_on(account));
         let mut found = Canceled::default();
         for symbol in symbols {
             let open = match gateway.fetch_open_orders(&symbol).await {

@@ -46,7 +46,7 @@ use crate::policies::{self, Policies};
 use crate::reconcile::Ledger;
 use crate::recovery::Recovered;
 use crate::report::failure;
-use crate::runner::{self, Hands, Reports, Shared};
+use crate::runner::{self, AtWork, Hands, Reports, Shared};
 use crate::services::{Services, supervised};
 use crate::snapshot::{Eyes, KNOWN_FOR};
 use crate::trading::Trading;
@@ -335,13 +335,14 @@ impl Engine {
     /// rest are canceled by their ids.
     pub async fn stop(&self, within: Duration) {
         self.core.stopping.store(true, Ordering::SeqCst);
-        self.core.hurry().await;
+        self.core.hurry("the end of the services", |_| true);
         let all = u32::try_from(self.core.shared.eyes.config.max_operations).unwrap_or(u32::MAX);
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
             let _ = self.core.slots.acquire_many(all).await;
             self.core.keep_marks().await;
             self.core.cancel_all_ours().await;
+            self.core.shared.hands.gate.disarm().await;
         };
         let _ = tokio::time::timeout(within, ended).await;
     }
@@ -499,12 +500,12 @@ impl Core {
         Some(failed)
     }
 
-    /// Lets what takes its time end with the orders that are out.
-    async fn hurry(&self) {
-        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for at_work in running.into_values().filter(|at_work| at_work.is_slow) {
+    /// Lets what takes its time end with the orders that are out: what rests is canceled.
+    pub(crate) fn hurry(&self, to: &str, concerns: impl Fn(&AtWork) -> bool) {
+        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for at_work in running.values().filter(|at_work| at_work.is_slow && concerns(at_work)) {
             // One that ended meanwhile needs not be asked.
-            let _ = at_work.events.send(Event::GiveWay("the end of the services".to_owned())).await;
+            let _ = at_work.events.try_send(Event::GiveWay(to.to_owned()));
         }
     }
 
@@ -999,6 +1000,9 @@ impl ControlPlane for Engine {
         };
         // First of all: from here on no order that adds exposure passes the gate.
         shared.eyes.trading.tighten(&change);
+        if request.engaged {
+            self.core.hurry("the kill switch", |_| true);
+        }
         let canceling = async {
             if request.engaged && request.cancel_open_orders {
                 self.core.cancel_all_ours().await
@@ -1057,6 +1061,13 @@ impl ControlPlane for Engine {
             let remedy = "free the disk or repair the journal, then restart the server";
             failure(Code::Internal, error.to_string(), remedy)
         })?;
+        if state >= TradingState::ReduceOnly {
+            self.core.hurry(&format!("trading that is {state} now"), |at_work| match &scope {
+                TradingScope::Global => true,
+                TradingScope::Account(account) => at_work.accounts.contains(account),
+                TradingScope::Symbol(symbol) => at_work.symbol == *symbol,
+            });
+        }
         if state == TradingState::Running {
             let mut records = Vec::new();
             if scope == TradingScope::Global && order.state == TradingState::Running {

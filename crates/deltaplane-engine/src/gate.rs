@@ -157,7 +157,10 @@ impl OrderGate {
         let Some(gateway) = self.gateways.get(&order.account) else {
             return kept_back("the account has no gateway");
         };
-        self.note_sent(&intent);
+        // What rests may well trade nothing.
+        if order.time_in_force == TimeInForce::ImmediateOrCancel {
+            self.note_sent(&intent);
+        }
         gateway.submit(&intent.client_order_id, &intent.order).await
     }
 
@@ -240,6 +243,11 @@ impl OrderGate {
         }
         known.count = known.count.saturating_add(1);
         known.last = now;
+    }
+
+    /// Ends what guards resting orders, where none of ours rests any more.
+    pub(crate) async fn disarm(&self) {
+        self.dead_man.disarm().await;
     }
 
     /// An order of ours traded: what is sent there has an effect.

@@ -24,7 +24,12 @@ pub(crate) struct DeadMan {
     key: IdKey,
     allow_unguarded: bool,
     armed: Mutex<Armed>,
+    /// One at a time says something to a venue about a symbol: what ends a countdown must not cross what lets an order
+    /// rest under it.
+    turns: Mutex<BTreeMap<(AccountId, Symbol), Turn>>,
 }
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// What is guarded.
 type Armed = BTreeMap<(AccountId, Symbol), Guarded>;
@@ -43,7 +48,15 @@ impl DeadMan {
         key: IdKey,
         allow_unguarded: bool,
     ) -> Self {
-        Self { gateways, key, allow_unguarded, armed: Mutex::default() }
+        Self { gateways, key, allow_unguarded, armed: Mutex::default(), turns: Mutex::default() }
+    }
+
+    async fn turn(&self, account: &AccountId, symbol: &Symbol) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry((account.clone(), symbol.clone())).or_default().clone()
+        };
+        turn.lock_owned().await
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Armed) -> T) -> T {
@@ -58,6 +71,7 @@ impl DeadMan {
                 "its venue cannot cancel what rests when we fall silent, and allow_unguarded_resting is off";
             return if self.allow_unguarded { Ok(()) } else { Err(why.to_owned()) };
         }
+        let _turn = self.turn(account, symbol).await;
         let key = (account.clone(), symbol.clone());
         let now = Instant::now();
         let guarded = self.with(|armed| {
@@ -90,10 +104,25 @@ impl DeadMan {
         }
     }
 
+    /// Ends the countdowns where nothing of ours rests: a person's order that comes later is not canceled by them.
+    pub(crate) async fn disarm(&self) {
+        let armed: Vec<(AccountId, Symbol)> = self.with(|armed| armed.keys().cloned().collect());
+        for (account, symbol) in armed {
+            let Some(gateway) = self.gateways.get(&account) else { continue };
+            let _turn = self.turn(&account, &symbol).await;
+            let Ok(open) = gateway.fetch_open_orders(&symbol).await else { continue };
+            let ours = open.iter().any(|order| self.key.read(&order.client_order_id).is_some());
+            if !ours && gateway.count_down(&symbol, None).await.is_ok() {
+                self.with(|armed| armed.remove(&(account, symbol)));
+            }
+        }
+    }
+
     async fn refresh(&self) {
         let armed: Vec<(AccountId, Symbol)> = self.with(|armed| armed.keys().cloned().collect());
         for (account, symbol) in armed {
             let Some(gateway) = self.gateways.get(&account) else { continue };
+            let _turn = self.turn(&account, &symbol).await;
             let Ok(open) = gateway.fetch_open_orders(&symbol).await else {
                 // Unknown is not none: the countdown goes on, towards the safe side.
                 continue;

@@ -149,9 +149,13 @@ impl Core {
     async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, loss: &Loss) -> Result<(), String> {
         let eyes = &self.shared.eyes;
         if let Some(account) = self.lanes.held_beside(symbol, &[]) {
+            self.hurry("the answer to a loss", |at_work| at_work.symbol == *symbol);
             return Err(format!("another operation is at work on {account}"));
         }
-        let (mut net, mut out_of_reach) = (Delta::ZERO, Delta::ZERO);
+        let now = eyes.clock.now();
+        let external = eyes.config.holdings.external(symbol, now).map_err(|failed| failed.error.clone())?;
+        // As the operation counts it.
+        let (mut net, mut out_of_reach) = (external, Delta::ZERO);
         let mut accounts = Vec::new();
         for (id, keeper) in &eyes.accounts {
             let snapshot = keeper.newest().filter(|_| keeper.is_reconciled());

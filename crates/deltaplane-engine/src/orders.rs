@@ -67,6 +67,10 @@ pub(crate) struct TrackedOrder {
     pub(crate) cancel_at: Option<Timestamp>,
     /// How often it was tried to cancel it.
     cancels: u32,
+    /// When that was tried first.
+    canceled_at: Option<Timestamp>,
+    /// When the venue first said that there is nothing to cancel: from then on nothing comes of it.
+    gone_at: Option<Timestamp>,
     fenced: Fence,
     /// A person decided: nothing more is looked for.
     decided: bool,
@@ -106,6 +110,8 @@ impl TrackedOrder {
             proofs_failed: 0,
             cancel_at: None,
             cancels: 0,
+            canceled_at: None,
+            gone_at: None,
             fenced: Fence::NotTried,
             decided: false,
             unpriced: false,
@@ -160,19 +166,49 @@ impl TrackedOrder {
     }
 
     pub(crate) fn must_be_canceled(&self, now: Timestamp) -> bool {
-        matches!(self.fate, Fate::Accepted | Fate::Unknown) && self.cancel_at.is_some_and(|at| at <= now)
+        self.may_rest() && self.cancel_at.is_some_and(|at| at <= now)
+    }
+
+    fn may_rest(&self) -> bool {
+        matches!(self.fate, Fate::Accepted | Fate::Unknown | Fate::Frozen)
+    }
+
+    /// Whether it may rest out of sight: it leaves no trace but itself, and only a venue that has nothing to cancel, or
+    /// whose place for it was taken, says that it does not.
+    pub(crate) fn may_be_hidden(&self) -> bool {
+        self.was_to_rest() && self.gone_at.is_none() && !self.is_burned()
+    }
+
+    /// Since when it is open and should not be.
+    pub(crate) fn open_since(&self) -> Timestamp {
+        self.canceled_at.map_or(self.sent_at, |at| at.max(self.sent_at))
     }
 
     /// Its cancel goes out now.
     pub(crate) fn on_canceling(&mut self, now: Timestamp) {
         self.check_in_flight = true;
         self.cancels = self.cancels.saturating_add(1);
-        self.cancel_at = Some(now.after(CANCEL_AGAIN));
+        self.canceled_at.get_or_insert(now);
+        self.cancel_at = None;
+    }
+
+    /// Its cancel was answered, or not: it is asked for, and where it is still there canceled again, ever later.
+    pub(crate) fn on_canceled(&mut self, is_gone: bool, now: Timestamp) {
+        self.check_in_flight = false;
+        if is_gone {
+            self.gone_at.get_or_insert(now);
+        }
+        self.cancel_at = Some(now.after(CANCEL_AGAIN.saturating_mul(self.cancels.min(30))));
+        if self.fate == Fate::Unknown {
+            self.next_check.get_or_insert(now);
+        } else if self.fate != Fate::Frozen {
+            self.next_check = Some(now);
+        }
     }
 
     /// When something is to be done about it.
     pub(crate) fn wakes_at(&self) -> Option<Timestamp> {
-        let cancel = self.cancel_at.filter(|_| matches!(self.fate, Fate::Accepted | Fate::Unknown));
+        let cancel = self.cancel_at.filter(|_| self.may_rest());
         self.next_check.into_iter().chain(cancel).min()
     }
 
@@ -368,7 +404,10 @@ impl TrackedOrder {
 
     /// When its absence may be proven: soon after its place was taken, else when its window has passed.
     pub(crate) fn provable_at(&self, slack: Duration) -> Timestamp {
-        let expired = self.intent.order.deadline.after(slack);
+        // What rested may have traded until the moment at which it was gone.
+        let expired =
+            self.gone_at.map_or(self.intent.order.deadline, |at| at.max(self.intent.order.deadline));
+        let expired = expired.after(slack);
         match self.fenced {
             Fence::Burned(at) => at.after(slack.max(FENCE_SLACK)).min(expired),
             Fence::NotTried | Fence::Failed => expired,
@@ -408,6 +447,8 @@ impl TrackedOrder {
         }
         self.fate = Fate::Frozen;
         self.next_check = None;
+        // What nobody understands does not go on resting.
+        self.cancel_at = self.was_to_rest().then_some(Timestamp::default());
         self.doubt = Some(UnknownCause::VenueUncertain(cause.clone()));
         Some(OutcomeRecord::Unknown { cause })
     }

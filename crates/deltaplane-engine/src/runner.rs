@@ -12,7 +12,9 @@ use deltaplane_ports::{
     ReadError, RiskHistory,
 };
 use deltaplane_risk::DistanceBook;
-use deltaplane_types::{AccountId, ClientOrderId, Fill, OperationId, Symbol, TimeInForce, Timestamp};
+use deltaplane_types::{
+    AccountId, ClientOrderId, Fill, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
@@ -111,6 +113,10 @@ pub(crate) struct AtWork {
     pub(crate) events: mpsc::Sender<Event>,
     /// It takes time by intent.
     pub(crate) is_slow: bool,
+    /// What it trades.
+    pub(crate) symbol: Symbol,
+    /// On which accounts.
+    pub(crate) accounts: Vec<AccountId>,
 }
 
 /// What every operation shares.
@@ -160,7 +166,12 @@ pub(crate) async fn run(
 ) {
     let (sender, mut events) = mpsc::channel(1_024);
     let id = operation.id().clone();
-    let at_work = AtWork { events: sender.clone(), is_slow: operation.is_slow() };
+    let at_work = AtWork {
+        events: sender.clone(),
+        is_slow: operation.is_slow(),
+        symbol: operation.spec().symbol.clone(),
+        accounts: operation.spec().accounts.clone(),
+    };
     shared.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), at_work);
     let mut listeners = JoinSet::new();
     for account in &operation.spec().accounts {
@@ -295,8 +306,14 @@ impl Shell {
             Event::Fill(fill) => Some(fill.account.clone()),
             _ => None,
         };
-        if let Event::Fill(fill) = event {
-            self.shared.hands.gate.note_trade(&fill.account, &fill.symbol);
+        let traded = match event {
+            Event::Fill(_) => true,
+            Event::Sighted(_, Ok(OrderSighting::Found(report))) => !report.filled.is_zero(),
+            Event::Submitted(_, SubmitOutcome::Acknowledged(ack)) => !ack.filled.is_zero(),
+            _ => false,
+        };
+        if let Some(account) = account.as_ref().filter(|_| traded) {
+            self.shared.hands.gate.note_trade(account, &operation.spec().symbol);
         }
         let was_to_rest = |id| {
             let intent = operation.order_intent(id);
@@ -436,9 +453,9 @@ impl Shell {
             // On a task of its own: what is sent goes on whatever becomes of this loop.
             let sending = tokio::spawn(async move { shared.hands.gate.send(token).await });
             self.work.push(Box::pin(async move {
-                let outcome = sending.await.unwrap_or(deltaplane_types::SubmitOutcome::Unknown(
-                    deltaplane_types::UnknownCause::Interrupted,
-                ));
+                let outcome = sending
+                    .await
+                    .unwrap_or(SubmitOutcome::Unknown(deltaplane_types::UnknownCause::Interrupted));
                 Done::Event(Event::Submitted(id, outcome))
             }));
         }

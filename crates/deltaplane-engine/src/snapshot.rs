@@ -178,7 +178,9 @@ impl Eyes {
                 return Err(unreadable(id, error));
             }
         }
-        self.follow(symbol);
+        if readings.iter().flatten().all(|(_, (_, instrument))| instrument.is_ok()) {
+            self.follow(symbol);
+        }
         let views = self.healthy_views(symbol);
         let agreed = self.agreed(&views).map_err(beyond_arithmetic)?;
         let Some(agreed) = agreed else {

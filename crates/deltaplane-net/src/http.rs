@@ -12,6 +12,9 @@ use crate::egress::Egress;
 /// How a proxy asks for other credentials.
 const PROXY_AUTHENTICATION_REQUIRED: u16 = 407;
 
+/// A connection that breaks within this time was dead before the request.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -91,8 +94,9 @@ pub trait HttpTransport: Send + Sync {
 
 /// Sends a request, and a question ([`Method::Get`]) once more where the connection breaks.
 ///
-/// The other side may close a kept connection just when it is used again, and asking twice changes nothing. What the
-/// second attempt costs is seen in the venue's own count.
+/// The other side may close a kept connection just when it is used again, which shows at once; asking twice changes
+/// nothing. What the second attempt costs is seen in the venue's own count. One that breaks later is not repeated: what
+/// was signed grows old.
 ///
 /// # Errors
 ///
@@ -104,8 +108,9 @@ pub async fn ask(
     if request.method != Method::Get {
         return transport.send(request).await;
     }
+    let began = tokio::time::Instant::now();
     match transport.send(request.clone()).await {
-        Err(TransportError::Disconnected(_)) => transport.send(request).await,
+        Err(TransportError::Disconnected(_)) if began.elapsed() < AT_ONCE => transport.send(request).await,
         outcome => outcome,
     }
 }

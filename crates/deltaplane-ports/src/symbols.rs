@@ -119,6 +119,14 @@ impl SymbolMap {
         }
     }
 
+    /// The contract of a symbol, unless it is known by another one: two names for one position would each see half of
+    /// what happens to it.
+    pub fn own_contract(&self, symbol: &Symbol) -> Option<Contract> {
+        let contract = self.contract(symbol);
+        let (known, _) = self.canonical(&contract.name)?;
+        (known == *symbol).then_some(contract)
+    }
+
     /// The symbol of a venue's name with its contract: an override, else the rule; none for names that follow
     /// no rule, such as spot markets.
     pub fn canonical(&self, name: &str) -> Option<(Symbol, Contract)> {
@@ -182,6 +190,32 @@ mod tests {
         };
         assert_eq!(contract, expected);
         assert_eq!(map.canonical(name), Some((symbol(canonical), expected)));
+    }
+
+    #[test]
+    fn a_contract_is_known_by_one_symbol() {
+        let symbol = |text: &str| text.parse::<Symbol>().unwrap();
+        for (rule, own, others) in [
+            (NameRule::BaseAndQuote, ["BTC-USD", "BTC-USDC", "PEPE-USD"], ["BTC-USDT", "BTC-EUR"]),
+            (NameRule::BaseOnly, ["BTC-USD", "SOL-USD", "PEPE-USD"], ["BTC-USDC", "BTC-EUR"]),
+        ] {
+            let map = SymbolMap::new(rule);
+            for text in own {
+                assert_eq!(
+                    map.own_contract(&symbol(text)),
+                    Some(map.contract(&symbol(text))),
+                    "{rule:?}: {text}"
+                );
+            }
+            for text in others {
+                assert_eq!(map.own_contract(&symbol(text)), None, "{rule:?}: {text}");
+            }
+        }
+        let contract =
+            Contract { name: "XBT".to_owned(), multiplier: Decimal::ONE, quote: "USDC".to_owned() };
+        let overrides = BTreeMap::from([(symbol("BTC-EUR"), contract.clone())]);
+        let map = SymbolMap::with_overrides(NameRule::BaseOnly, overrides);
+        assert_eq!(map.own_contract(&symbol("BTC-EUR")), Some(contract));
     }
 
     #[test]

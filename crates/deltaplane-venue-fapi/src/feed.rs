@@ -23,6 +23,8 @@ const DEPTH: usize = 50;
 /// A market stream that is silent for this long is given up.
 const SILENCE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
+/// More symbols are not followed: each has connections of its own.
+const MOST_FOLLOWED: usize = 50;
 /// A symbol that the venue does not list is looked for this often.
 const UNLISTED: Duration = Duration::from_secs(600);
 /// The venue's code for a symbol that it does not list.
@@ -93,9 +95,14 @@ impl PriceFeed for FapiFeed {
     fn follow(&self, symbol: &Symbol) {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         let (symbols, tasks) = &mut *followed;
-        if !symbols.insert(symbol.clone()) {
+        if symbols.contains(symbol) {
             return;
         }
+        if symbols.len() >= MOST_FOLLOWED {
+            tracing::warn!(feed = %self.shared.id, %symbol, "not followed: {MOST_FOLLOWED} symbols are already");
+            return;
+        }
+        symbols.insert(symbol.clone());
         let session = Session {
             shared: self.shared.clone(),
             rest: self.rest.clone(),
@@ -138,9 +145,8 @@ struct Session {
 impl Session {
     async fn run(self) {
         let session = Arc::new(self);
-        let marks = tokio::spawn(session.clone().keep(Session::follow_marks_once));
-        session.clone().keep(Session::follow_book_once).await;
-        marks.abort();
+        let marks = session.clone().keep(Session::follow_marks_once);
+        tokio::join!(session.keep(Session::follow_book_once), marks);
     }
 
     /// Connects again and again, waiting longer each time that it fails at once.
@@ -189,6 +195,9 @@ impl Session {
 
     async fn follow_book_once(self: Arc<Self>) -> Result<(), FeedError> {
         let result = self.follow_book().await;
+        if result.as_ref().is_err_and(FeedError::is_unlisted) {
+            self.in_step.send_replace(false);
+        }
         self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
         result
@@ -219,7 +228,15 @@ impl Session {
                 }
                 () = tokio::time::sleep_until(due), if snapshot_at.is_some() => {
                     // The stream is read on while the snapshot is on its way: the socket buffers it.
-                    let snapshot = self.rest.depth(&self.contract.name).await?;
+                    let snapshot = match self.rest.depth(&self.contract.name).await {
+                        Ok(snapshot) => snapshot,
+                        // The stream goes on; the venue's count begins anew soon.
+                        Err(RestError::Budget(wait)) => {
+                            snapshot_at = Some(tokio::time::Instant::now() + wait.max(retry.next_wait()));
+                            continue;
+                        }
+                        Err(error) => return Err(error.into()),
+                    };
                     snapshot_at = if book.on_snapshot(&snapshot) == BookStep::Gap {
                         Some(tokio::time::Instant::now() + retry.next_wait())
                     } else {

@@ -183,12 +183,13 @@ impl FapiVenue {
     }
 
     async fn symbol_info(&self, symbol: &Symbol) -> Result<Contract, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let unknown = || ReadError::UnknownSymbol(symbol.clone());
+        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
         let info = self.rest.exchange_info().await?;
         let mut infos = self.infos.write().unwrap_or_else(PoisonError::into_inner);
         *infos = info.symbols.into_iter().map(|info| (info.symbol.clone(), info)).collect();
         let known = infos.contains_key(&contract.name);
-        if known { Ok(contract) } else { Err(ReadError::UnknownSymbol(symbol.clone())) }
+        if known { Ok(contract) } else { Err(unknown()) }
     }
 
     /// How long after its decision the venue may still take an order in.

@@ -24,6 +24,11 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const STALE_BOOK: Duration = Duration::from_secs(8);
 const SILENCE: Duration = Duration::from_secs(8);
 const HOUR_MS: i64 = 3_600_000;
+/// More symbols are not followed: each has a connection of its own.
+const MOST_FOLLOWED: usize = 50;
+/// Connections on which a symbol must be missing before it counts as not listed: a venue may begin with half of its
+/// prices.
+const MISSING_TRIES: u32 = 3;
 /// A symbol that the venue does not list is looked for this often.
 const UNLISTED: Duration = Duration::from_secs(600);
 
@@ -81,9 +86,14 @@ impl PriceFeed for PacificaFeed {
     fn follow(&self, symbol: &Symbol) {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         let (symbols, tasks) = &mut *followed;
-        if !symbols.insert(symbol.clone()) {
+        if symbols.contains(symbol) {
             return;
         }
+        if symbols.len() >= MOST_FOLLOWED {
+            tracing::warn!(feed = %self.shared.id, %symbol, "not followed: {MOST_FOLLOWED} symbols are already");
+            return;
+        }
+        symbols.insert(symbol.clone());
         let follower = Follower {
             shared: self.shared.clone(),
             symbol: symbol.clone(),
@@ -141,19 +151,26 @@ struct Known {
 impl Follower {
     async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        let mut missing = 0_u32;
         loop {
             let began = Instant::now();
             let result = self.follow().await;
+            let was_listed =
+                self.shared.views.read().unwrap_or_else(PoisonError::into_inner).contains_key(&self.symbol);
+            let is_missing = matches!(result, Err(FeedError::Unlisted(_)));
+            missing = if was_listed || !is_missing { 0 } else { missing.saturating_add(1) };
             // A book that nobody renews is no book.
             self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
             self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
             if let Err(error) = result {
                 tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
-                if matches!(error, FeedError::Unlisted(_)) {
+                if missing >= MISSING_TRIES {
                     tokio::time::sleep(UNLISTED).await;
                     continue;
                 }
-                self.shared.errors.fetch_add(1, Ordering::Relaxed);
+                if !is_missing {
+                    self.shared.errors.fetch_add(1, Ordering::Relaxed);
+                }
             }
             if began.elapsed() > Duration::from_secs(30) {
                 backoff.reset();
@@ -211,8 +228,9 @@ impl Follower {
             }
             "prices" => {
                 // Other markets, spot among them, are passed over.
-                market.is_missing = true;
-                for row in serde_json::from_str::<Vec<&RawValue>>(data.get())? {
+                let rows: Vec<&RawValue> = serde_json::from_str(data.get())?;
+                market.is_missing = !rows.is_empty();
+                for row in rows {
                     let Ok(of) = serde_json::from_str::<OfRow>(row.get()) else { continue };
                     if of.symbol == self.contract.name {
                         market.is_missing = false;

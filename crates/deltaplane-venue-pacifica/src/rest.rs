@@ -49,6 +49,9 @@ pub enum RestError {
     /// Our own budget kept it back.
     #[error("kept back for {0:?}: the venue's credits are nearly spent")]
     Budget(Duration),
+    /// A history is longer than what is read of one.
+    #[error("the history has more pages than are read")]
+    TooManyPages,
     /// The venue's time is not known well enough to sign.
     #[error("the venue's clock is not known")]
     Clock,
@@ -62,6 +65,7 @@ impl From<RestError> for ReadError {
             RestError::Transport(error) => Self::Unreachable(error.to_string()),
             RestError::Refused(refusal) => Self::Refused(refusal),
             RestError::Unreadable(text) => Self::Unreadable(text),
+            RestError::TooManyPages => Self::Unreadable(error.to_string()),
             RestError::Budget(_) => refused(RefusalReason::RateLimited, error.to_string()),
             RestError::Clock => refused(RefusalReason::Clock, error.to_string()),
         }
@@ -312,7 +316,7 @@ impl Rest {
                 return Ok(all);
             }
         }
-        Err(RestError::Unreadable("the history of trades has more pages than are read".to_owned()))
+        Err(RestError::TooManyPages)
     }
 
     /// What the account was paid in funding since a time, newest first on the wire, and since when all of it is there:

@@ -42,8 +42,8 @@ const DOUBTED_AFTER: Duration = Duration::from_secs(1);
 /// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
 const NOTABLE_SKEW_MS: i64 = 3_000;
 
-/// A statement is read window by window, so that one with very many trades is read in parts.
-const STATEMENT_WINDOW: Duration = Duration::from_secs(12 * 3_600);
+/// A statement with very many trades is read in parts, not shorter than this.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(600);
 
 const CREATE: (&str, &str) = ("create_order", "/orders/create");
 const CANCEL: (&str, &str) = ("cancel_order", "/orders/cancel");
@@ -278,8 +278,8 @@ impl AccountReader for PacificaVenue {
         if let Some((_, instrument)) = known.filter(|(at, _)| self.is_young(*at)) {
             return Ok(instrument);
         }
-        let contract = self.config.symbols.contract(symbol);
         let unknown = || ReadError::UnknownSymbol(symbol.clone());
+        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
         let market = self.market(&contract.name).await?.ok_or_else(unknown)?;
         let setting = self.setting(&contract.name).await?;
         let account = self.rest.account(self.key.account()).await?;
@@ -305,18 +305,27 @@ impl AccountReader for PacificaVenue {
     async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
         let venue_time = |ours| self.rest.offset.venue_time(ours, i64::MAX - 1).unwrap_or(ours);
         let (since, now) = (venue_time(since), venue_time(self.rest.clock.now()));
-        let (funding, mut from) = self.rest.paid_funding(self.key.account(), since).await?;
+        let (funding, funding_from) = self.rest.paid_funding(self.key.account(), since).await?;
+        if funding_from > since {
+            tracing::warn!(account = %self.config.account, "older funding than the statement's last pages is not counted");
+        }
         let mut found = BTreeMap::new();
         // Rows at the edge of two windows come twice and count once.
         let mut add = |income: Income| {
             found.insert(income.id.clone(), income);
         };
+        // All at once, and where that is more than is read, in ever shorter parts from the oldest on.
+        let (mut from, mut window) = (since, now.since(since));
         while from < now {
-            let until = Some(from.after(STATEMENT_WINDOW)).filter(|until| *until < now);
+            let until = Some(from.after(window)).filter(|until| *until < now);
             let trades =
                 self.rest.trade_history(self.key.account(), None, (from, until), Priority::Data).await;
             match trades {
                 Ok(trades) => self.incomes_of(trades).for_each(&mut add),
+                Err(RestError::TooManyPages) if window > SHORTEST_WINDOW => {
+                    window /= 2;
+                    continue;
+                }
                 // What was told so far is whole; the next reading begins after it.
                 Err(error) if from > since => {
                     tracing::info!(account = %self.config.account, %error, "the statement ends early");

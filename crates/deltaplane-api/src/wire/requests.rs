@@ -17,7 +17,7 @@ use crate::request::{Fields, Problems, Range};
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 const SYNC_TIMEOUT_MS: u64 = 10_000;
 const TIMEOUTS: (u64, u64) = (100, 600_000);
-const MOST_CLIPS: u64 = 50;
+const MOST_CLIPS: u64 = 20;
 const REST_MS: u64 = 5_000;
 const LEAST_REST_MS: u64 = 200;
 
@@ -420,8 +420,8 @@ mod tests {
     #[test]
     fn a_pace_that_makes_no_sense_is_refused_with_what_to_do() {
         for (more, expected) in [
-            (r#", "clips": 0"#, "/clips 0 is out of range: must be at least 1 and at most 50"),
-            (r#", "clips": 51"#, "/clips 51 is out of range: must be at least 1 and at most 50"),
+            (r#", "clips": 0"#, "/clips 0 is out of range: must be at least 1 and at most 20"),
+            (r#", "clips": 21"#, "/clips 21 is out of range: must be at least 1 and at most 20"),
             (r#", "clips": 1.5"#, "/clips 1.5 is not a whole number"),
             (r#", "clipInterval": 500"#, "/clipInterval means nothing in one part; send clips of at least 2"),
             (r#", "restTime": 500"#, "/restTime means nothing where nothing rests; send makerFirst: true"),

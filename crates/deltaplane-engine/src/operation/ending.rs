@@ -50,7 +50,11 @@ impl Operation {
         let mut failed = match &self.gives_way {
             Some(to) if now < self.ends_at => {
                 let text = format!("it ended after {took} ms: it gave way to {to}");
-                let mut failed = failure(Code::Conflict, text, "repeat the request when that is done");
+                let remedy = format!(
+                    "look up GET /api/v1/operations/{} when that is done, and ask for what is left",
+                    self.id
+                );
+                let mut failed = failure(Code::Conflict, text, remedy);
                 failed.details.insert(GAVE_WAY_TO.to_owned(), vec![to.clone()]);
                 failed
             }

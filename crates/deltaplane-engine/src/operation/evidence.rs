@@ -100,10 +100,7 @@ impl Operation {
                 }
             }
             _ if matches!(order.fate, Fate::Ended(_)) => order.on_trades_read(now),
-            // An order that was seen to rest leaves no trace but itself: that it is not shown proves nothing.
-            Ok(OrderSighting::NotFound) if order.was_to_rest() && order.fate == Fate::Accepted => {
-                order.on_not_found(now);
-            }
+            Ok(OrderSighting::NotFound) if order.may_be_hidden() => order.on_not_found(now),
             Ok(OrderSighting::NotFound) if now >= order.provable_at(slack) => {
                 order.check_in_flight = true;
                 effects.push(Effect::Prove(id.clone()));
@@ -122,8 +119,7 @@ impl Operation {
     /// What became of it is asked for, whatever the answer: it may have traded before.
     pub(super) fn on_canceled(&mut self, id: &ClientOrderId, outcome: &CancelOutcome, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
-        order.check_in_flight = false;
-        order.next_check = Some(now);
+        order.on_canceled(matches!(outcome, CancelOutcome::NotOpen), now);
         let text = match outcome {
             CancelOutcome::Canceled(_) => "canceled".to_owned(),
             CancelOutcome::NotOpen => "does not rest any more".to_owned(),

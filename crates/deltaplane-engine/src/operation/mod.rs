@@ -47,6 +47,8 @@ const MAX_REREADS: u32 = 8;
 const REREAD_PAUSE: Duration = Duration::from_millis(250);
 /// The venue's clock may differ from ours by this much.
 const CLOCK_MARGIN: Duration = Duration::from_secs(5);
+/// Before an operation's time is over nothing rests any more for so long: what is left is taken then.
+const TAKES_WITHIN: Duration = Duration::from_secs(2);
 /// How long a fresh book is waited for between rounds.
 const ROUND_PAUSE: Duration = Duration::from_millis(120);
 
@@ -259,6 +261,8 @@ pub struct Operation {
     clip: u32,
     /// The next orders rest before anything takes.
     rests_first: bool,
+    /// When the orders of the part that is at work are canceled.
+    rests_until: Option<Timestamp>,
     /// Best bid and ask of each account's venue at the newest reading.
     touch: BTreeMap<AccountId, (Price, Price)>,
     /// What a two-sided operation could not change, by account, at the newest reading.
@@ -407,6 +411,7 @@ impl Operation {
             unwinding: false,
             clip: 0,
             rests_first,
+            rests_until: None,
             touch: BTreeMap::new(),
             changes_left: BTreeMap::new(),
             pending: Vec::new(),
@@ -537,9 +542,11 @@ impl Operation {
         if self.gives_way.is_none() {
             self.note(now, format!("it gives way to {to}"));
             self.gives_way = Some(to);
-            for order in self.orders.values_mut() {
-                order.cancel_at = order.cancel_at.map(|_| now);
-            }
+        }
+        for order in
+            self.orders.values_mut().filter(|order| order.is_resting() || order.fate == Fate::InFlight)
+        {
+            order.cancel_at = order.cancel_at.map(|_| now);
         }
     }
 

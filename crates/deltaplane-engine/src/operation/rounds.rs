@@ -12,7 +12,7 @@ use deltaplane_types::{
 
 use super::{
     Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, Operation, Phase, REREAD_PAUSE, ROUND_PAUSE,
-    Running, Shrink,
+    Running, Shrink, TAKES_WITHIN,
 };
 use crate::accounts::RecentTrades;
 use crate::control::{self, Ending, Goal, Round, Verdict};
@@ -134,7 +134,7 @@ impl Operation {
             Verdict::Done { ending, reason, net } => {
                 (self.net, self.base) = (net, (net, traded));
                 self.note(now, reason.clone());
-                if self.has_more_clips() {
+                if self.has_more_clips() && ending != Ending::Stuck {
                     return self.next_clip(now, effects);
                 }
                 (self.ending, self.reason) = (Some(ending), Some(reason));
@@ -326,8 +326,10 @@ impl Operation {
     /// Waits, and goes on with the next part.
     fn next_clip(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         self.clip = self.clip.saturating_add(1);
-        (self.rounds, self.idle_rounds) = (0, 0);
+        (self.rounds, self.idle_rounds, self.rests_until) = (0, 0, None);
         self.rests_first = self.spec.terms.pacing.rest_for.is_some();
+        // What kept an account out of one part may be over in the next.
+        self.excluded.clear();
         let Pacing { clips, interval, .. } = self.spec.terms.pacing;
         self.note(now, format!("part {} of {clips} begins in {} ms", self.clip + 1, interval.as_millis()));
         self.phase = Phase::Reading;
@@ -335,8 +337,9 @@ impl Operation {
     }
 
     /// Where an order of a leg rests: at the best price of its own side, within the leg's cap. None where it takes.
-    fn resting_price(&self, leg: &Leg) -> Option<Price> {
-        if !self.rests_first || self.unwinding || self.shrink == Shrink::Reserving {
+    fn resting_price(&self, leg: &Leg, now: Timestamp) -> Option<Price> {
+        let is_over = self.rests_until.is_some_and(|until| now >= until);
+        if !self.rests_first || is_over || self.unwinding || self.shrink == Shrink::Reserving {
             return None;
         }
         let (bid, ask) = self.touch.get(&leg.account)?;
@@ -361,7 +364,7 @@ impl Operation {
             .filter_map(|order| {
                 let leg = plan.legs.get(order.leg)?;
                 let window = self.rules.get(&leg.account)?.validity_window;
-                let (limit_price, time_in_force) = match self.resting_price(leg) {
+                let (limit_price, time_in_force) = match self.resting_price(leg, now) {
                     Some(price) => (price, TimeInForce::PostOnly),
                     None => (leg.price_cap, TimeInForce::ImmediateOrCancel),
                 };
@@ -418,7 +421,9 @@ impl Operation {
             self.note(now, text);
             let id = self.track(intent, mid, now);
             if let (Some(rest), Some(order)) = (rest_for, self.orders.get_mut(&id)) {
-                order.cancel_at = Some(now.after(rest).min(self.ends_at));
+                // One rest for all orders of a part, which ends early enough for what takes after it.
+                let until = now.after(rest).min(self.ends_at.before(TAKES_WITHIN)).max(now);
+                order.cancel_at = Some(*self.rests_until.get_or_insert(until));
             }
             out.push(id);
         }
@@ -432,7 +437,7 @@ impl Operation {
             }
         }
         let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
-        if (now >= self.ends_at && !self.unwinding) || frozen {
+        if (self.is_over(now) && !self.unwinding) || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
                 let text = "the world changed while the journal was written".to_owned();
@@ -471,7 +476,9 @@ impl Operation {
                 self.excluded.insert(order.intent.order.account.clone());
             }
         }
-        if self.is_over(now) && !self.unwinding {
+        let is_last = whole && running.slice + 1 >= running.plan.slices.len() && !self.has_more_clips();
+        let is_reached = is_last && running.plan.obstacles.is_empty() && !self.spec.goal.is_two_sided();
+        if self.is_over(now) && !self.unwinding && !is_reached {
             if self.unwind_instead(now, effects) {
                 return;
             }
@@ -487,7 +494,7 @@ impl Operation {
         if whole && running.plan.obstacles.is_empty() && self.has_more_clips() {
             return self.next_clip(now, effects);
         }
-        if whole && running.plan.obstacles.is_empty() && !self.spec.goal.is_two_sided() {
+        if is_reached {
             self.ending = Some(Ending::Reached);
             self.reason = Some(format!("all that was planned is traded: net delta is {}", self.net));
             return self.finish(now, effects);

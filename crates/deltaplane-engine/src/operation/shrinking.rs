@@ -32,7 +32,7 @@ impl Operation {
             return None;
         }
         // An order that just went out is no doubt yet: all that is open must be old.
-        let newest = self.doubtful().map(|order| order.sent_at).max()?;
+        let newest = self.doubtful().map(TrackedOrder::open_since).max()?;
         (self.shrunk_from != self.interval()).then(|| newest.after(self.config.freeze_for))
     }
 
@@ -88,7 +88,7 @@ impl Operation {
         let (mut since, mut buys, mut sells) =
             (None, deltaplane_types::Delta::ZERO, deltaplane_types::Delta::ZERO);
         for order in unknown {
-            since = since.max(Some(order.sent_at));
+            since = since.max(Some(order.open_since()));
             let open = order.doubtful().signed(order.intent.order.side);
             if open.is_negative() {
                 sells = sells.plus(open.abs()).unwrap_or(sells);
@@ -104,9 +104,10 @@ impl Operation {
         let slack = |order: &TrackedOrder| {
             self.rules.get(&order.intent.order.account).map(|rules| rules.proof_slack).unwrap_or_default()
         };
-        let long = self
-            .doubtful()
-            .find(|order| now >= order.intent.order.deadline.after(slack(order)).after(DOUBT_TOLD));
+        let long = self.doubtful().find(|order| {
+            let due = order.intent.order.deadline.max(order.open_since());
+            now >= due.after(slack(order)).after(DOUBT_TOLD)
+        });
         match long {
             Some(order) if !self.raised.contains(IN_DOUBT) => {
                 let condition = Condition {
