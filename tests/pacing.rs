@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use deltaplane_engine::Engine;
 use deltaplane_ports::{
-    ControlPlane as _, HedgeExecution, HedgeStrategy, KillSwitch, OperationReport, OperationState, Pacing,
-    RequestMeta, TradingChange,
+    ControlPlane as _, Flatten, HedgeExecution, HedgeStrategy, KillSwitch, OperationReport, OperationState,
+    Pacing, RequestMeta, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, quantity, ratio};
 use deltaplane_tests::{Place, btc, config, engine_through, exchange_with, ready, until};
@@ -260,6 +260,21 @@ async fn a_stop_leaves_nothing_at_rest_and_waits_for_no_later_part() {
     assert!(world.resting().is_empty());
     let guarded = world.exchanges[0].sim().with(|exchange| exchange.countdowns.len());
     assert_eq!(guarded, 0, "no countdown goes on that would cancel a person's order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_closes_all_does_not_wait_for_what_takes_its_time() {
+    let world = world().await;
+    let slow = world.start("0.1", resting_for(18_000)).await;
+    world.comes_to_rest().await;
+    let meta = RequestMeta { wait: Some(Duration::from_secs(5)), ..RequestMeta::default() };
+    let accounts = vec!["main".parse().unwrap(), "other".parse().unwrap()];
+    let request = Flatten { meta, ..Flatten::new(btc(), accounts) };
+    let flattened = world.engine.flatten(request).await.unwrap().report.await.unwrap();
+    let slow = slow.await.unwrap();
+    assert!(slow.failure.as_ref().unwrap().error.contains("gave way to a flatten"), "{slow:?}");
+    assert_eq!((flattened.state, world.held()), (OperationState::Succeeded, dec("0")), "{flattened:?}");
+    assert!(world.resting().is_empty());
 }
 
 /// Whoever may not add any more has nothing rest that would.

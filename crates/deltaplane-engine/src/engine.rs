@@ -659,6 +659,12 @@ impl Core {
             failed.retry_after = Some(Duration::from_secs(1));
             return Err(failed);
         };
+        if kind == OperationKind::Flatten {
+            // Who closes all does not wait for what takes its time.
+            self.hurry("a flatten", |at_work| {
+                at_work.symbol == spec.symbol && at_work.accounts.iter().any(|id| spec.accounts.contains(id))
+            });
+        }
         let held = self.lanes.take(&spec.symbol, &spec.accounts, &id, meta.wait).await.map_err(|busy| {
             let mut failed = failure(
                 Code::Conflict,
