@@ -312,6 +312,8 @@ impl TrackedOrder {
             self.next_check = (!self.is_settled()).then(|| now.after(TRADES_LATE));
             return Some(OutcomeRecord::Ended { status: report.status, filled: report.filled, evidence });
         }
+        // It came after the venue had nothing to cancel.
+        self.gone_at = None;
         let quiet = if self.was_to_rest() && self.cancels == 0 { QUIET_AT_REST } else { QUIET };
         self.next_check = Some(now.after(quiet));
         if self.fate == Fate::Accepted {
@@ -505,28 +507,64 @@ mod tests {
 
     use super::*;
 
+    fn intent(time_in_force: TimeInForce, deadline: i64) -> IntentRecord {
+        let order = OrderIntent {
+            account: "main".parse().unwrap(),
+            symbol: "BTC-USD".parse().unwrap(),
+            side: Side::Buy,
+            quantity: quantity("1"),
+            limit_price: price("50000"),
+            reduce_only: false,
+            time_in_force,
+            deadline: Timestamp::from_millis(deadline),
+        };
+        IntentRecord {
+            sequence: 1,
+            epoch: 1,
+            operation: "hedge-1".parse().unwrap(),
+            client_order_id: "order-1".parse().unwrap(),
+            leg: 0,
+            order,
+        }
+    }
+
+    /// What rests leaves no trace: its absence is proven from the moment on at which the venue had nothing to cancel.
+    #[test]
+    fn an_order_that_rests_is_absent_only_where_there_was_nothing_to_cancel() {
+        let at = Timestamp::from_millis;
+        let slack = Duration::from_secs(1);
+        let mut order = TrackedOrder::new(intent(TimeInForce::PostOnly, 3_000), None, at(0));
+        order.cancel_at = Some(at(60_000));
+        let report = |status| ExecutionReport {
+            client_order_id: "order-1".parse().unwrap(),
+            venue_order_id: "7".parse().unwrap(),
+            status,
+            filled: Quantity::ZERO,
+            average_price: None,
+            venue_time: at(0),
+        };
+        order.on_report(&report(OrderStatus::Open), Evidence::PlacementAnswer, at(100));
+        assert!(order.is_resting() && order.may_be_hidden() && !order.must_be_canceled(at(59_999)));
+        assert!(order.must_be_canceled(at(60_000)));
+        order.on_canceling(at(60_000));
+        assert!(!order.is_resting() && order.open_since() == at(60_000));
+        order.on_canceled(true, at(60_200));
+        assert!(!order.may_be_hidden());
+        assert_eq!(order.provable_at(slack), at(61_200), "the venue may show late what traded until then");
+        assert_eq!(order.wakes_at(), Some(at(60_200)), "it is asked for before it is canceled again");
+        assert!(order.must_be_canceled(at(61_200)));
+        // Seen again, it is not gone.
+        order.on_report(&report(OrderStatus::Open), Evidence::OrderQuery, at(60_300));
+        assert!(order.may_be_hidden());
+        order.on_report(&report(OrderStatus::Canceled), Evidence::OrderQuery, at(60_400));
+        assert!(order.is_settled() && order.wakes_at().is_none() && !order.must_be_canceled(at(99_999)));
+    }
+
     #[test]
     fn a_fence_shortens_the_wait_for_a_proof_by_what_the_venue_may_show_late() {
         let at = Timestamp::from_millis;
         let provable = |deadline, burned: Option<i64>, slack| {
-            let order = OrderIntent {
-                account: "main".parse().unwrap(),
-                symbol: "BTC-USD".parse().unwrap(),
-                side: Side::Buy,
-                quantity: quantity("1"),
-                limit_price: price("50000"),
-                reduce_only: false,
-                time_in_force: TimeInForce::ImmediateOrCancel,
-                deadline: at(deadline),
-            };
-            let intent = IntentRecord {
-                sequence: 1,
-                epoch: 1,
-                operation: "hedge-1".parse().unwrap(),
-                client_order_id: "order-1".parse().unwrap(),
-                leg: 0,
-                order,
-            };
+            let intent = intent(TimeInForce::ImmediateOrCancel, deadline);
             let mut order = TrackedOrder::new(intent, None, at(0));
             if let Some(burned) = burned {
                 order.on_fenced(&FenceOutcome::Burned, at(burned));
