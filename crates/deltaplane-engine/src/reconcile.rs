@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{ExternalActivity, ExternalCause, ReadError, Record};
+use deltaplane_ports::{ExternalActivity, ExternalCause, OrderGateway, ReadError, Record};
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Delta, Fill, FillCause, Symbol, Timestamp, TradeId,
 };
 
+use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::runner::Shared;
 
@@ -19,6 +20,9 @@ use crate::runner::Shared;
 const SETTLE: Duration = Duration::from_secs(3);
 /// Trades are looked for from this long before the last agreement on.
 const OVERLAP: Duration = Duration::from_secs(5);
+/// Before a move counts as nobody's they are looked for from this long before it on: a position that was shown late may
+/// have agreed by chance.
+const FURTHER_BACK: Duration = Duration::from_secs(600);
 /// The topic of alerts about what others did.
 pub(crate) const OUTSIDE: &str = "outside-activity";
 /// An alert about what others did stands for this long after the last sighting.
@@ -30,6 +34,8 @@ const KEPT: usize = 1_000;
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     position: Delta,
+    /// Since when it is known: what was traded before is in its first position.
+    known_since: Timestamp,
     agreed_at: Timestamp,
     /// A position that differs, and since when it is seen.
     other: Option<(Delta, Timestamp)>,
@@ -65,7 +71,7 @@ impl Ledger {
 
     /// Says what a lane holds by all that we know.
     pub(crate) fn set(&self, account: &AccountId, symbol: &Symbol, position: Delta, at: Timestamp) {
-        let lane = Lane { position, agreed_at: at, other: None };
+        let lane = Lane { position, known_since: at, agreed_at: at, other: None };
         self.lanes(|lanes| lanes.insert((account.clone(), symbol.clone()), lane));
     }
 
@@ -84,6 +90,11 @@ impl Ledger {
         self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.agreed_at))
     }
 
+    /// Since when a lane is known.
+    fn known_since(&self, account: &AccountId, symbol: &Symbol) -> Option<Timestamp> {
+        self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.known_since))
+    }
+
     /// The symbols of an account that something is known of.
     pub(crate) fn symbols(&self, account: &AccountId) -> Vec<Symbol> {
         self.lanes(|lanes| {
@@ -100,7 +111,7 @@ impl Ledger {
         as_of: Timestamp,
     ) -> Compared {
         self.lanes(|lanes| {
-            let fresh = Lane { position: shown, agreed_at: as_of, other: None };
+            let fresh = Lane { position: shown, known_since: as_of, agreed_at: as_of, other: None };
             let lane = lanes.entry((account.clone(), symbol.clone())).or_insert(fresh);
             if lane.position == shown {
                 (lane.agreed_at, lane.other) = (as_of, None);
@@ -155,12 +166,11 @@ fn that_sum_to(moved: Delta, trades: &[Fill]) -> &[Fill] {
     trades
 }
 
+/// A cause, what it changed, and its trades.
+type Named = (ExternalCause, Delta, Vec<TradeId>);
+
 /// Names what moved a position: the trades that are not ours, by their causes, and the rest that none explains.
-pub(crate) fn causes(
-    expected: Delta,
-    found: Delta,
-    foreign: &[Fill],
-) -> Vec<(ExternalCause, Delta, Vec<TradeId>)> {
+pub(crate) fn causes(expected: Delta, found: Delta, foreign: &[Fill]) -> Vec<Named> {
     let mut named: BTreeMap<ExternalCause, (Delta, Vec<TradeId>)> = BTreeMap::new();
     let mut explained = Delta::ZERO;
     let moved = found.minus(expected).unwrap_or_default();
@@ -186,6 +196,33 @@ pub(crate) fn causes(
     all
 }
 
+/// Trades of others since a time that were not named yet, oldest first as the venue tells them.
+async fn foreign_since(
+    shared: &Shared,
+    keeper: &AccountKeeper,
+    gateway: &dyn OrderGateway,
+    symbol: &Symbol,
+    from: Timestamp,
+) -> Result<Vec<Fill>, ReadError> {
+    let trades = gateway.fetch_fills(symbol, from).await?;
+    // Each trade is named once.
+    let mut foreign = keeper.without_explained(trades);
+    if foreign.iter().any(|fill| fill.client_order_id.is_none()) {
+        // Some venues tell by the order alone whose a trade was.
+        let names = gateway.fetch_order_names(symbol, from).await?;
+        for fill in &mut foreign {
+            if let Some(order) = names.iter().find(|order| order.venue_order_id == fill.venue_order_id) {
+                fill.client_order_id.get_or_insert_with(|| order.client_order_id.clone());
+                fill.cause = if fill.cause == FillCause::Order { order.cause } else { fill.cause };
+            }
+        }
+    }
+    let is_foreign = |fill: &Fill| {
+        fill.client_order_id.as_ref().is_none_or(|name| shared.eyes.config.id_key.read(name).is_none())
+    };
+    Ok(foreign.into_iter().filter(is_foreign).collect())
+}
+
 /// Looks up what moved a position, records it, tells people, and takes the venue's position as the truth.
 ///
 /// # Errors
@@ -202,33 +239,25 @@ pub(crate) async fn explain(
     else {
         return Ok(Vec::new());
     };
-    let from = Timestamp::from_millis(
-        since.as_millis().saturating_sub(i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX)),
-    );
-    let trades = gateway.fetch_fills(symbol, from).await?;
-    // Each trade is named once.
-    let mut foreign = keeper.without_explained(trades);
-    if foreign.iter().any(|fill| fill.client_order_id.is_none()) {
-        // Some venues tell by the order alone whose a trade was.
-        let names = gateway.fetch_order_names(symbol, from).await?;
-        for fill in &mut foreign {
-            if let Some(order) = names.iter().find(|order| order.venue_order_id == fill.venue_order_id) {
-                fill.client_order_id.get_or_insert_with(|| order.client_order_id.clone());
-                fill.cause = if fill.cause == FillCause::Order { order.cause } else { fill.cause };
-            }
+    let from = since.before(OVERLAP);
+    let foreign = foreign_since(shared, keeper, gateway.as_ref(), symbol, from).await?;
+    let mut named = causes(expected, found, &foreign);
+    let known_since = shared.ledger.known_since(account, symbol);
+    let is_whole = |named: &[Named]| named.iter().all(|(cause, ..)| *cause != ExternalCause::Correction);
+    if let Some(earlier) = known_since.map(|at| at.max(since.before(FURTHER_BACK))).filter(|at| *at < from)
+        && !is_whole(&named)
+    {
+        let foreign = foreign_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
+        let further = causes(expected, found, &foreign);
+        if is_whole(&further) {
+            named = further;
         }
     }
-    let foreign: Vec<Fill> = foreign
-        .into_iter()
-        .filter(|fill| {
-            fill.client_order_id.as_ref().is_none_or(|name| shared.eyes.config.id_key.read(name).is_none())
-        })
-        .collect();
     let now = shared.eyes.clock.now();
     let mut position = expected;
     let mut recorded = Vec::new();
     let mut records = Vec::new();
-    for (cause, change, trades) in causes(expected, found, &foreign) {
+    for (cause, change, trades) in named {
         position = position.plus(change).unwrap_or(found);
         let activity = ExternalActivity {
             account: account.clone(),
