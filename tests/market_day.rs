@@ -1,8 +1,11 @@
 //! A day at the market with policies on, over exchanges in process and on virtual time: foreign trades, funding each
-//! hour, a price feed that dies, a proxy that fails, an exchange that is away, a position that its venue closes. The
-//! same day is lived through by the usual bot, which asks every second and sends what is missing to one account.
+//! hour, a price feed that dies, a proxy that fails, an exchange that is away, a position that its venue closes, an
+//! account that is liquidated. The same day is lived through by the usual bot, which asks every second and sends what
+//! is missing to one account.
 //!
-//! Two hours in `cargo test`; `MARKET_DAY_HOURS=24` for the whole day. The report is printed.
+//! Prices move as in a recording (`DELTAPLANE_RECORDING`, else a made one), again and again, with a drift, jumps and
+//! each exchange's basis around it. Two hours in `cargo test`; `MARKET_DAY_HOURS=24` for the whole day. The report is
+//! printed.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::collections::BTreeMap;
@@ -19,13 +22,14 @@ use deltaplane_ports::{
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::btc;
+use deltaplane_tests::recording::{mids, recording};
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView,
     OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, Timestamp,
 };
 use deltaplane_venue_sim::InProcessVenue;
 use deltaplane_venue_sim::config::{AccountConfig, ExchangeConfig};
-use deltaplane_venue_sim::core::{Command, NewOrder};
+use deltaplane_venue_sim::core::{Command, NewOrder, PositionSide};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::{broadcast, watch};
@@ -221,15 +225,20 @@ impl Exits for Way {
 struct Script {
     rng: ChaCha8Rng,
     seconds: u64,
+    /// What the recorded price does in each tenth of a second, again and again.
+    recorded: Vec<Decimal>,
+    tenth: usize,
     price: Decimal,
     basis: [Decimal; 3],
 }
 
 impl Script {
-    fn new(seed: u64, seconds: u64) -> Self {
+    fn new(seed: u64, seconds: u64, recorded: &[Decimal]) -> Self {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
             seconds,
+            recorded: recorded.to_vec(),
+            tenth: 0,
             price: Decimal::from(FIRST_PRICE),
             basis: [Decimal::ZERO; 3],
         }
@@ -243,20 +252,28 @@ impl Script {
 
     /// A feed, a proxy or an exchange is away, or was until half a minute ago.
     fn is_declared(&self, second: u64) -> bool {
-        [(20, 330), (40, 210), (60, 330), (80, 30)]
+        [(20, 330), (40, 210), (60, 330), (70, 30), (80, 30)]
             .iter()
             .any(|(part, lasts)| self.within(second, *part, *lasts))
     }
 
+    /// A tenth of a second passes at the market.
+    fn tenth(&mut self, ways: &[Arc<Way>]) {
+        self.price += self.recorded[self.tenth % self.recorded.len()];
+        self.tenth += 1;
+        for (way, basis) in ways.iter().zip(&self.basis) {
+            way.venue.set_price("BTCUSDT", self.price + *basis);
+        }
+    }
+
     fn second(&mut self, second: u64, ways: &[Arc<Way>]) {
-        // Some 0.6 basis points a second, and once in a while a jump.
+        // A part of a basis point a second, and once in a while a jump.
         let jump = self.rng.random_range(0..2_000) == 0;
-        let step = self.rng.random_range(-70_i64..=70) * if jump { 20 } else { 1 };
+        let step = self.rng.random_range(-20_i64..=20) * if jump { 70 } else { 1 };
         self.price += Decimal::new(step, 1);
-        for (way, basis) in ways.iter().zip(&mut self.basis) {
+        for basis in &mut self.basis {
             let pull = if basis.is_sign_negative() { 1 } else { -1 };
             *basis += Decimal::new(self.rng.random_range(-10_i64..=10) + pull, 1);
-            way.venue.set_price("BTCUSDT", self.price + *basis);
         }
         // Somebody trades by hand every three minutes or so.
         if self.rng.random_range(0..180) == 0 {
@@ -279,15 +296,46 @@ impl Script {
             way.broken.feed.store(unheard[index], Ordering::SeqCst);
             way.broken.proxy.store(no_proxy[index], Ordering::SeqCst);
         }
-        if second == self.seconds * 80 / 100 {
-            let (account, symbol) = (NAMES[1].to_owned(), "BTCUSDT".to_owned());
+        let (account, symbol) = (NAMES[1].to_owned(), "BTCUSDT".to_owned());
+        if second == self.seconds * 70 / 100 {
             let held = ways[1].venue.sim().with(|exchange| exchange.accounts[NAMES[1]].net("BTCUSDT"));
             let quantity = (held.abs() / Decimal::TWO).round_dp(3);
             if !quantity.is_zero() {
                 ways[1].venue.apply(Command::Deleverage { account, symbol, quantity }).unwrap();
             }
+        } else if second == self.seconds * 80 / 100 {
+            // All but a dollar is withdrawn, and the exchange closes what that cannot bear.
+            let unrealized = ways[1].venue.sim().with(|exchange| {
+                let mark = exchange.markets["BTCUSDT"].mark;
+                let held = exchange.accounts[NAMES[1]].position("BTCUSDT", PositionSide::Both);
+                (mark - held.entry) * held.amount
+            });
+            let wallet = Decimal::ONE - unrealized;
+            ways[1].venue.apply(Command::SetWallet { account, wallet }).unwrap();
+            let (bids, asks, reset) = (Vec::new(), Vec::new(), false);
+            ways[1]
+                .venue
+                .apply(Command::Market { symbol, bids, asks, update_id: 2, reset, mark: None })
+                .unwrap();
+            let left = ways[1].venue.sim().with(|exchange| exchange.accounts[NAMES[1]].net("BTCUSDT"));
+            assert!(left.is_zero(), "it was liquidated");
+        } else if second == self.seconds * 90 / 100 {
+            let wallet = Decimal::from(100_000);
+            ways[1].venue.apply(Command::SetWallet { account, wallet }).unwrap();
         }
     }
+}
+
+/// What the price does in each tenth of a second of a recording. It ends where it began: what it gained is taken
+/// back evenly, so that a day of it stays in sight.
+fn recorded_moves() -> Vec<Decimal> {
+    let folder = tempfile::tempdir().unwrap();
+    let mids = mids(&recording(folder.path()), 100_000_000);
+    let count = mids.len() - 1;
+    let gained = ((mids[count] - mids[0]) / Decimal::from(count)).round_dp(8);
+    let moves: Vec<Decimal> = mids.windows(2).map(|pair| pair[1] - pair[0] - gained).collect();
+    assert!(moves.iter().any(Decimal::is_sign_negative), "a market that moves");
+    moves
 }
 
 /// What came of a day.
@@ -369,7 +417,7 @@ fn count(outcome: &mut Outcome, off_for: &mut u64, script: &Script, ways: &[Arc<
     }
 }
 
-async fn with_deltaplane(seed: u64, seconds: u64) -> (Outcome, String) {
+async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outcome, String) {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
     let mut config = EngineConfig::new(btc(), IdKey::new(b"a day"));
@@ -419,12 +467,15 @@ async fn with_deltaplane(seed: u64, seconds: u64) -> (Outcome, String) {
         rebalance: None,
         limits: PolicyLimits::default(),
         horizon: None,
+        hysteresis: ratio("0.2"),
     };
     engine.put_policy(policy).await.unwrap();
-    let (mut script, mut outcome, mut off_for) = (Script::new(seed, seconds), Outcome::default(), 0);
+    let mut script = Script::new(seed, seconds, recorded);
+    let (mut outcome, mut off_for) = (Outcome::default(), 0);
     for second in 0..seconds {
         script.second(second, &ways);
         for _ in 0..10 {
+            script.tenth(&ways);
             tokio::time::sleep(Duration::from_millis(100)).await;
             count(&mut outcome, &mut off_for, &script, &ways, second);
         }
@@ -440,29 +491,33 @@ async fn with_deltaplane(seed: u64, seconds: u64) -> (Outcome, String) {
     for past in engine.past_alerts(usize::MAX).await {
         alerts.entry(past.alert.topic).or_default().1 += 1;
     }
-    for alert in engine.alerts().await {
-        alerts.entry(alert.topic).or_default().0 += 1;
+    for alert in &*engine.alerts().await {
+        alerts.entry(alert.topic.clone()).or_default().0 += 1;
     }
     let told = format!(
         "operations {}, {earned:?}\nalerts, by topic (still there, over): {alerts:?}",
         engine.system().await.total_operations
     );
-    for topic in ["proxy", "failover"] {
+    for topic in ["proxy", "failover", "outside-activity"] {
         assert!(alerts.contains_key(topic), "{topic}: {told}");
     }
+    // The withdrawal before the liquidation is no loss.
+    assert!(!alerts.contains_key("breaker-loss"), "{told}");
     assert_eq!(alerts.get("proxy").map(|counts| counts.0), Some(0), "the proxy works again: {told}");
     (outcome, told)
 }
 
 /// Asks every second and sends what is missing to the first account, as a market order.
-async fn with_the_usual_bot(seed: u64, seconds: u64) -> Outcome {
+async fn with_the_usual_bot(seed: u64, seconds: u64, recorded: &[Decimal]) -> Outcome {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
-    let (mut script, mut outcome, mut off_for) = (Script::new(seed, seconds), Outcome::default(), 0);
+    let mut script = Script::new(seed, seconds, recorded);
+    let (mut outcome, mut off_for) = (Outcome::default(), 0);
     for second in 0..seconds {
         script.second(second, &ways);
         // Its second is another one than that of whoever trades.
         for _ in 0..5 {
+            script.tenth(&ways);
             tokio::time::sleep(Duration::from_millis(100)).await;
             count(&mut outcome, &mut off_for, &script, &ways, second);
         }
@@ -491,6 +546,7 @@ async fn with_the_usual_bot(seed: u64, seconds: u64) -> Outcome {
             }
         }
         for _ in 0..5 {
+            script.tenth(&ways);
             tokio::time::sleep(Duration::from_millis(100)).await;
             count(&mut outcome, &mut off_for, &script, &ways, second);
         }
@@ -503,9 +559,10 @@ async fn with_the_usual_bot(seed: u64, seconds: u64) -> Outcome {
 async fn a_day_with_failures_is_lived_through_and_better_than_by_the_usual_bot() {
     let hours: u64 = std::env::var("MARKET_DAY_HOURS").map_or(2, |text| text.parse().unwrap());
     let seconds = hours * 3_600;
+    let recorded = recorded_moves();
     for seed in [1, 2] {
-        let (ours, told) = with_deltaplane(seed, seconds).await;
-        let bot = with_the_usual_bot(seed, seconds).await;
+        let (ours, told) = with_deltaplane(seed, seconds, &recorded).await;
+        let bot = with_the_usual_bot(seed, seconds, &recorded).await;
         println!("{hours} hours, seed {seed}\ndeltaplane    {ours:?}\nthe usual bot {bot:?}\n{told}");
         assert_eq!(ours.late, 0, "net delta was off without a reason: {ours:?}");
         assert!(ours.unhedged < bot.unhedged, "{ours:?}\n{bot:?}");

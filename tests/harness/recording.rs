@@ -3,6 +3,10 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use deltaplane_types::Decimal;
+use deltaplane_venue_fapi::{BookSync, fold_frame, wire};
+use deltaplane_venue_sim::Recording;
+
 /// The recording that tests replay; made in `folder` where none is named.
 pub fn recording(folder: &Path) -> PathBuf {
     match std::env::var_os("DELTAPLANE_RECORDING").filter(|path| !path.is_empty()) {
@@ -18,6 +22,29 @@ pub fn recording(folder: &Path) -> PathBuf {
 /// Whether the recording is the small one.
 pub fn is_synthetic() -> bool {
     std::env::var_os("DELTAPLANE_RECORDING").is_none_or(|path| path.is_empty())
+}
+
+/// The middle of the best bid and ask at every so many nanoseconds of a recording, from its first snapshot on.
+pub fn mids(path: &Path, every_ns: i64) -> Vec<Decimal> {
+    let (mut book, mut mids, mut due) = (BookSync::default(), Vec::new(), None);
+    for frame in Recording::open(path).expect("a recording") {
+        let frame = frame.expect("a frame");
+        let Some(stream) = &frame.stream else {
+            let snapshot: wire::DepthSnapshot = serde_json::from_str(&frame.data).expect("a snapshot");
+            book.on_snapshot(&snapshot);
+            continue;
+        };
+        fold_frame(&mut book, &format!(r#"{{"stream":"{stream}","data":{}}}"#, frame.data)).expect("a frame");
+        if due.is_some_and(|due| frame.received_ns < due) {
+            continue;
+        }
+        let (bids, asks) = book.levels();
+        if let (Some(bid), Some(ask)) = (bids.first(), asks.first()) {
+            mids.push((bid.price.value() + ask.price.value()) / Decimal::TWO);
+            due = Some(due.unwrap_or(frame.received_ns) + every_ns);
+        }
+    }
+    mids
 }
 
 /// Frames of a walking book, ten milliseconds apart, with the snapshot a little after the beginning.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome, Finding, Income,
-    IncomeKind, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
+    AccountEvent, AccountReader, BalanceCause, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome,
+    Finding, Income, IncomeKind, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError,
+    VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -114,6 +115,10 @@ impl InProcessVenue {
 
     fn tell(&self, events: &[Event]) {
         for event in events {
+            if let Event::Account { reason: "ADMIN_DEPOSIT", balance_change, .. } = event {
+                let (amount, cause) = (Some(Notional::new(*balance_change)), BalanceCause::Transfer);
+                let _ = self.events.send(AccountEvent::BalanceChanged { amount, cause });
+            }
             let Event::Order { order, execution } = event else { continue };
             if let ExecutionType::Trade(trade) = execution
                 && let Ok(fill) = self.fill(trade, Some(&order.client_id))
