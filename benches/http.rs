@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use deltaplane_api::{ApiState, ServerLimits, Traffic, Vitals, router, serve};
+use deltaplane_api::{ApiState, Prepared, ServerLimits, Traffic, Vitals, router, serve};
 use deltaplane_ports::Clock;
 use deltaplane_store_sqlite::SqliteStore;
 use deltaplane_testkit::MemoryJournal;
@@ -83,6 +83,7 @@ async fn main() {
         live: false,
         vitals: Arc::new(NoVitals),
         traffic: Traffic::default(),
+        prepared: Prepared::default(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let api = format!("http://{}", listener.local_addr().expect("an address"));

@@ -147,8 +147,13 @@ pub fn gate_case() -> (Gate, GateFacts, Plan) {
         limits,
     };
     let accounts = input.accounts.iter().map(|account| (account.id.clone(), facts(account))).collect();
-    let facts =
-        GateFacts { accounts, price_sources: 3, trading: TradingState::Running, elsewhere: Delta::ZERO };
+    let facts = GateFacts {
+        accounts,
+        price_sources: 3,
+        trading: TradingState::Running,
+        elsewhere: Delta::ZERO,
+        aim: None,
+    };
     (Gate::new(limits), facts, plan)
 }
 

@@ -4,10 +4,15 @@
 use std::sync::Arc;
 
 use deltaplane_engine::{BreakerSettings, EngineConfig, LimitOverride};
-use deltaplane_ports::{ControlPlane as _, Failure, OperationReport, OperationState, TradingChange};
-use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
+use std::time::Duration;
+
+use deltaplane_ports::{
+    ControlPlane as _, Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, OperationReport,
+    OperationState, Pacing, Policy, PolicyLimits, RequestMeta, TradingChange,
+};
+use deltaplane_testkit::{MemoryJournal, delta, notional, quantity, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, ready, until};
-use deltaplane_types::{AccountId, Code, Decimal, Delta, Price, TradingScope, TradingState};
+use deltaplane_types::{AccountId, Code, Decimal, Delta, Price, Side, TradingScope, TradingState};
 use deltaplane_venue_sim::{Fault, FaultKind, Running};
 
 /// Net delta is 0.3 BTC, of which any of the three accounts could take all.
@@ -175,16 +180,94 @@ async fn a_venue_that_refuses_order_after_order_takes_no_more_that_add() {
     assert_eq!(world.control(short("short")).await.state, OperationState::Failed);
     until("it trips", async || trading_of().await == TradingState::ReduceOnly).await;
     let alert =
-        world.engine.alerts().await.into_iter().find(|alert| alert.topic == "breaker-refusals").unwrap();
+        world.engine.alerts().await.iter().find(|alert| alert.topic == "breaker-refusals").cloned().unwrap();
     assert_eq!(alert.account, Some(account("short")));
     assert!(alert.message.contains("refused 2 orders in a row"), "{}", alert.message);
     // Nothing reaches the venue any more that adds; what reduces does.
     let before = world.orders_at(1);
     let refused = world.control(short("short")).await;
     assert_eq!((failure(&refused).code, world.orders_at(1)), (Code::RiskBlocked, before));
-    let less = deltaplane_ports::DeltaControl { target: delta("-0.1"), ..short("short") };
-    assert_eq!(world.control(less).await.state, OperationState::Succeeded);
+    assert_eq!(failure(&refused).details["alerts"], [alert.id.clone()], "{refused:?}");
+    let out = world.engine.flatten(Flatten::new(btc(), world.accounts.clone())).await.unwrap();
+    assert_eq!(out.report.await.unwrap().state, OperationState::Succeeded);
+    assert_eq!(held(&world, 1), delta("0"));
     say(&world, TradingScope::Account(account("short")), TradingState::Running).await;
     assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "breaker-refusals"));
     assert_eq!(world.control(short("short")).await.state, OperationState::Succeeded);
+}
+
+async fn hedge(world: &World, accounts: &[&str], amount: &str, side: Option<Side>) -> OperationReport {
+    let request = HedgeExecution {
+        symbol: btc(),
+        accounts: accounts.iter().map(|name| account(name)).collect(),
+        amount: quantity(amount),
+        side,
+        strategy: HedgeStrategy::DeltaNeutral,
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        pacing: Pacing::default(),
+        dry_run: false,
+        meta: RequestMeta::default(),
+    };
+    world.engine.execute_hedge(request).await.unwrap().report.await.unwrap()
+}
+
+/// Net delta is 0.3. A policy wants 0.4 and would wait an hour before it acts itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_goes_towards_the_target_of_the_symbols_policy() {
+    let (world, _) = world(config()).await;
+    let policy = Policy {
+        symbol: btc(),
+        enabled: true,
+        target: delta("0.4"),
+        tolerance: ratio("0.01"),
+        max_deviation: ratio("0.25"),
+        accounts: world.accounts.clone(),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        hedge_to: HedgeTo::Target,
+        hysteresis: ratio("0"),
+        after: Duration::from_secs(3_600),
+        deleverage: None,
+        rebalance: None,
+        limits: PolicyLimits::default(),
+        horizon: None,
+    };
+    world.engine.put_policy(policy).await.unwrap();
+    let names = ["long", "short", "spare"];
+    let refused = hedge(&world, &names, "0.2", None).await;
+    assert_eq!(failure(&refused).code, Code::DeltaBeyondLimit, "{refused:?}");
+    assert!(failure(&refused).error.contains("its target 0.4"), "{refused:?}");
+    let report = hedge(&world, &names, "0.06", None).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::new(36, 2)));
+}
+
+/// Long 0.5, short 0.2: 0.3 of the long may go, and no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_reduces_brings_the_book_nearer_to_neutral() {
+    let (world, _) = world(config()).await;
+    say(&world, TradingScope::Symbol(btc()), TradingState::ReduceOnly).await;
+    let refused = hedge(&world, &["short"], "0.1", Some(Side::Buy)).await;
+    assert_eq!(failure(&refused).code, Code::RiskBlocked, "{refused:?}");
+    assert!(failure(&refused).error.contains("from 0.3 to 0.4"), "{refused:?}");
+    let report = hedge(&world, &["long"], "0.3", Some(Side::Sell)).await;
+    assert_eq!((report.failure, held(&world, 0)), (None, delta("0.2")));
+    let refused = hedge(&world, &["long"], "0.1", Some(Side::Sell)).await;
+    assert_eq!((failure(&refused).code, held(&world, 0)), (Code::RiskBlocked, delta("0.2")), "{refused:?}");
+}
+
+/// What the book holds where nobody looks for an order still counts into its net delta.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn net_delta_counts_the_accounts_that_a_request_does_not_name() {
+    let mut config = config();
+    // 0.15 at 66,000.
+    config.limits.max_net_delta = notional("9900");
+    let (world, _) = world(config).await;
+    // 0.3 less 0.25 is 0.05, however large the short of that account gets.
+    let report = hedge(&world, &["spare"], "0.25", Some(Side::Sell)).await;
+    assert_eq!((report.failure, held(&world, 2)), (None, delta("-0.25")));
+    // 0.3 more of it alone would be 0.05; with the others the book is at 0.35.
+    let refused = hedge(&world, &["spare"], "0.3", Some(Side::Buy)).await;
+    assert_eq!(failure(&refused).code, Code::DeltaBeyondLimit, "{refused:?}");
+    assert!(failure(&refused).error.contains("maxNetDelta"), "{refused:?}");
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
-    ControlPlane as _, OperationReport, OperationState, RebalanceLine, RequestMeta, UtilizationRebalance,
+    ControlPlane as _, OperationReport, OperationState, RebalanceLine, RequestMeta, TradingChange,
+    UtilizationRebalance,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config};
-use deltaplane_types::{Code, Decimal, Delta, Notional};
+use deltaplane_types::{Code, Decimal, Delta, Notional, TradingScope, TradingState};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
 fn small_steps() -> EngineConfig {
@@ -149,4 +150,27 @@ async fn a_partner_that_refuses_is_unwound_and_the_book_stays_neutral() {
     assert_eq!(after.iter().sum::<Decimal>(), before.iter().sum::<Decimal>());
     assert_eq!(report.final_delta, Delta::new(before.iter().sum()));
     assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "one-legged"));
+}
+
+/// The easy account may not grow and the short one may do nothing: the tight one cannot shrink alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_states_of_trading_forbid_is_refused_and_not_called_balanced() {
+    let (world, _) = world(places()).await;
+    let say = async |index: usize, state| {
+        let scope = TradingScope::Account(world.accounts[index].clone());
+        let change = TradingChange { scope, state, reason: "a look around".to_owned() };
+        world.engine.set_trading(change).await.unwrap();
+    };
+    say(1, TradingState::ReduceOnly).await;
+    say(2, TradingState::Halted).await;
+    let before = positions(&world);
+    let refused = run(&world, to(&world, "0.4")).await;
+    assert_eq!(refused.failure.as_ref().unwrap().code, Code::RiskBlocked, "{refused:#?}");
+    assert_eq!(positions(&world), before);
+    // What may only reduce shrinks with the other side.
+    say(2, TradingState::Running).await;
+    let report = run(&world, to(&world, "0.4")).await;
+    let after = positions(&world);
+    assert_eq!((report.failure, after.iter().sum::<Decimal>()), (None, Decimal::ZERO));
+    assert!(after[0] < before[0] && after[1] <= before[1] && after[2] > before[2], "{after:?}");
 }

@@ -42,6 +42,7 @@ fn policy(world: &World) -> Policy {
         rebalance: None,
         limits: PolicyLimits::default(),
         horizon: None,
+        hysteresis: ratio("0.2"),
     }
 }
 
@@ -64,7 +65,7 @@ fn held(world: &World, index: usize) -> Delta {
 }
 
 async fn alert(world: &World, topic: &str) -> Option<Alert> {
-    world.engine.alerts().await.into_iter().find(|alert| alert.topic == topic)
+    world.engine.alerts().await.iter().find(|alert| alert.topic == topic).cloned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -338,7 +339,7 @@ async fn a_position_that_the_venue_would_close_first_is_told() {
     }
     until("it is told", async || alert(&world, "adl-rank").await.is_some()).await;
     let told: Vec<Alert> =
-        world.engine.alerts().await.into_iter().filter(|alert| alert.topic == "adl-rank").collect();
+        world.engine.alerts().await.iter().filter(|alert| alert.topic == "adl-rank").cloned().collect();
     // The long one is not among the first, and the spare one holds nothing.
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((&told[0].account, told[0].severity), (&Some(world.accounts[1].clone()), AlertSeverity::Warn));

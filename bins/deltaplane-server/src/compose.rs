@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use deltaplane_api::{ApiKey, ApiState, ControlPlane, ServerLimits, Traffic};
+use deltaplane_api::{ApiKey, ApiState, ControlPlane, Prepared, ServerLimits, Traffic};
 use deltaplane_engine::{Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
 use deltaplane_ports::{Clock, PriceFeed, RiskHistory};
 use deltaplane_store_sqlite::{SqliteHistory, SqliteStore};
@@ -133,6 +133,7 @@ pub async fn run(options: Options) -> Result<()> {
         live: mode == Mode::Live,
         vitals: Arc::new(vitals),
         traffic: Traffic::default(),
+        prepared: Prepared::default(),
     });
     wait_until_ready(&engine).await;
     announce(mode, address, &data_dir, &engine, &paper_exchanges, primary_symbol.as_str()).await;
@@ -274,8 +275,6 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     let mut engine_config = EngineConfig::new(config.primary_symbol.clone(), parts.id_key.clone());
     let caps = config.limits;
     engine_config.limits = caps.general.in_place_of(engine_config.limits);
-    engine_config.limits.max_in_flight_delta =
-        caps.max_in_flight_delta.unwrap_or(engine_config.limits.max_in_flight_delta);
     engine_config.overrides = config.overrides;
     engine_config.breakers = config.breakers;
     engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);

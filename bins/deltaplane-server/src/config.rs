@@ -366,8 +366,6 @@ pub struct Execution {
 pub struct Caps {
     /// Caps of everything, in place of the defaults.
     pub general: LimitOverride,
-    /// How far from its target a two-sided operation may bring net delta while orders are out, as a value.
-    pub max_in_flight_delta: Option<Notional>,
     /// Dust up to this value is a success.
     pub dust_limit: Option<Notional>,
     /// Oldest price that is traded on.
@@ -524,6 +522,7 @@ impl Places<'_> {
             max_operation_notional: self
                 .amount("max_operation_notional", raw.max_operation_notional.as_ref())?,
             max_net_delta: self.amount("max_net_delta", raw.max_net_delta.as_ref())?,
+            max_in_flight_delta: self.amount("max_in_flight_delta", raw.max_in_flight_delta.as_ref())?,
             price_collar: self.collar(raw.price_collar.as_ref())?,
             max_gross_notional: self.amount("max_gross_notional", raw.max_gross_notional.as_ref())?,
             max_leverage: self.amount("max_leverage", raw.max_leverage.as_ref())?.map(Notional::value),
@@ -851,8 +850,6 @@ impl Config {
         let places = Places { file: file.to_owned(), text };
         let limits = Caps {
             general: places.general_limits(&raw.limits)?,
-            max_in_flight_delta: places
-                .amount("max_in_flight_delta", raw.limits.max_in_flight_delta.as_ref())?,
             dust_limit: places.amount("dust_limit", raw.limits.dust_limit.as_ref())?,
             max_price_age: match &raw.limits.max_price_age_ms {
                 Some(value) => Some(places.millis("max_price_age_ms", Some(value), 0, (100, 60_000))?),

@@ -33,7 +33,7 @@ struct Last {
     accounts: Vec<AccountView>,
     portfolio: PortfolioView,
     operations: Vec<OperationReport>,
-    alerts: Vec<Alert>,
+    alerts: Arc<[Alert]>,
     past_alerts: Vec<PastAlert>,
     activity: Vec<ExternalActivity>,
     policies: Vec<PolicyView>,
@@ -241,11 +241,11 @@ impl ControlPlane for Supervisor {
         self.engine()?.set_trading(change).await
     }
 
-    async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>> {
+    async fn account_risk(&self, account: &AccountId) -> Result<Arc<AccountRisk>, Box<Failure>> {
         self.engine()?.account_risk(account).await
     }
 
-    async fn alerts(&self) -> Vec<Alert> {
+    async fn alerts(&self) -> Arc<[Alert]> {
         match self.current() {
             Ok(engine) => engine.alerts().await,
             Err((_, last)) => last.alerts.clone(),

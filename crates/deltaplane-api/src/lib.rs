@@ -33,6 +33,7 @@
 
 mod guard;
 mod handlers;
+mod prepared;
 mod problem;
 pub mod request;
 mod router;
@@ -42,6 +43,7 @@ mod wire;
 
 pub use deltaplane_ports::ControlPlane;
 pub use guard::auth::{ApiKey, ApiKeyError};
+pub use prepared::Prepared;
 pub use router::router;
 pub use server::{ServerLimits, serve};
 pub use state::{ApiState, Traffic, Vitals};

@@ -8,6 +8,7 @@ use deltaplane_ports::{AnswerStore, Clock, ControlPlane};
 use deltaplane_types::{Decimal, Timestamp};
 
 use crate::guard::auth::ApiKey;
+use crate::prepared::Prepared;
 
 /// Measures the process.
 pub trait Vitals: Send + Sync {
@@ -33,6 +34,8 @@ pub struct ApiState {
     pub vitals: Arc<dyn Vitals>,
     /// The last minute's requests.
     pub traffic: Traffic,
+    /// Answers that are asked for all the time.
+    pub prepared: Prepared,
 }
 
 /// The last minute's requests.

@@ -33,7 +33,7 @@ pub(crate) struct RecentTrades {
 
 #[derive(Default)]
 struct State {
-    snapshot: Option<AccountSnapshot>,
+    snapshot: Option<Arc<AccountSnapshot>>,
     /// Snapshots that began before this may lack what we know to have happened.
     changed_at: Timestamp,
     last_error: Option<String>,
@@ -120,12 +120,12 @@ impl AccountKeeper {
     }
 
     /// The newest snapshot, however old.
-    pub(crate) fn newest(&self) -> Option<AccountSnapshot> {
+    pub(crate) fn newest(&self) -> Option<Arc<AccountSnapshot>> {
         self.read(|state| state.snapshot.clone())
     }
 
     /// The newest snapshot, if it is not older than this.
-    pub(crate) fn known(&self, within: Duration) -> Option<AccountSnapshot> {
+    pub(crate) fn known(&self, within: Duration) -> Option<Arc<AccountSnapshot>> {
         let now = self.clock.now();
         self.newest().filter(|snapshot| now.since(snapshot.as_of) <= within)
     }
@@ -288,7 +288,7 @@ impl AccountKeeper {
             })
         });
         match usable {
-            Some(snapshot) => Ok(snapshot),
+            Some(snapshot) => Ok((*snapshot).clone()),
             None => self.refresh().await,
         }
     }
@@ -303,7 +303,7 @@ impl AccountKeeper {
                 Ok(snapshot) => {
                     state.last_error = None;
                     if state.snapshot.as_ref().is_none_or(|known| known.as_of <= snapshot.as_of) {
-                        state.snapshot = Some(snapshot.clone());
+                        state.snapshot = Some(Arc::new(snapshot.clone()));
                     }
                     self.readings.send_modify(|count| *count = count.wrapping_add(1));
                 }

@@ -1,10 +1,12 @@
 //! Alerts: one condition is one alert, however often it is seen.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use deltaplane_ports::{Acknowledgement, Alert, AlertChange, PastAlert, Record};
 use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Symbol, Timestamp};
+
+use crate::breakers;
 
 /// Alerts that are over and still told.
 const KEPT: usize = 1_000;
@@ -37,11 +39,14 @@ pub(crate) struct Alerts(Mutex<State>);
 struct State {
     standing: BTreeMap<Key, Alert>,
     over: VecDeque<PastAlert>,
+    /// What stands, in the order in which it is told, until something changes.
+    told: Option<Arc<[Alert]>>,
 }
 
 impl State {
     fn end(&mut self, key: &Key, resolved_at: Timestamp) -> Option<Alert> {
         let alert = self.standing.remove(key)?;
+        self.told = None;
         self.over.push_back(PastAlert { alert: alert.clone(), resolved_at });
         if self.over.len() > KEPT {
             self.over.pop_front();
@@ -55,10 +60,17 @@ impl Alerts {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn change<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        self.with(|alerts| {
+            alerts.told = None;
+            f(alerts)
+        })
+    }
+
     /// Takes what the journal says of one.
     pub(crate) fn restore(&self, alert: Alert, change: AlertChange) {
         let key = (alert.kind, alert.topic.clone(), alert.account.clone(), alert.symbol.clone());
-        self.with(|alerts| match change {
+        self.change(|alerts| match change {
             AlertChange::Raised | AlertChange::Acknowledged => drop(alerts.standing.insert(key, alert)),
             AlertChange::Resolved => {
                 let resolved_at = alert.seen_at;
@@ -82,7 +94,7 @@ impl Alerts {
     ) -> Option<Record> {
         let Condition { kind, topic, severity, account, symbol, message } = condition;
         let key = (kind, topic.to_owned(), account.clone(), symbol.clone());
-        self.with(|alerts| {
+        self.change(|alerts| {
             if let Some(known) = alerts.standing.get_mut(&key) {
                 (known.seen_at, known.data) = (now, data);
                 if known.severity == severity && known.message == message {
@@ -147,7 +159,7 @@ impl Alerts {
         note: String,
         now: Timestamp,
     ) -> Option<(Alert, Option<Record>)> {
-        self.with(|alerts| {
+        self.change(|alerts| {
             let alert = alerts.standing.values_mut().find(|alert| alert.id == id)?;
             if alert.acknowledged.is_some() {
                 return Some((alert.clone(), None));
@@ -176,22 +188,35 @@ impl Alerts {
     /// back by orders.
     pub(crate) fn blocking(&self) -> BTreeMap<AccountId, Vec<String>> {
         let mut blocking = BTreeMap::<AccountId, Vec<String>>::new();
-        for alert in self.standing() {
+        for alert in self.standing().iter() {
             let counts = alert.severity == AlertSeverity::Critical
                 && alert.kind != AlertKind::Delta
                 && (alert.acknowledged.is_none() || alert.kind == AlertKind::Utilization);
-            if let Some(account) = alert.account.filter(|_| counts) {
-                blocking.entry(account).or_default().push(alert.id);
+            if let Some(account) = alert.account.as_ref().filter(|_| counts) {
+                blocking.entry(account.clone()).or_default().push(alert.id.clone());
             }
         }
         blocking
     }
 
-    /// All that stand, oldest first.
-    pub(crate) fn standing(&self) -> Vec<Alert> {
-        let mut all: Vec<Alert> = self.with(|alerts| alerts.standing.values().cloned().collect());
-        all.sort_by(|a, b| (a.raised_at, &a.id).cmp(&(b.raised_at, &b.id)));
-        all
+    /// The alerts of the circuit breakers, with the account that each stopped.
+    pub(crate) fn tripped(&self) -> Vec<(Option<AccountId>, String)> {
+        let standing = self.standing();
+        let tripped = standing.iter().filter(|alert| breakers::TOPICS.contains(&alert.topic.as_str()));
+        tripped.map(|alert| (alert.account.clone(), alert.id.clone())).collect()
+    }
+
+    /// All that stand, oldest first: the same list as long as nothing changes.
+    pub(crate) fn standing(&self) -> Arc<[Alert]> {
+        self.with(|alerts| {
+            let State { standing, told, .. } = alerts;
+            let told = told.get_or_insert_with(|| {
+                let mut all: Vec<Alert> = standing.values().cloned().collect();
+                all.sort_by(|a, b| (a.raised_at, &a.id).cmp(&(b.raised_at, &b.id)));
+                all.into()
+            });
+            told.clone()
+        })
     }
 
     /// Those that are over, the newest first, at most `limit`.

@@ -79,9 +79,9 @@ impl Core {
 
     /// Where the process ended while orders could not be canceled, that is done to the end.
     pub(crate) async fn cancel_after_restart(self: Arc<Self>) {
-        let standing = self.shared.alerts.standing().into_iter();
-        let accounts: BTreeSet<AccountId> =
-            standing.filter(|alert| alert.topic == STILL_RESTING).filter_map(|alert| alert.account).collect();
+        let standing = self.shared.alerts.standing();
+        let resting = standing.iter().filter(|alert| alert.topic == STILL_RESTING);
+        let accounts: BTreeSet<AccountId> = resting.filter_map(|alert| alert.account.clone()).collect();
         if self.shared.eyes.trading.order().kill {
             self.cancel_later(accounts).await;
         } else {

@@ -44,7 +44,7 @@ pub enum Goal {
     Hedge {
         /// How much.
         amount: Quantity,
-        /// Which way; none means the way that lowers the net delta over all accounts.
+        /// Which way; none means the way that brings the net delta over all accounts nearer to its aim.
         side: Option<Side>,
     },
     /// Every position closed, both sides in lock step.
@@ -104,8 +104,10 @@ pub struct Terms {
     pub limits: LimitOverride,
     /// Horizon over which funding is expected; none takes the configured one.
     pub funding_horizon: Option<Duration>,
-    /// What accounts of the same book that it leaves out hold, base units.
-    pub elsewhere: Delta,
+    /// What accounts of the same book that it leaves out hold, base units; none takes all that are configured.
+    pub elsewhere: Option<Delta>,
+    /// Where the net delta of the whole book belongs, base units: the target of the symbol's policy, else zero.
+    pub aim: Delta,
     /// How a hedge is spread over time.
     pub pacing: Pacing,
 }
@@ -385,15 +387,16 @@ fn hedge_side(
     }
     let known = snapshot.all_deltas.values().filter_map(|delta| *delta);
     let net = exposure_of(known.chain([snapshot.external])).map_err(internal)?.net;
-    if amount.value() > net.abs().value() {
+    let away = net.minus(spec.terms.aim).map_err(internal)?;
+    if amount.value() > away.abs().value() {
         let text = format!(
-            "hedgeAmount {amount} would overshoot: the net delta of {} over all accounts is {net}",
-            spec.symbol
+            "hedgeAmount {amount} would overshoot: the net delta of {} over all accounts is {net}, its target {}",
+            spec.symbol, spec.terms.aim
         );
-        let remedy = format!("hedge at most {}, or send side to open exposure on purpose", net.abs());
+        let remedy = format!("hedge at most {}, or send side to open exposure on purpose", away.abs());
         return Err(failure(Code::DeltaBeyondLimit, text, remedy));
     }
-    Ok(net.negated().side())
+    Ok(away.negated().side())
 }
 
 /// The positions of the named accounts.
@@ -499,7 +502,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        max_in_flight: round.config.limits.max_in_flight_delta,
+        max_in_flight: limits(round).max_in_flight_delta,
         accounts,
     };
     let plan = plan_hedge(&input).map_err(not_planned)?;
@@ -526,9 +529,11 @@ fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<Verdict, Box<Fai
     let facts = gate_facts(round).map_err(internal)?;
     match Gate::new(limits(round)).approve(plan, &facts) {
         Ok(approved) => Ok(Verdict::Go { approved, net, unwinds: false }),
-        Err(refusal) => {
-            Ok(Verdict::Refused { failure: refused_by_gate(&refusal), plan: Some(Box::new(kept)), net })
-        }
+        Err(refusal) => Ok(Verdict::Refused {
+            failure: refused_by_gate(round, &refusal),
+            plan: Some(Box::new(kept)),
+            net,
+        }),
     }
 }
 
@@ -578,6 +583,15 @@ fn decide_two_sided(
 ) -> Result<Verdict, Box<Failure>> {
     let left = changes_left(round).map_err(internal)?;
     if left.is_empty() {
+        let view = anchor.rebalance.as_ref().filter(|view| view.needed && anchor.changes.is_empty());
+        if let Some(view) = view {
+            let text = view.reason.clone().unwrap_or_default();
+            let failed = cannot(round, text, "");
+            // That nothing can be traded is an answer; that it is forbidden is a refusal.
+            if failed.code == Code::RiskBlocked {
+                return Ok(Verdict::Refused { failure: failed, plan: None, net });
+            }
+        }
         let why_nothing = anchor.rebalance.as_ref().and_then(|view| view.reason.clone());
         let reason = match round.spec.goal {
             Goal::Flatten => "flat: no position is left",
@@ -595,7 +609,7 @@ fn decide_two_sided(
         needed: Delta::ZERO,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        max_in_flight: round.config.limits.max_in_flight_delta,
+        max_in_flight: limits(round).max_in_flight_delta,
         accounts,
     };
     let plan = plan_lockstep(&input, &left).map_err(not_planned)?;
@@ -629,8 +643,7 @@ fn decide_two_sided(
     // Once an order was refused, the end is judged by that.
     if round.excluded.is_empty() && round.traded_by.values().all(|traded| traded.is_zero()) {
         let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";
-        let failed = failure(Code::DeltaBeyondLimit, reason, remedy);
-        let failure = with_details(failed, "obstacles", reasons);
+        let failure = with_details(cannot(round, reason, remedy), "obstacles", reasons);
         return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
     }
     Ok(Verdict::Done { ending: Ending::Stuck, reason, net })
@@ -662,7 +675,7 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
-        max_in_flight: round.config.limits.max_in_flight_delta,
+        max_in_flight: limits(round).max_in_flight_delta,
         accounts,
     };
     let plan = plan_hedge(&input).ok()?;
@@ -750,6 +763,34 @@ fn dust(
     Ok(Verdict::Done { ending: Ending::Dust, reason: text, net })
 }
 
+/// Alerts that keep accounts of the operation from all but what reduces.
+fn restricting_alerts(round: &Round<'_>) -> Vec<String> {
+    let named = |id: &AccountId| round.spec.accounts.contains(id);
+    let blocked = round.snapshot.blocked_by.iter().filter(|(id, _)| named(id));
+    let tripped = round.snapshot.tripped.iter();
+    let tripped = tripped.filter(|(account, _)| account.as_ref().is_none_or(named)).map(|(_, alert)| alert);
+    let alerts: BTreeSet<&String> = blocked.flat_map(|(_, alerts)| alerts).chain(tripped).collect();
+    alerts.into_iter().cloned().collect()
+}
+
+/// What was asked for cannot be had: as the risk forbids it, where some account may only reduce, else for what
+/// `text` and `remedy` say.
+fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
+    let alerts = restricting_alerts(round);
+    let is_restricted = |id: &AccountId| round.snapshot.trading_of(id) >= TradingState::ReduceOnly;
+    let failed = if round.spec.accounts.iter().any(is_restricted) {
+        let remedy =
+            "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first";
+        failure(Code::RiskBlocked, text, remedy)
+    } else if !alerts.is_empty() {
+        let remedy = "accounts with CRITICAL alerts only reduce: mend what GET /api/v1/risk/alerts says, acknowledge it, or name other accounts";
+        failure(Code::RiskBlocked, text, remedy)
+    } else {
+        failure(Code::DeltaBeyondLimit, text, remedy)
+    };
+    if alerts.is_empty() { failed } else { with_details(failed, "alerts", alerts) }
+}
+
 /// Why a plan may not be executed although it is legal: it falls too short of what was asked.
 fn shortfall(
     round: &Round<'_>,
@@ -761,20 +802,8 @@ fn shortfall(
     if !round.traded.is_zero() {
         return Ok(None);
     }
-    let named = round.snapshot.blocked_by.iter().filter(|(id, _)| round.spec.accounts.contains(id));
-    let alerts: Vec<String> = named.flat_map(|(_, alerts)| alerts.clone()).collect();
-    let halted =
-        round.spec.accounts.iter().any(|id| round.snapshot.trading_of(id) >= TradingState::ReduceOnly);
-    let restricted = halted || !alerts.is_empty();
-    let code = if restricted { Code::RiskBlocked } else { Code::DeltaBeyondLimit };
-    let restricted_remedy = if halted {
-        "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first"
-    } else {
-        "accounts with CRITICAL alerts only reduce: mend what GET /api/v1/risk/alerts says, acknowledge it, or name other accounts"
-    };
-    let with_alerts = |failed: Box<Failure>| {
-        if alerts.is_empty() { failed } else { with_details(failed, "alerts", alerts.clone()) }
-    };
+    let fell_short =
+        |text: String, remedy: &str| with_details(cannot(round, text, remedy), "obstacles", obstacles(plan));
     match (&round.spec.goal, most_ratio) {
         (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
             let ratio = deviation_ratio(plan.planned_final, *target, anchor.reference)?;
@@ -787,14 +816,12 @@ fn shortfall(
                 "net delta can be brought to within {best} of the target at best, a ratio of {shown}, beyond maxDeviation {limit}"
             );
             let remedy = "see obstacles; name more accounts, raise maxSlippage or maxDeviation, or send onShortfall: \"bestEffort\"";
-            let remedy = if restricted { restricted_remedy } else { remedy };
-            Ok(Some(with_alerts(with_details(failure(code, text, remedy), "obstacles", obstacles(plan)))))
+            Ok(Some(fell_short(text, remedy)))
         }
         _ if plan.reached != plan.needed => {
             let text = format!("only {} of {} can be hedged", plan.reached.abs(), plan.needed.abs());
             let remedy = "see obstacles; name more accounts, raise maxSlippage, or hedge less";
-            let remedy = if restricted { restricted_remedy } else { remedy };
-            Ok(Some(with_alerts(with_details(failure(code, text, remedy), "obstacles", obstacles(plan)))))
+            Ok(Some(fell_short(text, remedy)))
         }
         _ => Ok(None),
     }
@@ -813,14 +840,30 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
         };
         accounts.insert(id.clone(), known);
     }
+    let unnamed = || {
+        let unnamed = round.snapshot.all_deltas.iter().filter(|(id, _)| !round.spec.accounts.contains(id));
+        exposure_of(unnamed.filter_map(|(_, delta)| *delta)).map(|held| held.net)
+    };
     let (price_sources, trading) = (round.snapshot.price_sources, round.snapshot.trading);
-    Ok(GateFacts { accounts, price_sources, trading, elsewhere: round.spec.terms.elsewhere })
+    Ok(GateFacts {
+        accounts,
+        price_sources,
+        trading,
+        elsewhere: round.spec.terms.elsewhere.map_or_else(unnamed, Ok)?,
+        // What trades both ways in lock step leaves net delta where it is.
+        aim: (!round.spec.goal.is_two_sided()).then_some(round.spec.terms.aim),
+    })
 }
 
-fn refused_by_gate(refusal: &GateRefusal) -> Box<Failure> {
+fn refused_by_gate(round: &Round<'_>, refusal: &GateRefusal) -> Box<Failure> {
     let (code, remedy) = match refusal {
-        GateRefusal::Halted | GateRefusal::AccountHalted { .. } | GateRefusal::NotReducing { .. } => {
-            (Code::RiskBlocked, "clear the halt first")
+        GateRefusal::Halted
+        | GateRefusal::AccountHalted { .. }
+        | GateRefusal::NotReducing { .. }
+        | GateRefusal::OpensDelta { .. } => {
+            let alerts = restricting_alerts(round);
+            let failed = failure(Code::RiskBlocked, refusal.to_string(), "clear the halt first");
+            return if alerts.is_empty() { failed } else { with_details(failed, "alerts", alerts) };
         }
         GateRefusal::NotReconciled { .. } => (Code::Conflict, "wait until the account is reconciled"),
         GateRefusal::TooFewPrices { .. } => (Code::MarketDataUnavailable, "wait for a second price source"),

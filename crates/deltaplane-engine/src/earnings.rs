@@ -63,7 +63,7 @@ impl DriftTrack {
     /// Takes a look at every account's positions; `reference` gives the price of a symbol that all share.
     pub(crate) fn look(
         &mut self,
-        risks: &BTreeMap<AccountId, AccountRisk>,
+        risks: &BTreeMap<AccountId, Arc<AccountRisk>>,
         reference: impl Fn(&Symbol) -> Option<Decimal>,
         now: Timestamp,
     ) -> Result<(), MathError> {
@@ -149,7 +149,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
             ranked_at = Some(now);
             core.look_at_adl_ranks().await;
         }
-        let risks = core.risks().await;
+        let risks = core.find_risks().await;
         core.look_at_carry(&risks).await;
     }
 }
@@ -185,7 +185,7 @@ impl Core {
     }
 
     /// Raises and ends the alerts on what books earn, how long margin lasts, and contracts that end.
-    pub(crate) async fn look_at_carry(&self, risks: &BTreeMap<AccountId, AccountRisk>) {
+    pub(crate) async fn look_at_carry(&self, risks: &BTreeMap<AccountId, Arc<AccountRisk>>) {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
         let lines = self.funding().await;
@@ -411,7 +411,7 @@ mod tests {
     fn a_move_is_told_apart_from_a_venue_that_is_dearer_than_the_others() {
         let mut track = DriftTrack::default();
         let mut look = |quantity: &str, mark: &str, reference: &str, seconds| {
-            let risks = [("main".parse().unwrap(), risk(quantity, mark))].into();
+            let risks = [("main".parse().unwrap(), Arc::new(risk(quantity, mark)))].into();
             track.look(&risks, |_| Some(price(reference).value()), at(seconds)).unwrap();
             track.take().first().map(|drift| (drift.residual.to_string(), drift.basis.to_string()))
         };

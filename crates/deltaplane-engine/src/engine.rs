@@ -46,6 +46,7 @@ use crate::policies::{self, Policies};
 use crate::reconcile::Ledger;
 use crate::recovery::Recovered;
 use crate::report::failure;
+use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
 use crate::services::{Services, supervised};
 use crate::snapshot::{Eyes, KNOWN_FOR};
@@ -249,6 +250,8 @@ impl Engine {
             losses: Losses::default(),
             breakers: Breakers::default(),
             distances: Mutex::default(),
+            exposures: Mutex::default(),
+            risks: RiskBoard::default(),
             services: Services::default(),
             feeds: board,
             exits,
@@ -283,8 +286,8 @@ impl Engine {
         for ((account, symbol), (position, at)) in recovered.positions() {
             core.shared.ledger.set(&account, &symbol, position, at);
         }
-        for (symbol, policy) in std::mem::take(&mut recovered.policies) {
-            core.shared.policies.set(&symbol, Some(policy), started_at);
+        for (symbol, (policy, since)) in std::mem::take(&mut recovered.policies) {
+            core.shared.policies.set(&symbol, Some(policy), since);
         }
         match core.shared.history.marks().await {
             Ok(marks) => {
@@ -385,7 +388,7 @@ impl Engine {
             .accounts
             .iter()
             .map(|(id, keeper)| {
-                let delta = || eyes.config.holdings.delta(&keeper.newest()?, symbol).ok();
+                let delta = || eyes.config.holdings.delta(&*keeper.newest()?, symbol).ok();
                 (id.clone(), delta())
             })
             .collect();
@@ -580,8 +583,9 @@ impl Core {
         }
         let external = eyes.config.holdings.external(&request.symbol, eyes.clock.now())?;
         let net = by_venue.values().fold(external, |sum, delta| sum.plus(*delta).unwrap_or(sum));
+        let away = net.minus(self.aim(&request.symbol)).unwrap_or(net);
         // What is sold lowers a long, so a side says which sign is exposed.
-        let exposed = request.side.map_or(net.side(), Side::opposite);
+        let exposed = request.side.map_or(away.side(), Side::opposite);
         let of_that_sign = by_venue.iter().filter(|(_, delta)| !delta.is_zero() && delta.side() == exposed);
         let Some((carries, _)) = of_that_sign.max_by_key(|(_, delta)| delta.abs()) else {
             let sign = if exposed == Side::Buy { "long" } else { "short" };
@@ -599,6 +603,11 @@ impl Core {
             return Err(failure(Code::InvalidRequest, text, remedy));
         }
         Ok(left)
+    }
+
+    /// Where the net delta of a symbol belongs: the target of its policy, else zero.
+    fn aim(&self, symbol: &Symbol) -> Delta {
+        self.shared.policies.all().get(symbol).map_or(Delta::ZERO, |policy| policy.target)
     }
 
     fn new_id(&self, kind: OperationKind, now: Timestamp) -> OperationId {
@@ -715,7 +724,7 @@ impl Core {
             account: keeper.id.clone(),
             venue: keeper.venue.clone(),
             exchange: keeper.exchange.clone(),
-            snapshot: keeper.newest(),
+            snapshot: keeper.newest().as_deref().cloned(),
             blocked: keeper.blocked(),
         }
     }
@@ -784,6 +793,7 @@ fn read_failure(error: &ReadError) -> (Code, String) {
 #[async_trait]
 impl ControlPlane for Engine {
     async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>> {
+        let aim = self.core.aim(&request.symbol);
         let spec = Spec {
             goal: Goal::Delta {
                 target: request.target,
@@ -797,7 +807,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms::default(),
+            terms: Terms { aim, ..Terms::default() },
         };
         self.core
             .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
@@ -807,13 +817,14 @@ impl ControlPlane for Engine {
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
         self.core.check_accounts(&request.accounts)?;
         let accounts = self.core.accounts_for(&request)?;
+        let aim = self.core.aim(&request.symbol);
         let spec = Spec {
             goal: Goal::Hedge { amount: request.amount, side: request.side },
             symbol: request.symbol,
             accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { pacing: request.pacing, ..Terms::default() },
+            terms: Terms { pacing: request.pacing, aim, ..Terms::default() },
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -1092,16 +1103,11 @@ impl ControlPlane for Engine {
         Ok(order)
     }
 
-    async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>> {
-        let mut risk = self.core.account_risk(account).await?;
-        let groups = self.core.groups();
-        let of_group =
-            groups.iter().filter(|group| group.accounts.contains(account)).map(|group| group.ratio);
-        risk.delta_deviation = of_group.max().unwrap_or(risk.delta_deviation);
-        Ok(risk)
+    async fn account_risk(&self, account: &AccountId) -> Result<Arc<AccountRisk>, Box<Failure>> {
+        self.core.known_risk(account).await
     }
 
-    async fn alerts(&self) -> Vec<Alert> {
+    async fn alerts(&self) -> Arc<[Alert]> {
         self.core.shared.alerts.standing()
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use deltaplane_ports::{Clock, IntentRecord, JournalError, OrderGateway, PlannedLeg, Record};
 use deltaplane_risk::{Limits, Overrides};
 use deltaplane_types::{
-    AccountId, Decimal, OperationId, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce,
-    Timestamp, TradingState,
+    AccountId, Decimal, OperationId, OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
+    TimeInForce, Timestamp, TradingState,
 };
 
 use crate::durable::{Durable, Recorder};
@@ -192,10 +192,7 @@ impl OrderGate {
         if !order.reduce_only && self.is_barren(&order.account, &order.symbol, order.side) {
             return Err(format!("{MAX_BARREN} orders in a row traded nothing"));
         }
-        if !self.within_throttle(&order.account) {
-            return Err("maxOrdersPerMinute is reached for the account".to_owned());
-        }
-        Ok(())
+        self.throttle(order)
     }
 
     /// The sum of a leg's orders never passes what its durable plan says.
@@ -218,18 +215,20 @@ impl OrderGate {
         Ok(())
     }
 
-    fn within_throttle(&self, account: &AccountId) -> bool {
+    /// Counts an order; refuses it where the account has sent too many. What reduces counts and is not held up.
+    fn throttle(&self, order: &OrderIntent) -> Result<(), String> {
         let now = self.clock.now();
+        let most = self.overrides.on_account(self.limits, &order.account).max_orders_per_minute;
         let mut sent = lock(&self.sent);
-        let times = sent.entry(account.clone()).or_default();
+        let times = sent.entry(order.account.clone()).or_default();
         while times.front().is_some_and(|at| now.since(*at) >= Duration::from_secs(60)) {
             times.pop_front();
         }
-        if times.len() >= self.overrides.on_account(self.limits, account).max_orders_per_minute {
-            return false;
+        if times.len() >= most && !order.reduce_only {
+            return Err(format!("maxOrdersPerMinute {most} is reached for {}", order.account));
         }
         times.push_back(now);
-        true
+        Ok(())
     }
 
     fn note_sent(&self, intent: &IntentRecord) {

@@ -174,8 +174,8 @@ impl Core {
             lost = lost.plus(traded(&report)).map_err(|error| error.to_string())?;
         }
         // Of what stood before, what blocked accounts hold stays where it is: the others do the rest.
-        let target = net.minus(lost).and_then(|target| target.minus(out_of_reach));
-        let target = target.map_err(|error| error.to_string())?;
+        let before = net.minus(lost).map_err(|error| error.to_string())?;
+        let target = before.minus(out_of_reach).map_err(|error| error.to_string())?;
         let one = |digits: i128, scale| Ratio::new(Decimal::from_i128_with_scale(digits, scale));
         let spec = Spec {
             goal: Goal::Delta {
@@ -190,7 +190,7 @@ impl Core {
             accounts,
             max_slippage: one(1, 2),
             only_reduces: true,
-            terms: Terms { elsewhere: out_of_reach, ..Terms::default() },
+            terms: Terms { elsewhere: Some(out_of_reach), aim: before, ..Terms::default() },
         };
         let meta = RequestMeta { idempotency: None, wait: None };
         let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;

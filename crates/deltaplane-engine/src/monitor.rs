@@ -4,25 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_math::{MathError, deviation_ratio, exposure_of, reference_exposure};
+use deltaplane_math::MathError;
 use deltaplane_ports::{AccountRisk, Record, RiskSample};
 use deltaplane_risk::Threshold;
-use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
-};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, Symbol, Timestamp};
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::earnings::DriftTrack;
 use crate::engine::Core;
-use crate::snapshot::KNOWN_FOR;
+use crate::groups::Group;
+use crate::risks::LOOK_FOR;
 
 /// Its name among the services.
 pub(crate) const NAME: &str = "risk-monitor";
 /// How often everything is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long one look waits for a venue.
-const LOOK_FOR: Duration = Duration::from_millis(500);
 /// How often the high-water marks are kept.
 const MARKS_EVERY: Duration = Duration::from_secs(10);
 
@@ -31,20 +28,8 @@ const EQUITY: &str = "equity";
 /// The topic of a net delta that is off.
 const DELTA: &str = "delta";
 
-/// Accounts that hedge each other in a symbol.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Group {
-    pub(crate) symbol: Symbol,
-    pub(crate) accounts: Vec<AccountId>,
-    pub(crate) target: Delta,
-    pub(crate) net: Delta,
-    pub(crate) ratio: Ratio,
-    /// When the oldest of its accounts' states was asked for.
-    pub(crate) as_of: Timestamp,
-}
-
-/// Since when a severity of a group is seen.
-type Pending = BTreeMap<Symbol, (AlertSeverity, Timestamp)>;
+/// Since when a group is off by as much as a severity says, or by more.
+type Pending = BTreeMap<Symbol, BTreeMap<AlertSeverity, Timestamp>>;
 
 /// Looks until dropped.
 pub(crate) async fn keep_looking(core: Arc<Core>) {
@@ -80,7 +65,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
 pub(crate) async fn keep_looking_at(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
     let mut readings = keeper.readings();
     while readings.changed().await.is_ok() {
-        let risk = tokio::time::timeout(LOOK_FOR, core.account_risk(&keeper.id)).await;
+        let risk = tokio::time::timeout(LOOK_FOR, core.find_risk(&keeper.id)).await;
         let Ok(Ok(risk)) = risk else { continue };
         let now = core.shared.eyes.clock.now();
         let records = core.look_at_account(&keeper.id, &risk, now).unwrap_or_default();
@@ -91,76 +76,30 @@ pub(crate) async fn keep_looking_at(core: Arc<Core>, keeper: Arc<AccountKeeper>)
     }
 }
 
-impl Core {
-    /// The hedge groups: of each policy its accounts, of other symbols all accounts where at least two hold it. A
-    /// group with an account whose state is not known, or without a price, is none: nothing can be said of it.
-    pub(crate) fn groups(&self) -> Vec<Group> {
-        let eyes = &self.shared.eyes;
-        let snapshots: BTreeMap<&AccountId, _> =
-            eyes.accounts.iter().map(|(id, keeper)| (id, keeper.known(KNOWN_FOR))).collect();
-        let mut symbols: BTreeSet<Symbol> = [eyes.config.primary_symbol.clone()].into();
-        symbols.extend(snapshots.values().flatten().flat_map(|snapshot| snapshot.positions.keys().cloned()));
-        let policies = self.shared.policies.all();
-        symbols.extend(policies.keys().cloned());
-        let mut groups = Vec::new();
-        for symbol in symbols {
-            let policy = policies.get(&symbol);
-            let named: Vec<AccountId> = policy
-                .map_or_else(|| eyes.accounts.keys().cloned().collect(), |policy| policy.accounts.clone());
-            let group = || -> Option<Group> {
-                let mut deltas = Vec::new();
-                let mut as_of = eyes.clock.now();
-                for id in &named {
-                    let snapshot = snapshots.get(id)?.as_ref()?;
-                    as_of = as_of.min(snapshot.as_of);
-                    deltas.push(eyes.config.holdings.delta(snapshot, &symbol).ok()?);
-                }
-                let holders = deltas.iter().filter(|delta| !delta.is_zero()).count();
-                if policy.is_none() && (holders < 2 || named.len() < 2) {
-                    return None;
-                }
-                // As the operations count it.
-                let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).ok()?;
-                let target = policy.map_or(Delta::ZERO, |policy| policy.target);
-                let price = eyes.reference_price(&symbol)?;
-                let exposure = exposure_of(deltas.iter().copied().chain([external])).ok()?;
-                let reference =
-                    reference_exposure(&exposure, target, eyes.config.reference_floor, price).ok()?;
-                let ratio = deviation_ratio(exposure.net, target, reference).ok()?;
-                Some(Group {
-                    symbol: symbol.clone(),
-                    accounts: named.clone(),
-                    target,
-                    net: exposure.net,
-                    ratio,
-                    as_of,
-                })
-            };
-            groups.extend(group());
+/// The severity that counts of one that is seen: the worst that lasts. What stands already eases at once.
+fn lasting(
+    since: &mut BTreeMap<AlertSeverity, Timestamp>,
+    seen: AlertSeverity,
+    standing: Option<AlertSeverity>,
+    (now, after): (Timestamp, Duration),
+) -> Option<AlertSeverity> {
+    since.retain(|severity, _| *severity <= seen);
+    for severity in [AlertSeverity::Warn, AlertSeverity::Critical] {
+        if severity <= seen {
+            since.entry(severity).or_insert(now);
         }
-        groups
     }
+    let lasts = since.iter().filter(|(_, since)| now.since(**since) >= after).map(|(severity, _)| *severity);
+    lasts.chain(standing.map(|standing| standing.min(seen))).max()
+}
 
-    /// Whether everything is known that a hedge group of the symbol would need: then one that is not there is none.
-    fn is_known(&self, symbol: &Symbol) -> bool {
-        let eyes = &self.shared.eyes;
-        eyes.accounts.values().all(|keeper| keeper.known(KNOWN_FOR).is_some())
-            && eyes.reference_price(symbol).is_some()
-            && eyes.config.holdings.external(symbol, eyes.clock.now()).is_ok()
-    }
-
-    /// How every account stands, as far as it can be said in a moment.
-    pub(crate) async fn risks(&self) -> BTreeMap<AccountId, AccountRisk> {
-        let asked = self.shared.eyes.accounts.keys().map(|id| async move {
-            // What does not answer is not known; that it is silent is told elsewhere.
-            let risk = tokio::time::timeout(LOOK_FOR, self.account_risk(id)).await.ok()?.ok()?;
-            Some((id.clone(), risk))
-        });
-        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
-    }
-
+impl Core {
     /// The price of a symbol that all accounts share: the reference price, else the mean of their marks, USD.
-    fn shared_price(&self, symbol: &Symbol, risks: &BTreeMap<AccountId, AccountRisk>) -> Option<Decimal> {
+    fn shared_price(
+        &self,
+        symbol: &Symbol,
+        risks: &BTreeMap<AccountId, Arc<AccountRisk>>,
+    ) -> Option<Decimal> {
         if let Some(price) = self.shared.eyes.reference_price(symbol) {
             return Some(price.value());
         }
@@ -174,10 +113,10 @@ impl Core {
         sum.checked_div(Decimal::from(marks.len()))
     }
 
-    async fn look_at_risk(&self, pending: &mut Pending) -> BTreeMap<AccountId, AccountRisk> {
+    async fn look_at_risk(&self, pending: &mut Pending) -> BTreeMap<AccountId, Arc<AccountRisk>> {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
-        let (risks, groups) = (self.risks().await, self.groups());
+        let (risks, groups) = (self.find_risks().await, self.groups());
         let mut records = Vec::new();
         for (id, risk) in &risks {
             records.extend(self.look_at_account(id, risk, now).unwrap_or_default());
@@ -196,8 +135,7 @@ impl Core {
             let _ = shared.hands.recorder.append(records).await;
         }
         // A part of the accounts says nothing of the whole book.
-        let is_known = shared.eyes.accounts.values().all(|keeper| keeper.known(KNOWN_FOR).is_some());
-        if !is_known {
+        if !self.are_all_known() {
             // What one account gained meanwhile is not told, and what another one lost would stand alone.
             shared.breakers.forget_gains();
         } else if risks.len() == shared.eyes.accounts.len()
@@ -208,25 +146,19 @@ impl Core {
                 shared.breakers.on_gains(gained, equity, now, &shared.eyes.config.breakers);
             }
         }
-        let samples = risks.clone().into_iter().map(|(id, risk)| {
-            let of_group =
-                groups.iter().filter(|group| group.accounts.contains(&id)).map(|group| group.ratio);
-            let delta_deviation = of_group.max().unwrap_or(risk.delta_deviation);
-            let AccountRisk { equity, unrealized, utilization, leverage, margin_ratio, max_drawdown, .. } =
-                risk;
-            let liquidation_distance = risk.liquidation_distance;
+        let samples = risks.iter().map(|(id, risk)| {
             let sample = RiskSample {
                 at: now,
-                equity,
-                unrealized,
-                delta_deviation,
-                utilization,
-                leverage,
-                margin_ratio,
-                max_drawdown,
-                liquidation_distance,
+                equity: risk.equity,
+                unrealized: risk.unrealized,
+                delta_deviation: risk.delta_deviation,
+                utilization: risk.utilization,
+                leverage: risk.leverage,
+                margin_ratio: risk.margin_ratio,
+                max_drawdown: risk.max_drawdown,
+                liquidation_distance: risk.liquidation_distance,
             };
-            (id, sample)
+            (id.clone(), sample)
         });
         if let Err(error) = shared.history.append(samples.collect()).await {
             tracing::warn!(%error, "the risk of this second is not kept");
@@ -317,17 +249,10 @@ impl Core {
             pending.remove(symbol);
             return Ok(shared.alerts.resolve(DELTA, now, |alert| alert.symbol.as_ref() == Some(symbol)));
         };
-        if before != Some(severity) {
-            let (seen, since) = pending.entry(symbol.clone()).or_insert((severity, now));
-            if *seen != severity {
-                // Worse than WARN is at least WARN since then; what got better counts from the beginning.
-                (*seen, *since) = (severity, if severity > *seen { now } else { *since });
-            }
-            if now.since(*since) < config.delta_alert_after {
-                return Ok(Vec::new());
-            }
-        }
-        pending.remove(symbol);
+        let since = pending.entry(symbol.clone()).or_default();
+        let Some(severity) = lasting(since, severity, before, (now, config.delta_alert_after)) else {
+            return Ok(Vec::new());
+        };
         let limits = config.alerts.delta;
         let step = if severity == AlertSeverity::Critical { limits.critical } else { limits.warn };
         let condition = Condition {
@@ -359,5 +284,50 @@ impl Core {
         if let Err(error) = self.shared.history.keep_marks(marks.collect()).await {
             tracing::warn!(%error, "the high-water marks are not kept");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands after each second of a deviation that swings.
+    fn told(seen: &str) -> String {
+        let (mut since, mut standing) = (BTreeMap::new(), None);
+        let letter = |severity: Option<AlertSeverity>| match severity {
+            None => '-',
+            Some(AlertSeverity::Critical) => 'C',
+            Some(_) => 'w',
+        };
+        let mut text = String::new();
+        for (second, seen) in (0..).zip(seen.chars()) {
+            let severity = match seen {
+                'w' => Some(AlertSeverity::Warn),
+                'C' => Some(AlertSeverity::Critical),
+                _ => None,
+            };
+            standing = match severity {
+                None => {
+                    since.clear();
+                    None
+                }
+                Some(severity) => {
+                    let now = (Timestamp::from_millis(second * 1_000), Duration::from_secs(3));
+                    lasting(&mut since, severity, standing, now)
+                }
+            };
+            text.push(letter(standing));
+        }
+        text
+    }
+
+    #[test]
+    fn a_deviation_counts_as_what_it_was_all_the_time() {
+        assert_eq!(told("wwwww"), "---ww");
+        assert_eq!(told("ww-ww"), "-----", "anew after a break");
+        // Around the step it is WARN all the time, and never CRITICAL for long.
+        assert_eq!(told("wCwCwCwC"), "---wwwww");
+        assert_eq!(told("wwCCCCCC"), "---wwCCC");
+        assert_eq!(told("CCCCCww-"), "---CCww-", "it eases at once");
     }
 }

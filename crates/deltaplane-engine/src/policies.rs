@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use crate::alerts::Condition;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::Core;
-use crate::monitor::Group;
+use crate::groups::Group;
 use crate::operation::{Event, GAVE_WAY_TO};
 use crate::report::failure;
 
@@ -76,7 +76,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(policy: Policy, now: Timestamp) -> Self {
+    fn new(policy: Policy, since: Timestamp) -> Self {
         Self {
             policy,
             status: PolicyStatus::Holding,
@@ -91,8 +91,8 @@ impl Entry {
             paused_until: Timestamp::default(),
             paused_by: None,
             read_after: Timestamp::default(),
-            // The first rebalance is one interval away: a restart is no reason to trade.
-            rebalanced_at: now,
+            // The first rebalance is one interval away.
+            rebalanced_at: since,
         }
     }
 
@@ -306,7 +306,8 @@ impl Core {
             && let Some(deleverage) = policy.deleverage
             && let Some((account, changes)) = self.needs_deleverage(policy, deleverage).await
         {
-            let spec = Self::spec_of(policy, &self.cannot_trade(policy), Goal::Shift { changes }, true);
+            let cannot = self.cannot_trade(policy, true);
+            let spec = Self::spec_of(policy, &cannot, Goal::Shift { changes }, true);
             let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
             return self.begin(policy, OperationKind::Deleverage, spec, (why, true)).await;
         }
@@ -353,7 +354,7 @@ impl Core {
                 );
             }
             // The others bring net delta to the target with what these hold.
-            let cannot = self.cannot_trade(policy);
+            let cannot = self.cannot_trade(policy, false);
             let names = || cannot.iter().map(AccountId::as_str).collect::<Vec<_>>().join(", ");
             if cannot.len() == policy.accounts.len() {
                 return (PolicyStatus::Holding, format!("no account can trade now: {}", names()));
@@ -369,13 +370,13 @@ impl Core {
             let goal = Goal::Delta {
                 target,
                 max_deviation: policy.max_deviation,
-                tolerance: policy.tolerance,
+                tolerance: inner_band(policy),
                 hedge_to: policy.hedge_to,
                 on_shortfall: OnShortfall::BestEffort,
                 subset: true,
             };
             let mut spec = Self::spec_of(policy, &cannot, goal, false);
-            spec.terms.elsewhere = held;
+            spec.terms.elsewhere = Some(held);
             let why = format!("deviation ratio {ratio} is above {}", shown(policy.tolerance));
             let critical = self.is_critical(Some(group));
             return self.begin(policy, OperationKind::Policy, spec, (why, critical)).await;
@@ -383,14 +384,13 @@ impl Core {
         if let Some(rebalance) = policy.rebalance
             && now.since(rebalanced_at) >= rebalance.every
         {
-            self.shared.policies.entry(symbol, |entry| entry.rebalanced_at = now);
             let goal = Goal::Utilization(UtilizationGoal {
                 target: rebalance.target,
                 tolerance: rebalance.tolerance,
                 max_amount: rebalance.max_amount,
                 allow_gross_increase: false,
             });
-            let spec = Self::spec_of(policy, &self.cannot_trade(policy), goal, false);
+            let spec = Self::spec_of(policy, &self.cannot_trade(policy, false), goal, false);
             let why = ("its schedule".to_owned(), false);
             return self.begin(policy, OperationKind::Rebalance, spec, why).await;
         }
@@ -427,14 +427,18 @@ impl Core {
         running.get(operation).is_some_and(|at_work| at_work.is_slow)
     }
 
-    /// The accounts that cannot trade the symbol now: the others may do their part.
-    fn cannot_trade(&self, policy: &Policy) -> BTreeSet<AccountId> {
+    /// The accounts that cannot trade the symbol now, or cannot even reduce: the others may do their part.
+    fn cannot_trade(&self, policy: &Policy, to_reduce: bool) -> BTreeSet<AccountId> {
         let eyes = &self.shared.eyes;
         let cannot = |id: &&AccountId| {
             let is_blocked = eyes.accounts.get(*id).is_none_or(|keeper| keeper.blocked().is_some());
-            is_blocked
-                || matches!(eyes.trading.of(id, &policy.symbol), TradingState::Paused | TradingState::Halted)
-                || !eyes.has_healthy_feed(id, &policy.symbol)
+            let is_stopped = match eyes.trading.of(id, &policy.symbol) {
+                TradingState::Halted => true,
+                // What is paused still lets out.
+                TradingState::Paused => !to_reduce,
+                TradingState::ReduceOnly | TradingState::Running => false,
+            };
+            is_blocked || is_stopped || !eyes.has_healthy_feed(id, &policy.symbol)
         };
         policy.accounts.iter().filter(cannot).cloned().collect()
     }
@@ -471,6 +475,7 @@ impl Core {
                     ..LimitOverride::default()
                 },
                 funding_horizon: policy.horizon,
+                aim: policy.target,
                 ..Terms::default()
             },
         }
@@ -523,7 +528,8 @@ impl Core {
         let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());
         // What gave way to something more urgent did not fail.
         let failed = report.and_then(|report| report.failure);
-        let failed = failed.filter(|failed| !failed.details.contains_key(GAVE_WAY_TO));
+        let gave_way = failed.as_ref().is_some_and(|failed| failed.details.contains_key(GAVE_WAY_TO));
+        let failed = failed.filter(|_| !gave_way);
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
             if failed.is_some() {
@@ -533,6 +539,9 @@ impl Core {
                 (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
+                if kind == OperationKind::Rebalance && !gave_way {
+                    entry.rebalanced_at = now;
+                }
                 if did_nothing && kind == OperationKind::Policy {
                     entry.left_alone = entry.acted_on;
                 } else if did_nothing && kind == OperationKind::Deleverage {
@@ -572,7 +581,7 @@ impl Core {
     ) -> Option<(AccountId, BTreeMap<AccountId, Delta>)> {
         let mut nearest: Option<(AccountId, Ratio)> = None;
         let mut held = BTreeMap::new();
-        let cannot = self.cannot_trade(policy);
+        let cannot = self.cannot_trade(policy, true);
         for id in policy.accounts.iter().filter(|id| !cannot.contains(*id)) {
             // An account that cannot be valued says nothing about the others.
             let Ok(risk) = self.account_risk(id).await else { continue };
@@ -586,19 +595,25 @@ impl Core {
                 nearest = Some((id.clone(), distance));
             }
         }
-        let (account, _) = nearest?;
+        let (account, nearest) = nearest?;
         let own = held.get(&account).copied()?;
-        let lot = self.largest_lot(policy).await?;
-        let mut close = own.abs();
+        let holders = held.iter().filter(|(_, delta)| !delta.is_zero()).map(|(id, _)| id);
+        let lot = self.largest_lot(holders, &policy.symbol).await?;
+        // What brings the account furthest from liquidation; nothing where closing does not help at all: another
+        // position is what endangers it, and this one may be what holds against that.
+        let (mut close, mut furthest) = (Delta::ZERO, nearest);
         for step in 1..=STEPS {
             let part = Ratio::new(Decimal::from(step) / Decimal::from(STEPS));
             let less = part_of(own.abs(), part, lot).ok()?;
             let left = own.abs().minus(less).ok()?;
             let left = if own > Delta::ZERO { left } else { left.negated() };
             let distance = self.distance_with(&account, &policy.symbol, left).await?;
-            if distance.is_none_or(|distance| distance >= deleverage.until) {
+            let Some(distance) = distance.filter(|distance| *distance < deleverage.until) else {
                 close = less;
                 break;
+            };
+            if distance > furthest {
+                (close, furthest) = (less, distance);
             }
         }
         let others: Vec<(&AccountId, Delta)> = held
@@ -624,16 +639,26 @@ impl Core {
         (changes.len() > 1).then_some((account, changes))
     }
 
-    async fn largest_lot(&self, policy: &Policy) -> Option<Decimal> {
+    async fn largest_lot<'a>(
+        &self,
+        accounts: impl Iterator<Item = &'a AccountId>,
+        symbol: &Symbol,
+    ) -> Option<Decimal> {
         let mut largest = None;
-        for id in &policy.accounts {
+        for id in accounts {
             let keeper = self.shared.eyes.accounts.get(id)?;
-            let asked = keeper.reader.fetch_instrument(&policy.symbol);
+            let asked = keeper.reader.fetch_instrument(symbol);
             let instrument = tokio::time::timeout(READ_FOR, asked).await.ok()?.ok()?;
             largest = largest.max(Some(instrument.lot_size.value()));
         }
         largest
     }
+}
+
+/// The deviation ratio to which a policy brings net delta where it goes to the band only.
+fn inner_band(policy: &Policy) -> Ratio {
+    let part = Decimal::ONE.checked_sub(policy.hysteresis.value()).unwrap_or(Decimal::ONE);
+    policy.tolerance.value().checked_mul(part).map_or(policy.tolerance, Ratio::new)
 }
 
 /// A part of a quantity, down to the lot.

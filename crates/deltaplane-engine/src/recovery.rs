@@ -32,8 +32,8 @@ pub(crate) struct Recovered {
     pub(crate) alerts: Vec<(Alert, AlertChange)>,
     /// What moved positions from outside.
     pub(crate) external: Vec<ExternalActivity>,
-    /// What is done without being asked.
-    pub(crate) policies: BTreeMap<Symbol, Policy>,
+    /// What is done without being asked, and since when its schedule counts: its last rebalance, or its beginning.
+    pub(crate) policies: BTreeMap<Symbol, (Policy, Timestamp)>,
     /// What venues took and nobody followed.
     pub(crate) losses: LossTable,
     lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
@@ -153,9 +153,9 @@ impl Recovered {
                 }
                 self.external.push(activity);
             }
-            Record::Policy { symbol, policy, .. } => {
+            Record::Policy { symbol, policy, at } => {
                 match policy {
-                    Some(policy) => self.policies.insert(symbol, policy),
+                    Some(policy) => self.policies.insert(symbol, (policy, at)),
                     None => self.policies.remove(&symbol),
                 };
             }
@@ -196,6 +196,11 @@ impl Recovered {
                 if let Some(operation) = found {
                     if operation.kind == OperationKind::LossResponse {
                         self.losses.answered(&operation.symbol);
+                    }
+                    if operation.kind == OperationKind::Rebalance
+                        && let Some((_, since)) = self.policies.get_mut(&operation.symbol)
+                    {
+                        *since = at;
                     }
                     operation.closed = Some((state, summary, at));
                 }

@@ -25,12 +25,14 @@ use crate::breakers::Breakers;
 use crate::durable::{Durable, Recorder};
 use crate::feeds::FeedBoard;
 use crate::gate::OrderGate;
+use crate::groups::Exposures;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
 use crate::losses::Losses;
 use crate::operation::{Draft, Effect, Event, Operation};
 use crate::policies::Policies;
 use crate::reconcile::{self, Ledger};
+use crate::risks::RiskBoard;
 use crate::services::Services;
 use crate::snapshot::Eyes;
 
@@ -129,6 +131,8 @@ pub(crate) struct Shared {
     pub(crate) losses: Losses,
     pub(crate) breakers: Breakers,
     pub(crate) distances: Mutex<DistanceBook>,
+    pub(crate) exposures: Mutex<Exposures>,
+    pub(crate) risks: RiskBoard,
     pub(crate) services: Services,
     pub(crate) feeds: FeedBoard,
     pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,

@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub trading_by: BTreeMap<AccountId, TradingState>,
     /// Accounts that only take orders that reduce, with the alerts that say so.
     pub blocked_by: BTreeMap<AccountId, Vec<String>>,
+    /// Alerts of circuit breakers, with the account that each stopped; none stands for all.
+    pub tripped: Vec<(Option<AccountId>, String)>,
     /// Delta of every configured account in the symbol, as far as it is known.
     pub all_deltas: BTreeMap<AccountId, Option<Delta>>,
 }
@@ -218,7 +220,7 @@ impl Eyes {
             .iter()
             .map(|(id, keeper)| {
                 let known = accounts.get(id).map(|facts| facts.delta);
-                let newest = || self.config.holdings.delta(&keeper.known(KNOWN_FOR)?, symbol).ok();
+                let newest = || self.config.holdings.delta(&*keeper.known(KNOWN_FOR)?, symbol).ok();
                 (id.clone(), known.or_else(newest))
             })
             .collect();
@@ -232,6 +234,7 @@ impl Eyes {
             trading: self.trading.now(),
             trading_by: named.iter().map(|id| (id.clone(), self.trading.of(id, symbol))).collect(),
             blocked_by: self.alerts.blocking(),
+            tripped: self.alerts.tripped(),
             all_deltas,
         })
     }

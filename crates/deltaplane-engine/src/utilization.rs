@@ -7,7 +7,7 @@ use deltaplane_math::{
     rebalance, smallest_order,
 };
 use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
-use deltaplane_types::{AccountId, Decimal, Delta, Notional, Price, Quantity, Ratio, Side};
+use deltaplane_types::{AccountId, Decimal, Delta, Notional, Price, Quantity, Ratio, Side, TradingState};
 
 use crate::config::EngineConfig;
 use crate::control::{Spec, UtilizationGoal, largest_position, order_rules};
@@ -23,8 +23,9 @@ pub(crate) fn changes(
     let named: Vec<(&AccountId, &AccountFacts)> =
         spec.accounts.iter().filter_map(|id| Some((id, snapshot.accounts.get(id)?))).collect();
     let mut accounts = Vec::with_capacity(named.len());
-    for (_, facts) in &named {
-        accounts.push(solver_account(facts, spec, snapshot.reference_price, config)?);
+    for (id, facts) in &named {
+        let own = solver_account(facts, spec, snapshot.reference_price, config)?;
+        accounts.push(restricted(own, id, snapshot));
     }
     let input = RebalanceInput {
         price: snapshot.reference_price,
@@ -116,6 +117,14 @@ fn solver_account(
         least_growth: least(grow)?,
         least_shrink: least(shrink)?,
     })
+}
+
+/// The account as the states of trading and its alerts leave it.
+fn restricted(own: RebalanceAccount, id: &AccountId, snapshot: &Snapshot) -> RebalanceAccount {
+    let trading = snapshot.trading_of(id);
+    let only_reduces = trading >= TradingState::ReduceOnly || snapshot.blocked_by.contains_key(id);
+    let most_growth = if only_reduces { Some(Quantity::ZERO) } else { own.most_growth };
+    RebalanceAccount { is_fixed: own.is_fixed || trading == TradingState::Halted, most_growth, ..own }
 }
 
 /// How far a position may grow before the cap on positions or the liquidation distance stops it.

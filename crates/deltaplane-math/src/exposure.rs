@@ -17,16 +17,20 @@ pub struct Exposure {
 
 /// Adds up deltas.
 pub fn exposure_of(deltas: impl IntoIterator<Item = Delta>) -> Result<Exposure, MathError> {
-    let mut sums = Exposure::default();
-    for delta in deltas {
-        sums.net = sums.net.plus(delta)?;
-        if delta.is_negative() {
-            sums.short = sums.short.plus(delta.abs())?;
+    deltas.into_iter().try_fold(Exposure::default(), Exposure::with)
+}
+
+impl Exposure {
+    /// The sums with one delta more.
+    pub fn with(self, delta: Delta) -> Result<Self, MathError> {
+        let Self { net, long, short } = self;
+        let net = net.plus(delta)?;
+        Ok(if delta.is_negative() {
+            Self { net, long, short: short.plus(delta.abs())? }
         } else {
-            sums.long = sums.long.plus(delta)?;
-        }
+            Self { net, long: long.plus(delta)?, short }
+        })
     }
-    Ok(sums)
 }
 
 /// Delta of a linear contract or of spot: `quantity × multiplier`.

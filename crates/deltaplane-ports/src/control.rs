@@ -1,6 +1,7 @@
 //! What a facade may ask of the engine. The engine implements it; the API and policies call it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -649,7 +650,7 @@ pub struct Policy {
     pub enabled: bool,
     /// Where net delta of its accounts should be.
     pub target: Delta,
-    /// Deviation ratio from which it acts; it brings net delta to the target, so that it does not act again at once.
+    /// Deviation ratio from which it acts.
     pub tolerance: Ratio,
     /// Deviation ratio at which an operation of it counts as failed.
     pub max_deviation: Ratio,
@@ -661,6 +662,9 @@ pub struct Policy {
     pub timeout: Duration,
     /// How far it goes.
     pub hedge_to: HedgeTo,
+    /// The part of the tolerance that it goes further inside the band, 0 to 1, where it goes to the band only: so the
+    /// next small move is no reason to trade again.
+    pub hysteresis: Ratio,
     /// How long the deviation must last before it acts.
     pub after: Duration,
     /// Tighter caps for its operations than the configured ones.
@@ -684,6 +688,8 @@ pub struct PolicyLimits {
     pub max_operation_notional: Option<Notional>,
     /// Largest net delta, as its value in quote.
     pub max_net_delta: Option<Notional>,
+    /// How far from its target an operation both ways may bring net delta while orders are out, as its value in quote.
+    pub max_in_flight_delta: Option<Notional>,
 }
 
 /// What a policy does at the moment.
@@ -1095,11 +1101,12 @@ pub trait ControlPlane: Send + Sync {
     /// Says what may be traded, beside the kill switch. `Err` means that nothing changed.
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>>;
 
-    /// How an account stands, from its newest known state.
-    async fn account_risk(&self, account: &AccountId) -> Result<AccountRisk, Box<Failure>>;
+    /// How an account stands, from its newest known state and prices that are a second old at most. It is the same
+    /// allocation as long as there is nothing new: what was written of it may be sent again.
+    async fn account_risk(&self, account: &AccountId) -> Result<Arc<AccountRisk>, Box<Failure>>;
 
-    /// The alerts that stand, oldest first.
-    async fn alerts(&self) -> Vec<Alert>;
+    /// The alerts that stand, oldest first; the same allocation as long as there is nothing new.
+    async fn alerts(&self) -> Arc<[Alert]>;
 
     /// The alerts that are over, the newest first, at most `limit`.
     async fn past_alerts(&self, limit: usize) -> Vec<PastAlert>;

@@ -36,6 +36,8 @@ pub struct GateFacts {
     pub trading: TradingState,
     /// What accounts that the plan leaves out hold of its symbol: it counts into the book's net delta.
     pub elsewhere: Delta,
+    /// Where the book's net delta belongs; none where the plan trades both ways in lock step.
+    pub aim: Option<Delta>,
 }
 
 /// A rule that a plan breaks, with the number.
@@ -55,6 +57,16 @@ pub enum GateRefusal {
     NotReducing {
         /// The account.
         account: AccountId,
+    },
+    /// Only risk-reducing orders pass now, and the book would be further from where it belongs.
+    #[error(
+        "only risk-reducing orders are allowed now and this would take the net delta's distance from its target from {before} to {after}"
+    )]
+    OpensDelta {
+        /// The distance before, base units.
+        before: Delta,
+        /// The distance after.
+        after: Delta,
     },
     /// The account's truth is not established.
     #[error("account {account} is not reconciled")]
@@ -207,6 +219,7 @@ impl Gate {
             return Err(GateRefusal::Halted);
         }
         let mut added = Notional::ZERO;
+        let mut only_reduces = facts.trading == TradingState::ReduceOnly;
         for leg in &plan.legs {
             let account = leg.account.clone();
             let Some(known) = facts.accounts.get(&leg.account).filter(|known| known.reconciled) else {
@@ -218,6 +231,7 @@ impl Gate {
             if trading == TradingState::Halted {
                 return Err(GateRefusal::AccountHalted { account });
             }
+            only_reduces |= trading == TradingState::ReduceOnly;
             if adds && trading == TradingState::ReduceOnly {
                 return Err(GateRefusal::NotReducing { account });
             }
@@ -237,6 +251,14 @@ impl Gate {
                     added.plus(notional.minus(before).map_err(MathError::from)?).map_err(MathError::from)?;
             }
             check_collar(&plan, leg, known.limits.price_collar)?;
+        }
+        if let Some(aim) = facts.aim.filter(|_| only_reduces) {
+            let away = |net: Delta| net.plus(facts.elsewhere)?.minus(aim).map(Delta::abs);
+            let away = |net| away(net).map_err(MathError::from);
+            let (before, after) = (away(plan.initial)?, away(plan.planned_final)?);
+            if after > before {
+                return Err(GateRefusal::OpensDelta { before, after });
+            }
         }
         let limit = self.limits.max_operation_notional;
         if added > limit {
@@ -377,6 +399,7 @@ mod tests {
             price_sources: 2,
             trading: TradingState::Running,
             elsewhere: Delta::ZERO,
+            aim: Some(Delta::ZERO),
         }
     }
 
@@ -481,6 +504,34 @@ mod tests {
         };
         assert_eq!(says("0").as_deref(), Some("net delta would be worth 3300, more than maxNetDelta 1000"));
         assert_eq!(says("33"), None);
+    }
+
+    /// A sale of 3 lowers the account's position in each case; what it does to the book is another matter.
+    #[test]
+    fn what_only_reduces_does_not_take_the_book_from_where_it_belongs() {
+        use TradingState::{ReduceOnly, Running};
+        let says = |net: (&str, &str), elsewhere: &str, aim: Option<&str>, trading| {
+            let sale = Plan {
+                target: delta(net.1),
+                initial: delta(net.0),
+                planned_final: delta(net.1),
+                ..plan(Side::Sell, "3", "3")
+            };
+            let facts = GateFacts { elsewhere: delta(elsewhere), aim: aim.map(delta), trading, ..facts("5") };
+            Gate::new(Limits::default()).approve(sale, &facts).err().map(|refusal| refusal.to_string())
+        };
+        let opens = |before: &str, after: &str| {
+            Some(format!(
+                "only risk-reducing orders are allowed now and this would take the net delta's distance from its target from {before} to {after}"
+            ))
+        };
+        // The short side of a neutral book stands with another account.
+        assert_eq!(says(("5", "2"), "-5", Some("0"), ReduceOnly), opens("0", "3"));
+        assert_eq!(says(("5", "2"), "-5", Some("0"), Running), None);
+        assert_eq!(says(("5", "2"), "0", Some("0"), ReduceOnly), None);
+        // A policy wants 4 of it: 1 too many is nearer than 2 too few.
+        assert_eq!(says(("5", "2"), "0", Some("4"), ReduceOnly), opens("1", "2"));
+        assert_eq!(says(("5", "2"), "-5", None, ReduceOnly), None, "one of two sides in lock step");
     }
 
     #[test]

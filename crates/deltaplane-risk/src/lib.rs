@@ -6,6 +6,7 @@
 mod distances;
 mod drawdown;
 mod execution;
+mod exposures;
 mod gate;
 mod limits;
 mod liquidation;
@@ -14,6 +15,7 @@ mod threshold;
 pub use distances::{DistanceBook, Distances};
 pub use drawdown::{Drawdown, DrawdownState, EquityPoint};
 pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_quality, unhedged_dollar_seconds};
+pub use exposures::{ExposureBook, HeldTogether};
 pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal};
 pub use limits::{LimitOverride, Limits, Overrides};
 pub use liquidation::{MarkedPosition, joint_liquidation_distance};

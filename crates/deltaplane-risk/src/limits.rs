@@ -38,6 +38,8 @@ pub struct LimitOverride {
     pub max_operation_notional: Option<Notional>,
     /// See [`Limits::max_net_delta`].
     pub max_net_delta: Option<Notional>,
+    /// See [`Limits::max_in_flight_delta`].
+    pub max_in_flight_delta: Option<Notional>,
     /// See [`Limits::price_collar`].
     pub price_collar: Option<Ratio>,
     /// See [`Limits::max_gross_notional`].
@@ -86,7 +88,7 @@ impl Limits {
             max_position_notional: least(self.max_position_notional, by.max_position_notional),
             max_operation_notional: least(self.max_operation_notional, by.max_operation_notional),
             max_net_delta: least(self.max_net_delta, by.max_net_delta),
-            max_in_flight_delta: self.max_in_flight_delta,
+            max_in_flight_delta: least(self.max_in_flight_delta, by.max_in_flight_delta),
             price_collar: least(self.price_collar, by.price_collar),
             max_gross_notional: least_of(self.max_gross_notional, by.max_gross_notional),
             max_leverage: least_of(self.max_leverage, by.max_leverage),
@@ -104,7 +106,7 @@ impl LimitOverride {
             max_position_notional: self.max_position_notional.unwrap_or(general.max_position_notional),
             max_operation_notional: self.max_operation_notional.unwrap_or(general.max_operation_notional),
             max_net_delta: self.max_net_delta.unwrap_or(general.max_net_delta),
-            max_in_flight_delta: general.max_in_flight_delta,
+            max_in_flight_delta: self.max_in_flight_delta.unwrap_or(general.max_in_flight_delta),
             price_collar: self.price_collar.unwrap_or(general.price_collar),
             max_gross_notional: self.max_gross_notional.or(general.max_gross_notional),
             max_leverage: self.max_leverage.or(general.max_leverage),

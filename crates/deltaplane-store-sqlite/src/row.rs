@@ -392,6 +392,8 @@ pub(crate) struct PolicyRow {
     limits: Option<PolicyLimitsRow>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     horizon_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hysteresis: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -401,6 +403,8 @@ struct PolicyLimitsRow {
     max_position_notional: Option<String>,
     max_operation_notional: Option<String>,
     max_net_delta: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_in_flight_delta: Option<String>,
 }
 
 impl From<PolicyLimits> for PolicyLimitsRow {
@@ -411,6 +415,7 @@ impl From<PolicyLimits> for PolicyLimitsRow {
             max_position_notional: text(limits.max_position_notional),
             max_operation_notional: text(limits.max_operation_notional),
             max_net_delta: text(limits.max_net_delta),
+            max_in_flight_delta: text(limits.max_in_flight_delta),
         }
     }
 }
@@ -425,6 +430,7 @@ impl PolicyLimitsRow {
             max_position_notional: amount(self.max_position_notional)?,
             max_operation_notional: amount(self.max_operation_notional)?,
             max_net_delta: amount(self.max_net_delta)?,
+            max_in_flight_delta: amount(self.max_in_flight_delta)?,
         })
     }
 }
@@ -498,6 +504,7 @@ impl From<&Policy> for PolicyRow {
             }),
             limits: (policy.limits != PolicyLimits::default()).then(|| policy.limits.into()),
             horizon_ms: policy.horizon.map(millis),
+            hysteresis: Some(policy.hysteresis.to_string()),
         }
     }
 }
@@ -537,6 +544,8 @@ impl PolicyRow {
             rebalance: self.rebalance.map(rebalance).transpose()?,
             limits: self.limits.map(PolicyLimitsRow::read).transpose()?.unwrap_or_default(),
             horizon: self.horizon_ms.map(Duration::from_millis),
+            // Policies of before it was there went to the edge of the band.
+            hysteresis: self.hysteresis.as_deref().map(ratio).transpose()?.unwrap_or(Ratio::ZERO),
         })
     }
 }

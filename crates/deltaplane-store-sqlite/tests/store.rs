@@ -143,6 +143,7 @@ fn every_record() -> Vec<Record> {
         }),
         limits: PolicyLimits { max_order_notional: Some(notional("1000")), ..PolicyLimits::default() },
         horizon: Some(Duration::from_secs(86_400)),
+        hysteresis: ratio("0.3"),
     };
     let bare = Policy {
         enabled: false,
@@ -150,6 +151,7 @@ fn every_record() -> Vec<Record> {
         rebalance: None,
         limits: PolicyLimits::default(),
         horizon: None,
+        hysteresis: ratio("0.2"),
         ..policy.clone()
     };
     for policy in [Some(policy), Some(bare), None] {

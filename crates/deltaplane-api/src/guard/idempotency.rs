@@ -54,7 +54,7 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
             let failed = status.is_client_error() || status.is_server_error();
             let content_type = if failed { "application/problem+json" } else { "application/json" };
-            Reply { status, content_type, body, location: None, retry_after: None }
+            Reply { content_type, ..Reply::written(status, body.into()) }
         }
         Ok(AnswerClaim::OtherBody) => {
             let text = "this Idempotency-Key was used with another body in the last 24 hours";
@@ -94,7 +94,7 @@ pub(crate) async fn attach(state: &ApiState, key: &IdempotencyKey, operation: &O
 
 /// Keeps an answer for the next request with the same key.
 pub(crate) async fn complete(state: &ApiState, key: &IdempotencyKey, reply: &Reply) {
-    let answer = Answer { status: reply.status.as_u16(), body: reply.body.clone() };
+    let answer = Answer { status: reply.status.as_u16(), body: reply.body.to_vec() };
     if let Err(error) = state.answers.complete(&key.key, &answer).await {
         tracing::error!(%error, "an answer could not be kept");
     }

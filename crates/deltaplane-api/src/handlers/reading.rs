@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{Response, StatusCode};
+use deltaplane_ports::{AccountRisk, Alert};
 use deltaplane_types::{AccountId, AlertSeverity, Code, OperationId};
 use serde::Deserialize;
 
 use super::failed;
 use crate::problem;
 use crate::state::ApiState;
-use crate::wire::json::{JsonObject, Reply};
+use crate::wire::json::{JsonObject, Reply, to_bytes};
 use crate::wire::system::Performance;
 use crate::wire::{account, operation as wire, safety, system};
 
@@ -56,7 +57,11 @@ pub(crate) async fn risk_metrics(State(state): Shared, Path(id): Path<String>) -
         }
     };
     match found {
-        Ok(risk) => Reply::json(StatusCode::OK, &account::risk(&risk)).into_response(),
+        Ok(risk) => {
+            let write = |risk: &AccountRisk| to_bytes(&account::risk(risk));
+            let body = state.prepared.risks.bytes(risk.account.as_str(), &risk, write);
+            Reply::written(StatusCode::OK, body).into_response()
+        }
         Err(failure) => failed(&failure, &path).into_response(),
     }
 }
@@ -148,16 +153,17 @@ pub(crate) async fn alerts(
         Ok(account) => account,
         Err(error) => return invalid(format!("accountId {error}"), "see GET /api/v1/accounts"),
     };
-    let list: Vec<JsonObject> = state
-        .plane
-        .alerts()
-        .await
-        .iter()
-        .filter(|alert| severity.is_none_or(|severity| alert.severity == severity))
-        .filter(|alert| account.is_none() || alert.account == account)
-        .map(safety::alert)
-        .collect();
-    Reply::json(StatusCode::OK, &list).into_response()
+    let fits = |alert: &&Alert| {
+        severity.is_none_or(|severity| alert.severity == severity)
+            && (account.is_none() || alert.account == account)
+    };
+    let write = |alerts: &[Alert]| {
+        to_bytes(&alerts.iter().filter(fits).map(safety::alert).collect::<Vec<JsonObject>>())
+    };
+    let alerts = state.plane.alerts().await;
+    let is_whole = severity.is_none() && account.is_none();
+    let body = if is_whole { state.prepared.alerts.bytes("", &alerts, write) } else { write(&alerts) };
+    Reply::written(StatusCode::OK, body).into_response()
 }
 
 pub(crate) async fn reconciliation(

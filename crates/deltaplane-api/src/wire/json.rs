@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
 use deltaplane_types::Decimal;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -63,19 +64,28 @@ impl Serialize for JsonObject {
     }
 }
 
+/// JSON as it is sent.
+pub(crate) fn to_bytes<T: Serialize>(body: &T) -> Bytes {
+    serde_json::to_vec(body).unwrap_or_default().into()
+}
+
 /// An answer before it is sent.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) content_type: &'static str,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Bytes,
     pub(crate) location: Option<String>,
     pub(crate) retry_after: Option<Duration>,
 }
 
 impl Reply {
     pub(crate) fn json<T: Serialize>(status: StatusCode, body: &T) -> Self {
-        let body = serde_json::to_vec(body).unwrap_or_default();
+        Self::written(status, to_bytes(body))
+    }
+
+    /// An answer whose JSON stands already.
+    pub(crate) fn written(status: StatusCode, body: Bytes) -> Self {
         Self { status, content_type: "application/json", body, location: None, retry_after: None }
     }
 

@@ -313,6 +313,7 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
             max_position_notional: most("maxPositionNotional"),
             max_operation_notional: most("maxOperationNotional"),
             max_net_delta: most("maxNetDelta"),
+            max_in_flight_delta: most("maxInFlightDelta"),
         }
     });
     let policy = Policy {
@@ -327,6 +328,7 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
         hedge_to: fields
             .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
             .unwrap_or_default(),
+        hysteresis: Ratio::new(fields.decimal("hysteresis", fraction()).unwrap_or(percent(20))),
         after: Duration::from_millis(fields.millis("after", 0, 3_600_000).unwrap_or(1_000)),
         limits: limits.unwrap_or_default(),
         horizon: fields.millis("horizon", 60_000, 30 * DAY_MS).map(Duration::from_millis),

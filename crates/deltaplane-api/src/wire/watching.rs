@@ -83,6 +83,7 @@ pub(crate) fn policy(view: &PolicyView) -> JsonObject {
     json.number("maxSlippage", policy.max_slippage.value());
     json.put("timeout", &millis(policy.timeout));
     json.put("hedgeTo", if policy.hedge_to == HedgeTo::Band { "band" } else { "target" });
+    json.number("hysteresis", policy.hysteresis.value());
     json.put("after", &millis(policy.after));
     let deleverage = policy.deleverage.map(|at| {
         let mut json = JsonObject::default();
@@ -100,13 +101,19 @@ pub(crate) fn policy(view: &PolicyView) -> JsonObject {
         json
     });
     json.put("rebalance", &rebalance);
-    let PolicyLimits { max_order_notional, max_position_notional, max_operation_notional, max_net_delta } =
-        policy.limits;
+    let PolicyLimits {
+        max_order_notional,
+        max_position_notional,
+        max_operation_notional,
+        max_net_delta,
+        max_in_flight_delta,
+    } = policy.limits;
     let mut limits = JsonObject::default();
     limits.number_if("maxOrderNotional", max_order_notional.map(Notional::value));
     limits.number_if("maxPositionNotional", max_position_notional.map(Notional::value));
     limits.number_if("maxOperationNotional", max_operation_notional.map(Notional::value));
     limits.number_if("maxNetDelta", max_net_delta.map(Notional::value));
+    limits.number_if("maxInFlightDelta", max_in_flight_delta.map(Notional::value));
     json.put("limits", &limits);
     json.put("horizon", &policy.horizon.map(millis));
     let status = match status {

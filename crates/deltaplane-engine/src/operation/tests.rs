@@ -94,6 +94,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
 fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
     let deltas = positions.iter().map(|(name, position)| (id(name), Some(delta(position))));
     Snapshot {
+        tripped: Vec::new(),
         as_of: Timestamp::default(),
         reference_price: price("100"),
         price_sources: 3,

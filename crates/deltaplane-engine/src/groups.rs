@@ -1,0 +1,129 @@
+//! Accounts that hedge each other, and what they hold together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+
+use deltaplane_math::{deviation_ratio, reference_exposure};
+use deltaplane_risk::ExposureBook;
+use deltaplane_types::{AccountId, AccountSnapshot, Delta, Ratio, Symbol, Timestamp};
+
+use crate::engine::Core;
+use crate::snapshot::{Eyes, KNOWN_FOR};
+
+/// Accounts that hedge each other in a symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) symbol: Symbol,
+    pub(crate) accounts: Vec<AccountId>,
+    pub(crate) target: Delta,
+    pub(crate) net: Delta,
+    pub(crate) ratio: Ratio,
+    /// When the oldest of its accounts' states was asked for.
+    pub(crate) as_of: Timestamp,
+}
+
+/// What the accounts hold together, from their newest states.
+#[derive(Default)]
+pub(crate) struct Exposures {
+    book: ExposureBook,
+    /// The symbols that are counted: wallets may hold the base asset of any of them.
+    symbols: BTreeSet<Symbol>,
+    /// The states that are in the book.
+    counted: BTreeMap<AccountId, Arc<AccountSnapshot>>,
+}
+
+impl Exposures {
+    fn has_counted(&self, id: &AccountId, snapshot: &Arc<AccountSnapshot>) -> bool {
+        self.counted.get(id).is_some_and(|counted| Arc::ptr_eq(counted, snapshot))
+    }
+
+    /// Takes what is new of the accounts; gives when the states of those that are known were asked for.
+    fn follow(
+        &mut self,
+        eyes: &Eyes,
+        symbols: impl IntoIterator<Item = Symbol>,
+    ) -> BTreeMap<AccountId, Timestamp> {
+        let newest: Vec<(&AccountId, Arc<AccountSnapshot>)> =
+            eyes.accounts.iter().filter_map(|(id, keeper)| Some((id, keeper.known(KNOWN_FOR)?))).collect();
+        let count = self.symbols.len();
+        self.symbols.extend(symbols);
+        for (id, snapshot) in &newest {
+            if !self.has_counted(id, snapshot) {
+                self.symbols.extend(snapshot.positions.keys().cloned());
+            }
+        }
+        if self.symbols.len() != count {
+            self.counted.clear();
+        }
+        let mut known = BTreeMap::new();
+        for (id, snapshot) in newest {
+            let as_of = snapshot.as_of;
+            if !self.has_counted(id, &snapshot) {
+                let delta = |symbol: &Symbol| {
+                    Some((symbol.clone(), eyes.config.holdings.delta(&snapshot, symbol).ok()?))
+                };
+                let deltas: Option<BTreeMap<Symbol, Delta>> = self.symbols.iter().map(delta).collect();
+                // An account whose numbers cannot be held exactly is not known.
+                let Some(deltas) = deltas else { continue };
+                if self.book.set(id, deltas).is_err() {
+                    continue;
+                }
+                self.counted.insert(id.clone(), snapshot);
+            }
+            known.insert(id.clone(), as_of);
+        }
+        known
+    }
+}
+
+impl Core {
+    /// The hedge groups: of each policy its accounts, of other symbols all accounts where at least two hold it. A
+    /// group with an account whose state is not known, or without a price, is none: nothing can be said of it.
+    pub(crate) fn groups(&self) -> Vec<Group> {
+        let eyes = &self.shared.eyes;
+        let policies = self.shared.policies.all();
+        let mut exposures = self.shared.exposures.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = policies.keys().chain([&eyes.config.primary_symbol]).cloned();
+        let known = exposures.follow(eyes, asked);
+        let oldest = known.values().min().copied().unwrap_or_default();
+        let Exposures { book, symbols, .. } = &*exposures;
+        let group = |symbol: &Symbol| -> Option<Group> {
+            let (accounts, target, as_of, held) = match policies.get(symbol) {
+                Some(policy) => {
+                    let as_of = policy.accounts.iter().map(|id| known.get(id).copied());
+                    let as_of = as_of.collect::<Option<Vec<_>>>()?.into_iter().min()?;
+                    let held = book.held_by(&policy.accounts, symbol).ok()?;
+                    (policy.accounts.clone(), policy.target, as_of, held)
+                }
+                None => {
+                    let held = book.held_together(symbol);
+                    if held.holders < 2 || known.len() < eyes.accounts.len() {
+                        return None;
+                    }
+                    (eyes.accounts.keys().cloned().collect(), Delta::ZERO, oldest, held.exposure)
+                }
+            };
+            // As the operations count it.
+            let external = eyes.config.holdings.external(symbol, eyes.clock.now()).ok()?;
+            let exposure = held.with(external).ok()?;
+            let price = eyes.reference_price(symbol)?;
+            let reference = reference_exposure(&exposure, target, eyes.config.reference_floor, price).ok()?;
+            let ratio = deviation_ratio(exposure.net, target, reference).ok()?;
+            Some(Group { symbol: symbol.clone(), accounts, target, net: exposure.net, ratio, as_of })
+        };
+        symbols.iter().filter_map(group).collect()
+    }
+
+    /// Whether everything is known that a hedge group of the symbol would need: then one that is not there is none.
+    pub(crate) fn is_known(&self, symbol: &Symbol) -> bool {
+        let eyes = &self.shared.eyes;
+        self.are_all_known()
+            && eyes.reference_price(symbol).is_some()
+            && eyes.config.holdings.external(symbol, eyes.clock.now()).is_ok()
+    }
+
+    /// Whether the state of every account is known.
+    pub(crate) fn are_all_known(&self) -> bool {
+        self.shared.eyes.accounts.values().all(|keeper| keeper.known(KNOWN_FOR).is_some())
+    }
+}
