@@ -10,7 +10,7 @@ use deltaplane_ports::{
     ControlPlane as _, Flatten, IntentRecord, KillSwitch, OperationReport, OperationState, Record,
 };
 use deltaplane_testkit::{MemoryJournal, delta};
-use deltaplane_tests::{Place, World, btc, config, engine, ready};
+use deltaplane_tests::{Place, World, btc, config, engine, ready, until};
 use deltaplane_types::{AlertSeverity, Code, Decimal, Delta, Notional};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
@@ -158,6 +158,17 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
     let open: Decimal = held.iter().sum();
     assert!(open.abs() <= "0.102".parse::<Decimal>().unwrap(), "{held:?}");
     assert!(intents(&journal).len() <= 2, "{report:#?}");
+    let told = async || {
+        let alerts = world.engine.alerts().await;
+        alerts.iter().any(|alert| alert.topic == "not-flat" && alert.symbol == Some(btc()))
+    };
+    // Its last order may be in doubt until the venue answers again; then it ends, and not flat.
+    world.exchanges[2].sim().clear_faults();
+    until("a person is told", told).await;
+    // It is over when the way out was taken.
+    until("it is flat", async || flatten(&world, everything(&world)).await.failure.is_none()).await;
+    assert!(positions(&world).iter().all(Decimal::is_zero));
+    until("the alert ends", async || !told().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -187,7 +187,7 @@ async fn a_venue_that_refuses_order_after_order_takes_no_more_that_add() {
     let before = world.orders_at(1);
     let refused = world.control(short("short")).await;
     assert_eq!((failure(&refused).code, world.orders_at(1)), (Code::RiskBlocked, before));
-    assert_eq!(failure(&refused).details["alerts"], [alert.id.clone()], "{refused:?}");
+    assert_eq!(failure(&refused).details["alerts"], std::slice::from_ref(&alert.id), "{refused:?}");
     let out = world.engine.flatten(Flatten::new(btc(), world.accounts.clone())).await.unwrap();
     assert_eq!(out.report.await.unwrap().state, OperationState::Succeeded);
     assert_eq!(held(&world, 1), delta("0"));

@@ -176,6 +176,7 @@ impl AccountReader for SimAccount {
             funding_interval_hours: 8,
             mean_funding_rate: None,
             tradable: true,
+            listed: true,
         })
     }
 

@@ -24,7 +24,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/hedge/execute", post(handlers::hedge_execute))
         .route("/api/v1/account/sync", post(handlers::account_sync))
         .route("/api/v1/accounts", get(handlers::accounts))
-        .route("/api/v1/accounts/{id}/preflight", get(handlers::preflight))
+        .route("/api/v1/accounts/{id}/preflight", get(handlers::preflight).post(handlers::preflight))
         .route("/api/v1/portfolio", get(handlers::portfolio))
         .route("/api/v1/operations", get(handlers::operations))
         .route("/api/v1/operations/{id}", get(handlers::operation))

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::alerts::Condition;
 use crate::engine::Core;
+use crate::services::or_a_beat;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
@@ -212,10 +213,14 @@ impl Breakers {
 pub(crate) const TOPICS: [&str; 4] =
     ["breaker-refusals", "breaker-mismatches", "breaker-slippage", "breaker-loss"];
 
+/// The name of the loop among the services.
+pub(crate) const NAME: &str = "breakers";
+
 /// Carries out what trips until dropped.
 pub(crate) async fn keep_tripping(core: Arc<Core>) {
     loop {
-        core.shared.breakers.tripped.notified().await;
+        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+        or_a_beat(core.shared.breakers.tripped.notified()).await;
         let trips = {
             let mut counts = core.shared.breakers.state.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut counts.trips)

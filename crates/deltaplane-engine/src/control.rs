@@ -955,6 +955,7 @@ fn plan_account(
         band_low: low,
         hedge_mode: facts.account.hedge_mode,
         only_reduces: round.spec.only_reduces
+            || facts.is_off
             || round.snapshot.trading_of(id) >= TradingState::ReduceOnly
             || round.snapshot.blocked_by.contains_key(id),
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
-use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, Income, PnlQuery};
+use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, Income, PnlQuery, ReadError};
 use deltaplane_risk::Threshold;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
@@ -139,15 +139,20 @@ pub(crate) async fn keep_statements(core: Arc<Core>, keeper: Arc<AccountKeeper>)
     }
 }
 
+/// The name of the loop among the services.
+pub(crate) const NAME: &str = "carry";
+
 /// Looks at what books earn until dropped. It asks venues, so it keeps nothing else waiting.
 pub(crate) async fn keep_looking(core: Arc<Core>) {
     let mut ranked_at = None;
     loop {
+        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
         tokio::time::sleep(LOOK_EVERY).await;
         let now = core.shared.eyes.clock.now();
         if ranked_at.is_none_or(|at| now.since(at) >= ADL_RANK_EVERY) {
             ranked_at = Some(now);
             core.look_at_adl_ranks().await;
+            core.shared.services.beat(NAME, &*core.shared.eyes.clock);
         }
         let risks = core.find_risks().await;
         core.look_at_carry(&risks).await;
@@ -190,16 +195,18 @@ impl Core {
         let now = shared.eyes.clock.now();
         let lines = self.funding().await;
         let mut records = self.look_at_contracts(now).await;
-        // A venue that does not tell its rate says nothing of the sum: alerts stay as they are.
         let told = |account: &AccountId, symbol: &Symbol| {
             lines.iter().any(|line| line.account == *account && line.symbol == *symbol)
         };
-        let is_whole = risks.len() == shared.eyes.accounts.len()
-            && risks.iter().all(|(id, risk)| risk.positions.iter().all(|one| told(id, &one.symbol)));
-        if !is_whole {
-            let _ = shared.hands.recorder.append(records).await;
-            return;
-        }
+        // An account that cannot be valued, or a venue that does not tell its rate, says nothing of the sum: alerts of
+        // that symbol stay as they are.
+        let is_known = |symbol: &Symbol| {
+            shared.eyes.accounts.iter().all(|(id, keeper)| {
+                keeper.newest().is_some_and(|newest| {
+                    newest.position(symbol).is_zero() || (risks.contains_key(id) && told(id, symbol))
+                })
+            })
+        };
         let mut by_symbol = BTreeMap::<Symbol, Decimal>::new();
         let mut by_account = BTreeMap::<AccountId, Decimal>::new();
         for line in lines.iter().filter(|line| !line.position.is_zero()) {
@@ -222,11 +229,11 @@ impl Core {
             let stands = shared.alerts.severity_of(CARRY, None, Some(symbol)).is_some();
             let part = if stands { Decimal::ZERO } else { LEAST_CARRY };
             let least = gross.get(symbol).and_then(|gross| gross.checked_mul(part)).unwrap_or_default();
-            **per_day < -least
+            **per_day < -least && is_known(symbol)
         };
         let paying: BTreeMap<&Symbol, &Decimal> = by_symbol.iter().filter(pays).collect();
         records.extend(shared.alerts.resolve(CARRY, now, |alert| {
-            alert.symbol.as_ref().is_some_and(|symbol| !paying.contains_key(symbol))
+            alert.symbol.as_ref().is_some_and(|symbol| is_known(symbol) && !paying.contains_key(symbol))
         }));
         for (symbol, per_day) in paying {
             let condition = Condition {
@@ -242,7 +249,10 @@ impl Core {
             let data = [("fundingPerDay".to_owned(), *per_day)].into();
             records.extend(shared.alerts.raise_with(condition, data, now));
         }
-        for (account, risk) in risks {
+        let valued = risks.iter();
+        for (account, risk) in
+            valued.filter(|(account, risk)| risk.positions.iter().all(|one| told(account, &one.symbol)))
+        {
             let per_day = by_account.get(account).copied().unwrap_or_default();
             let critical = shared.eyes.config.alerts.margin_ratio.critical;
             let found = runway(risk, per_day, critical).ok().flatten();
@@ -276,7 +286,6 @@ impl Core {
         }
     }
 
-    /// Positions in contracts that their venue does not trade any more: they are delisted, or being settled.
     /// Tells of positions that the venue closes first when it must take from the winning side.
     pub(crate) async fn look_at_adl_ranks(&self) {
         let shared = &self.shared;
@@ -313,6 +322,7 @@ impl Core {
         let _ = shared.hands.recorder.append(records).await;
     }
 
+    /// Positions in contracts that their venue does not trade any more: they are halted, delisted, or being settled.
     async fn look_at_contracts(&self, now: Timestamp) -> Vec<deltaplane_ports::Record> {
         let shared = &self.shared;
         let (mut ending, mut unknown) = (Vec::new(), Vec::new());
@@ -320,12 +330,12 @@ impl Core {
             let Some(snapshot) = keeper.newest() else { continue };
             for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
                 // Kept for a minute by the connector; of what does not answer nothing new is said.
-                let Ok(instrument) = keeper.reader.fetch_instrument(&position.symbol).await else {
-                    unknown.push((id.clone(), position.symbol.clone()));
-                    continue;
-                };
-                if !instrument.tradable {
-                    ending.push((id.clone(), position.symbol.clone()));
+                let held = (id.clone(), position.symbol.clone());
+                shared.services.beat(NAME, &*shared.eyes.clock);
+                match keeper.reader.fetch_instrument(&position.symbol).await {
+                    Ok(instrument) if instrument.listed => {}
+                    Ok(_) | Err(ReadError::UnknownSymbol(_)) => ending.push(held),
+                    Err(_) => unknown.push(held),
                 }
             }
         }

@@ -22,6 +22,8 @@ use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
     Timestamp, TradingScope, TradingState, VenueId,
 };
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
@@ -37,10 +39,10 @@ use crate::earnings;
 use crate::equity;
 use crate::feeds::FeedBoard;
 use crate::gate::{DryRun, GateParts, OrderGate};
-use crate::guard::DeadMan;
+use crate::guard::{self, DeadMan};
 use crate::lanes::Lanes;
 use crate::losses::{self, Losses};
-use crate::monitor;
+use crate::monitor::{self, STORE};
 use crate::operation::{Event, Operation};
 use crate::policies::{self, Policies};
 use crate::reconcile::Ledger;
@@ -48,7 +50,7 @@ use crate::recovery::Recovered;
 use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
-use crate::services::{Services, supervised};
+use crate::services::{Services, revived, supervised};
 use crate::snapshot::{Eyes, KNOWN_FOR};
 use crate::trading::Trading;
 use crate::watch;
@@ -216,12 +218,15 @@ impl Engine {
         let rules = gateways.iter().map(|(id, gateway)| (id.clone(), gateway.rules())).collect();
         let slots = Arc::new(Semaphore::new(config.max_operations));
         let mut tasks = JoinSet::new();
-        tasks.spawn(dead_man.keep());
         for keeper in keepers.values() {
-            tasks.spawn(keeper.clone().keep());
-            tasks.spawn(equity::keep_track(keeper.clone()));
+            let of_account = |name, run: fn(Arc<AccountKeeper>, Symbol) -> BoxFuture<'static, ()>| {
+                let (keeper, symbol) = (keeper.clone(), config.primary_symbol.clone());
+                revived(name, move || run(keeper.clone(), symbol.clone()))
+            };
+            tasks.spawn(of_account("account", |keeper, _| keeper.keep().boxed()));
+            tasks.spawn(of_account("equity", |keeper, _| equity::keep_track(keeper).boxed()));
+            tasks.spawn(of_account("checks", |keeper, symbol| keeper.keep_checking(symbol).boxed()));
             tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
-            tasks.spawn(keeper.clone().keep_checking(config.primary_symbol.clone()));
         }
         let known = KnownAtStart { next_sequence, last_at: recovered.last_at };
         let doubts = Doubts::default();
@@ -306,14 +311,23 @@ impl Engine {
         }
         tasks.spawn(core.clone().cancel_after_restart());
         for keeper in core.shared.eyes.accounts.values() {
-            tasks.spawn(watch::keep_reconciled(core.clone(), keeper.clone()));
-            tasks.spawn(monitor::keep_looking_at(core.clone(), keeper.clone()));
-            tasks.spawn(earnings::keep_statements(core.clone(), keeper.clone()));
+            let of_account = |name, run: fn(Arc<Core>, Arc<AccountKeeper>) -> BoxFuture<'static, ()>| {
+                let (core, keeper) = (core.clone(), keeper.clone());
+                revived(name, move || run(core.clone(), keeper.clone()))
+            };
+            tasks.spawn(of_account("reconcile", |core, keeper| watch::keep_reconciled(core, keeper).boxed()));
+            tasks.spawn(of_account("risk", |core, keeper| monitor::keep_looking_at(core, keeper).boxed()));
+            tasks.spawn(of_account("statement", |core, keeper| {
+                earnings::keep_statements(core, keeper).boxed()
+            }));
         }
-        tasks.spawn(watch::keep_alerts(core.clone()));
-        tasks.spawn(losses::keep_answering(core.clone()));
-        tasks.spawn(breakers::keep_tripping(core.clone()));
-        tasks.spawn(earnings::keep_looking(core.clone()));
+        tasks.spawn(supervised(core.clone(), guard::NAME, guard::keep_armed));
+        tasks.spawn(supervised(core.clone(), watch::ALERTS, watch::keep_alerts));
+        tasks.spawn(supervised(core.clone(), breakers::NAME, breakers::keep_tripping));
+        tasks.spawn(supervised(core.clone(), earnings::NAME, earnings::keep_looking));
+        if core.shared.eyes.config.shrink_after_loss {
+            tasks.spawn(supervised(core.clone(), losses::NAME, losses::keep_answering));
+        }
         tasks.spawn(supervised(core.clone(), monitor::NAME, monitor::keep_looking));
         tasks.spawn(policies::keep_telling(core.clone()));
         tasks.spawn(supervised(core.clone(), policies::NAME, policies::keep_carrying_out));
@@ -634,6 +648,13 @@ impl Core {
         let eyes = &self.shared.eyes;
         let now = eyes.clock.now();
         let id = self.new_id(kind, now);
+        let paused = |id: &&AccountId| eyes.trading.of(id, &spec.symbol) == TradingState::Paused;
+        let paused = spec.accounts.iter().find(paused).filter(|_| !spec.only_reduces);
+        if let Some(account) = paused {
+            let text = eyes.trading.reason_for(account, &spec.symbol);
+            let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
+            return Err(failure(Code::RiskBlocked, text, remedy));
+        }
         let (sender, report) = oneshot::channel();
         if dry_run {
             let dry = DryRun { eyes: eyes.clone() };
@@ -644,13 +665,6 @@ impl Core {
                 let _ = sender.send(result);
             });
             return Ok(Started { id, report });
-        }
-        let paused = |id: &&AccountId| eyes.trading.of(id, &spec.symbol) == TradingState::Paused;
-        let paused = spec.accounts.iter().find(paused).filter(|_| !spec.only_reduces);
-        if let Some(account) = paused {
-            let text = eyes.trading.reason_for(account, &spec.symbol);
-            let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
-            return Err(failure(Code::RiskBlocked, text, remedy));
         }
         if !eyes.config.may_send {
             return Err(failure(
@@ -1202,12 +1216,12 @@ impl ControlPlane for Engine {
             });
         }
         services.extend(self.core.exit_services());
-        services.extend(self.core.shared.services.views());
+        services.extend(self.core.shared.services.views().into_iter().filter(|view| view.name != STORE));
         let journal_failed = self.core.shared.hands.recorder.has_failed();
         services.push(ServiceView {
-            name: "store".to_owned(),
+            name: STORE.to_owned(),
             state: if journal_failed { ServiceState::Error } else { ServiceState::Running },
-            last_heartbeat: now,
+            last_heartbeat: self.core.shared.services.beat_at(STORE).max(self.core.started_at),
             error_count: u64::from(journal_failed),
         });
         let market = eyes

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_market::{ActiveFeed, FeedHealth, Switch, health, off_the_others};
+use deltaplane_market::{ActiveFeed, FeedHealth, Switch, health, off_the_others, outliers};
 use deltaplane_ports::{Failover, Failure, FeedCondition, FeedView, FeedsView};
-use deltaplane_types::{AlertKind, AlertSeverity, Code, FeedId, MarketView, Price, Ratio, Timestamp};
+use deltaplane_types::{
+    AlertKind, AlertSeverity, Code, Decimal, FeedId, MarketView, Price, Ratio, Timestamp,
+};
 
 use crate::alerts::Condition;
 use crate::engine::Core;
@@ -76,20 +78,25 @@ impl Core {
         let mut judged = BTreeMap::new();
         for (id, feed) in &eyes.feeds {
             let view = feed.view(&eyes.config.primary_symbol);
-            let health = health(view.as_deref(), now, limits);
+            let heard = feed.status().last_update.is_some_and(|at| now.since(at) < limits.failing_after);
+            let health = match &view {
+                // A gap in the book, or a connection that is made anew.
+                None if heard => FeedHealth::Degraded,
+                view => health(view.as_deref(), now, limits),
+            };
             judged.insert(id.clone(), Judged { health, view, off: None });
         }
-        let mids =
-            judged.iter().filter(|(_, feed)| feed.health != FeedHealth::Failing).filter_map(|(id, feed)| {
-                let view = feed.view.as_deref()?;
-                let worth =
-                    deltaplane_math::mul_rounded(view.mid()?.value(), eyes.config.holdings.rate(&view.quote));
-                Some((id.clone(), worth.ok()?))
-            });
-        let off = off_the_others(&mids.collect()).unwrap_or_default();
+        let mids = judged.iter().filter(|(_, feed)| feed.health != FeedHealth::Failing);
+        let mids: BTreeMap<FeedId, Decimal> = mids
+            .filter_map(|(id, feed)| Some((id.clone(), eyes.mid_in_usd(feed.view.as_deref()?)?)))
+            .collect();
+        let off = off_the_others(&mids).unwrap_or_default();
+        let outliers = outliers(&mids, limits.off_by).unwrap_or_default();
         for (id, feed) in &mut judged {
             feed.off = off.get(id).copied();
-            if feed.off.is_some_and(|off| off >= limits.off_by) {
+            // Of two that differ either may be right: people see both as degraded.
+            let is_one_of_two = mids.len() == 2 && feed.off.is_some_and(|off| off >= limits.off_by);
+            if outliers.contains(id) || is_one_of_two {
                 feed.health = feed.health.max(FeedHealth::Degraded);
             }
         }
@@ -196,7 +203,7 @@ impl Core {
         }
         let switch = lock(&self.shared.feeds.active)
             .as_mut()
-            .and_then(|active| active.choose(request.target.clone(), now));
+            .and_then(|active| active.choose(request.target.clone(), request.force, now));
         if let Some(switch) = switch {
             let why = format!("asked for: {}", request.reason);
             self.tell_of_failover(&switch, AlertSeverity::Info, &why).await;

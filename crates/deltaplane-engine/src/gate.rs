@@ -244,6 +244,11 @@ impl OrderGate {
         known.last = now;
     }
 
+    /// Starts the venues' countdowns anew where something of ours still rests.
+    pub(crate) async fn refresh_countdowns(&self, beat: impl Fn()) {
+        self.dead_man.refresh(beat).await;
+    }
+
     /// Ends what guards resting orders, where none of ours rests any more.
     pub(crate) async fn disarm(&self) {
         self.dead_man.disarm().await;

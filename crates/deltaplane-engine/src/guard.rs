@@ -11,12 +11,26 @@ use deltaplane_ports::OrderGateway;
 use deltaplane_types::{AccountId, Symbol};
 use tokio::time::Instant;
 
+use crate::engine::Core;
 use crate::ids::IdKey;
 
 /// How long after our last word the venue cancels.
 const COUNTDOWN: Duration = Duration::from_secs(120);
 /// How often it is told again.
 const REFRESH: Duration = Duration::from_secs(30);
+
+/// The name of the loop among the services.
+pub(crate) const NAME: &str = "dead-man-switch";
+
+/// Refreshes the countdowns until dropped.
+pub(crate) async fn keep_armed(core: Arc<Core>) {
+    let beat = || core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+    loop {
+        beat();
+        tokio::time::sleep(REFRESH).await;
+        core.shared.hands.gate.refresh_countdowns(beat).await;
+    }
+}
 
 /// Guards what rests.
 pub(crate) struct DeadMan {
@@ -96,14 +110,6 @@ impl DeadMan {
         Ok(())
     }
 
-    /// Tells the venues again while orders of ours rest, and stops where none does or a foreign one came.
-    pub(crate) async fn keep(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(REFRESH).await;
-            self.refresh().await;
-        }
-    }
-
     /// Ends the countdowns where nothing of ours rests: a person's order that comes later is not canceled by them.
     pub(crate) async fn disarm(&self) {
         let armed: Vec<(AccountId, Symbol)> = self.with(|armed| armed.keys().cloned().collect());
@@ -118,9 +124,12 @@ impl DeadMan {
         }
     }
 
-    async fn refresh(&self) {
+    /// Tells the venues again while orders of ours rest, and stops where none does or a foreign one came.
+    pub(crate) async fn refresh(&self, beat: impl Fn()) {
         let armed: Vec<(AccountId, Symbol)> = self.with(|armed| armed.keys().cloned().collect());
         for (account, symbol) in armed {
+            // Each may take as long as its venue.
+            beat();
             let Some(gateway) = self.gateways.get(&account) else { continue };
             let _turn = self.turn(&account, &symbol).await;
             let Ok(open) = gateway.fetch_open_orders(&symbol).await else {
@@ -242,7 +251,7 @@ mod tests {
         assert_eq!(free.before_resting(&account, &symbol).await, Ok(()));
         assert_eq!(free.before_resting(&account, &symbol).await, Ok(()));
         assert_eq!(*told.lock().unwrap(), [Some(120_000)]);
-        free.refresh().await;
+        free.refresh(|| {}).await;
         assert_eq!(*told.lock().unwrap(), [Some(120_000), Some(120_000)]);
         let (gateway, told, _) = resting(&["web_stop".to_owned()], true);
         let refused = guard(gateway, true).before_resting(&account, &symbol).await.unwrap_err();
@@ -260,12 +269,12 @@ mod tests {
         let (gateway, told, canceled) = resting(&[ours(), "web_stop".to_owned()], true);
         let guard = guard(gateway, false);
         arm(&guard, account, symbol);
-        guard.refresh().await;
+        guard.refresh(|| {}).await;
         assert_eq!(
             (told.lock().unwrap().clone(), canceled.lock().unwrap().clone()),
             (vec![None], vec![ours()])
         );
-        guard.refresh().await;
+        guard.refresh(|| {}).await;
         assert_eq!(told.lock().unwrap().len(), 1, "it is told once");
     }
 
@@ -275,10 +284,10 @@ mod tests {
         let (gateway, told, _) = resting(&[], true);
         let guard = guard(gateway, false);
         arm(&guard, account, symbol);
-        guard.refresh().await;
+        guard.refresh(|| {}).await;
         assert_eq!(*told.lock().unwrap(), [Some(120_000)], "one may be on its way");
         tokio::time::sleep(Duration::from_secs(60)).await;
-        guard.refresh().await;
+        guard.refresh(|| {}).await;
         assert_eq!(*told.lock().unwrap(), [Some(120_000), None]);
     }
 }

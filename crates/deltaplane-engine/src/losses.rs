@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use crate::alerts::Condition;
 use crate::control::{Goal, Spec, Terms};
 use crate::engine::Core;
+use crate::services::or_a_beat;
 
 /// A loss that could not be answered for so long is left to people.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(3_600);
@@ -30,6 +31,8 @@ const TOLD_AFTER: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The topic of a loss that nobody followed.
 const LOSS_RESPONSE: &str = "loss-response";
+/// The name of the loop among the services.
+pub(crate) const NAME: &str = LOSS_RESPONSE;
 
 /// What was lost of one symbol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,13 +122,11 @@ fn traded(report: &OperationReport) -> Delta {
 
 /// Answers losses, where the configuration says so.
 pub(crate) async fn keep_answering(core: Arc<Core>) {
-    if !core.shared.eyes.config.shrink_after_loss {
-        return;
-    }
     loop {
+        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
         let losses = core.shared.losses.first();
         if losses.is_empty() {
-            core.shared.losses.changed.notified().await;
+            or_a_beat(core.shared.losses.changed.notified()).await;
             continue;
         }
         for (symbol, loss) in losses {

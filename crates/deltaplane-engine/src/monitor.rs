@@ -18,6 +18,8 @@ use crate::risks::LOOK_FOR;
 
 /// Its name among the services.
 pub(crate) const NAME: &str = "risk-monitor";
+/// The name of what keeps the past; it beats with each second that is kept.
+pub(crate) const STORE: &str = "store";
 /// How often everything is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the high-water marks are kept.
@@ -160,8 +162,9 @@ impl Core {
             };
             (id.clone(), sample)
         });
-        if let Err(error) = shared.history.append(samples.collect()).await {
-            tracing::warn!(%error, "the risk of this second is not kept");
+        match shared.history.append(samples.collect()).await {
+            Ok(()) => shared.services.beat(STORE, &*shared.eyes.clock),
+            Err(error) => tracing::warn!(%error, "the risk of this second is not kept"),
         }
         risks
     }

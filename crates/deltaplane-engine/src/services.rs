@@ -49,6 +49,11 @@ impl Services {
         self.with(name, |service| (service.beat, service.beat_at) = (Instant::now(), at));
     }
 
+    /// When something beat last.
+    pub(crate) fn beat_at(&self, name: &'static str) -> Timestamp {
+        self.with(name, |service| service.beat_at)
+    }
+
     /// All of them.
     pub(crate) fn views(&self) -> Vec<ServiceView> {
         let services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,6 +107,35 @@ where
         }
         tokio::time::sleep(PAUSE * 2_u32.pow(failures - 1)).await;
     }
+}
+
+/// Runs a loop that belongs to one account, and starts it again when it panics. It does not beat: it may have nothing
+/// to do for long.
+pub(crate) async fn revived<F>(name: &'static str, make: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut pause = PAUSE;
+    loop {
+        let began = Instant::now();
+        let mut task = JoinSet::new();
+        task.spawn(make());
+        let Some(Err(error)) = task.join_next().await else { return };
+        if !error.is_panic() {
+            return;
+        }
+        if began.elapsed() >= RECOVERED {
+            pause = PAUSE;
+        }
+        tracing::error!(task = name, "a task of an account panicked and is started again");
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(STILL);
+    }
+}
+
+/// Waits for what is told, but no longer than a loop may go without a beat.
+pub(crate) async fn or_a_beat(told: impl Future<Output = ()>) {
+    let _ = tokio::time::timeout(STILL / 3, told).await;
 }
 
 /// Runs one of the engine's loops until dropped; when it fails too often, people are told.
@@ -164,6 +198,17 @@ mod tests {
         assert_eq!((view.state, view.error_count), (ServiceState::Running, 2));
         assert_eq!(view.last_heartbeat, Timestamp::from_millis(7));
         running.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_of_an_account_is_started_again_until_it_ends_by_itself() {
+        let count = Arc::new(AtomicU32::new(0));
+        revived("test", || {
+            let number = count.fetch_add(1, Ordering::SeqCst);
+            async move { assert!(number >= 3, "the first three fail") }
+        })
+        .await;
+        assert_eq!(count.load(Ordering::SeqCst), 4);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,9 +1,9 @@
 //! What is true at the start of a round: accounts and prices, read once and stamped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use deltaplane_market::{Consensus, FeedHealth, consensus, health};
+use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
 use deltaplane_math::{MarginUse, MathError};
 use deltaplane_ports::{Clock, PriceFeed};
 use deltaplane_types::{
@@ -29,6 +29,8 @@ pub struct AccountFacts {
     pub instrument: Instrument,
     /// Its own venue's market.
     pub market: Arc<MarketView>,
+    /// Whether its price is off those of the others: what may be wrong is no price to open a position at.
+    pub is_off: bool,
     /// What a unit of its quote currency is worth in USD.
     pub quote_rate: Decimal,
     /// Notional of its positions in other symbols, longs and shorts added up, USD; none where one has no price.
@@ -79,6 +81,9 @@ pub(crate) struct Eyes {
 /// slowest pace of reading in the background.
 pub(crate) const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// When to ask again where a venue's budget is spent: its windows are of a minute, and some of it comes back before.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+
 type Failed = Box<deltaplane_ports::Failure>;
 
 impl Eyes {
@@ -96,6 +101,18 @@ impl Eyes {
             }
         }
         views
+    }
+
+    /// The feeds whose price is off those of the others.
+    fn off(&self, views: &BTreeMap<FeedId, Arc<MarketView>>) -> BTreeSet<FeedId> {
+        let mids = views.iter().filter_map(|(id, view)| Some((id.clone(), self.mid_in_usd(view)?)));
+        outliers(&mids.collect(), self.config.feeds.off_by).unwrap_or_default()
+    }
+
+    /// The middle of a view's book, USD.
+    pub(crate) fn mid_in_usd(&self, view: &MarketView) -> Option<Decimal> {
+        let rate = self.config.holdings.rate(&view.quote);
+        deltaplane_math::mul_rounded(view.mid()?.value(), rate).ok()
     }
 
     /// Has all feeds follow a symbol from now on.
@@ -145,9 +162,11 @@ impl Eyes {
         })
     }
 
-    /// What the healthy feeds agree on, in USD.
+    /// What the healthy feeds that are not off agree on, in USD.
     fn agreed(&self, views: &BTreeMap<FeedId, Arc<MarketView>>) -> Result<Option<Consensus>, MathError> {
-        consensus(views.values().map(|view| (view.as_ref(), self.config.holdings.rate(&view.quote))))
+        let off = self.off(views);
+        let views = views.iter().filter(|(id, _)| !off.contains(*id)).map(|(_, view)| view.as_ref());
+        consensus(views.map(|view| (view, self.config.holdings.rate(&view.quote))))
     }
 
     /// Reads accounts and prices once. With `anew` every account is asked again.
@@ -193,6 +212,7 @@ impl Eyes {
                 "wait for a feed to recover, or check the exchanges' connections; a symbol that nobody asked for before is followed now and has prices in a few seconds",
             ));
         };
+        let off = self.off(&views);
         let mut accounts = BTreeMap::new();
         for (id, (state, instrument)) in readings.into_iter().flatten() {
             let (account, instrument) = match (state, instrument) {
@@ -211,8 +231,9 @@ impl Eyes {
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
             let quote_rate = self.config.holdings.rate(&instrument.quote);
             let gross_elsewhere = self.gross_elsewhere(&account, symbol, feed, quote_rate);
-            let market = market.clone();
-            let facts = AccountFacts { account, delta, instrument, market, quote_rate, gross_elsewhere };
+            let (market, is_off) = (market.clone(), feed.is_some_and(|feed| off.contains(feed)));
+            let facts =
+                AccountFacts { account, delta, instrument, market, is_off, quote_rate, gross_elsewhere };
             accounts.insert(id, facts);
         }
         let all_deltas = self
@@ -258,7 +279,11 @@ fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Faile
         ReadError::UnknownSymbol(_) => (Code::InvalidRequest, "use a symbol that the account's venue lists"),
         _ => (Code::HedgeFailed, "check the venue's connection, or leave the account out"),
     };
-    failure(code, format!("account {account} cannot be read: {error}"), solution)
+    let mut failed = failure(code, format!("account {account} cannot be read: {error}"), solution);
+    if code == Code::TooManyRequests {
+        failed.retry_after = Some(RETRY_AFTER);
+    }
+    failed
 }
 
 impl Snapshot {

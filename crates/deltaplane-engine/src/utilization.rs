@@ -122,7 +122,8 @@ fn solver_account(
 /// The account as the states of trading and its alerts leave it.
 fn restricted(own: RebalanceAccount, id: &AccountId, snapshot: &Snapshot) -> RebalanceAccount {
     let trading = snapshot.trading_of(id);
-    let only_reduces = trading >= TradingState::ReduceOnly || snapshot.blocked_by.contains_key(id);
+    let is_off = snapshot.accounts.get(id).is_some_and(|facts| facts.is_off);
+    let only_reduces = is_off || trading >= TradingState::ReduceOnly || snapshot.blocked_by.contains_key(id);
     let most_growth = if only_reduces { Some(Quantity::ZERO) } else { own.most_growth };
     RebalanceAccount { is_fixed: own.is_fixed || trading == TradingState::Halted, most_growth, ..own }
 }

@@ -12,6 +12,9 @@ use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::reconcile::{self, Compared};
 
+/// The name of the loop that lets alerts go.
+pub(crate) const ALERTS: &str = "alerts";
+
 /// Orders that the journal lost are looked for from this long before its last word on.
 const TAIL_OVERLAP_MS: i64 = 600_000;
 
@@ -142,6 +145,7 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
 /// Lets alerts go whose condition is long over.
 pub(crate) async fn keep_alerts(core: Arc<Core>) {
     loop {
+        core.shared.services.beat(ALERTS, &*core.shared.eyes.clock);
         tokio::time::sleep(Duration::from_secs(30)).await;
         let records = reconcile::let_alerts_go(&core.shared, core.shared.eyes.clock.now());
         let _ = core.shared.hands.recorder.append(records).await;

@@ -30,6 +30,8 @@ pub struct ActiveFeed {
     active: FeedId,
     switched_at: Option<Timestamp>,
     preferred_well_since: Option<Timestamp>,
+    /// A person chose it although it failed: it stays until it was well, or for the hold-down.
+    is_forced: bool,
 }
 
 impl ActiveFeed {
@@ -42,6 +44,7 @@ impl ActiveFeed {
             active: first,
             switched_at: None,
             preferred_well_since: None,
+            is_forced: false,
         })
     }
 
@@ -75,6 +78,10 @@ impl ActiveFeed {
         }
         let held = self.switched_at.is_none_or(|at| now.since(at) >= hold_down);
         let current = of(&self.active);
+        self.is_forced &= current != FeedHealth::Healthy && !held;
+        if self.is_forced {
+            return None;
+        }
         let must = current == FeedHealth::Failing || (current == FeedHealth::Degraded && held);
         let to = if must {
             // The healthiest, of equals the one that is preferred.
@@ -91,10 +98,11 @@ impl ActiveFeed {
         Some(self.switch(to, now))
     }
 
-    /// A person chooses a feed: it is the preferred one from now on. None where it is active already.
-    pub fn choose(&mut self, feed: FeedId, now: Timestamp) -> Option<Switch> {
+    /// A person chooses a feed: it is the preferred one from now on. Where that is forced it stays for the hold-down
+    /// although it fails. None where it is active already.
+    pub fn choose(&mut self, feed: FeedId, is_forced: bool, now: Timestamp) -> Option<Switch> {
         self.preferred = feed.clone();
-        self.preferred_well_since = None;
+        (self.preferred_well_since, self.is_forced) = (None, is_forced);
         (self.active != feed).then(|| self.switch(feed, now))
     }
 
@@ -160,9 +168,25 @@ mod tests {
         let mut feeds = three();
         assert_eq!(look(&mut feeds, [Failing, Failing, Failing], 0), None);
         assert_eq!(look(&mut feeds, [Degraded, Degraded, Failing], 1), None);
-        assert_eq!(feeds.choose(id("b"), at(2)).map(|switch| switch.from), Some(id("a")));
-        assert_eq!(feeds.choose(id("b"), at(3)), None);
+        assert_eq!(feeds.choose(id("b"), false, at(2)).map(|switch| switch.from), Some(id("a")));
+        assert_eq!(feeds.choose(id("b"), false, at(3)), None);
         assert_eq!(look(&mut feeds, [Healthy, Healthy, Healthy], 200), None, "it stays");
         assert_eq!(look(&mut feeds, [Healthy, Failing, Healthy], 201), Some(("a".to_owned(), false)));
+    }
+
+    #[test]
+    fn what_is_forced_stays_until_it_was_well_or_the_hold_down_passed() {
+        let mut feeds = three();
+        assert!(feeds.choose(id("b"), true, at(10)).is_some());
+        assert_eq!(look(&mut feeds, [Healthy, Failing, Healthy], 11), None);
+        assert_eq!(look(&mut feeds, [Healthy, Failing, Healthy], 69), None);
+        assert_eq!(look(&mut feeds, [Healthy, Failing, Healthy], 70), Some(("a".to_owned(), false)));
+        assert!(feeds.choose(id("c"), true, at(100)).is_some());
+        assert_eq!(look(&mut feeds, [Healthy, Healthy, Healthy], 101), None);
+        assert_eq!(
+            look(&mut feeds, [Healthy, Healthy, Failing], 102),
+            Some(("a".to_owned(), false)),
+            "it was well"
+        );
     }
 }

@@ -4,7 +4,7 @@ mod failover;
 
 pub use failover::{ActiveFeed, Switch};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_math::{MathError, add, div, mul_rounded};
@@ -76,6 +76,25 @@ pub fn off_the_others<K: Clone + Ord>(mids: &BTreeMap<K, Decimal>) -> Result<BTr
         }
     }
     Ok(off)
+}
+
+/// The names whose mid is as far as `off_by` from the median of all, or further: what is wrong is not always old.
+///
+/// It takes three to tell: of two that differ either may be right.
+///
+/// # Errors
+///
+/// [`MathError`] if two mids cannot be averaged.
+pub fn outliers<K: Clone + Ord>(
+    mids: &BTreeMap<K, Decimal>,
+    off_by: Ratio,
+) -> Result<BTreeSet<K>, MathError> {
+    let mut sorted: Vec<Decimal> = mids.values().copied().collect();
+    sorted.sort();
+    let Some(median) = median(&sorted)?.filter(|_| sorted.len() > 2) else { return Ok(BTreeSet::new()) };
+    let room = mul_rounded(median, off_by.value())?;
+    let off = mids.iter().filter(|(_, mid)| (**mid - median).abs() >= room);
+    Ok(off.map(|(name, _)| name.clone()).collect())
 }
 
 /// What the healthy feeds agree on.
@@ -191,6 +210,20 @@ mod tests {
         assert_eq!(off["b"], Ratio::new(parse_exact("7").unwrap() / parse_exact("95").unwrap()));
         assert_eq!(off["c"], Ratio::new(parse_exact("11").unwrap() / parse_exact("101").unwrap()));
         assert!(off_the_others(&mids(&[("a", "100")])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn of_three_or_more_the_one_that_is_off_is_named() {
+        let off = |all: &[(&'static str, &str)]| {
+            let mids = all.iter().map(|(name, mid)| (*name, parse_exact(mid).unwrap())).collect();
+            let names = outliers(&mids, Ratio::new(Decimal::new(5, 3))).unwrap();
+            names.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(off(&[("a", "100"), ("b", "100.2"), ("c", "90")]), ["c"]);
+        assert_eq!(off(&[("a", "100"), ("b", "100.49"), ("c", "99.51")]), [""; 0]);
+        assert_eq!(off(&[("a", "100"), ("b", "100.5"), ("c", "99.51")]), ["b"], "half a percent is off");
+        assert_eq!(off(&[("a", "100"), ("b", "90")]), [""; 0], "either may be right");
+        assert_eq!(off(&[]), [""; 0]);
     }
 
     #[test]

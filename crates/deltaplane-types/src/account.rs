@@ -128,6 +128,8 @@ pub struct Instrument {
     pub mean_funding_rate: Option<Ratio>,
     /// Whether the venue takes orders for it now.
     pub tradable: bool,
+    /// Whether the venue trades it now; not where it is halted, delisted or being settled.
+    pub listed: bool,
 }
 
 impl Instrument {

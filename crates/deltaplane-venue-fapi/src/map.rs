@@ -220,6 +220,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         }
     }
     let (lot_size, min_quantity, max_quantity) = lot.ok_or(MapError::MissingFilter("LOT_SIZE"))?;
+    let listed = info.status == "TRADING" && info.contract_type == "PERPETUAL";
     Ok(Instrument {
         symbol: (*symbol).clone(),
         venue_symbol: info.symbol.clone(),
@@ -251,7 +252,8 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         funding_interval_hours: *funding_interval_hours,
         mean_funding_rate: mean_rate(settled),
         // Plans count on margin that is shared over the account.
-        tradable: info.status == "TRADING" && info.contract_type == "PERPETUAL" && !isolated,
+        tradable: listed && !isolated,
+        listed,
     })
 }
 

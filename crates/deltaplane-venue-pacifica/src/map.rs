@@ -242,6 +242,8 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         mean_funding_rate: mean.and_then(|sum| sum.checked_div(Decimal::from(settled.len()))).map(Ratio::new),
         // Plans count on margin that is shared over the account.
         tradable: market.is_perpetual() && !market.isolated_only && !isolated,
+        // What the venue lists it trades: what it does not is unknown to it.
+        listed: true,
     })
 }
 

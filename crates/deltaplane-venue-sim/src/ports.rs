@@ -251,6 +251,7 @@ impl AccountReader for InProcessVenue {
                 funding_interval_hours: config.funding_interval_hours,
                 mean_funding_rate: None,
                 tradable: true,
+                listed: true,
             })
         })
     }

@@ -19,6 +19,10 @@ const FROZEN: &str = "frozen-order";
 const TOPICS: [&str; 2] = [FROZEN, super::shrinking::IN_DOUBT];
 /// The topic of a leg that lost its counterpart.
 pub(crate) const UNMATCHED: &str = "one-legged";
+/// The topic of a flatten that left positions.
+const NOT_FLAT: &str = "not-flat";
+/// The topic of a hedge that the market ran away from.
+const LEFT_CAP: &str = "market-left-cap";
 
 /// What is said of an operation that the end of the process cut off.
 pub(crate) fn interrupted() -> Box<Failure> {
@@ -167,6 +171,39 @@ impl Operation {
         }));
     }
 
+    /// What was to be closed stands still, or a market ran away from a hedge in the middle of it.
+    fn tell_what_is_left(&self, traded: bool, effects: &mut Vec<Effect>) {
+        let topic = match self.spec.goal {
+            Goal::Flatten => NOT_FLAT,
+            Goal::Delta { .. } | Goal::Hedge { .. } => LEFT_CAP,
+            Goal::Shift { .. } | Goal::Utilization(_) | Goal::Settle => return,
+        };
+        let Some(failed) = &self.failure else {
+            effects.push(Effect::Resolve(topic));
+            return;
+        };
+        let (severity, message) = match topic {
+            NOT_FLAT => (
+                AlertSeverity::Warn,
+                format!(
+                    "operation {} did not close all positions: {}; {}",
+                    self.id, failed.error, failed.solution
+                ),
+            ),
+            _ if traded && failed.code == Code::DeltaBeyondLimit => (
+                AlertSeverity::Critical,
+                format!(
+                    "operation {} traded a part and found nothing more within its price caps: {}; ask again with fresh prices, or raise maxSlippage",
+                    self.id, failed.error
+                ),
+            ),
+            _ => return,
+        };
+        let symbol = Some(self.spec.symbol.clone());
+        let kind = AlertKind::Execution;
+        effects.push(Effect::Raise(Condition { kind, topic, severity, account: None, symbol, message }));
+    }
+
     /// Judges what was done against what was asked, and ends.
     pub(super) fn finish(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         if self.failure.is_none() {
@@ -181,6 +218,7 @@ impl Operation {
         }
         self.tell_unmatched(effects);
         let traded = self.orders.values().any(|order| !order.filled().is_zero());
+        self.tell_what_is_left(traded, effects);
         self.state = match (&self.failure, traded) {
             _ if self.kind == OperationKind::Recovery => OperationState::Interrupted,
             (None, _) => OperationState::Succeeded,

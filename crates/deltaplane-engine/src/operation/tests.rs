@@ -73,6 +73,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
             funding_interval_hours: 8,
             mean_funding_rate: None,
             tradable: true,
+            listed: true,
         },
         market: Arc::new(MarketView {
             feed: name.parse().unwrap(),
@@ -87,6 +88,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
             received_at: Timestamp::default(),
         }),
         quote_rate: Decimal::ONE,
+        is_off: false,
         gross_elsewhere: Some(deltaplane_types::Notional::ZERO),
     }
 }
