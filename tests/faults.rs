@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, ExternalCause, HedgeExecution, HedgeStrategy, Journal, JournalError,
-    KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, ReadError, Record, RequestMeta,
-    ResolveOrder, Settlement, StoredRecord, TradingChange,
+    ControlPlane as _, DeltaControl, ExternalCause, FeedCondition, HedgeExecution, HedgeStrategy, Journal,
+    JournalError, KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, ReadError, Record,
+    RequestMeta, ResolveOrder, Settlement, StoredRecord, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
@@ -420,6 +420,13 @@ async fn f34_a_venue_whose_price_is_off_takes_no_order_that_adds() {
         market.iter().any(|feed| feed.mid.is_some_and(|mid| near(mid.value())))
     })
     .await;
+    let feeds = world.engine.feeds().await.feeds;
+    let off: Vec<&str> = feeds
+        .iter()
+        .filter(|feed| feed.condition != FeedCondition::Healthy)
+        .map(|feed| feed.feed.as_str())
+        .collect();
+    assert_eq!(off, ["cheap"], "wrong, and not stale: {feeds:?}");
     // The one that is 3 % too cheap looks best to a buyer.
     let accounts: Vec<AccountId> = world.accounts[..2].to_vec();
     let request = DeltaControl { target: delta("0.2"), accounts, subset: true, ..world.to_flat() };

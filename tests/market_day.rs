@@ -417,9 +417,8 @@ fn count(outcome: &mut Outcome, off_for: &mut u64, script: &Script, ways: &[Arc<
     }
 }
 
-async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outcome, String) {
-    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
-    let ways = ways(&time);
+/// An engine over the three exchanges.
+async fn start(time: Arc<Time>, ways: &[Arc<Way>]) -> Engine {
     let mut config = EngineConfig::new(btc(), IdKey::new(b"a day"));
     config.limits.max_orders_per_minute = 1_000;
     config.alerts.delta.critical = ratio("0.5");
@@ -440,7 +439,7 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
         .zip(NAMES)
         .map(|(way, name)| (ExitUser::Account(name.parse().unwrap()), way.clone() as Arc<dyn Exits>))
         .collect();
-    let engine = Engine::start(EngineParts {
+    Engine::start(EngineParts {
         config,
         accounts,
         feeds: ways.iter().map(|way| way.clone() as Arc<dyn PriceFeed>).collect(),
@@ -451,7 +450,13 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
         ids: time,
     })
     .await
-    .unwrap();
+    .unwrap()
+}
+
+async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outcome, String) {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    let engine = start(time, &ways).await;
     let policy = Policy {
         symbol: btc(),
         enabled: true,
@@ -566,5 +571,89 @@ async fn a_day_with_failures_is_lived_through_and_better_than_by_the_usual_bot()
         println!("{hours} hours, seed {seed}\ndeltaplane    {ours:?}\nthe usual bot {bot:?}\n{told}");
         assert_eq!(ours.late, 0, "net delta was off without a reason: {ours:?}");
         assert!(ours.unhedged < bot.unhedged, "{ours:?}\n{bot:?}");
+    }
+}
+
+/// The alerts on a topic that stand, with what they are about.
+async fn standing(engine: &Engine, topic: &str) -> Vec<(Option<String>, BTreeMap<String, Decimal>)> {
+    let alerts = engine.alerts().await;
+    let alerts = alerts.iter().filter(|alert| alert.topic == topic);
+    alerts.map(|alert| (alert.account.as_ref().map(ToString::to_string), alert.data.clone())).collect()
+}
+
+fn set_contract(way: &Way, rate: &str, hours: u32, is_trading: bool) {
+    let command = Command::SetContract {
+        symbol: "BTCUSDT".to_owned(),
+        is_trading: Some(is_trading),
+        funding_rate: Some(rate.parse().unwrap()),
+        funding_interval_hours: Some(hours),
+    };
+    way.venue.apply(command).unwrap();
+    way.venue.set_price("BTCUSDT", Decimal::from(FIRST_PRICE));
+}
+
+/// Long 0.5 and short 0.5 BTC at 66,000: 33,000 on each side.
+#[tokio::test(start_paused = true)]
+async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    let engine = start(time, &ways).await;
+    let pass = async |seconds| {
+        for _ in 0..seconds {
+            for way in &ways {
+                way.venue.set_price("BTCUSDT", Decimal::from(FIRST_PRICE));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    for way in &ways {
+        set_contract(way, "0.0001", 8, true);
+    }
+    pass(25).await;
+    for topic in ["carry", "runway", "delisting"] {
+        assert_eq!(standing(&engine, topic).await, [], "{topic}");
+    }
+    // The long pays 0.1 % of 33,000 every hour, which is 792 a day; the short goes on earning 9.9 a day.
+    set_contract(&ways[0], "0.001", 1, true);
+    set_contract(&ways[2], "0.0001", 8, false);
+    set_contract(&ways[1], "0.0001", 8, false);
+    pass(25).await;
+    let funding = engine.funding().await.unwrap();
+    let per_day = |name: &str| {
+        let line = funding.iter().find(|line| line.account.as_str() == name).unwrap();
+        (line.interval_hours, line.per_day.value())
+    };
+    assert_eq!(per_day("long"), (1, Decimal::from(-792)));
+    assert_eq!(per_day("short"), (8, "9.9".parse().unwrap()));
+    let paid = standing(&engine, "carry").await;
+    assert_eq!(paid.len(), 1, "{paid:?}");
+    assert_eq!(paid[0].1["fundingPerDay"], "-782.1".parse::<Decimal>().unwrap());
+    // Of two contracts that are being settled one is held.
+    let ending: Vec<_> =
+        standing(&engine, "delisting").await.into_iter().map(|(account, _)| account).collect();
+    assert_eq!(ending, [Some("short".to_owned())]);
+    assert_eq!(standing(&engine, "runway").await, [], "100,000 last for months");
+    // 1,500 and 33,000 at ten times: less than two days until the margin is not enough.
+    let short_of = Command::SetWallet { account: "long".to_owned(), wallet: Decimal::from(1_500) };
+    ways[0].venue.apply(short_of).unwrap();
+    // An account that nobody can read keeps the others' alerts waiting for nothing.
+    ways[1].broken.exchange.store(true, Ordering::SeqCst);
+    pass(60).await;
+    let short_of = standing(&engine, "runway").await;
+    assert_eq!(short_of.len(), 1, "{short_of:?}");
+    assert_eq!(short_of[0].0.as_deref(), Some("long"));
+    assert!(
+        short_of[0].1["runwayDays"] < Decimal::TWO && short_of[0].1["topUp"] > Decimal::ZERO,
+        "{short_of:?}"
+    );
+    ways[1].broken.exchange.store(false, Ordering::SeqCst);
+    let enough = Command::SetWallet { account: "long".to_owned(), wallet: Decimal::from(100_000) };
+    ways[0].venue.apply(enough).unwrap();
+    for way in &ways {
+        set_contract(way, "0.0001", 8, true);
+    }
+    pass(60).await;
+    for topic in ["carry", "runway", "delisting"] {
+        assert_eq!(standing(&engine, topic).await, [], "{topic}");
     }
 }

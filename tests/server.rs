@@ -276,6 +276,8 @@ async fn what_was_earned_is_told_as_json_and_as_csv() {
     let (status, pnl) = server.get("/api/v1/pnl?symbol=BTC-USD").await;
     assert_eq!(status, 200, "{pnl}");
     assert!(pnl["days"].is_array() && pnl["total"]["funding"].is_number(), "{pnl}");
+    let groups = pnl["groups"].as_array().unwrap();
+    assert!(groups.iter().all(|group| group["symbol"] == "BTC-USD" && group["accounts"].is_array()), "{pnl}");
     let csv = server.client.get(server.url("/api/v1/pnl?format=csv")).send().await.unwrap();
     assert_eq!(csv.headers()[CONTENT_TYPE], "text/csv; charset=utf-8");
     let text = csv.text().await.unwrap();
@@ -694,6 +696,10 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     let (status, done) = server.post("/api/v1/delta/control", &[], CONTROL).await;
     assert_eq!(status, 200, "{done}");
     let id = done["operationId"].as_str().unwrap().to_owned();
+    // Something is told meanwhile.
+    let go = r#"{"targetFeed": "binance", "reason": "a look around"}"#;
+    assert_eq!(server.post("/api/v1/market/failover", &[], go).await.0, 200);
+    let alert = server.get("/api/v1/risk/alerts").await.1[0]["id"].as_str().unwrap().to_owned();
     let stopped = server.post("/api/v1/system/stop", &[], "").await;
     assert_eq!(stopped, (200, serde_json::json!({"success": true, "status": "stopped"})));
     assert_eq!(server.post("/api/v1/system/stop", &[], "").await.1["status"], "stopped", "twice is once");
@@ -707,6 +713,12 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     assert!(refused["solution"].as_str().unwrap().contains("/api/v1/system/restart"), "{refused}");
     let engage = r#"{"engaged": true, "reason": "nothing runs"}"#;
     assert_eq!(server.post("/api/v1/system/kill-switch", &[], engage).await.0, 503);
+    let (status, refused) = server.get("/api/v1/funding").await;
+    assert_eq!((status, &refused["code"]), (503, &1007.into()), "no false zero: {refused}");
+    // What was told still stands, and cannot be taken back by nobody.
+    assert_eq!(server.get("/api/v1/risk/alerts").await.1[0]["id"], alert.as_str());
+    let ack = format!("/api/v1/risk/alerts/{alert}/ack");
+    assert_eq!(server.post(&ack, &[], r#"{"note": "late"}"#).await.0, 503);
     // What was seen last can still be read.
     assert_eq!(server.get(&format!("/api/v1/operations/{id}")).await.1["state"], "succeeded");
     assert_eq!(server.get("/api/v1/accounts").await.1["accounts"].as_array().unwrap().len(), 3);
@@ -725,6 +737,9 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     }
     let (_, policies) = server.get("/api/v1/policies").await;
     assert_eq!(policies["policies"][0]["symbol"], "BTC-USD", "{policies}");
+    let all = [server.get("/api/v1/risk/alerts").await.1, server.get("/api/v1/risk/alerts/history").await.1];
+    let known = all.iter().flat_map(|list| list.as_array().unwrap()).any(|told| told["id"] == alert.as_str());
+    assert!(known, "it survives two restarts, standing or over: {all:?}");
     let (status, calm) = server.post("/api/v1/delta/control", &[], CONTROL).await;
     assert_eq!((status, &calm["adjustmentNeeded"]), (200, &false.into()), "{calm}");
     assert_eq!(server.get(&format!("/api/v1/operations/{id}")).await.1["state"], "succeeded");

@@ -14,8 +14,8 @@ use deltaplane_ports::{
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, ready, until};
 use deltaplane_types::{AlertKind, AlertSeverity, Code, Decimal, Delta, Side, TradingScope, TradingState};
-use deltaplane_venue_sim::Running;
 use deltaplane_venue_sim::core::{Command, NewOrder};
+use deltaplane_venue_sim::{Fault, FaultKind, Running};
 
 fn places() -> Vec<Place> {
     vec![Place::new("long", "0.5"), Place::new("short", "-0.5"), Place::new("spare", "0")]
@@ -415,4 +415,72 @@ async fn f36_a_dead_feed_is_left_and_taken_back_and_a_person_is_kept_from_one_th
     assert_eq!(again.feed.as_str(), "spare");
     let forced = world.engine.fail_over(to("long", true)).await.unwrap();
     assert_eq!(forced.condition, FeedCondition::Failing);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equity_that_is_spent_is_critical_and_has_no_ratios() {
+    let (world, _) = world(config()).await;
+    // It holds nothing, so nothing is liquidated.
+    for wallet in ["0", "-5"] {
+        set_wallet(&world, 2, wallet);
+        until("it is told", async || {
+            let told = alert(&world, "equity").await;
+            told.is_some_and(|alert| alert.data["equity"] == notional(wallet).value())
+        })
+        .await;
+        let told = alert(&world, "equity").await.unwrap();
+        assert_eq!(
+            (told.severity, told.account.as_ref()),
+            (AlertSeverity::Critical, Some(&world.accounts[2]))
+        );
+        let risk = world.engine.account_risk(&world.accounts[2]).await.unwrap();
+        assert_eq!(
+            (risk.equity, risk.utilization, risk.leverage, risk.margin_ratio),
+            (notional(wallet), None, None, None)
+        );
+    }
+    // It takes nothing that adds; the other two do what is to be done.
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.failure, held(&world, 2)), (None, delta("0")));
+    set_wallet(&world, 2, "1000");
+    until("it is over", async || alert(&world, "equity").await.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_policy_on_a_symbol_takes_the_place_of_the_first_also_while_that_acts() {
+    let (world, _) = world(config()).await;
+    // The first one's orders take a while.
+    for exchange in &world.exchanges {
+        exchange.sim().inject(Fault::new(FaultKind::Delay { millis: 400 }, 3).on("POST", "/fapi/v1/order"));
+    }
+    trade_by_hand(&world, 0, Side::Buy, "0.3");
+    world.engine.put_policy(policy(&world)).await.unwrap();
+    until("it acts", async || world.engine.policies().await[0].status == PolicyStatus::Acting).await;
+    let second = Policy { target: delta("0.1"), tolerance: ratio("0.01"), ..policy(&world) };
+    world.engine.put_policy(second.clone()).await.unwrap();
+    until("the second one's target is reached", async || world.true_net() == Decimal::new(1, 1)).await;
+    let views = world.engine.policies().await;
+    assert_eq!((views.len(), &views[0].policy), (1, &second));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(world.true_net(), Decimal::new(1, 1), "the first one does nothing any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_loop_of_the_engine_beats() {
+    let (world, _) = world(config()).await;
+    let names = ["alerts", "breakers", "carry", "dead-man-switch", "hedger", "risk-monitor", "store"];
+    let beats = async || {
+        let services = world.engine.system().await.services;
+        let beat = |name: &&str| {
+            services.iter().find(|service| service.name == **name).map(|one| one.last_heartbeat)
+        };
+        names.iter().map(beat).collect::<Option<Vec<_>>>()
+    };
+    until("all beat", async || beats().await.is_some_and(|all| all.iter().all(|at| at.as_millis() > 0)))
+        .await;
+    let before = beats().await.unwrap();
+    // Those that look every second go on.
+    for index in [4, 5, 6] {
+        until(names[index], async || beats().await.unwrap()[index] > before[index]).await;
+    }
 }

@@ -271,11 +271,8 @@ impl ControlPlane for Supervisor {
         self.engine()?.risk_history(account, query).await
     }
 
-    async fn funding(&self) -> Vec<FundingView> {
-        match self.current() {
-            Ok(engine) => engine.funding().await,
-            Err(_) => Vec::new(),
-        }
+    async fn funding(&self) -> Result<Vec<FundingView>, Box<Failure>> {
+        self.engine()?.funding().await
     }
 
     async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {

@@ -3,6 +3,7 @@
 use axum::http::StatusCode;
 use deltaplane_ports::Failure;
 use deltaplane_types::Code;
+use uuid::Uuid;
 
 use crate::wire::json::{JsonObject, Reply};
 
@@ -40,6 +41,11 @@ pub(crate) fn with_status(
 ) -> Reply {
     let mut body = operation.unwrap_or_default();
     let number = failure.code.number();
+    if failure.code == Code::Internal {
+        let id = Uuid::new_v4().to_string();
+        tracing::error!(error_id = id, instance, error = failure.error, "internal error");
+        body.put("errorId", &id);
+    }
     body.put("type", &format!("urn:deltaplane:error:{number}"));
     body.put("title", table(failure.code).1);
     body.put("status", &status.as_u16());
@@ -76,6 +82,18 @@ pub(crate) fn failure(code: Code, error: impl Into<String>, solution: impl Into<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_defect_has_a_name_that_the_log_repeats() {
+        let id = |code| {
+            let reply = reply(&failure(code, "a number cannot be held", "report it"), "/x", None);
+            let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+            body["errorId"].as_str().map(str::to_owned)
+        };
+        let (one, another) = (id(Code::Internal).unwrap(), id(Code::Internal).unwrap());
+        assert!(one.parse::<Uuid>().is_ok() && one != another);
+        assert_eq!(id(Code::Conflict), None);
+    }
 
     /// The statuses of the control API's table of codes.
     #[test]

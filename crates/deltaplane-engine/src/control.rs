@@ -98,7 +98,7 @@ pub struct Spec {
 }
 
 /// What an operation sets for itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
     /// Tighter caps than the configured ones.
     pub limits: LimitOverride,
@@ -108,6 +108,8 @@ pub struct Terms {
     pub elsewhere: Option<Delta>,
     /// Where the net delta of the whole book belongs, base units: the target of the symbol's policy, else zero.
     pub aim: Delta,
+    /// The accounts of that book; none is all that are configured.
+    pub book: Option<Vec<AccountId>>,
     /// How a hedge is spread over time.
     pub pacing: Pacing,
 }
@@ -696,10 +698,10 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
 fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
     let Some(doubt) = round.snapshot.doubt else { return Ok(None) };
     let known: Option<Vec<Delta>> = round.snapshot.all_deltas.values().copied().collect();
-    // The target of a part of the accounts says nothing of the whole book: that should be neutral.
+    // The target of a part of the accounts says nothing of the whole book.
     let target = match &round.spec.goal {
         Goal::Delta { target, subset: false, .. } => *target,
-        _ => Delta::ZERO,
+        _ => round.spec.terms.aim,
     };
     let smaller = match known {
         None => None,
@@ -840,8 +842,12 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
         };
         accounts.insert(id.clone(), known);
     }
+    let terms = &round.spec.terms;
     let unnamed = || {
-        let unnamed = round.snapshot.all_deltas.iter().filter(|(id, _)| !round.spec.accounts.contains(id));
+        let is_unnamed = |id: &AccountId| {
+            terms.book.as_ref().is_none_or(|book| book.contains(id)) && !round.spec.accounts.contains(id)
+        };
+        let unnamed = round.snapshot.all_deltas.iter().filter(|(id, _)| is_unnamed(id));
         exposure_of(unnamed.filter_map(|(_, delta)| *delta)).map(|held| held.net)
     };
     let (price_sources, trading) = (round.snapshot.price_sources, round.snapshot.trading);
@@ -849,9 +855,9 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
         accounts,
         price_sources,
         trading,
-        elsewhere: round.spec.terms.elsewhere.map_or_else(unnamed, Ok)?,
+        elsewhere: terms.elsewhere.map_or_else(unnamed, Ok)?,
         // What trades both ways in lock step leaves net delta where it is.
-        aim: (!round.spec.goal.is_two_sided()).then_some(round.spec.terms.aim),
+        aim: (!round.spec.goal.is_two_sided()).then_some(terms.aim),
     })
 }
 

@@ -624,6 +624,12 @@ impl Core {
         self.shared.policies.all().get(symbol).map_or(Delta::ZERO, |policy| policy.target)
     }
 
+    /// The accounts of the symbol's policy where these are among them: they are a book of their own.
+    fn book(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<Vec<AccountId>> {
+        let policy = self.shared.policies.all().remove(symbol)?;
+        accounts.iter().all(|id| policy.accounts.contains(id)).then_some(policy.accounts)
+    }
+
     fn new_id(&self, kind: OperationKind, now: Timestamp) -> OperationId {
         let date = jiff::Timestamp::from_millisecond(now.as_millis())
             .map(|at| at.strftime("%Y%m%d").to_string())
@@ -808,6 +814,7 @@ fn read_failure(error: &ReadError) -> (Code, String) {
 impl ControlPlane for Engine {
     async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>> {
         let aim = self.core.aim(&request.symbol);
+        let book = self.core.book(&request.symbol, &request.accounts);
         let spec = Spec {
             goal: Goal::Delta {
                 target: request.target,
@@ -821,7 +828,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { aim, ..Terms::default() },
+            terms: Terms { aim, book, ..Terms::default() },
         };
         self.core
             .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
@@ -832,13 +839,14 @@ impl ControlPlane for Engine {
         self.core.check_accounts(&request.accounts)?;
         let accounts = self.core.accounts_for(&request)?;
         let aim = self.core.aim(&request.symbol);
+        let book = self.core.book(&request.symbol, &accounts);
         let spec = Spec {
             goal: Goal::Hedge { amount: request.amount, side: request.side },
             symbol: request.symbol,
             accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { pacing: request.pacing, aim, ..Terms::default() },
+            terms: Terms { pacing: request.pacing, aim, book, ..Terms::default() },
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -1153,8 +1161,8 @@ impl ControlPlane for Engine {
         })
     }
 
-    async fn funding(&self) -> Vec<FundingView> {
-        self.core.funding().await
+    async fn funding(&self) -> Result<Vec<FundingView>, Box<Failure>> {
+        Ok(self.core.funding().await)
     }
 
     async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {

@@ -11,19 +11,25 @@ use deltaplane_types::{AccountId, Code, Decimal, Delta, Notional, Price, Ratio, 
 use crate::engine::Core;
 use crate::report::failure;
 
+/// How long a venue is waited for when it is asked for a contract.
+const ASK_FOR: std::time::Duration = std::time::Duration::from_secs(2);
+
 impl Core {
     /// Funding of every account in the primary symbol and in what it holds, as its venue tells it now. What is not
     /// told is left out.
     pub(crate) async fn funding(&self) -> Vec<FundingView> {
         let eyes = &self.shared.eyes;
-        let mut found = Vec::new();
-        for (id, keeper) in &eyes.accounts {
-            let Some(snapshot) = keeper.newest() else { continue };
+        let asked = eyes.accounts.iter().map(|(id, keeper)| async move {
+            let mut found = Vec::new();
+            let Some(snapshot) = keeper.newest() else { return found };
             let feed = eyes.feed_of.get(id).and_then(|feed| eyes.feeds.get(feed));
             let mut symbols: BTreeSet<Symbol> = snapshot.positions.keys().cloned().collect();
             symbols.insert(eyes.config.primary_symbol.clone());
             for symbol in symbols {
-                let Ok(instrument) = keeper.reader.fetch_instrument(&symbol).await else { continue };
+                // Who does not answer once is not waited for again and again.
+                let asked = keeper.reader.fetch_instrument(&symbol);
+                let Ok(answer) = tokio::time::timeout(ASK_FOR, asked).await else { return found };
+                let Ok(instrument) = answer else { continue };
                 let view = feed.and_then(|feed| feed.view(&symbol));
                 let Some((view, rate)) = view.and_then(|view| Some((view.clone(), view.funding_rate?)))
                 else {
@@ -55,8 +61,9 @@ impl Core {
                 };
                 found.extend(line());
             }
-        }
-        found
+            found
+        });
+        futures_util::future::join_all(asked).await.concat()
     }
 
     /// What would become of the accounts.

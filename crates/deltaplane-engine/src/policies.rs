@@ -37,6 +37,8 @@ const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
 /// the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+/// How long after a scheduled rebalance that failed the next one comes, where its schedule is longer.
+const REBALANCE_AGAIN: Duration = Duration::from_secs(600);
 /// The same where an account is near its liquidation.
 const URGENT_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// The topic of a policy whose operations do not reach what they are for.
@@ -472,6 +474,7 @@ impl Core {
                     max_position_notional: policy.limits.max_position_notional,
                     max_operation_notional: policy.limits.max_operation_notional,
                     max_net_delta: policy.limits.max_net_delta,
+                    max_in_flight_delta: policy.limits.max_in_flight_delta,
                     ..LimitOverride::default()
                 },
                 funding_horizon: policy.horizon,
@@ -532,16 +535,19 @@ impl Core {
         let failed = failed.filter(|_| !gave_way);
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
-            if failed.is_some() {
+            if kind == OperationKind::Rebalance && !gave_way {
+                let every = policy.rebalance.map_or(Duration::ZERO, |rebalance| rebalance.every);
+                // One that failed is tried again before its turn, and holds up nothing else meanwhile.
+                let early =
+                    if failed.is_some() { every.saturating_sub(REBALANCE_AGAIN) } else { Duration::ZERO };
+                entry.rebalanced_at = now.before(early);
+            } else if failed.is_some() {
                 let (first, longest) = if kind == OperationKind::Deleverage { URGENT_PAUSE } else { PAUSE };
                 let pause = first.saturating_mul(1 << entry.failures.min(10)).min(longest);
                 entry.failures = entry.failures.saturating_add(1);
                 (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
-                if kind == OperationKind::Rebalance && !gave_way {
-                    entry.rebalanced_at = now;
-                }
                 if did_nothing && kind == OperationKind::Policy {
                     entry.left_alone = entry.acted_on;
                 } else if did_nothing && kind == OperationKind::Deleverage {
@@ -579,7 +585,7 @@ impl Core {
         policy: &Policy,
         deleverage: Deleverage,
     ) -> Option<(AccountId, BTreeMap<AccountId, Delta>)> {
-        let mut nearest: Option<(AccountId, Ratio)> = None;
+        let mut near = Vec::<(Ratio, AccountId)>::new();
         let mut held = BTreeMap::new();
         let cannot = self.cannot_trade(policy, true);
         for id in policy.accounts.iter().filter(|id| !cannot.contains(*id)) {
@@ -590,24 +596,41 @@ impl Core {
             if let Some(distance) = risk.liquidation_distance
                 && position.is_some()
                 && distance < deleverage.trigger
-                && nearest.as_ref().is_none_or(|(_, least)| distance < *least)
             {
-                nearest = Some((id.clone(), distance));
+                near.push((distance, id.clone()));
             }
         }
-        let (account, nearest) = nearest?;
-        let own = held.get(&account).copied()?;
+        near.sort();
+        for (distance, account) in near {
+            let changes = self.shrunk(policy, deleverage, (&account, distance), &held).await;
+            if let Some(changes) = changes {
+                return Some((account, changes));
+            }
+        }
+        None
+    }
+
+    /// How positions change so that an account is not near its liquidation any more: its own shrinks, and the other side
+    /// by as much in all. None where that does not help, or cannot be told.
+    async fn shrunk(
+        &self,
+        policy: &Policy,
+        deleverage: Deleverage,
+        (account, distance): (&AccountId, Ratio),
+        held: &BTreeMap<AccountId, Delta>,
+    ) -> Option<BTreeMap<AccountId, Delta>> {
+        let own = held.get(account).copied()?;
         let holders = held.iter().filter(|(_, delta)| !delta.is_zero()).map(|(id, _)| id);
         let lot = self.largest_lot(holders, &policy.symbol).await?;
         // What brings the account furthest from liquidation; nothing where closing does not help at all: another
         // position is what endangers it, and this one may be what holds against that.
-        let (mut close, mut furthest) = (Delta::ZERO, nearest);
+        let (mut close, mut furthest) = (Delta::ZERO, distance);
         for step in 1..=STEPS {
             let part = Ratio::new(Decimal::from(step) / Decimal::from(STEPS));
             let less = part_of(own.abs(), part, lot).ok()?;
             let left = own.abs().minus(less).ok()?;
             let left = if own > Delta::ZERO { left } else { left.negated() };
-            let distance = self.distance_with(&account, &policy.symbol, left).await?;
+            let distance = self.distance_with(account, &policy.symbol, left).await?;
             let Some(distance) = distance.filter(|distance| *distance < deleverage.until) else {
                 close = less;
                 break;
@@ -636,7 +659,7 @@ impl Core {
         let closed = close.minus(left).ok()?;
         changes.insert(account.clone(), if own > Delta::ZERO { closed.negated() } else { closed });
         changes.retain(|_, change| !change.is_zero());
-        (changes.len() > 1).then_some((account, changes))
+        (changes.len() > 1).then_some(changes)
     }
 
     async fn largest_lot<'a>(

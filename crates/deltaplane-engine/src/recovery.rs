@@ -155,7 +155,11 @@ impl Recovered {
             }
             Record::Policy { symbol, policy, at } => {
                 match policy {
-                    Some(policy) => self.policies.insert(symbol, (policy, at)),
+                    Some(policy) => {
+                        // Another one in its place goes on with its schedule.
+                        let since = self.policies.get(&symbol).map_or(at, |(_, since)| *since);
+                        self.policies.insert(symbol, (policy, since))
+                    }
                     None => self.policies.remove(&symbol),
                 };
             }
@@ -198,6 +202,7 @@ impl Recovered {
                         self.losses.answered(&operation.symbol);
                     }
                     if operation.kind == OperationKind::Rebalance
+                        && state == "succeeded"
                         && let Some((_, since)) = self.policies.get_mut(&operation.symbol)
                     {
                         *since = at;

@@ -60,8 +60,9 @@ pub(crate) fn changes(
             changes.insert((*id).clone(), change.trade);
         }
     }
-    let transfers = transfers(goal, &named, &found, spec, config)?;
-    let reason = changes.is_empty().then(|| nothing_moves(goal, &found));
+    let transfers = transfers(goal, &named, &found, (spec, snapshot.reference_price), config)?;
+    let reason =
+        if changes.is_empty() { Some(nothing_moves(goal, &found)) } else { what_stays(goal, &named, &found) };
     let view = RebalanceView {
         target: goal.target,
         tolerance: goal.tolerance,
@@ -87,6 +88,32 @@ fn nothing_moves(goal: &UtilizationGoal, found: &Rebalance) -> String {
     } else {
         "trading within the limits brings no account nearer; see transferSuggestions".to_owned()
     }
+}
+
+/// What trading alone does not bring to the target, where it brings something nearer.
+fn what_stays(
+    goal: &UtilizationGoal,
+    named: &[(&AccountId, &AccountFacts)],
+    found: &Rebalance,
+) -> Option<String> {
+    let tolerated = mul_rounded(goal.tolerance.value(), goal.target.value()).ok()?;
+    let is_above = |after: Option<Ratio>| {
+        let off = after.and_then(|after| after.value().checked_sub(goal.target.value()));
+        // Without equity there is no utilization, and nothing that trading could bring to the target.
+        off.is_none_or(|off| off > tolerated)
+    };
+    let above: Vec<&str> = named
+        .iter()
+        .zip(&found.changes)
+        .filter(|(_, change)| !change.within && is_above(change.after))
+        .map(|((id, _), _)| id.as_str())
+        .collect();
+    (!above.is_empty()).then(|| {
+        format!(
+            "trading within the limits leaves {} above the tolerance; see transferSuggestions",
+            above.join(", ")
+        )
+    })
 }
 
 fn solver_account(
@@ -179,7 +206,7 @@ fn transfers(
     goal: &UtilizationGoal,
     named: &[(&AccountId, &AccountFacts)],
     found: &Rebalance,
-    spec: &Spec,
+    (spec, price): (&Spec, Price),
     config: &EngineConfig,
 ) -> Result<Vec<Transfer>, MathError> {
     if goal.target.value().is_zero() {
@@ -188,7 +215,19 @@ fn transfers(
     let (mut poor, mut rich) = (Vec::new(), Vec::new());
     for ((id, facts), change) in named.iter().zip(&found.changes) {
         let equity = facts.margin(&spec.symbol)?.equity.value();
-        let Some(after) = change.after.map(Ratio::value) else { continue };
+        let Some(after) = change.after.map(Ratio::value) else {
+            // With nothing left of its equity it needs what the target asks for, and what it owes.
+            let margin = facts.margin(&spec.symbol)?;
+            let worth = facts.account.position(&spec.symbol).abs().notional_at(price)?;
+            let used = mul_rounded(worth.value(), margin.initial_rate.value())?;
+            let used = deltaplane_math::add(used, margin.other_margin.value())?;
+            let wanted = deltaplane_math::div(used, goal.target.value())?;
+            let lacks = deltaplane_math::sub(wanted, equity)?;
+            if lacks > Decimal::ZERO {
+                poor.push(((*id).clone(), lacks));
+            }
+            continue;
+        };
         // The equity at which the margin in use is the target's part of it.
         let wanted = deltaplane_math::div(mul_rounded(after, equity)?, goal.target.value())?;
         let off = deltaplane_math::sub(after, goal.target.value())?;

@@ -80,7 +80,7 @@ pub fn off_the_others<K: Clone + Ord>(mids: &BTreeMap<K, Decimal>) -> Result<BTr
 
 /// The names whose mid is as far as `off_by` from the median of all, or further: what is wrong is not always old.
 ///
-/// It takes three to tell: of two that differ either may be right.
+/// It takes three to tell, and more than half that agree: of two that differ, or two camps, either may be right.
 ///
 /// # Errors
 ///
@@ -94,7 +94,8 @@ pub fn outliers<K: Clone + Ord>(
     let Some(median) = median(&sorted)?.filter(|_| sorted.len() > 2) else { return Ok(BTreeSet::new()) };
     let room = mul_rounded(median, off_by.value())?;
     let off = mids.iter().filter(|(_, mid)| (**mid - median).abs() >= room);
-    Ok(off.map(|(name, _)| name.clone()).collect())
+    let off: BTreeSet<K> = off.map(|(name, _)| name.clone()).collect();
+    Ok(if off.len().saturating_mul(2) < mids.len() { off } else { BTreeSet::new() })
 }
 
 /// What the healthy feeds agree on.
@@ -223,6 +224,9 @@ mod tests {
         assert_eq!(off(&[("a", "100"), ("b", "100.49"), ("c", "99.51")]), [""; 0]);
         assert_eq!(off(&[("a", "100"), ("b", "100.5"), ("c", "99.51")]), ["b"], "half a percent is off");
         assert_eq!(off(&[("a", "100"), ("b", "90")]), [""; 0], "either may be right");
+        let camps = [("a", "100"), ("b", "100"), ("c", "101.2"), ("d", "101.2")];
+        assert_eq!(off(&camps), [""; 0], "either camp may be right");
+        assert_eq!(off(&[("a", "100"), ("b", "100.1"), ("c", "100.2"), ("d", "90")]), ["d"]);
         assert_eq!(off(&[]), [""; 0]);
     }
 

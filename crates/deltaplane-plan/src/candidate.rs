@@ -11,6 +11,9 @@ use deltaplane_types::{
 use crate::input::{CostSettings, PlanAccount, PlanInput};
 use crate::slices::largest_order;
 
+/// How an obstacle begins where the book within the price cap is what is missing.
+pub const DEPTH: &str = "depth: ";
+
 /// Why an account cannot take a quantity.
 enum Limit {
     Depth,
@@ -211,7 +214,7 @@ impl<'a> Candidate<'a> {
         let text = match self.broken_limit(next)? {
             Some(Limit::Depth) => {
                 format!(
-                    "depth: the book holds {} within the price cap {}",
+                    "{DEPTH}the book holds {} within the price cap {}",
                     market.depth().normalize(),
                     market.cap
                 )

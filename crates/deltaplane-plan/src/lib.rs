@@ -12,6 +12,7 @@ mod slices;
 use deltaplane_math::MathError;
 use deltaplane_types::{Alternative, Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice};
 
+pub use candidate::DEPTH;
 pub use input::{CostSettings, PlanAccount, PlanInput};
 pub use lockstep::plan_lockstep;
 

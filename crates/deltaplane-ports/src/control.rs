@@ -1122,7 +1122,7 @@ pub trait ControlPlane: Send + Sync {
     ) -> Result<Vec<RiskSample>, Box<Failure>>;
 
     /// Funding of every account.
-    async fn funding(&self) -> Vec<FundingView>;
+    async fn funding(&self) -> Result<Vec<FundingView>, Box<Failure>>;
 
     /// What price moves, a leg's failure or an outage would do.
     async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>>;

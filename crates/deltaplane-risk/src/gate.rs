@@ -265,7 +265,7 @@ impl Gate {
             return Err(GateRefusal::OperationTooLarge { notional: added, limit });
         }
         self.check_orders(&plan, facts)?;
-        self.check_net_delta(&plan, facts.elsewhere)?;
+        self.check_net_delta(&plan, facts)?;
         Ok(Approved { plan: Arc::new(plan) })
     }
 
@@ -282,13 +282,19 @@ impl Gate {
         Ok(())
     }
 
-    fn check_net_delta(&self, plan: &Plan, elsewhere: Delta) -> Result<(), GateRefusal> {
+    fn check_net_delta(&self, plan: &Plan, facts: &GateFacts) -> Result<(), GateRefusal> {
+        let elsewhere = facts.elsewhere;
         let start = plan.initial.minus(plan.target).map_err(MathError::from)?.abs();
         let two_sided = plan.legs.windows(2).any(|pair| pair[0].side != pair[1].side);
         let worth = plan.worst_case_delta.notional_at(plan.reference_price).map_err(MathError::from)?;
         let in_flight = two_sided && worth <= self.limits.max_in_flight_delta;
         if plan.worst_case_delta > start && !in_flight {
             return Err(GateRefusal::WorstCase { worst: plan.worst_case_delta });
+        }
+        // What goes on both ways in lock step, or takes back what went wrong in it, leaves the book where it was.
+        let away = |net: Delta| net.minus(plan.target).map(Delta::abs).map_err(MathError::from);
+        if facts.aim.is_none() && away(plan.planned_final)? <= away(plan.initial)? {
+            return Ok(());
         }
         let book = |net: Delta| net.plus(elsewhere).map(Delta::abs).map_err(MathError::from);
         let planned = book(plan.planned_final)?;
@@ -504,6 +510,10 @@ mod tests {
         };
         assert_eq!(says("0").as_deref(), Some("net delta would be worth 3300, more than maxNetDelta 1000"));
         assert_eq!(says("33"), None);
+        // The rest of a side in lock step brings the two back together, whatever a third account holds.
+        let rest = Plan { target: delta("-33"), ..sale.clone() };
+        let both = GateFacts { elsewhere: delta("-50"), aim: None, ..facts("0") };
+        assert!(Gate::new(limits).approve(rest, &both).is_ok());
     }
 
     /// A sale of 3 lowers the account's position in each case; what it does to the book is another matter.

@@ -62,6 +62,9 @@ pub struct SymbolConfig {
     /// The highest leverage.
     #[serde(default = "default_max_leverage")]
     pub max_leverage: u32,
+    /// Whether it trades; not where it is being settled.
+    #[serde(default = "default_trading")]
+    pub is_trading: bool,
 }
 
 impl SymbolConfig {
@@ -149,6 +152,10 @@ const fn never() -> i64 {
 
 fn default_funding() -> Exact {
     Exact(Decimal::from_i128_with_scale(1, 4))
+}
+
+const fn default_trading() -> bool {
+    true
 }
 
 const fn default_interval() -> u32 {

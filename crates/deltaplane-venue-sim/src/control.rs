@@ -64,6 +64,9 @@ struct SetRules {
     tick_size: Option<Value>,
     step_size: Option<Value>,
     min_notional: Option<Value>,
+    funding_rate: Option<Value>,
+    funding_interval_hours: Option<u32>,
+    is_trading: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +145,11 @@ async fn set_rules(
     let tick = above_zero("tickSize", &request.tick_size)?;
     let step = above_zero("stepSize", &request.step_size)?;
     let least = above_zero("minNotional", &request.min_notional)?;
+    let funding_rate = request.funding_rate.as_ref().map(|rate| decimal("fundingRate", rate)).transpose()?;
+    if let Some(hours) = request.funding_interval_hours.filter(|hours| !(1..=24).contains(hours)) {
+        let text = format!("fundingIntervalHours {hours} must be 1 to 24");
+        return Err(refuse(StatusCode::BAD_REQUEST, text));
+    }
     sim.with_mut(|exchange| {
         let market = exchange
             .markets
@@ -151,8 +159,10 @@ async fn set_rules(
         config.tick_size = tick.unwrap_or(config.tick_size);
         config.step_size = step.unwrap_or(config.step_size);
         config.min_notional = least.unwrap_or(config.min_notional);
-        Ok(Json(json!({})))
-    })
+        Ok::<_, (StatusCode, Json<Value>)>(())
+    })?;
+    let SetRules { is_trading, funding_interval_hours, .. } = request;
+    apply(&sim, Command::SetContract { symbol, is_trading, funding_rate, funding_interval_hours })
 }
 
 async fn set_price(

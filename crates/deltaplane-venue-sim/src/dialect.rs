@@ -122,6 +122,7 @@ impl Dialect {
         let symbol =
             |name: &str, base: &str, [tick, step, least, start, most]: [&str; 5], hours, leverage| {
                 SymbolConfig {
+                    is_trading: true,
                     name: name.to_owned(),
                     base: base.to_owned(),
                     tick_size: exact(tick),

@@ -250,8 +250,8 @@ impl AccountReader for InProcessVenue {
                 brackets,
                 funding_interval_hours: config.funding_interval_hours,
                 mean_funding_rate: None,
-                tradable: true,
-                listed: true,
+                tradable: config.is_trading,
+                listed: config.is_trading,
             })
         })
     }

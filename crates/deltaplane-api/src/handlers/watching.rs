@@ -136,7 +136,10 @@ pub(crate) async fn pnl(State(state): Shared, Query(given): Parameters) -> Respo
         Ok::<_, Box<Failure>>((state.plane.pnl(query).await?, is_csv))
     };
     match result.await {
-        Ok((lines, false)) => Reply::json(StatusCode::OK, &watching::pnl(&lines)).into_response(),
+        Ok((lines, false)) => {
+            let policies = state.plane.policies().await;
+            Reply::json(StatusCode::OK, &watching::pnl(&lines, &policies)).into_response()
+        }
         Ok((lines, true)) => {
             let headers = [(header::CONTENT_TYPE, "text/csv; charset=utf-8")];
             (headers, watching::pnl_csv(&lines)).into_response()
@@ -198,7 +201,10 @@ pub(crate) async fn failover(State(state): Shared, request: Request) -> Response
 }
 
 pub(crate) async fn funding(State(state): Shared) -> Response<Body> {
-    Reply::json(StatusCode::OK, &watching::funding(&state.plane.funding().await)).into_response()
+    match state.plane.funding().await {
+        Ok(lines) => Reply::json(StatusCode::OK, &watching::funding(&lines)).into_response(),
+        Err(failure) => failed(&failure, "/api/v1/funding").into_response(),
+    }
 }
 
 pub(crate) async fn stress(State(state): Shared, request: Request) -> Response<Body> {

@@ -1,6 +1,7 @@
 //! Policies, price feeds, what is over, and how accounts stood.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -222,8 +223,37 @@ fn date(day: Timestamp) -> String {
         .unwrap_or_default()
 }
 
-/// What was earned: every line, and the sum of all.
-pub(crate) fn pnl(lines: &[EarnedDay]) -> JsonObject {
+/// Whether an account belongs to the hedge group of a symbol: to the accounts of its policy, or any where none is.
+fn hedges(policies: &[PolicyView], symbol: &Symbol, account: &AccountId) -> bool {
+    let policy = policies.iter().find(|view| view.policy.symbol == *symbol);
+    policy.is_none_or(|view| view.policy.accounts.contains(account))
+}
+
+/// The sums of each hedge group and day: the accounts of a symbol's policy, and beside them those that are in none.
+fn pnl_groups(lines: &[EarnedDay], policies: &[PolicyView]) -> Vec<JsonObject> {
+    let mut groups = BTreeMap::<(Reverse<Timestamp>, &Symbol, bool), Vec<&EarnedDay>>::new();
+    for line in lines {
+        let is_outside = !hedges(policies, &line.symbol, &line.account);
+        groups.entry((Reverse(line.day), &line.symbol, is_outside)).or_default().push(line);
+    }
+    let group = |((Reverse(day), symbol, is_outside), lines): ((_, &Symbol, bool), Vec<&EarnedDay>)| {
+        let mut json = JsonObject::default();
+        json.put("date", &date(day));
+        json.put("symbol", symbol.as_str());
+        json.put("accounts", &lines.iter().map(|line| line.account.as_str()).collect::<Vec<_>>());
+        json.put("inPolicy", &!is_outside);
+        // What cannot be added up is not: each line stands for itself.
+        let sum = lines.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned));
+        if let Ok(sum) = sum {
+            earned(&mut json, &sum);
+        }
+        json
+    };
+    groups.into_iter().map(group).collect()
+}
+
+/// What was earned: every line, the sums of hedge groups, and the sum of all.
+pub(crate) fn pnl(lines: &[EarnedDay], policies: &[PolicyView]) -> JsonObject {
     let days: Vec<JsonObject> = lines
         .iter()
         .map(|line| {
@@ -244,6 +274,7 @@ pub(crate) fn pnl(lines: &[EarnedDay]) -> JsonObject {
     });
     let mut json = JsonObject::default();
     json.put("days", &days);
+    json.put("groups", &pnl_groups(lines, policies));
     json.put("total", &total);
     json
 }

@@ -180,8 +180,12 @@ impl Operation {
         };
         let Some(failed) = &self.failure else {
             effects.push(Effect::Resolve(topic));
+            if topic == NOT_FLAT || self.is_whole_book_on_target() {
+                effects.push(Effect::Resolve(LEFT_CAP));
+            }
             return;
         };
+        let ran_away = self.reason.as_ref().is_some_and(|reason| reason.contains(deltaplane_plan::DEPTH));
         let (severity, message) = match topic {
             NOT_FLAT => (
                 AlertSeverity::Warn,
@@ -190,7 +194,7 @@ impl Operation {
                     self.id, failed.error, failed.solution
                 ),
             ),
-            _ if traded && failed.code == Code::DeltaBeyondLimit => (
+            _ if traded && ran_away && failed.code == Code::DeltaBeyondLimit => (
                 AlertSeverity::Critical,
                 format!(
                     "operation {} traded a part and found nothing more within its price caps: {}; ask again with fresh prices, or raise maxSlippage",

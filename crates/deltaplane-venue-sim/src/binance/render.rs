@@ -342,7 +342,7 @@ pub(crate) fn symbol(config: &SymbolConfig) -> Value {
     let (least, most) = (config.min_quantity.0.to_string(), config.market_max_quantity.0.to_string());
     json!({
         "symbol": config.name, "pair": config.name, "contractType": "PERPETUAL", "deliveryDate": 4_133_404_800_000_i64,
-        "onboardDate": 1_569_398_400_000_i64, "status": "TRADING", "maintMarginPercent": "2.5000",
+        "onboardDate": 1_569_398_400_000_i64, "status": if config.is_trading { "TRADING" } else { "SETTLING" }, "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000", "baseAsset": config.base, "quoteAsset": "USDT", "marginAsset": "USDT",
         "pricePrecision": config.tick_size.0.scale(), "quantityPrecision": config.step_size.0.scale(),
         "baseAssetPrecision": 8, "quotePrecision": 8, "underlyingType": "COIN", "underlyingSubType": ["PoW"],

@@ -10,7 +10,7 @@ use super::order::{
     ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade, Trigger,
 };
 use super::rules::{Bracket, MarginTable, Rules, acceptable, check_quantity};
-use crate::config::{ExchangeConfig, SymbolConfig};
+use crate::config::{Exact, ExchangeConfig, SymbolConfig};
 
 /// The market of one symbol.
 #[derive(Clone, Debug)]
@@ -171,6 +171,17 @@ pub enum Command {
         symbol: String,
         /// 0 is last, 4 is closed first.
         rank: u8,
+    },
+    /// Change a contract as its exchange does at any moment; none leaves what it is.
+    SetContract {
+        /// The symbol.
+        symbol: String,
+        /// Whether it trades; not where it is being settled.
+        is_trading: Option<bool>,
+        /// Funding rate of each interval.
+        funding_rate: Option<Decimal>,
+        /// Hours between fundings, 1 to 24.
+        funding_interval_hours: Option<u32>,
     },
     /// Time passed: funding may be due.
     Tick,
@@ -369,6 +380,17 @@ impl Exchange {
             Command::SetAdlRank { symbol, rank } => {
                 self.market_of(&symbol)?;
                 self.adl_ranks.insert(symbol, rank);
+            }
+            Command::SetContract { symbol, is_trading, funding_rate, funding_interval_hours } => {
+                let market =
+                    self.markets.get_mut(&symbol).ok_or_else(|| Reject::new(-1121, "Invalid symbol."))?;
+                let config = &mut market.config;
+                config.is_trading = is_trading.unwrap_or(config.is_trading);
+                config.funding_rate = funding_rate.map_or(config.funding_rate, Exact);
+                if let Some(hours) = funding_interval_hours {
+                    config.funding_interval_hours = hours;
+                    market.next_funding = next_funding(now, hours);
+                }
             }
             Command::Overfill { quantity } => {
                 self.surplus = quantity;
