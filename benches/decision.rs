@@ -93,6 +93,18 @@ fn risk_after_an_event(_: &mut Criterion) {
             events[4],
             full * u32::try_from(count / part).expect("ten thousand at most")
         );
+        let mut trades: Vec<Duration> = (0..9)
+            .map(|_| {
+                case.trade(count / 2);
+                timed(&mut || case.hold(count / 2))
+            })
+            .collect();
+        trades.sort();
+        let sums = timed(&mut || case.add_up());
+        println!(
+            "net deltas after one event, {count} accounts x 100 symbols: that account {:?}, all added up {sums:?}",
+            trades[4]
+        );
     }
 }
 

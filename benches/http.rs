@@ -95,11 +95,19 @@ async fn main() {
     for round in 1..=3 {
         let floor = rate(&bare, None).await;
         let status = rate(&format!("{api}/api/v1/system/status"), None).await;
+        let risk = rate(&format!("{api}/api/v1/risk/metrics/main"), None).await;
+        let alerts = rate(&format!("{api}/api/v1/risk/alerts"), None).await;
+        // A filter has the list written anew.
+        let chosen = rate(&format!("{api}/api/v1/risk/alerts?severity=CRITICAL"), None).await;
         let planned = rate(&format!("{api}/api/v1/delta/control"), Some(dry)).await;
+        let part = |rate: u128| rate * 100 / floor.max(1);
         println!(
-            "round {round}: bare hyper {floor}/s, status {status}/s ({} %), dry run {planned}/s ({} %)",
-            status * 100 / floor.max(1),
-            planned * 100 / floor.max(1)
+            "round {round}: bare hyper {floor}/s, status {status}/s ({} %), risk metrics {risk}/s ({} %), alerts {alerts}/s ({} %), alerts chosen {chosen}/s ({} %), dry run {planned}/s ({} %)",
+            part(status),
+            part(risk),
+            part(alerts),
+            part(chosen),
+            part(planned)
         );
     }
     drop(exchanges);

@@ -1,15 +1,18 @@
 //! What the benchmarks share: recorded frames, and the decision that follows a frame.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_math::{MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
+use deltaplane_math::{Exposure, MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
-use deltaplane_risk::{AccountFacts, DistanceBook, Distances, Gate, GateFacts, Limits, MarkedPosition};
+use deltaplane_risk::{
+    AccountFacts, DistanceBook, Distances, ExposureBook, Gate, GateFacts, Limits, MarkedPosition,
+};
 use deltaplane_tests::recording::recording;
 use deltaplane_types::{
-    AccountId, Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Timestamp,
-    TradingState, parse_exact,
+    AccountId, Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Symbol,
+    Timestamp, TradingState, parse_exact,
 };
 use deltaplane_venue_aster::{AgentKey, Network};
 use deltaplane_venue_fapi::{BookSync, Freshness, HmacKey, Signer as _, fold_frame, wire};
@@ -267,9 +270,12 @@ pub mod messages {
     pub const PACIFICA_ORDER: &str = r#"{"i":1559665358,"I":"00010001-0000-8000-8004-0fefdb942fd1","u":"BrZp","s":"BTC","d":"bid","p":"89501","ip":"89501","lp":"89501","a":"0.00012","f":"0.00012","oe":"fulfill_limit","os":"filled","ot":"limit","r":false,"ct":1765017049008,"ut":1765017219639,"li":1559696133}"#;
 }
 
-/// Accounts that hold many symbols, with what is known of their distances to liquidation.
+/// Accounts that hold many symbols, with what is known of their distances to liquidation and of what they hold
+/// together.
 pub struct RiskCase {
     book: DistanceBook,
+    exposures: ExposureBook,
+    symbols: Vec<Symbol>,
     accounts: Vec<(AccountId, Notional, Vec<MarkedPosition>)>,
 }
 
@@ -300,12 +306,48 @@ impl RiskCase {
                 (id, Notional::new(Decimal::from(20_000 + index)), positions.clone())
             })
             .collect();
-        let mut case = Self { book: DistanceBook::default(), accounts };
+        let symbols = (0..symbols).map(|index| format!("S{index}-USD").parse().expect("a legal symbol"));
+        let mut case = Self {
+            book: DistanceBook::default(),
+            exposures: ExposureBook::default(),
+            symbols: symbols.collect(),
+            accounts,
+        };
         // All accounts stand alike but for their equity, which is taken as it is.
         for index in 0..case.accounts.len() {
             case.look_at(index);
+            case.hold(index);
         }
         case
+    }
+
+    fn deltas(&self, index: usize) -> impl Iterator<Item = (&Symbol, Delta)> {
+        self.symbols.iter().zip(self.accounts[index].2.iter().map(|position| position.quantity))
+    }
+
+    /// Takes what an account holds into the sums of all, as after any event.
+    pub fn hold(&mut self, index: usize) {
+        let deltas = self.deltas(index).map(|(symbol, delta)| (symbol.clone(), delta)).collect();
+        self.exposures.set(&self.accounts[index].0, deltas).expect("numbers of a usual size");
+        std::hint::black_box(self.exposures.held_together(&self.symbols[0]));
+    }
+
+    /// Trades a little on one account.
+    pub fn trade(&mut self, index: usize) {
+        let quantity = self.accounts[index].2[0].quantity.value() + Decimal::new(1, 1);
+        self.accounts[index].2[0].quantity = Delta::new(quantity);
+    }
+
+    /// Adds up what all accounts hold in each symbol, from the beginning.
+    pub fn add_up(&self) {
+        let mut sums: BTreeMap<&Symbol, Exposure> = BTreeMap::new();
+        for index in 0..self.accounts.len() {
+            for (symbol, delta) in self.deltas(index) {
+                let sum = sums.entry(symbol).or_default();
+                *sum = sum.with(delta).expect("numbers of a usual size");
+            }
+        }
+        std::hint::black_box(&sums);
     }
 
     /// Looks at an account, as after any event.

@@ -1,26 +1,18 @@
-//! The engine as others see it: started from its ports, asked through [`ControlPlane`].
+//! The engine: started from its ports, and what runs its operations.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use deltaplane_market::{FeedHealth, health};
-use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
-    AccountReader, AccountRisk, AccountView, Alert, Clock, ControlPlane, DeltaControl, EarnedDay, ExitUser,
-    Exits, ExternalActivity, Failover, Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
-    HedgeStrategy, HistoryQuery, IdSource, Journal, JournalError, KillReport, KillSwitch, MarketSummary,
-    OperationKind, OperationReport, OperationState, OrderGateway, Pacing, PastAlert, PnlQuery, Policy,
-    PolicyView, PortfolioView, PreflightReport, PriceFeed, ReadError, Record, RequestMeta, ResolveOrder,
-    RiskHistory, RiskSample, ScopedTrading, ServiceState, ServiceView, Settlement, Started, StressReport,
-    StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView,
-    TradingChange, TradingOrder, UtilizationRebalance, VenueRules,
+    AccountReader, AccountView, Clock, ExitUser, Exits, Failure, HedgeExecution, HedgeStrategy, IdSource,
+    Journal, JournalError, OperationKind, OperationReport, OperationState, OrderGateway, Pacing, PriceFeed,
+    Record, RequestMeta, RiskHistory, Started, TradingOrder, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, RefusalReason, Side, Symbol,
-    Timestamp, TradingScope, TradingState, VenueId,
+    AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, Side, Symbol, Timestamp,
+    TradingState, VenueId,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -30,9 +22,8 @@ use tokio::task::JoinSet;
 use crate::accounts::AccountKeeper;
 use crate::alerts::{Alerts, Condition};
 use crate::breakers::{self, Breakers};
-use crate::canceling::Canceled;
 use crate::config::EngineConfig;
-use crate::control::{Goal, Spec, Terms, UtilizationGoal};
+use crate::control::{Goal, Spec, Terms};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
 use crate::earnings;
@@ -42,7 +33,7 @@ use crate::gate::{DryRun, GateParts, OrderGate};
 use crate::guard::{self, DeadMan};
 use crate::lanes::Lanes;
 use crate::losses::{self, Losses};
-use crate::monitor::{self, STORE};
+use crate::monitor;
 use crate::operation::{Event, Operation};
 use crate::policies::{self, Policies};
 use crate::reconcile::Ledger;
@@ -113,15 +104,9 @@ pub enum StartError {
 /// How long the first look at the accounts is waited for.
 const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
 
-/// How long running operations may go on when a person stops the services.
-const STOP_TIME: Duration = Duration::from_secs(20);
-
-/// How long after the start every feed is waited for; later one that is down keeps nobody else waiting.
-const FIRST_PRICES: Duration = Duration::from_secs(5);
-
 /// A running engine. Dropping it ends its background work; operations that run are finished by its runtime.
 pub struct Engine {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -134,9 +119,9 @@ pub(crate) struct Core {
     slots: Arc<Semaphore>,
     pub(crate) runtime: tokio::runtime::Handle,
     started_at: Timestamp,
-    recovering: AtomicU64,
+    pub(crate) recovering: AtomicU64,
     operations: Mutex<Vec<tokio::task::AbortHandle>>,
-    stopping: AtomicBool,
+    pub(crate) stopping: AtomicBool,
     /// What the journal said at the start: what a venue knows beyond that was lost from it.
     pub(crate) known: KnownAtStart,
 }
@@ -526,7 +511,7 @@ impl Core {
         }
     }
 
-    fn not_ready_because(&self) -> Option<String> {
+    pub(crate) fn not_ready_because(&self) -> Option<String> {
         if self.stopping.load(Ordering::SeqCst) {
             return Some("the system is stopping".to_owned());
         }
@@ -556,7 +541,7 @@ impl Core {
         Ok(())
     }
 
-    fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
+    pub(crate) fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
         self.check_configured(accounts)?;
         for id in accounts {
             if let Some(reason) = self.shared.eyes.accounts.get(id).and_then(|keeper| keeper.blocked()) {
@@ -572,7 +557,7 @@ impl Core {
     }
 
     /// The accounts that a hedge's strategy leaves of those named.
-    fn accounts_for(&self, request: &HedgeExecution) -> Result<Vec<AccountId>, Box<Failure>> {
+    pub(crate) fn accounts_for(&self, request: &HedgeExecution) -> Result<Vec<AccountId>, Box<Failure>> {
         let stays = match request.strategy {
             HedgeStrategy::DeltaNeutral => return Ok(request.accounts.clone()),
             HedgeStrategy::CrossPlatform => false,
@@ -620,12 +605,12 @@ impl Core {
     }
 
     /// Where the net delta of a symbol belongs: the target of its policy, else zero.
-    fn aim(&self, symbol: &Symbol) -> Delta {
+    pub(crate) fn aim(&self, symbol: &Symbol) -> Delta {
         self.shared.policies.all().get(symbol).map_or(Delta::ZERO, |policy| policy.target)
     }
 
     /// The accounts of the symbol's policy where these are among them: they are a book of their own.
-    fn book(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<Vec<AccountId>> {
+    pub(crate) fn book(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<Vec<AccountId>> {
         let policy = self.shared.policies.all().remove(symbol)?;
         accounts.iter().all(|id| policy.accounts.contains(id)).then_some(policy.accounts)
     }
@@ -739,7 +724,7 @@ impl Core {
         Ok(Started { id, report })
     }
 
-    fn view(keeper: &AccountKeeper) -> AccountView {
+    pub(crate) fn view(keeper: &AccountKeeper) -> AccountView {
         AccountView {
             account: keeper.id.clone(),
             venue: keeper.venue.clone(),
@@ -793,504 +778,5 @@ impl DryRun {
             )),
         };
         machine.dry_report(snapshot, self.eyes.clock.now())
-    }
-}
-
-fn read_failure(error: &ReadError) -> (Code, String) {
-    let code = match error {
-        ReadError::Unreachable(_) => Code::Timeout,
-        ReadError::Proxy(_) => Code::ProxyFailed,
-        ReadError::Refused(refusal) => match refusal.reason {
-            RefusalReason::NotPermitted => Code::NotPermitted,
-            RefusalReason::RateLimited => Code::TooManyRequests,
-            _ => Code::HedgeFailed,
-        },
-        ReadError::Unreadable(_) | ReadError::UnknownSymbol(_) => Code::HedgeFailed,
-    };
-    (code, error.to_string())
-}
-
-#[async_trait]
-impl ControlPlane for Engine {
-    async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>> {
-        let aim = self.core.aim(&request.symbol);
-        let book = self.core.book(&request.symbol, &request.accounts);
-        let spec = Spec {
-            goal: Goal::Delta {
-                target: request.target,
-                max_deviation: request.max_deviation,
-                tolerance: request.tolerance,
-                hedge_to: request.hedge_to,
-                on_shortfall: request.on_shortfall,
-                subset: request.subset,
-            },
-            symbol: request.symbol,
-            accounts: request.accounts,
-            max_slippage: request.max_slippage,
-            only_reduces: false,
-            terms: Terms { aim, book, ..Terms::default() },
-        };
-        self.core
-            .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
-            .await
-    }
-
-    async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
-        self.core.check_accounts(&request.accounts)?;
-        let accounts = self.core.accounts_for(&request)?;
-        let aim = self.core.aim(&request.symbol);
-        let book = self.core.book(&request.symbol, &accounts);
-        let spec = Spec {
-            goal: Goal::Hedge { amount: request.amount, side: request.side },
-            symbol: request.symbol,
-            accounts,
-            max_slippage: request.max_slippage,
-            only_reduces: false,
-            terms: Terms { pacing: request.pacing, aim, book, ..Terms::default() },
-        };
-        self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
-    }
-
-    async fn flatten(&self, request: Flatten) -> Result<Started, Box<Failure>> {
-        let spec = Spec {
-            goal: Goal::Flatten,
-            symbol: request.symbol,
-            accounts: request.accounts,
-            max_slippage: request.max_slippage,
-            only_reduces: true,
-            terms: Terms::default(),
-        };
-        self.core.launch(OperationKind::Flatten, spec, request.timeout, request.dry_run, request.meta).await
-    }
-
-    async fn rebalance_utilization(&self, request: UtilizationRebalance) -> Result<Started, Box<Failure>> {
-        let spec = Spec {
-            goal: Goal::Utilization(UtilizationGoal {
-                target: request.target,
-                tolerance: request.tolerance,
-                max_amount: request.max_amount,
-                allow_gross_increase: request.allow_gross_increase,
-            }),
-            symbol: request.symbol,
-            accounts: request.accounts,
-            max_slippage: request.max_slippage,
-            only_reduces: false,
-            terms: Terms::default(),
-        };
-        self.core.launch(OperationKind::Rebalance, spec, request.timeout, request.dry_run, request.meta).await
-    }
-
-    async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {
-        // Reading is allowed for accounts that are out of trading.
-        let unknown = request.accounts.iter().any(|id| !self.core.shared.eyes.accounts.contains_key(id));
-        if unknown {
-            self.core.check_accounts(&request.accounts)?;
-        }
-        let began = self.core.shared.eyes.clock.now();
-        let wanted = request.include_positions || request.include_balances;
-        let syncs = request.accounts.iter().filter_map(|id| self.core.shared.eyes.accounts.get(id)).map(
-            |keeper| async move {
-                let error = if wanted {
-                    match tokio::time::timeout(request.timeout, keeper.refresh()).await {
-                        Ok(Ok(_)) => None,
-                        Ok(Err(error)) => Some(read_failure(&error)),
-                        Err(_) => Some((
-                            Code::Timeout,
-                            format!("no answer within {} ms", request.timeout.as_millis()),
-                        )),
-                    }
-                } else {
-                    None
-                };
-                (Core::view(keeper), error)
-            },
-        );
-        let accounts = futures_util::future::join_all(syncs).await;
-        Ok(SyncReport { accounts, took: self.core.shared.eyes.clock.now().since(began) })
-    }
-
-    async fn accounts(&self) -> Vec<AccountView> {
-        self.core.shared.eyes.accounts.values().map(|keeper| Core::view(keeper)).collect()
-    }
-
-    async fn preflight(&self, account: &AccountId) -> Result<Option<PreflightReport>, Box<Failure>> {
-        let Some(keeper) = self.core.shared.eyes.accounts.get(account) else { return Ok(None) };
-        let findings = keeper.preflight(&self.core.shared.eyes.config.primary_symbol).await;
-        let tradable = keeper.blocked().is_none();
-        Ok(Some(PreflightReport { account: account.clone(), tradable, findings }))
-    }
-
-    async fn portfolio(&self) -> PortfolioView {
-        let eyes = &self.core.shared.eyes;
-        let accounts = self.accounts().await;
-        let mut names: BTreeSet<Symbol> = BTreeSet::from([eyes.config.primary_symbol.clone()]);
-        for snapshot in accounts.iter().filter_map(|view| view.snapshot.as_ref()) {
-            names.extend(snapshot.positions.keys().cloned());
-            names.extend(eyes.config.holdings.collateral_symbols(snapshot));
-        }
-        names.extend(eyes.config.holdings.external.keys().cloned());
-        let mut symbols = Vec::new();
-        for symbol in names {
-            let by_account: BTreeMap<AccountId, Delta> = accounts
-                .iter()
-                .filter_map(|view| {
-                    let delta = eyes.config.holdings.delta(view.snapshot.as_ref()?, &symbol).ok()?;
-                    Some((view.account.clone(), delta))
-                })
-                .collect();
-            // One that is too old is not counted and is told by the operations that need it.
-            let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).unwrap_or_default();
-            let all = by_account.values().copied().chain([external]);
-            let Ok(exposure) = exposure_of(all) else { continue };
-            let reference_price = eyes.reference_price(&symbol);
-            let ratio = reference_price.and_then(|price| {
-                let reference =
-                    reference_exposure(&exposure, Delta::ZERO, eyes.config.reference_floor, price).ok()?;
-                deviation_ratio(exposure.net, Delta::ZERO, reference).ok()
-            });
-            symbols.push(SymbolView {
-                symbol,
-                net: exposure.net,
-                long: exposure.long,
-                short: exposure.short,
-                reference_price,
-                deviation_ratio: ratio,
-                accounts: by_account,
-                external,
-            });
-        }
-        let quotes =
-            eyes.config.holdings.quote_exposures(accounts.iter().filter_map(|view| view.snapshot.as_ref()));
-        PortfolioView { as_of: eyes.clock.now(), symbols, accounts, quotes }
-    }
-
-    async fn operations(&self, limit: usize) -> Vec<OperationReport> {
-        self.core.shared.reports.newest(limit)
-    }
-
-    async fn operation(&self, id: &OperationId) -> Option<OperationReport> {
-        self.core.shared.reports.get(id)
-    }
-
-    async fn operation_of_key(&self, key: &str) -> Option<OperationReport> {
-        self.core.shared.reports.of_key(key)
-    }
-
-    async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>> {
-        let ResolveOrder { operation, client_order_id, settlement, reason } = request;
-        let shared = &self.core.shared;
-        let no_such = |text: String| {
-            failure(Code::NotFound, text, "see GET /api/v1/operations for operations with orders in doubt")
-        };
-        let report =
-            shared.reports.get(&operation).ok_or_else(|| no_such(format!("no operation {operation}")))?;
-        let order = report.orders.iter().find(|order| order.client_order_id == client_order_id);
-        let Some(order) = order else {
-            return Err(no_such(format!("operation {operation} has no order {client_order_id}")));
-        };
-        if !matches!(order.state.as_str(), "unknown" | "frozen") {
-            let text = format!("order {client_order_id} is not in doubt: it is {}", order.state);
-            return Err(failure(Code::Conflict, text, "nothing has to be decided"));
-        }
-        let filled = match settlement {
-            Settlement::NotPlaced => deltaplane_types::Quantity::ZERO,
-            Settlement::Ended { filled } => filled,
-        };
-        // A venue that traded more than was asked for is frozen for just that: what it traded is then the truth.
-        if filled < order.filled || filled > order.quantity.max(order.filled) {
-            let text = format!(
-                "filled {filled} is impossible: {} is known to have traded of {}",
-                order.filled, order.quantity
-            );
-            return Err(failure(Code::InvalidRequest, text, "send what the venue shows as traded in all"));
-        }
-        let sender = shared.running.lock().unwrap_or_else(PoisonError::into_inner).get(&operation).cloned();
-        let sender =
-            sender.ok_or_else(|| no_such(format!("operation {operation} does not wait any more")))?;
-        let decided = Event::Decided(client_order_id.clone(), settlement, reason);
-        if sender.events.send(decided).await.is_err() {
-            return Err(no_such(format!("operation {operation} ended meanwhile")));
-        }
-        // The decision is journaled with the step that takes it.
-        for _ in 0..500 {
-            if let Some(report) = shared.reports.get(&operation)
-                && report.orders.iter().any(|order| {
-                    order.client_order_id == client_order_id
-                        && !matches!(order.state.as_str(), "unknown" | "frozen")
-                })
-            {
-                return Ok(report);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Err(failure(
-            Code::Timeout,
-            "the decision was taken and did not show within 5 s",
-            "look the operation up before you decide again",
-        ))
-    }
-
-    async fn kill_switch(&self, request: KillSwitch) -> Result<KillReport, Box<Failure>> {
-        let shared = &self.core.shared;
-        let now = shared.eyes.clock.now();
-        let change = |order: &mut TradingOrder| {
-            (order.kill, order.at) = (request.engaged, now);
-            order.reason.clone_from(&request.reason);
-        };
-        // First of all: from here on no order that adds exposure passes the gate.
-        shared.eyes.trading.tighten(&change);
-        if request.engaged {
-            self.core.hurry("the kill switch", |_| true);
-        }
-        let canceling = async {
-            if request.engaged && request.cancel_open_orders {
-                self.core.cancel_all_ours().await
-            } else {
-                Canceled::default()
-            }
-        };
-        let mut records = Vec::new();
-        if request.engaged {
-            let condition = Condition {
-                kind: AlertKind::System,
-                topic: "kill-switch",
-                severity: AlertSeverity::Critical,
-                account: None,
-                symbol: None,
-                message: format!("the kill switch is engaged: {}", request.reason),
-            };
-            records.extend(shared.alerts.raise(condition, now));
-        } else {
-            records.extend(shared.alerts.resolve("kill-switch", now, |_| true));
-        }
-        let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
-        let (Canceled { orders: canceled, unreachable }, changed) = tokio::join!(canceling, changing);
-        let durable = changed.is_ok();
-        if !unreachable.is_empty() {
-            self.core.cancel_later(unreachable.keys().cloned().collect()).await;
-        }
-        Ok(KillReport {
-            trading: changed.unwrap_or_else(|_| shared.eyes.trading.order()),
-            durable,
-            canceled: canceled.into_iter().collect(),
-            unreachable: unreachable.into_iter().collect(),
-        })
-    }
-
-    async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
-        let shared = &self.core.shared;
-        let now = shared.eyes.clock.now();
-        let TradingChange { scope, state, reason } = change;
-        if let TradingScope::Account(account) = &scope {
-            self.core.check_configured(std::slice::from_ref(account))?;
-        }
-        let change = |order: &mut TradingOrder| {
-            if scope == TradingScope::Global {
-                (order.state, order.at) = (state, now);
-                order.reason.clone_from(&reason);
-            } else if state == TradingState::Running {
-                order.scoped.remove(&scope);
-            } else {
-                let scoped = ScopedTrading { state, reason: reason.clone(), at: now };
-                order.scoped.insert(scope.clone(), scoped);
-            }
-        };
-        let changed = shared.eyes.trading.change(&shared.hands.recorder, change, Vec::new()).await;
-        let order = changed.map_err(|error| {
-            let remedy = "free the disk or repair the journal, then restart the server";
-            failure(Code::Internal, error.to_string(), remedy)
-        })?;
-        if state >= TradingState::ReduceOnly {
-            self.core.hurry(&format!("trading that is {state} now"), |at_work| match &scope {
-                TradingScope::Global => true,
-                TradingScope::Account(account) => at_work.accounts.contains(account),
-                TradingScope::Symbol(symbol) => at_work.symbol == *symbol,
-            });
-        }
-        if state == TradingState::Running {
-            let mut records = Vec::new();
-            if scope == TradingScope::Global && order.state == TradingState::Running {
-                records.extend(shared.alerts.resolve("journal", now, |_| true));
-            }
-            for topic in breakers::TOPICS {
-                records.extend(shared.alerts.resolve(topic, now, |alert| match (&alert.account, &scope) {
-                    (None, TradingScope::Global) => true,
-                    (Some(account), TradingScope::Account(of)) => account == of,
-                    _ => false,
-                }));
-            }
-            // A failure stops all sending by itself; the alert comes back with the next start.
-            let _ = shared.hands.recorder.append(records).await;
-        }
-        Ok(order)
-    }
-
-    async fn account_risk(&self, account: &AccountId) -> Result<Arc<AccountRisk>, Box<Failure>> {
-        self.core.known_risk(account).await
-    }
-
-    async fn alerts(&self) -> Arc<[Alert]> {
-        self.core.shared.alerts.standing()
-    }
-
-    async fn past_alerts(&self, limit: usize) -> Vec<PastAlert> {
-        self.core.shared.alerts.past(limit)
-    }
-
-    async fn acknowledge_alert(&self, id: &str, note: String) -> Result<Option<Alert>, Box<Failure>> {
-        let shared = &self.core.shared;
-        let Some((alert, record)) = shared.alerts.acknowledge(id, note, shared.eyes.clock.now()) else {
-            return Ok(None);
-        };
-        // A failure stops all sending by itself.
-        let _ = shared.hands.recorder.append(record.into_iter().collect()).await;
-        Ok(Some(alert))
-    }
-
-    async fn risk_history(
-        &self,
-        account: &AccountId,
-        query: HistoryQuery,
-    ) -> Result<Vec<RiskSample>, Box<Failure>> {
-        if !self.core.shared.eyes.accounts.contains_key(account) {
-            let text = format!("no account {account} is configured");
-            return Err(failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"));
-        }
-        self.core.shared.history.read(account, query).await.map_err(|error| {
-            failure(Code::Internal, error.to_string(), "look at the disk; the history may be deleted")
-        })
-    }
-
-    async fn funding(&self) -> Result<Vec<FundingView>, Box<Failure>> {
-        Ok(self.core.funding().await)
-    }
-
-    async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {
-        self.core.stress(&request).await
-    }
-
-    async fn pnl(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, Box<Failure>> {
-        self.core.pnl(query).await
-    }
-
-    async fn policies(&self) -> Vec<PolicyView> {
-        self.core.shared.policies.views()
-    }
-
-    async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
-        self.core.put_policy(policy).await
-    }
-
-    async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
-        self.core.delete_policy(symbol).await
-    }
-
-    async fn feeds(&self) -> FeedsView {
-        self.core.feeds_view()
-    }
-
-    async fn fail_over(&self, request: Failover) -> Result<FeedView, Box<Failure>> {
-        self.core.fail_over(request).await
-    }
-
-    async fn external_activity(&self, limit: usize) -> Vec<ExternalActivity> {
-        self.core.shared.ledger.newest(limit)
-    }
-
-    async fn system(&self) -> SystemView {
-        let eyes = &self.core.shared.eyes;
-        let now = eyes.clock.now();
-        let mut services = Vec::new();
-        let mut active = 0;
-        for (id, keeper) in &eyes.accounts {
-            let health = keeper.health();
-            active += usize::from(keeper.known(KNOWN_FOR).is_some() && !health.failing);
-            services.push(ServiceView {
-                name: format!("account:{id}"),
-                state: if health.failing { ServiceState::Error } else { ServiceState::Running },
-                last_heartbeat: health.last_beat,
-                error_count: health.error_count,
-            });
-        }
-        for (id, feed) in &eyes.feeds {
-            let status = feed.status();
-            let view = feed.view(&eyes.config.primary_symbol);
-            let failing = health(view.as_deref(), now, eyes.config.feeds) == FeedHealth::Failing;
-            services.push(ServiceView {
-                name: format!("feed:{id}"),
-                state: if failing { ServiceState::Error } else { ServiceState::Running },
-                last_heartbeat: status.last_update.unwrap_or_default(),
-                error_count: status.error_count,
-            });
-        }
-        services.extend(self.core.exit_services());
-        services.extend(self.core.shared.services.views().into_iter().filter(|view| view.name != STORE));
-        let journal_failed = self.core.shared.hands.recorder.has_failed();
-        services.push(ServiceView {
-            name: STORE.to_owned(),
-            state: if journal_failed { ServiceState::Error } else { ServiceState::Running },
-            last_heartbeat: self.core.shared.services.beat_at(STORE).max(self.core.started_at),
-            error_count: u64::from(journal_failed),
-        });
-        let market = eyes
-            .feeds
-            .iter()
-            .map(|(id, feed)| MarketSummary {
-                feed: id.clone(),
-                mid: feed.view(&eyes.config.primary_symbol).and_then(|view| view.mid()),
-            })
-            .collect();
-        let unread: Vec<&str> = eyes
-            .accounts
-            .iter()
-            .filter(|(_, keeper)| keeper.newest().is_none())
-            .map(|(id, _)| id.as_str())
-            .collect();
-        let starting = now.since(self.core.started_at) < FIRST_PRICES;
-        let silent: Vec<&str> = eyes
-            .feeds
-            .iter()
-            .filter(|(_, feed)| starting && feed.view(&eyes.config.primary_symbol).is_none())
-            .map(|(id, _)| id.as_str())
-            .collect();
-        let because = self.core.not_ready_because().or_else(|| {
-            if self.core.recovering.load(Ordering::SeqCst) > 0 {
-                Some("orders of an earlier run are being settled".to_owned())
-            } else if !unread.is_empty() {
-                Some(format!("accounts not read yet: {}", unread.join(", ")))
-            } else if !silent.is_empty() {
-                Some(format!("no prices yet from {}", silent.join(", ")))
-            } else if eyes.reference_price(&eyes.config.primary_symbol).is_none() {
-                Some(format!("no healthy price feed for {}", eyes.config.primary_symbol))
-            } else {
-                None
-            }
-        });
-        let stopped = self.core.stopping.load(Ordering::SeqCst);
-        SystemView {
-            phase: if stopped { SystemPhase::Stopped } else { SystemPhase::Running },
-            ready: because.is_none(),
-            not_ready_because: because,
-            services,
-            active_accounts: active,
-            total_operations: self.core.shared.reports.total(),
-            trading: eyes.trading.order(),
-            uptime: now.since(self.core.started_at),
-            primary_symbol: eyes.config.primary_symbol.clone(),
-            market,
-        }
-    }
-
-    async fn command(&self, command: SystemCommand) -> Result<SystemPhase, Box<Failure>> {
-        match command {
-            SystemCommand::Stop => {
-                self.stop(STOP_TIME).await;
-                Ok(SystemPhase::Stopped)
-            }
-            SystemCommand::Restart => {
-                let text = "this engine was made by another program, which alone can start it again";
-                Err(failure(Code::InvalidRequest, text, "start that program again"))
-            }
-        }
     }
 }

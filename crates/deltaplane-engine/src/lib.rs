@@ -34,6 +34,7 @@ mod monitor;
 pub mod operation;
 mod orders;
 mod outlook;
+mod plane;
 mod policies;
 mod reconcile;
 mod recovery;
