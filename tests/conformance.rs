@@ -349,6 +349,29 @@ async fn funding_arrives_in_the_wallet() {
     }
 }
 
+/// A deposit of 500 and a withdrawal of 1,500: neither gained nor lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn money_that_is_moved_is_told_from_money_that_is_earned() {
+    for kind in KINDS {
+        let mut bench = Bench::start(kind, Setup { frozen_price: true, ..Setup::new(kind) }).await;
+        let mut wallet = bench.account().await.wallet_balance.value();
+        for change in [dec("500"), dec("-1500")] {
+            wallet += change;
+            let account = "one".to_owned();
+            bench.running.sim().apply(Command::SetWallet { account, wallet }).unwrap();
+            let moved = |event: &AccountEvent| {
+                matches!(event, AccountEvent::BalanceChanged { cause: BalanceCause::Transfer, .. })
+            };
+            let AccountEvent::BalanceChanged { amount, .. } = bench.event("a transfer", moved).await else {
+                unreachable!()
+            };
+            // What of a transfer is pending, and for how long, Pacifica does not tell.
+            let expected = (kind != Kind::Pacifica).then(|| deltaplane_types::Notional::new(change));
+            assert_eq!(amount, expected, "{kind:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_venue_whose_clock_is_off_takes_our_orders() {
     for kind in KINDS {

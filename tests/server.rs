@@ -808,6 +808,11 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     let mark = of(&risk["positions"][0]["markPrice"]);
     assert!((long / (0.5 * mark * 0.2) - 1.0).abs() < 0.01, "{long} at {mark}");
     assert!((equity(0, "binance-backup") - equity(1, "binance-backup")).abs() < 1e-9, "{stressed}");
+    // The short is liquidated at the same price as before; after a tenth up that is nearer.
+    let (_, short) = server.get("/api/v1/risk/metrics/aster-hedge").await;
+    let now = of(&short["liquidationDistance"]);
+    let then = of(&by_account(&stressed["moves"][1]["accounts"], "aster-hedge")["liquidationDistance"]);
+    assert!(((1.0 + now) / 1.1 - 1.0 - then).abs() < 0.01 * then, "{now} and then {then}");
     let loss = by_account(&stressed["losses"], "pacifica-main");
     assert_eq!(loss["netDeltaIfLegFails"].to_string(), "-0.25");
     assert_eq!(loss["untradableIfVenueFails"].to_string(), "0.5");

@@ -6,6 +6,7 @@ use deltaplane_math::{MathError, add, div, maintenance_margin, mul_rounded};
 use deltaplane_ports::{
     Failure, FundingView, StressAccount, StressLoss, StressMove, StressReport, StressRequest,
 };
+use deltaplane_risk::{MarkedPosition, joint_liquidation_distance};
 use deltaplane_types::{AccountId, Code, Decimal, Delta, Notional, Price, Ratio, Symbol};
 
 use crate::engine::Core;
@@ -69,7 +70,9 @@ impl Core {
     /// What would become of the accounts.
     pub(crate) async fn stress(&self, request: &StressRequest) -> Result<StressReport, Box<Failure>> {
         let eyes = &self.shared.eyes;
-        let mut books = BTreeMap::new();
+        let symbol = &request.symbol;
+        let external = eyes.config.holdings.external(symbol, eyes.clock.now())?;
+        let (mut books, mut deltas) = (BTreeMap::new(), BTreeMap::new());
         for (id, keeper) in &eyes.accounts {
             let Some(snapshot) = keeper.newest() else {
                 let text = format!("account {id} was not read yet");
@@ -88,23 +91,26 @@ impl Core {
                 Ok((equity, positions))
             };
             books.insert(id.clone(), book().map_err(beyond)?);
+            let delta = eyes.config.holdings.delta(&snapshot, symbol).map_err(beyond)?;
+            deltas.insert(id.clone(), delta);
         }
-        let symbol = &request.symbol;
         let mut moves = Vec::new();
         for change in &request.moves {
             let mut accounts = Vec::new();
             for (id, (equity, positions)) in &books {
                 let line = || -> Result<StressAccount, MathError> {
                     let (mut equity, mut kept) = (*equity, Decimal::ZERO);
+                    let mut after = Vec::with_capacity(positions.len());
                     for (of, held) in positions {
                         let moved = if of == symbol { change.value() } else { Decimal::ZERO };
                         let mark = mul_rounded(held.mark.value(), add(Decimal::ONE, moved)?)?;
                         let gained =
                             mul_rounded(held.quantity.value(), mul_rounded(held.mark.value(), moved)?)?;
                         equity = add(equity, gained)?;
-                        let margin =
-                            maintenance_margin(&held.brackets, held.quantity, Price::try_new(mark)?)?;
+                        let mark = Price::try_new(mark)?;
+                        let margin = maintenance_margin(&held.brackets, held.quantity, mark)?;
                         kept = add(kept, margin.value())?;
+                        after.push(MarkedPosition { mark, ..held.clone() });
                     }
                     let ratio = (equity > Decimal::ZERO).then(|| div(kept, equity)).transpose()?;
                     Ok(StressAccount {
@@ -112,6 +118,7 @@ impl Core {
                         equity: Notional::new(equity),
                         margin_ratio: ratio.map(Ratio::new),
                         liquidated: kept > Decimal::ZERO && equity <= kept,
+                        liquidation_distance: joint_liquidation_distance(Notional::new(equity), &after)?,
                     })
                 };
                 accounts.push(line().map_err(beyond)?);
@@ -125,7 +132,8 @@ impl Core {
         let sum = |ids: &mut dyn Iterator<Item = &AccountId>| {
             ids.fold(Delta::ZERO, |sum, id| sum.plus(held(id)).unwrap_or(sum))
         };
-        let net = sum(&mut books.keys());
+        // As everywhere else: with what wallets hold of the base asset, and what is held elsewhere.
+        let net = deltas.values().try_fold(external, |net, delta| net.plus(*delta)).map_err(beyond)?;
         let mut losses = Vec::new();
         for (id, keeper) in &eyes.accounts {
             // Its leg closes by force: what the others hold is left.

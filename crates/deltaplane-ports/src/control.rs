@@ -584,6 +584,8 @@ pub struct StressAccount {
     pub margin_ratio: Option<Ratio>,
     /// Whether its venue would liquidate it.
     pub liquidated: bool,
+    /// The joint move of all prices from there at which it would be; none where there is no such move.
+    pub liquidation_distance: Option<Ratio>,
 }
 
 /// All accounts after a move.

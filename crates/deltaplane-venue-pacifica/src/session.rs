@@ -31,6 +31,8 @@ const SILENCE: Duration = Duration::from_secs(20);
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 const CHANNELS: [&str; 5] =
     ["account_order_updates", "account_trades", "account_positions", "account_info", "prices"];
+/// Deposits, withdrawals and transfers. Not waited for: without it they count as gains and losses, and nothing breaks.
+const TRANSFERS: &str = "account_transfers";
 /// Reports kept for those who ask by our name.
 const KEPT_REPORTS: usize = 2_000;
 
@@ -180,7 +182,7 @@ impl Session {
     async fn follow(&self, queue: &mut mpsc::Receiver<Outgoing>) -> Result<(), SessionError> {
         let key = self.api_config_key.as_ref().map(|key| ("pf-api-key", key));
         let mut socket = WebSocket::connect_with(&self.url, &self.egress, key, CONNECT, SILENCE).await?;
-        for channel in CHANNELS {
+        for channel in CHANNELS.into_iter().chain([TRANSFERS]) {
             let params = match channel {
                 "prices" => json!({"source": channel}),
                 _ => json!({"source": channel, "account": self.address}),
@@ -317,6 +319,11 @@ impl Session {
                     // Trades settle into it too, and what moved it is not told.
                     self.tell(AccountEvent::BalanceChanged { amount, cause: BalanceCause::Other });
                 }
+            }
+            // How much moves when, and what of it is pending for how long, is not documented: the count of gains begins
+            // anew with the next reading.
+            TRANSFERS => {
+                self.tell(AccountEvent::BalanceChanged { amount: None, cause: BalanceCause::Transfer });
             }
             "prices" => {
                 // Rows of markets that nobody trades may be odd: each is read on its own.

@@ -185,6 +185,8 @@ pub(crate) fn stress(report: &StressReport) -> JsonObject {
                 json.number("equity", account.equity.value());
                 json.put("marginRatio", &account.margin_ratio.map(|ratio| Number(ratio.value())));
                 json.put("liquidated", &account.liquidated);
+                let distance = account.liquidation_distance.map(|distance| Number(distance.value()));
+                json.put("liquidationDistance", &distance);
                 json
             })
             .collect();

@@ -67,7 +67,15 @@ pub(crate) fn render(
                 told.push((account, "account_trades", frame("account_trades", json!([row]), None)));
             }
         }
-        Event::Account { account, .. } => {
+        Event::Account { account, reason, balance_change, .. } => {
+            if *reason == "ADMIN_DEPOSIT" {
+                let kind = if balance_change.is_sign_negative() { "withdraw" } else { "deposit" };
+                let data = json!({
+                    "u": bindings.address(account), "e": kind, "a": "USDC",
+                    "am": balance_change.abs().to_string(), "t": now,
+                });
+                told.push((account.clone(), "account_transfers", frame("account_transfers", data, None)));
+            }
             let li = sim.last_id.load(Ordering::Relaxed);
             if let Some(holder) = exchange.accounts.get(account) {
                 let rows = render::positions(exchange, holder, li, true);

@@ -22,13 +22,14 @@ use crate::sim::{Frame, Sim, UserFrame, lock};
 const BOOK_EVERY: Duration = Duration::from_millis(250);
 const PRICES_EVERY: Duration = Duration::from_secs(1);
 
-const ACCOUNT_CHANNELS: [&str; 6] = [
+const ACCOUNT_CHANNELS: [&str; 7] = [
     "account_info",
     "account_positions",
     "account_order_updates",
     "account_trades",
     "account_margin",
     "account_leverage",
+    "account_transfers",
 ];
 
 struct Session {
