@@ -40,33 +40,70 @@ pub struct ApiState {
 
 /// The last minute's requests.
 #[derive(Default)]
-pub struct Traffic(Mutex<VecDeque<(Timestamp, Duration)>>);
+pub struct Traffic(Mutex<Window>);
+
+/// Requests with the microseconds that each took, and their sum.
+#[derive(Default)]
+struct Window {
+    seen: VecDeque<(Timestamp, u64)>,
+    micros: u64,
+}
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MOST: usize = 100_000;
 
+impl Window {
+    fn forget(&mut self, now: Timestamp) {
+        while let Some((then, micros)) = self.seen.front().copied()
+            && (self.seen.len() >= MOST || now.since(then) > MINUTE)
+        {
+            self.seen.pop_front();
+            self.micros = self.micros.saturating_sub(micros);
+        }
+    }
+}
+
 impl Traffic {
     pub(crate) fn record(&self, at: Timestamp, took: Duration) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while seen.len() >= MOST || seen.front().is_some_and(|(then, _)| at.since(*then) > MINUTE) {
-            seen.pop_front();
-        }
-        seen.push_back((at, took));
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        window.forget(at);
+        window.seen.push_back((at, micros));
+        window.micros = window.micros.saturating_add(micros);
     }
 
     /// Mean response time in milliseconds and requests per second over the last minute.
     pub(crate) fn summary(&self, now: Timestamp) -> (Decimal, Decimal) {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = seen.iter().filter(|(then, _)| now.since(*then) <= MINUTE);
-        let (mut count, mut micros) = (0_u64, 0_u64);
-        for (_, took) in recent {
-            count = count.saturating_add(1);
-            micros = micros.saturating_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        }
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        window.forget(now);
+        let count = u64::try_from(window.seen.len()).unwrap_or(u64::MAX);
         if count == 0 {
             return (Decimal::ZERO, Decimal::ZERO);
         }
-        let mean = Decimal::from(micros / count) / Decimal::ONE_THOUSAND;
+        let mean = Decimal::from(window.micros / count) / Decimal::ONE_THOUSAND;
         (mean, (Decimal::from(count) / Decimal::from(60)).round_dp(3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_minute_counts_and_nothing_before() {
+        let at = |seconds: i64| Timestamp::from_millis(seconds * 1_000);
+        let text = |traffic: &Traffic, now| {
+            let (mean, rate) = traffic.summary(at(now));
+            (mean.normalize().to_string(), rate.normalize().to_string())
+        };
+        let traffic = Traffic::default();
+        assert_eq!(text(&traffic, 0), ("0".to_owned(), "0".to_owned()));
+        for (second, millis) in [(0, 10), (30, 20), (59, 30)] {
+            traffic.record(at(second), Duration::from_millis(millis));
+        }
+        // 60 ms over three requests, three in a minute.
+        assert_eq!(text(&traffic, 60), ("20".to_owned(), "0.05".to_owned()));
+        assert_eq!(text(&traffic, 61), ("25".to_owned(), "0.033".to_owned()));
+        assert_eq!(text(&traffic, 120), ("0".to_owned(), "0".to_owned()));
     }
 }
