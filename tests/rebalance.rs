@@ -164,6 +164,9 @@ async fn what_states_of_trading_forbid_is_refused_and_not_called_balanced() {
     say(1, TradingState::ReduceOnly).await;
     say(2, TradingState::Halted).await;
     let before = positions(&world);
+    // What is below its target needs nothing: that is no refusal.
+    let calm = run(&world, to(&world, "0.9")).await;
+    assert_eq!((calm.failure, calm.orders.len()), (None, 0));
     let refused = run(&world, to(&world, "0.4")).await;
     assert_eq!(refused.failure.as_ref().unwrap().code, Code::RiskBlocked, "{refused:#?}");
     assert_eq!(positions(&world), before);

@@ -8,7 +8,7 @@ use deltaplane_math::{
     quantity_to_band, reference_exposure, round_down_to_lot,
 };
 use deltaplane_plan::{PlanAccount, PlanError, PlanInput, least_smallest_order, plan_hedge, plan_lockstep};
-use deltaplane_ports::{Failure, HedgeTo, OnShortfall, Pacing, RebalanceView};
+use deltaplane_ports::{Failure, HedgeTo, OnShortfall, Pacing, RebalanceLine, RebalanceView};
 use deltaplane_risk::{
     AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, LimitOverride, Limits,
 };
@@ -585,8 +585,12 @@ fn decide_two_sided(
 ) -> Result<Verdict, Box<Failure>> {
     let left = changes_left(round).map_err(internal)?;
     if left.is_empty() {
-        let view = anchor.rebalance.as_ref().filter(|view| view.needed && anchor.changes.is_empty());
-        if let Some(view) = view {
+        // An account that uses too much and may not be relieved; what is below its target needs no order.
+        let is_above = |line: &RebalanceLine| {
+            !line.within && line.deviation.is_none_or(|deviation| deviation > Ratio::ZERO)
+        };
+        let view = anchor.rebalance.as_ref().filter(|view| view.accounts.iter().any(is_above));
+        if let Some(view) = view.filter(|_| anchor.changes.is_empty()) {
             let text = view.reason.clone().unwrap_or_default();
             let failed = cannot(round, text, "");
             // That nothing can be traded is an answer; that it is forbidden is a refusal.
