@@ -440,8 +440,15 @@ async fn equity_that_is_spent_is_critical_and_has_no_ratios() {
         );
     }
     // It takes nothing that adds; the other two do what is to be done.
+    trade_by_hand(&world, 0, Side::Buy, "0.1");
+    until("it is seen", async || {
+        let risk = world.engine.account_risk(&world.accounts[0]).await.unwrap();
+        risk.positions.iter().any(|position| position.quantity == delta("0.6"))
+    })
+    .await;
     let report = world.control(world.to_flat()).await;
-    assert_eq!((report.failure, held(&world, 2)), (None, delta("0")));
+    assert_eq!((report.failure, held(&world, 2), world.true_net()), (None, delta("0"), Decimal::ZERO));
+    assert!(!report.orders.is_empty());
     set_wallet(&world, 2, "1000");
     until("it is over", async || alert(&world, "equity").await.is_none()).await;
 }

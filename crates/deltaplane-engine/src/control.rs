@@ -585,9 +585,11 @@ fn decide_two_sided(
 ) -> Result<Verdict, Box<Failure>> {
     let left = changes_left(round).map_err(internal)?;
     if left.is_empty() {
-        // An account that uses too much and may not be relieved; what is below its target needs no order.
+        // An account that uses too much and may not be relieved; what is below its target needs no order, but for those
+        // who let it grow.
+        let may_grow = matches!(&round.spec.goal, Goal::Utilization(goal) if goal.allow_gross_increase);
         let is_above = |line: &RebalanceLine| {
-            !line.within && line.deviation.is_none_or(|deviation| deviation > Ratio::ZERO)
+            !line.within && line.deviation.is_none_or(|deviation| may_grow || deviation > Ratio::ZERO)
         };
         let view = anchor.rebalance.as_ref().filter(|view| view.accounts.iter().any(is_above));
         if let Some(view) = view.filter(|_| anchor.changes.is_empty()) {
@@ -701,7 +703,11 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
 /// book smaller may go out.
 fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
     let Some(doubt) = round.snapshot.doubt else { return Ok(None) };
-    let known: Option<Vec<Delta>> = round.snapshot.all_deltas.values().copied().collect();
+    let book = &round.spec.terms.book;
+    let deltas = round.snapshot.all_deltas.iter();
+    let deltas = deltas.filter(|(id, _)| book.as_ref().is_none_or(|book| book.contains(id)));
+    let known: Option<Vec<Delta>> = deltas.map(|(_, delta)| *delta).collect();
+    let is_unknown = known.is_none();
     // The target of a part of the accounts says nothing of the whole book.
     let target = match &round.spec.goal {
         Goal::Delta { target, subset: false, .. } => *target,
@@ -719,7 +725,7 @@ fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, 
                 .transpose()?
         }
     };
-    let text = match (round.snapshot.all_deltas.values().any(Option::is_none), smaller) {
+    let text = match (is_unknown, smaller) {
         (true, _) => {
             "an order of another operation is in doubt, and not every account's delta is known".to_owned()
         }

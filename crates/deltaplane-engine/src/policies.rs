@@ -37,7 +37,7 @@ const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
 /// the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
-/// How long after a scheduled rebalance that failed the next one comes, where its schedule is longer.
+/// How long after a scheduled rebalance that failed the next one comes.
 const REBALANCE_AGAIN: Duration = Duration::from_secs(600);
 /// The same where an account is near its liquidation.
 const URGENT_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
@@ -479,6 +479,7 @@ impl Core {
                 },
                 funding_horizon: policy.horizon,
                 aim: policy.target,
+                book: Some(policy.accounts.clone()),
                 ..Terms::default()
             },
         }
@@ -536,11 +537,8 @@ impl Core {
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
             if kind == OperationKind::Rebalance && !gave_way {
-                let every = policy.rebalance.map_or(Duration::ZERO, |rebalance| rebalance.every);
-                // One that failed is tried again before its turn, and holds up nothing else meanwhile.
-                let early =
-                    if failed.is_some() { every.saturating_sub(REBALANCE_AGAIN) } else { Duration::ZERO };
-                entry.rebalanced_at = now.before(early);
+                // One that failed holds up nothing else meanwhile.
+                entry.rebalanced_at = schedule_from(policy, failed.is_some(), now);
             } else if failed.is_some() {
                 let (first, longest) = if kind == OperationKind::Deleverage { URGENT_PAUSE } else { PAUSE };
                 let pause = first.saturating_mul(1 << entry.failures.min(10)).min(longest);
@@ -675,6 +673,18 @@ impl Core {
             largest = largest.max(Some(instrument.lot_size.value()));
         }
         largest
+    }
+}
+
+/// From when a policy's schedule counts after a rebalance: one that failed is tried again after ten minutes, however long
+/// the schedule is.
+pub(crate) fn schedule_from(policy: &Policy, has_failed: bool, ended: Timestamp) -> Timestamp {
+    match policy.rebalance {
+        Some(rebalance) if has_failed => {
+            let again = ended.after(REBALANCE_AGAIN);
+            again.before(rebalance.every)
+        }
+        _ => ended,
     }
 }
 

@@ -15,6 +15,7 @@ use deltaplane_types::{
 use crate::losses::LossTable;
 use crate::operation::{KnownOperation, interrupted};
 use crate::orders::TrackedOrder;
+use crate::policies::schedule_from;
 use crate::report::failure;
 
 /// The state that a journal leads to.
@@ -202,10 +203,9 @@ impl Recovered {
                         self.losses.answered(&operation.symbol);
                     }
                     if operation.kind == OperationKind::Rebalance
-                        && state == "succeeded"
-                        && let Some((_, since)) = self.policies.get_mut(&operation.symbol)
+                        && let Some((policy, since)) = self.policies.get_mut(&operation.symbol)
                     {
-                        *since = at;
+                        *since = schedule_from(policy, state != "succeeded", at);
                     }
                     operation.closed = Some((state, summary, at));
                 }

@@ -98,9 +98,10 @@ fn what_stays(
 ) -> Option<String> {
     let tolerated = mul_rounded(goal.tolerance.value(), goal.target.value()).ok()?;
     let is_above = |after: Option<Ratio>| {
-        let off = after.and_then(|after| after.value().checked_sub(goal.target.value()));
-        // Without equity there is no utilization, and nothing that trading could bring to the target.
-        off.is_none_or(|off| off > tolerated)
+        // Without equity there is no utilization: what it lacks is among the transfers.
+        after
+            .and_then(|after| after.value().checked_sub(goal.target.value()))
+            .is_some_and(|off| off > tolerated)
     };
     let above: Vec<&str> = named
         .iter()
@@ -218,7 +219,8 @@ fn transfers(
         let Some(after) = change.after.map(Ratio::value) else {
             // With nothing left of its equity it needs what the target asks for, and what it owes.
             let margin = facts.margin(&spec.symbol)?;
-            let worth = facts.account.position(&spec.symbol).abs().notional_at(price)?;
+            let left = facts.account.position(&spec.symbol).plus(change.trade)?;
+            let worth = left.abs().notional_at(price)?;
             let used = mul_rounded(worth.value(), margin.initial_rate.value())?;
             let used = deltaplane_math::add(used, margin.other_margin.value())?;
             let wanted = deltaplane_math::div(used, goal.target.value())?;

@@ -78,24 +78,32 @@ pub fn off_the_others<K: Clone + Ord>(mids: &BTreeMap<K, Decimal>) -> Result<BTr
     Ok(off)
 }
 
-/// The names whose mid is as far as `off_by` from the median of all, or further: what is wrong is not always old.
+/// The names whose mid is off where others agree: what is wrong is not always old.
 ///
-/// It takes three to tell, and more than half that agree: of two that differ, or two camps, either may be right.
+/// Mids agree that are nearer to one of them than `off_by`. Those that are not among the most that agree are off. It takes
+/// three to tell: of two that differ, or of two camps of the same size, either may be right.
 ///
 /// # Errors
 ///
-/// [`MathError`] if two mids cannot be averaged.
+/// [`MathError`] if a distance cannot be held.
 pub fn outliers<K: Clone + Ord>(
     mids: &BTreeMap<K, Decimal>,
     off_by: Ratio,
 ) -> Result<BTreeSet<K>, MathError> {
-    let mut sorted: Vec<Decimal> = mids.values().copied().collect();
-    sorted.sort();
-    let Some(median) = median(&sorted)?.filter(|_| sorted.len() > 2) else { return Ok(BTreeSet::new()) };
-    let room = mul_rounded(median, off_by.value())?;
-    let off = mids.iter().filter(|(_, mid)| (**mid - median).abs() >= room);
-    let off: BTreeSet<K> = off.map(|(name, _)| name.clone()).collect();
-    Ok(if off.len().saturating_mul(2) < mids.len() { off } else { BTreeSet::new() })
+    let mut camps = BTreeSet::new();
+    for mid in mids.values() {
+        let room = mul_rounded(*mid, off_by.value())?;
+        let agree = mids.iter().filter(|(_, other)| (**other - *mid).abs() < room);
+        camps.insert(agree.map(|(name, _)| name.clone()).collect::<BTreeSet<K>>());
+    }
+    let most = camps.iter().map(BTreeSet::len).max().unwrap_or(0);
+    let mut largest = camps.iter().filter(|camp| camp.len() == most);
+    match (largest.next(), largest.next()) {
+        (Some(camp), None) if mids.len() > 2 => {
+            Ok(mids.keys().filter(|name| !camp.contains(*name)).cloned().collect())
+        }
+        _ => Ok(BTreeSet::new()),
+    }
 }
 
 /// What the healthy feeds agree on.
@@ -222,11 +230,13 @@ mod tests {
         };
         assert_eq!(off(&[("a", "100"), ("b", "100.2"), ("c", "90")]), ["c"]);
         assert_eq!(off(&[("a", "100"), ("b", "100.49"), ("c", "99.51")]), [""; 0]);
-        assert_eq!(off(&[("a", "100"), ("b", "100.5"), ("c", "99.51")]), ["b"], "half a percent is off");
+        assert_eq!(off(&[("a", "100"), ("b", "100.51"), ("c", "99.51")]), ["b"], "half a percent is off");
         assert_eq!(off(&[("a", "100"), ("b", "90")]), [""; 0], "either may be right");
         let camps = [("a", "100"), ("b", "100"), ("c", "101.2"), ("d", "101.2")];
         assert_eq!(off(&camps), [""; 0], "either camp may be right");
         assert_eq!(off(&[("a", "100"), ("b", "100.1"), ("c", "100.2"), ("d", "90")]), ["d"]);
+        assert_eq!(off(&[("a", "100"), ("b", "100"), ("c", "98.5"), ("d", "101.5")]), ["c", "d"]);
+        assert_eq!(off(&[("a", "100"), ("b", "101"), ("c", "98")]), [""; 0], "no two agree");
         assert_eq!(off(&[]), [""; 0]);
     }
 

@@ -295,3 +295,78 @@ pub(crate) fn pnl_csv(lines: &[EarnedDay]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_ports::{HedgeTo, Policy, PolicyLimits};
+    use deltaplane_types::{Decimal, Delta};
+
+    use super::*;
+
+    fn line(day: i64, symbol: &str, account: &str, funding: i64) -> EarnedDay {
+        EarnedDay {
+            day: Timestamp::from_millis(day * 86_400_000),
+            symbol: symbol.parse().unwrap(),
+            account: account.parse().unwrap(),
+            earned: Earned { funding: Notional::new(Decimal::from(funding)), ..Earned::default() },
+        }
+    }
+
+    /// The policy of BTC-USD names a and b; c holds some too, and ETH-USD has no policy.
+    #[test]
+    fn what_was_earned_is_added_up_by_hedge_group_and_day() {
+        let policy = Policy {
+            symbol: "BTC-USD".parse().unwrap(),
+            enabled: true,
+            target: Delta::ZERO,
+            tolerance: Ratio::ZERO,
+            max_deviation: Ratio::ZERO,
+            accounts: ["a", "b"].map(|id| id.parse().unwrap()).to_vec(),
+            max_slippage: Ratio::ZERO,
+            timeout: Duration::ZERO,
+            hedge_to: HedgeTo::Target,
+            hysteresis: Ratio::ZERO,
+            after: Duration::ZERO,
+            limits: PolicyLimits::default(),
+            horizon: None,
+            deleverage: None,
+            rebalance: None,
+        };
+        let view = PolicyView {
+            policy,
+            status: PolicyStatus::Within,
+            reason: String::new(),
+            deviation_ratio: None,
+            last_operation: None,
+        };
+        let lines = [
+            line(0, "BTC-USD", "a", 5),
+            line(1, "BTC-USD", "a", 7),
+            line(1, "BTC-USD", "b", -3),
+            line(1, "BTC-USD", "c", 100),
+            line(1, "ETH-USD", "a", 1),
+            line(1, "ETH-USD", "c", 1),
+        ];
+        let groups: Vec<(String, String, usize, bool, i64)> = pnl_groups(&lines, &[view])
+            .iter()
+            .map(|group| {
+                let json = serde_json::to_value(group).unwrap();
+                let text = |name: &str| json[name].as_str().unwrap().to_owned();
+                let accounts = json["accounts"].as_array().unwrap().len();
+                let funding = json["funding"].to_string().parse().unwrap();
+                (text("date"), text("symbol"), accounts, json["inPolicy"].as_bool().unwrap(), funding)
+            })
+            .collect();
+        let expected = [
+            ("1970-01-02", "BTC-USD", 2, true, 4),
+            ("1970-01-02", "BTC-USD", 1, false, 100),
+            ("1970-01-02", "ETH-USD", 2, true, 2),
+            ("1970-01-01", "BTC-USD", 1, true, 5),
+        ];
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(date, symbol, count, is_in, sum)| (date.to_owned(), symbol.to_owned(), count, is_in, sum))
+            .collect();
+        assert_eq!(groups, expected);
+    }
+}

@@ -180,12 +180,14 @@ impl Operation {
         };
         let Some(failed) = &self.failure else {
             effects.push(Effect::Resolve(topic));
-            if topic == NOT_FLAT || self.is_whole_book_on_target() {
+            if topic == NOT_FLAT {
                 effects.push(Effect::Resolve(LEFT_CAP));
             }
             return;
         };
-        let ran_away = self.reason.as_ref().is_some_and(|reason| reason.contains(deltaplane_plan::DEPTH));
+        let ran_away = self.reason.as_ref().is_some_and(|reason| {
+            reason.contains(deltaplane_plan::DEPTH) || reason.starts_with(super::NO_PROGRESS)
+        });
         let (severity, message) = match topic {
             NOT_FLAT => (
                 AlertSeverity::Warn,

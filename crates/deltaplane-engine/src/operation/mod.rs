@@ -39,6 +39,8 @@ pub(crate) use ending::GAVE_WAY_TO;
 const MAX_ROUNDS: u32 = 20;
 /// Rounds in a row that trade nothing before an operation gives up.
 const MAX_IDLE_ROUNDS: u32 = 2;
+/// How the reason of an operation begins that ended as nothing traded any more.
+const NO_PROGRESS: &str = "no progress after ";
 /// Failed proofs of absence before an order is frozen.
 const MAX_FAILED_PROOFS: u32 = 3;
 /// Readings of positions that our own trades do not explain, before they count as somebody else's doing.

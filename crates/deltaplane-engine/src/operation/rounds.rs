@@ -11,8 +11,8 @@ use deltaplane_types::{
 };
 
 use super::{
-    Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, Operation, Phase, REREAD_PAUSE, ROUND_PAUSE,
-    Running, Shrink, TAKES_WITHIN,
+    Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, NO_PROGRESS, Operation, Phase, REREAD_PAUSE,
+    ROUND_PAUSE, Running, Shrink, TAKES_WITHIN,
 };
 use crate::accounts::RecentTrades;
 use crate::control::{self, Ending, Goal, Round, Verdict};
@@ -511,7 +511,7 @@ impl Operation {
                 return;
             }
             self.ending = Some(Ending::Stuck);
-            self.reason = Some(format!("no progress after {} rounds", self.rounds));
+            self.reason = Some(format!("{NO_PROGRESS}{} rounds", self.rounds));
             return self.finish(now, effects);
         }
         let whole = whole && running.plan.obstacles.is_empty();

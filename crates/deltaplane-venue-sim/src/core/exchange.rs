@@ -176,7 +176,7 @@ pub enum Command {
     SetContract {
         /// The symbol.
         symbol: String,
-        /// Whether it trades; not where it is being settled.
+        /// Whether the exchange says that it trades; not where it is being settled. Orders are taken all the same.
         is_trading: Option<bool>,
         /// Funding rate of each interval.
         funding_rate: Option<Decimal>,
