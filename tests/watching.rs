@@ -491,3 +491,18 @@ async fn every_loop_of_the_engine_beats() {
         until(names[index], async || beats().await.unwrap()[index] > before[index]).await;
     }
 }
+
+/// Long 0.7 and short 0.5 by then: the edge of a band of 5 % is 0.035 away, a fifth further inside is 0.028.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_goes_to_its_band_goes_a_little_further_than_the_edge() {
+    let (world, _) = world(config()).await;
+    let policy = Policy { hedge_to: HedgeTo::Band, hysteresis: ratio("0.2"), ..policy(&world) };
+    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    world.engine.put_policy(policy).await.unwrap();
+    let inner = delta("0.028").value();
+    until("it acts", async || world.true_net() == inner).await;
+    // A small move, still within the band, is no reason to trade.
+    trade_by_hand(&world, 0, Side::Buy, "0.002");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(world.true_net(), inner + delta("0.002").value());
+}
