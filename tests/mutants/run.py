@@ -33,11 +33,12 @@ def copy_tree():
         shutil.copyfile(source, copy)
 
 
-SIMULATION = ["-p", "deltaplane-tests", "--test", "simulation", "nothing_wrong"]
+SIMULATION = ["--workspace", "--test", "simulation", "nothing_wrong"]
 
 
 def cargo(arguments, episodes=0):
-    environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), SIM_EPISODES=str(episodes))
+    # The dependencies are those of the workspace itself, and built already.
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(ROOT / "target"), SIM_EPISODES=str(episodes))
     command = ["cargo", "test", "--quiet", *arguments]
     return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True)
 
