@@ -13,6 +13,17 @@ import time
 import ccxt
 import ccxt.pro
 
+encode = ccxt.Exchange.binary_to_base58
+
+
+def base58(data):
+    """ccxt drops leading zero bytes, and with them one signature in 256."""
+    rest = data.lstrip(b"\0")
+    return "1" * (len(data) - len(rest)) + encode(rest)
+
+
+ccxt.Exchange.binary_to_base58 = staticmethod(base58)
+
 HERE = pathlib.Path(__file__).parent
 checked = 0
 
