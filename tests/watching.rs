@@ -456,9 +456,9 @@ async fn equity_that_is_spent_is_critical_and_has_no_ratios() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_policy_on_a_symbol_takes_the_place_of_the_first_also_while_that_acts() {
     let (world, _) = world(config()).await;
-    // The first one's orders take a while.
+    // The first one's orders arrive late: of an answer that is late, the stream would tell sooner.
     for exchange in &world.exchanges {
-        exchange.sim().inject(Fault::new(FaultKind::Delay { millis: 400 }, 3).on("POST", "/fapi/v1/order"));
+        exchange.sim().inject(Fault::new(FaultKind::Late { millis: 600 }, 3).on("POST", "/fapi/v1/order"));
     }
     trade_by_hand(&world, 0, Side::Buy, "0.3");
     world.engine.put_policy(policy(&world)).await.unwrap();
