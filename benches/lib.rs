@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_math::{Exposure, MarginUse, OrderRules, deviation_ratio, exposure_of, reference_exposure};
-use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
-use deltaplane_risk::{
-    AccountFacts, DistanceBook, Distances, ExposureBook, Gate, GateFacts, Limits, MarkedPosition,
+use deltaplane_math::{
+    Exposure, MarginUse, MarkedPosition, OrderRules, deviation_ratio, exposure_of, reference_exposure,
 };
+use deltaplane_plan::{CostSettings, PlanAccount, PlanInput};
+use deltaplane_risk::{AccountFacts, DistanceBook, Distances, ExposureBook, Gate, GateFacts, Limits};
 use deltaplane_tests::recording::recording;
 use deltaplane_types::{
     AccountId, Decimal, Delta, Level, MarginBracket, Notional, Plan, Price, Quantity, Ratio, Symbol,
@@ -93,6 +93,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
                 equity: Notional::new(dec("50000")),
                 other_margin: Notional::ZERO,
                 other_maintenance: Notional::ZERO,
+                others: Vec::new(),
                 initial_rate: Ratio::new(dec("0.1")),
                 brackets: vec![MarginBracket {
                     floor: Notional::ZERO,
@@ -298,6 +299,7 @@ impl RiskCase {
             quantity: Delta::new(Decimal::new(if index % 2 == 0 { 100 + index } else { -100 - index }, 1)),
             mark: Price::try_new(Decimal::new(10_000 + 37 * index, 2)).expect("above zero"),
             brackets: brackets.clone(),
+            own_equity: None,
         };
         let positions: Vec<MarkedPosition> = (0..symbols).map(position).collect();
         let accounts = (0..count)

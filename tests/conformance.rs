@@ -12,10 +12,10 @@ use deltaplane_testkit::{delta, quantity};
 use deltaplane_tests::venues::{AGENT_ADDRESS, Bench, KINDS, Kind, Setup, connect, start_exchange};
 use deltaplane_tests::{WallClock, btc};
 use deltaplane_types::{
-    Decimal, FillCause, OrderStatus, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
+    Decimal, FillCause, Notional, OrderStatus, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
     TimeInForce, UnknownCause,
 };
-use deltaplane_venue_sim::config::AgentConfig;
+use deltaplane_venue_sim::config::{AgentConfig, Exact};
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide};
 use deltaplane_venue_sim::{Fault, FaultKind, StreamRules, Switches};
 
@@ -368,6 +368,29 @@ async fn money_that_is_moved_is_told_from_money_that_is_earned() {
             // What of a transfer is pending, and for how long, Pacifica does not tell.
             let expected = (kind != Kind::Pacifica).then(|| deltaplane_types::Notional::new(change));
             assert_eq!(amount, expected, "{kind:?}");
+        }
+    }
+}
+
+/// Of ten million, a position of 0.5 at a price that stands has its part at 10x, on Pacifica at its default of 50x;
+/// the account's equity is the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_with_margin_of_its_own_says_so() {
+    for kind in KINDS {
+        for isolated in [true, false] {
+            let mut setup = Setup { frozen_price: true, ..Setup::new(kind) };
+            let contract = kind.contract(&btc());
+            setup.account.positions.insert(contract.clone(), Exact(dec("0.5")));
+            setup.account.leverage = 10;
+            setup.account.isolated = if isolated { vec![contract] } else { Vec::new() };
+            let bench = Bench::start(kind, setup).await;
+            let account = bench.reader.fetch_account().await.unwrap();
+            let position = &account.positions[&btc()];
+            let entry = position.entry_price.unwrap();
+            let part = if matches!(kind, Kind::Pacifica) { dec("0.01") } else { dec("0.05") };
+            let margin = Notional::new(entry.value() * part);
+            assert_eq!(position.isolated_margin, isolated.then_some(margin), "{kind:?}");
+            assert_eq!(account.equity().unwrap().value(), dec("10000000"), "{kind:?}");
         }
     }
 }

@@ -120,7 +120,7 @@ impl AccountReader for SimAccount {
                         maintenance_margin: Notional::new(market.maintenance(notional)),
                         leverage: Some(Decimal::TEN),
                         liquidation_price: None,
-                        isolated: false,
+                        isolated_margin: None,
                         updated_at: Timestamp::from_millis(now),
                     },
                 );

@@ -226,6 +226,7 @@ impl Engine {
                 trading,
                 doubts,
                 alerts: alerts.clone(),
+                tables: Mutex::default(),
             }),
             hands: Hands {
                 gate,

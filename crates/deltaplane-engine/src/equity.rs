@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use deltaplane_math::{MarkedPosition, joint_liquidation_distance};
 use deltaplane_math::{MathError, div, mul_rounded};
 use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, EquityMark, Failure, PositionRisk};
-use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint, MarkedPosition, joint_liquidation_distance};
+use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, Instrument, MarginBracket, Notional, Position, Price,
     Ratio, Symbol, Timestamp,
@@ -180,6 +181,8 @@ impl Core {
                 let remedy = "wait until its venue tells the mark price and the margin table again";
                 return Err(failure(Code::MarketDataUnavailable, text, remedy));
             };
+            let key = (id.clone(), position.symbol.clone());
+            eyes.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(key, instrument.clone());
             valued.push((position, instrument));
         }
         Ok(valued)
@@ -297,6 +300,10 @@ pub(crate) fn marked(
         quantity: position.delta,
         mark: Price::try_new(mul_rounded(mark.value(), rate)?)?,
         brackets: instrument.brackets.iter().map(bracket).collect::<Result<_, _>>()?,
+        own_equity: position
+            .isolated_margin
+            .map(|margin| worth(margin.plus(position.unrealized)?, rate))
+            .transpose()?,
     })
 }
 

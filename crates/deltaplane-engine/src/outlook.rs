@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use deltaplane_math::{MathError, add, div, maintenance_margin, mul_rounded};
+use deltaplane_math::{
+    MarkedPosition, MathError, add, div, joint_liquidation_distance, maintenance_margin, mul_rounded,
+};
 use deltaplane_ports::{
     Failure, FundingView, StressAccount, StressLoss, StressMove, StressReport, StressRequest,
 };
-use deltaplane_risk::{MarkedPosition, joint_liquidation_distance};
 use deltaplane_types::{AccountId, Code, Decimal, Delta, Notional, Price, Ratio, Symbol};
 
 use crate::engine::Core;
@@ -110,15 +111,18 @@ impl Core {
                         let mark = Price::try_new(mark)?;
                         let margin = maintenance_margin(&held.brackets, held.quantity, mark)?;
                         kept = add(kept, margin.value())?;
-                        after.push(MarkedPosition { mark, ..held.clone() });
+                        let own_equity =
+                            held.own_equity.map(|own| own.plus(Notional::new(gained))).transpose()?;
+                        after.push(MarkedPosition { mark, own_equity, ..held.clone() });
                     }
+                    let distance = joint_liquidation_distance(Notional::new(equity), &after)?;
                     let ratio = (equity > Decimal::ZERO).then(|| div(kept, equity)).transpose()?;
                     Ok(StressAccount {
                         account: id.clone(),
                         equity: Notional::new(equity),
                         margin_ratio: ratio.map(Ratio::new),
-                        liquidated: kept > Decimal::ZERO && equity <= kept,
-                        liquidation_distance: joint_liquidation_distance(Notional::new(equity), &after)?,
+                        liquidated: distance == Some(Ratio::ZERO),
+                        liquidation_distance: distance,
                     })
                 };
                 accounts.push(line().map_err(beyond)?);

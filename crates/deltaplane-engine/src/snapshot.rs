@@ -1,14 +1,14 @@
 //! What is true at the start of a round: accounts and prices, read once and stamped.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
-use deltaplane_math::{MarginUse, MathError};
+use deltaplane_math::{MarginUse, MarkedPosition, MathError};
 use deltaplane_ports::{Clock, PriceFeed};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarketView,
-    Notional, OperationId, Price, Ratio, Symbol, Timestamp, TradingState,
+    Notional, OperationId, Position, Price, Ratio, Symbol, Timestamp, TradingState,
 };
 
 use crate::accounts::AccountKeeper;
@@ -35,6 +35,8 @@ pub struct AccountFacts {
     pub quote_rate: Decimal,
     /// Notional of its positions in other symbols, longs and shorts added up, USD; none where one has no price.
     pub gross_elsewhere: Option<Notional>,
+    /// Its positions in other symbols at their marks, USD; none of them where one cannot be valued.
+    pub others: Vec<MarkedPosition>,
 }
 
 /// What was true at one time.
@@ -75,6 +77,8 @@ pub(crate) struct Eyes {
     pub(crate) trading: Arc<Trading>,
     pub(crate) doubts: Doubts,
     pub(crate) alerts: Arc<Alerts>,
+    /// What accounts hold, as last valued: a round does not ask venues for the margin tables of other symbols.
+    pub(crate) tables: Mutex<BTreeMap<(AccountId, Symbol), Instrument>>,
 }
 
 /// The state of an account that nobody reads for a decision counts as known for this long: longer than the
@@ -144,22 +148,24 @@ impl Eyes {
         self.agreed(&self.healthy_views(symbol)).ok().flatten().map(|consensus| consensus.price)
     }
 
-    /// Notional of an account's positions in other symbols at their marks, USD.
-    fn gross_elsewhere(
-        &self,
-        account: &AccountSnapshot,
-        symbol: &Symbol,
-        feed: Option<&FeedId>,
-        quote_rate: Decimal,
-    ) -> Option<Notional> {
+    /// An account's positions in other symbols, with the marks that are streamed where its venue told none.
+    fn elsewhere(&self, account: &AccountSnapshot, symbol: &Symbol, feed: Option<&FeedId>) -> Vec<Position> {
         let others = account.positions.values().filter(|position| position.symbol != *symbol);
-        others.filter(|position| !position.delta.is_zero()).try_fold(Notional::ZERO, |sum, position| {
+        let others = others.filter(|position| !position.delta.is_zero()).map(|position| {
             let streamed = || self.feeds.get(feed?)?.view(&position.symbol)?.mark;
-            let mark = position.mark_price.or_else(streamed)?;
-            let notional = position.delta.abs().notional_at(mark).ok()?;
-            let worth = deltaplane_math::mul_rounded(notional.value(), quote_rate).ok()?;
-            sum.plus(Notional::new(worth)).ok()
-        })
+            Position { mark_price: position.mark_price.or_else(streamed), ..position.clone() }
+        });
+        others.collect()
+    }
+
+    /// Positions of an account at their marks with their margin tables, USD; none where one of these is not known.
+    fn marked(&self, account: &AccountId, positions: &[Position]) -> Option<Vec<MarkedPosition>> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let marked = positions.iter().map(|position| {
+            let instrument = tables.get(&(account.clone(), position.symbol.clone()))?;
+            crate::equity::marked(position, instrument, self.config.holdings.rate(&instrument.quote)).ok()
+        });
+        marked.collect()
     }
 
     /// What the healthy feeds that are not off agree on, in USD.
@@ -230,10 +236,20 @@ impl Eyes {
             };
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
             let quote_rate = self.config.holdings.rate(&instrument.quote);
-            let gross_elsewhere = self.gross_elsewhere(&account, symbol, feed, quote_rate);
+            let elsewhere = self.elsewhere(&account, symbol, feed);
+            let gross_elsewhere = gross(&elsewhere, quote_rate);
+            let others = self.marked(&id, &elsewhere).unwrap_or_default();
             let (market, is_off) = (market.clone(), feed.is_some_and(|feed| off.contains(feed)));
-            let facts =
-                AccountFacts { account, delta, instrument, market, is_off, quote_rate, gross_elsewhere };
+            let facts = AccountFacts {
+                account,
+                delta,
+                instrument,
+                market,
+                is_off,
+                quote_rate,
+                gross_elsewhere,
+                others,
+            };
             accounts.insert(id, facts);
         }
         let all_deltas = self
@@ -259,6 +275,15 @@ impl Eyes {
             all_deltas,
         })
     }
+}
+
+/// Notional of positions, longs and shorts added up, USD; none where one has no price.
+fn gross(positions: &[Position], quote_rate: Decimal) -> Option<Notional> {
+    positions.iter().try_fold(Notional::ZERO, |sum, position| {
+        let notional = position.delta.abs().notional_at(position.mark_price?).ok()?;
+        let worth = deltaplane_math::mul_rounded(notional.value(), quote_rate).ok()?;
+        sum.plus(Notional::new(worth)).ok()
+    })
 }
 
 fn beyond_arithmetic(error: impl std::fmt::Display) -> Failed {
@@ -320,6 +345,7 @@ impl AccountFacts {
             other_maintenance: worth(maintenance.max(Notional::ZERO))?,
             initial_rate: Ratio::new(deltaplane_math::div(Decimal::ONE, leverage)?),
             brackets: self.instrument.brackets.iter().map(bracket).collect::<Result<_, MathError>>()?,
+            others: self.others.clone(),
         })
     }
 }

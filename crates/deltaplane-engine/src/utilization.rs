@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use deltaplane_math::{
-    MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, liquidation_distance, mul_rounded,
-    rebalance, smallest_order,
+    MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, keeps_distance,
+    liquidation_distance, mul_rounded, rebalance, smallest_order,
 };
 use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
 use deltaplane_types::{AccountId, Decimal, Delta, Notional, Price, Quantity, Ratio, Side, TradingState};
@@ -176,11 +176,15 @@ fn most_growth(
         (false, true) => &[Side::Sell],
         (false, false) => &[Side::Buy],
     };
+    // As for the legs of a hedge: where other symbols may offset this one, what an account has must not get less.
+    let asked = config.costs.min_liquidation_distance;
+    let least = liquidation_distance(&margin, position, price)?
+        .filter(|_| !margin.others.is_empty())
+        .map_or(asked, |distance| distance.min(asked));
     let fits = |growth: Decimal| -> Result<bool, MathError> {
         for side in sides {
             let after = position.plus(Quantity::try_new(growth)?.signed(*side))?;
-            let distance = liquidation_distance(&margin, after, price)?;
-            if distance.is_some_and(|distance| distance < config.costs.min_liquidation_distance) {
+            if !keeps_distance(&margin, after, price, least)? {
                 return Ok(false);
             }
         }

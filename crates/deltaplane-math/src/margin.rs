@@ -2,7 +2,7 @@
 
 use deltaplane_types::{Decimal, Delta, MarginBracket, Notional, Price, Ratio};
 
-use crate::{MathError, add, div, mul_rounded, sub};
+use crate::{MarkedPosition, MathError, add, div, joint_liquidation_distance, mul_rounded, outlives, sub};
 
 /// What decides an account's margin in one symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,22 @@ pub struct MarginUse {
     pub initial_rate: Ratio,
     /// Maintenance table of this symbol.
     pub brackets: Vec<MarginBracket>,
+    /// The account's positions in other symbols, whose prices move with this one's. Empty where it has none, or one
+    /// of them cannot be valued: they are then taken to stay and to keep `other_maintenance`.
+    pub others: Vec<MarkedPosition>,
+}
+
+impl MarginUse {
+    /// All positions of the account, with this one in this symbol.
+    fn with(&self, position: Delta, price: Price) -> Vec<MarkedPosition> {
+        let own = MarkedPosition {
+            quantity: position,
+            mark: price,
+            brackets: self.brackets.clone(),
+            own_equity: None,
+        };
+        std::iter::once(own).chain(self.others.iter().cloned()).collect()
+    }
 }
 
 /// Initial margin in use over equity: `(|position| × price × rate + other) ÷ equity`.
@@ -66,27 +82,62 @@ pub fn maintenance_margin(
     Ok(Notional::new(margin.max(Decimal::ZERO)))
 }
 
-/// The adverse move, as a fraction of the price, at which a cross account with this one linear position is
-/// liquidated; none where flat.
+/// The adverse move, as a fraction of the price, at which a cross account with this linear position is liquidated;
+/// none where it holds nothing. With positions in other symbols it is [`joint_liquidation_distance`].
 ///
 /// Long `r = (E − mmr·N) ÷ (N·(1 − mmr))`, short `r = (E − mmr·N) ÷ (N·(1 + mmr))` with `N` the notional, the
-/// step's deduction added to the equity and the other positions' maintenance margin taken from it. The step is
-/// the one at today's price.
+/// step's deduction added to the equity and the other positions' maintenance margin taken from it. The step is the
+/// one at the price of liquidation, beyond the end of the table its last.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
 pub fn liquidation_distance(
     margin: &MarginUse,
     position: Delta,
     price: Price,
 ) -> Result<Option<Ratio>, MathError> {
+    if !margin.others.is_empty() {
+        return joint_liquidation_distance(margin.equity, &margin.with(position, price));
+    }
     let notional = mul_rounded(position.abs().value(), price.value())?;
     if notional.is_zero() {
         return Ok(None);
     }
-    let (rate, deduction) = bracket_of(&margin.brackets, notional)
-        .map_or((Decimal::ZERO, Decimal::ZERO), |b| (b.maintenance_rate.value(), b.deduction.value()));
-    let equity = add(sub(margin.equity.value(), margin.other_maintenance.value())?, deduction)?;
-    let cushion = sub(equity, mul_rounded(rate, notional)?)?;
-    let factor = if position.is_negative() { add(Decimal::ONE, rate)? } else { sub(Decimal::ONE, rate)? };
-    div(cushion, mul_rounded(notional, factor)?).map(|distance| Some(Ratio::new(distance)))
+    let solve = |rate: Decimal, deduction: Decimal| -> Result<Decimal, MathError> {
+        let equity = add(sub(margin.equity.value(), margin.other_maintenance.value())?, deduction)?;
+        let cushion = sub(equity, mul_rounded(rate, notional)?)?;
+        let factor = if position.is_negative() { add(Decimal::ONE, rate)? } else { sub(Decimal::ONE, rate)? };
+        div(cushion, mul_rounded(notional, factor)?)
+    };
+    let mut distance =
+        if margin.brackets.is_empty() { solve(Decimal::ZERO, Decimal::ZERO)? } else { Decimal::ZERO };
+    for step in &margin.brackets {
+        distance = solve(step.maintenance_rate.value(), step.deduction.value())?;
+        let moved = if position.is_negative() { distance } else { -distance };
+        if mul_rounded(notional, add(Decimal::ONE, moved)?)? <= step.cap.value() {
+            break;
+        }
+    }
+    Ok(Some(Ratio::new(distance)))
+}
+
+/// Whether an account with this position is at least as far from liquidation as asked.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
+pub fn keeps_distance(
+    margin: &MarginUse,
+    position: Delta,
+    price: Price,
+    least: Ratio,
+) -> Result<bool, MathError> {
+    if margin.others.is_empty() {
+        let distance = liquidation_distance(margin, position, price)?;
+        return Ok(distance.is_none_or(|distance| distance >= least));
+    }
+    outlives(margin.equity, &margin.with(position, price), least)
 }
 
 #[cfg(test)]
@@ -136,6 +187,7 @@ mod tests {
             equity: Notional::new(dec("20")),
             other_margin: Notional::ZERO,
             other_maintenance: Notional::ZERO,
+            others: Vec::new(),
             initial_rate: Ratio::new(dec("0.1")),
             brackets: vec![bracket("0", "1000000", "0.01", "0")],
         };
@@ -146,5 +198,29 @@ mod tests {
         assert_eq!(short.value().round_dp(10), dec("0.1881188119"));
         assert_eq!(liquidation_distance(&margin, Delta::ZERO, price).unwrap(), None);
         assert_eq!(utilization(&margin, Delta::new(dec("1")), price).unwrap().value(), dec("0.5"));
+    }
+
+    /// Short 10 at 50,000 with 120,000: liquidated at 617,426 in the second step, where 118,600 ÷ 505,000 are lost.
+    /// With 50,000, the first step is left behind nowhere: (50,000 − 2,000) ÷ 502,000. Long 14 at 50,000 falls from
+    /// the second step to the first: with 200,000, (200,000 − 2,800) ÷ 697,200 at 502,008.
+    #[test]
+    fn the_step_is_the_one_where_it_is_liquidated() {
+        let steps = [bracket("0", "600000", "0.004", "0"), bracket("600000", "10000000", "0.01", "3600")];
+        let price = Price::try_new(dec("50000")).unwrap();
+        let of = |equity: &str, position: &str| {
+            let margin = MarginUse {
+                equity: Notional::new(dec(equity)),
+                other_margin: Notional::ZERO,
+                other_maintenance: Notional::ZERO,
+                others: Vec::new(),
+                initial_rate: Ratio::new(dec("0.1")),
+                brackets: steps.to_vec(),
+            };
+            let distance = liquidation_distance(&margin, Delta::new(dec(position)), price).unwrap();
+            distance.unwrap().value().round_dp(6)
+        };
+        assert_eq!(of("120000", "-10"), dec("0.234851"));
+        assert_eq!(of("50000", "-10"), dec("0.095618"));
+        assert_eq!(of("200000", "14"), dec("0.282846"));
     }
 }

@@ -1,8 +1,8 @@
 //! One account's possible part of a hedge: what each quantity costs and which quantities are allowed.
 
 use deltaplane_math::{
-    MarginUse, MathError, add, cumulative, div, liquidation_distance, mul_rounded, price_cap, smallest_order,
-    sub, utilization,
+    MarginUse, MathError, add, cumulative, div, keeps_distance, liquidation_distance, mul_rounded, price_cap,
+    smallest_order, sub, utilization,
 };
 use deltaplane_types::{
     AccountId, CostParts, Decimal, Delta, Leg, Level, Notional, Price, Quantity, Ratio, Side,
@@ -34,6 +34,10 @@ pub(crate) struct Candidate<'a> {
     max_slippage: Ratio,
     /// None where the account has no usable book: it then takes nothing.
     market: Option<Market>,
+    /// The distance to liquidation that a larger position must leave. Where positions in other symbols may offset
+    /// this one and the account is nearer than the setting, it is what the account has: a trade that offsets them
+    /// is allowed then, and the quantities that keep it have no gap.
+    least_distance: Ratio,
     /// Inclusive ranges of allowed quantities beside zero, ascending.
     allowed: Vec<(Decimal, Decimal)>,
 }
@@ -55,6 +59,8 @@ impl<'a> Candidate<'a> {
         most: Decimal,
     ) -> Result<Self, MathError> {
         let market = Market::of(account, side, input.max_slippage)?;
+        let distance = liquidation_distance(&account.margin, account.position, input.reference_price)?;
+        let asked = input.costs.min_liquidation_distance;
         let mut candidate = Self {
             account,
             side,
@@ -62,6 +68,9 @@ impl<'a> Candidate<'a> {
             costs: input.costs,
             max_slippage: input.max_slippage,
             market,
+            least_distance: distance
+                .filter(|_| !account.margin.others.is_empty())
+                .map_or(asked, |distance| distance.min(asked)),
             allowed: Vec::new(),
         };
         candidate.allowed = candidate.allowed_ranges(most)?;
@@ -200,8 +209,7 @@ impl<'a> Candidate<'a> {
         if basis > mul_rounded(self.costs.max_basis.value(), self.reference.value())? {
             return Ok(Some(Limit::Basis));
         }
-        let distance = liquidation_distance(margin, after, self.reference)?;
-        if distance.is_some_and(|distance| distance < self.costs.min_liquidation_distance) {
+        if !keeps_distance(margin, after, self.reference, self.least_distance)? {
             return Ok(Some(Limit::Liquidation));
         }
         Ok(None)
@@ -230,7 +238,7 @@ impl<'a> Candidate<'a> {
                 )
             }
             Some(Limit::Liquidation) => {
-                format!("liquidation distance: would fall below {}", self.costs.min_liquidation_distance)
+                format!("liquidation distance: would fall below {}", self.least_distance)
             }
             Some(Limit::ReduceOnly) => "only what reduces a position is traded now".to_owned(),
             Some(Limit::HedgeMode) => "hedge mode: one order cannot cross zero".to_owned(),

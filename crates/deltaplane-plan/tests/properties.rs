@@ -59,6 +59,7 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
                     equity: Notional::new(dec(equity - 2, 1)),
                     other_margin: Notional::ZERO,
                     other_maintenance: Notional::ZERO,
+                    others: Vec::new(),
                     initial_rate: Ratio::new(Decimal::ONE / dec(leverage, 0)),
                     brackets: vec![MarginBracket {
                         floor: Notional::ZERO,

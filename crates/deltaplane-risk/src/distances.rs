@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use deltaplane_math::{MathError, maintenance_margin};
+use deltaplane_math::{
+    MarkedPosition, MathError, joint_liquidation_distance, maintenance_margin, shared_equity,
+};
 use deltaplane_types::{AccountId, Notional, Ratio};
-
-use crate::liquidation::{MarkedPosition, joint_liquidation_distance};
 
 /// How far an account is from liquidation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Distances {
     /// The joint move of all prices; see [`joint_liquidation_distance`].
     pub joint: Option<Ratio>,
-    /// The move of each position's price alone, while all others stay, in the order of the positions.
+    /// The move of each position's price alone, while all others stay, in the order of the positions; with its own
+    /// margin where it does not share the account's.
     pub alone: Vec<Option<Ratio>>,
 }
 
@@ -24,16 +25,19 @@ impl Distances {
     /// [`MathError`] if the numbers lead beyond exact arithmetic.
     pub fn of(equity: Notional, positions: &[MarkedPosition]) -> Result<Self, MathError> {
         let mut margins = Vec::with_capacity(positions.len());
-        let mut free = equity;
+        let mut free = shared_equity(equity, positions)?;
         for position in positions {
             let margin = maintenance_margin(&position.brackets, position.quantity, position.mark)?;
-            free = free.minus(margin)?;
+            if position.own_equity.is_none() {
+                free = free.minus(margin)?;
+            }
             margins.push(margin);
         }
         let mut alone = Vec::with_capacity(positions.len());
         for (position, own) in positions.iter().zip(margins) {
             // What the others must keep is not there for this one.
-            alone.push(joint_liquidation_distance(free.plus(own)?, std::slice::from_ref(position))?);
+            let equity = position.own_equity.map_or_else(|| free.plus(own), Ok)?;
+            alone.push(joint_liquidation_distance(equity, std::slice::from_ref(position))?);
         }
         Ok(Self { joint: joint_liquidation_distance(equity, positions)?, alone })
     }
@@ -86,7 +90,12 @@ mod tests {
             deduction: notional("0"),
             max_leverage: deltaplane_types::Decimal::from(100),
         };
-        MarkedPosition { quantity: delta(quantity), mark: price(mark), brackets: vec![bracket] }
+        MarkedPosition {
+            quantity: delta(quantity),
+            mark: price(mark),
+            brackets: vec![bracket],
+            own_equity: None,
+        }
     }
 
     /// 1,000 of equity, long 10 at 100 and short 5 at 100: 15 of margin must be kept.

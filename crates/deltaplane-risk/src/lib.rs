@@ -9,7 +9,6 @@ mod execution;
 mod exposures;
 mod gate;
 mod limits;
-mod liquidation;
 mod threshold;
 
 pub use distances::{DistanceBook, Distances};
@@ -18,5 +17,4 @@ pub use execution::{ExecutionQuality, ExposureStep, PricedFill, execution_qualit
 pub use exposures::{ExposureBook, HeldTogether};
 pub use gate::{AccountFacts, Approved, Gate, GateFacts, GateRefusal};
 pub use limits::{LimitOverride, Limits, Overrides};
-pub use liquidation::{MarkedPosition, joint_liquidation_distance};
 pub use threshold::{AlertThresholds, Threshold};

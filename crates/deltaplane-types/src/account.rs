@@ -27,8 +27,8 @@ pub struct Position {
     pub leverage: Option<Decimal>,
     /// The venue's liquidation price, where there is one.
     pub liquidation_price: Option<Price>,
-    /// Whether its margin is its own and not the account's.
-    pub isolated: bool,
+    /// Its own margin without unrealized profit, quote, where it does not share the account's (isolated).
+    pub isolated_margin: Option<Notional>,
     /// The venue's time of the last change.
     pub updated_at: Timestamp,
 }

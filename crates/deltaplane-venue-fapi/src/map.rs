@@ -60,6 +60,14 @@ pub(crate) fn mark_price(notional: Number, quantity: Number, contract: &Contract
     contract.base_price(notional.0.checked_div(quantity.0)?).ok()
 }
 
+/// The wallet of a position's own, where it does not share the account's. Not every exchange says which it is; a
+/// wallet that is not empty does.
+pub(crate) fn isolated_margin(row: &crate::wire::AccountPosition) -> Option<Notional> {
+    let wallet = row.isolated_wallet.map_or(Decimal::ZERO, |wallet| wallet.0);
+    let is_isolated = row.isolated.unwrap_or(wallet > Decimal::ZERO);
+    is_isolated.then(|| Notional::new(wallet))
+}
+
 /// Why a trade under this client id happened.
 pub(crate) fn cause(client_id: &str) -> FillCause {
     if client_id.starts_with("autoclose-") {

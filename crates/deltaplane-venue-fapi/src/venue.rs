@@ -280,6 +280,9 @@ impl AccountReader for FapiVenue {
                 other.unrealized = sum(other.unrealized, unrealized)?;
                 other.initial_margin = sum(other.initial_margin, initial)?;
                 other.maintenance_margin = sum(other.maintenance_margin, maintenance)?;
+                if let Some(own) = map::isolated_margin(row) {
+                    other.isolated_margin = Some(sum(other.isolated_margin.unwrap_or_default(), own)?);
+                }
                 continue;
             }
             let told = row.leverage.map(|leverage| leverage.0);
@@ -297,9 +300,7 @@ impl AccountReader for FapiVenue {
                     maintenance_margin: maintenance,
                     leverage,
                     liquidation_price: detail.and_then(|detail| price(detail.liquidation_price)),
-                    isolated: row.isolated.unwrap_or_else(|| {
-                        row.isolated_margin.is_some_and(|margin| margin.0 > Decimal::ZERO)
-                    }),
+                    isolated_margin: map::isolated_margin(&row),
                     updated_at: Timestamp::from_millis(row.update_time),
                 },
             );

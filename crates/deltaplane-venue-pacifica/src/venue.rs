@@ -202,7 +202,9 @@ impl PacificaVenue {
             maintenance_margin: Notional::new(part(value(mark.or(entry)), max_leverage.saturating_mul(2))),
             leverage: Some(Decimal::from(leverage)),
             liquidation_price: row.liquidation_price.and_then(|price| contract.base_price(price.0).ok()),
-            isolated: row.isolated,
+            isolated_margin: row
+                .isolated
+                .then(|| Notional::new(row.margin.as_ref().map_or(Decimal::ZERO, |margin| margin.0))),
             updated_at: Timestamp::from_millis(row.updated_at),
         }))
     }
@@ -257,7 +259,13 @@ impl AccountReader for PacificaVenue {
             }
         }
         positions.retain(|_, position: &mut Position| position.delta != Delta::ZERO);
-        let equity = account.cross_account_equity.unwrap_or(account.account_equity).0;
+        // What backs positions that share it, and what those have that do not.
+        let shared = account.cross_account_equity.unwrap_or(account.account_equity).0;
+        let own = positions.values().filter_map(|position| {
+            Some(position.isolated_margin?.value().saturating_add(position.unrealized.value()))
+        });
+        let own = own.fold(Decimal::ZERO, Decimal::saturating_add);
+        let equity = if account.cross_account_equity.is_some() { shared.saturating_add(own) } else { shared };
         Ok(AccountSnapshot {
             account: self.config.account.clone(),
             venue: self.config.venue.clone(),

@@ -190,7 +190,7 @@ impl AccountReader for InProcessVenue {
                     maintenance_margin: Notional::new(market.maintenance(notional)),
                     leverage: Some(leverage),
                     liquidation_price: None,
-                    isolated: false,
+                    isolated_margin: account.isolated_margin(name, &held).map(Notional::new),
                     updated_at: Timestamp::from_millis(held.updated),
                 };
                 positions.insert(symbol, position);

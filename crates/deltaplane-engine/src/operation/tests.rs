@@ -39,7 +39,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         maintenance_margin: notional("0"),
         leverage: None,
         liquidation_price: None,
-        isolated: false,
+        isolated_margin: None,
         updated_at: Timestamp::default(),
     };
     account.positions.insert(btc(), held);
@@ -90,6 +90,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         quote_rate: Decimal::ONE,
         is_off: false,
         gross_elsewhere: Some(deltaplane_types::Notional::ZERO),
+        others: Vec::new(),
     }
 }
 

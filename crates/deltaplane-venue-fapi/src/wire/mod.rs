@@ -261,8 +261,8 @@ pub struct AccountPosition {
     pub initial_margin: Number,
     /// Maintenance margin.
     pub maint_margin: Number,
-    /// Margin of its own, zero in cross mode; not told by every exchange.
-    pub isolated_margin: Option<Number>,
+    /// Wallet of its own, zero in cross mode.
+    pub isolated_wallet: Option<Number>,
     /// Whether its margin is its own; not told by every exchange.
     pub isolated: Option<bool>,
     /// The leverage; not told by every exchange.

@@ -45,14 +45,15 @@ pub(super) fn position_risk(exchange: &Exchange, account: &Account, symbol: Opti
         for side in sides(account) {
             let held = account.position(name, *side);
             let m = margins(exchange, account, market, &held);
+            let own = fapi::own_wallet(account, name, &held);
             rows.push(json!({
                 "symbol": name, "positionAmt": held.amount.to_string(), "entryPrice": text(held.entry),
                 "markPrice": text(market.mark), "unRealizedProfit": text(m.unrealized),
                 "liquidationPrice": text(m.liquidation), "leverage": account.leverage(name).to_string(),
                 "maxNotionalValue": market.notional_cap(account.leverage(name)).to_string(),
-                "marginType": if isolated { "isolated" } else { "cross" }, "isolatedMargin": "0.00000000",
+                "marginType": if isolated { "isolated" } else { "cross" }, "isolatedMargin": text(own),
                 "isAutoAddMargin": "false", "positionSide": fapi::position_side(*side), "notional": text(m.notional),
-                "isolatedWallet": "0", "updateTime": held.updated,
+                "isolatedWallet": text(own), "updateTime": held.updated,
             }));
         }
     }

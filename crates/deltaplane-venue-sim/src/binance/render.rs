@@ -186,17 +186,23 @@ pub(crate) fn text(value: Decimal) -> String {
     value.round_dp(8).to_string()
 }
 
+/// The wallet of an isolated position; zero where the margin is shared.
+pub(crate) fn own_wallet(account: &Account, symbol: &str, held: &HeldPosition) -> Decimal {
+    account.isolated_margin(symbol, held).unwrap_or_default()
+}
+
 /// Rows of `/fapi/v3/positionRisk`.
 pub(crate) fn position_risk_v3(exchange: &Exchange, account: &Account, symbol: Option<&str>) -> Vec<Value> {
     let mut rows = Vec::new();
     for market in exchange.markets.values().filter(|market| symbol.is_none_or(|s| s == market.config.name)) {
         for (side, held) in shown(exchange, account, &market.config.name) {
             let m = margins(exchange, account, market, &held);
+            let own = own_wallet(account, &market.config.name, &held);
             rows.push(json!({
                 "symbol": market.config.name, "positionSide": position_side(side), "positionAmt": held.amount.to_string(),
                 "entryPrice": text(held.entry), "breakEvenPrice": text(held.entry), "markPrice": text(market.mark),
-                "unRealizedProfit": text(m.unrealized), "liquidationPrice": text(m.liquidation), "isolatedMargin": "0",
-                "notional": text(m.notional), "marginAsset": "USDT", "isolatedWallet": "0",
+                "unRealizedProfit": text(m.unrealized), "liquidationPrice": text(m.liquidation), "isolatedMargin": if own.is_zero() { "0".to_owned() } else { text(own + m.unrealized) },
+                "notional": text(m.notional), "marginAsset": "USDT", "isolatedWallet": text(own),
                 "initialMargin": text(m.initial + m.orders), "maintMargin": text(m.maintenance),
                 "positionInitialMargin": text(m.initial), "openOrderInitialMargin": text(m.orders), "adl": exchange.adl_rank(&market.config.name),
                 "bidNotional": "0", "askNotional": "0", "updateTime": held.updated,
@@ -216,12 +222,13 @@ pub(crate) fn position_risk_v2(exchange: &Exchange, account: &Account, symbol: O
         for side in sides {
             let held = account.position(name, *side);
             let m = margins(exchange, account, market, &held);
+            let own = own_wallet(account, name, &held);
             let isolated = account.isolated.get(name).copied().unwrap_or(false);
             rows.push(json!({
                 "symbol": name, "positionSide": position_side(*side), "positionAmt": held.amount.to_string(),
                 "entryPrice": text(held.entry), "breakEvenPrice": text(held.entry), "markPrice": text(market.mark),
-                "unRealizedProfit": text(m.unrealized), "liquidationPrice": text(m.liquidation), "isolatedMargin": "0",
-                "notional": text(m.notional), "isolatedWallet": "0", "leverage": account.leverage(name).to_string(),
+                "unRealizedProfit": text(m.unrealized), "liquidationPrice": text(m.liquidation), "isolatedMargin": if own.is_zero() { "0".to_owned() } else { text(own + m.unrealized) },
+                "notional": text(m.notional), "isolatedWallet": text(own), "leverage": account.leverage(name).to_string(),
                 "maxNotionalValue": "70000000", "marginType": if isolated { "isolated" } else { "cross" },
                 "isAutoAddMargin": "false", "updateTime": held.updated,
             }));
@@ -295,10 +302,11 @@ pub(crate) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
         };
         for (side, held) in rows {
             let m = margins(exchange, account, market, &held);
+            let own = own_wallet(account, name, &held);
             let mut row = json!({
                 "symbol": name, "positionSide": position_side(side), "positionAmt": held.amount.to_string(),
-                "unrealizedProfit": text(m.unrealized), "isolatedMargin": "0", "notional": text(m.notional),
-                "isolatedWallet": "0", "initialMargin": text(m.initial + m.orders), "maintMargin": text(m.maintenance),
+                "unrealizedProfit": text(m.unrealized), "isolatedMargin": if own.is_zero() { "0".to_owned() } else { text(own + m.unrealized) }, "notional": text(m.notional),
+                "isolatedWallet": text(own), "initialMargin": text(m.initial + m.orders), "maintMargin": text(m.maintenance),
                 "updateTime": held.updated,
             });
             if v2 {

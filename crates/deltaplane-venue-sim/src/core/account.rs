@@ -88,6 +88,13 @@ impl Account {
         self.leverage.get(symbol).or_else(|| self.default_leverage.get(symbol)).copied().unwrap_or(1)
     }
 
+    /// What a position holds of its own where its margin is isolated: the initial margin at its entry. None where it
+    /// shares the account's. Only told: such an account is liquidated here as if it were shared.
+    pub fn isolated_margin(&self, symbol: &str, held: &HeldPosition) -> Option<Decimal> {
+        let is_isolated = self.isolated.get(symbol).copied().unwrap_or(false);
+        is_isolated.then(|| held.amount.abs() * held.entry / Decimal::from(self.leverage(symbol)))
+    }
+
     /// A position, flat where none is held.
     pub fn position(&self, symbol: &str, side: PositionSide) -> HeldPosition {
         self.positions.get(&(symbol.to_owned(), side)).copied().unwrap_or_default()

@@ -167,6 +167,11 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64) -> Value
     let open = exchange.orders.values().filter(|o| o.status.is_open() && o.account == account.id).count();
     let stops = exchange.waiting().filter(|order| order.account == account.id).count();
     let available = exchange.available(account);
+    let isolated = exchange.markets.values().filter_map(|market| {
+        let held = account.position(&market.config.name, PositionSide::Both);
+        Some(account.isolated_margin(&market.config.name, &held)? + held.unrealized(market.mark))
+    });
+    let isolated: Decimal = isolated.sum();
     let spot: Vec<Value> = account
         .assets
         .iter()
@@ -177,7 +182,7 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64) -> Value
     json!({
         "balance": money(account.wallet), "fee_level": 0, "maker_fee": exchange.rules.maker_rate.to_string(),
         "taker_fee": exchange.rules.taker_rate.to_string(), "account_equity": money(account.wallet + unrealized),
-        "cross_account_equity": money(account.wallet + unrealized), "spot_market_value": "0", "spot_collateral": "0",
+        "cross_account_equity": money(account.wallet + unrealized - isolated), "spot_market_value": "0", "spot_collateral": "0",
         "available_to_spend": money(available), "available_to_withdraw": money(available.min(account.wallet)),
         "pending_balance": "0", "pending_interest": "0", "total_margin_used": money(initial + orders),
         "cross_mmr": money(maintenance), "positions_count": held, "orders_count": open, "stop_orders_count": stops,
@@ -206,16 +211,17 @@ pub(super) fn positions(exchange: &Exchange, account: &Account, li: u64, letters
         }
         let direction = if held.amount > Decimal::ZERO { "bid" } else { "ask" };
         let isolated = account.isolated.get(name).copied().unwrap_or(false);
+        let own = dec(account.isolated_margin(name, &held).unwrap_or_default());
         let liquidation = liquidation(exchange, account, market, &held);
         rows.push(if letters {
             json!({
-                "s": name, "d": direction, "a": dec(held.amount.abs()), "p": dec(held.entry), "m": "0", "f": "0",
+                "s": name, "d": direction, "a": dec(held.amount.abs()), "p": dec(held.entry), "m": own, "f": "0",
                 "i": isolated, "l": liquidation, "t": held.updated, "li": li,
             })
         } else {
             json!({
                 "symbol": name, "side": direction, "amount": dec(held.amount.abs()), "entry_price": dec(held.entry),
-                "margin": "0", "funding": "0", "isolated": isolated, "liquidation_price": liquidation,
+                "margin": own, "funding": "0", "isolated": isolated, "liquidation_price": liquidation,
                 "created_at": held.updated, "updated_at": held.updated, "li": li,
             })
         });

@@ -1,0 +1,228 @@
+//! How far an account is from liquidation when all prices move together.
+
+use deltaplane_types::{Decimal, Delta, MarginBracket, Notional, Price, Ratio};
+
+use crate::{MathError, add, div, maintenance_margin, mul_rounded, sub};
+
+/// Halvings of the range in which the move is looked for.
+const HALVINGS: u32 = 64;
+/// The largest rise that is looked at: ten times the price.
+const FURTHEST: i64 = 9;
+
+/// A linear position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkedPosition {
+    /// Signed base units.
+    pub quantity: Delta,
+    /// The venue's mark price, common currency.
+    pub mark: Price,
+    /// Its maintenance table, common currency.
+    pub brackets: Vec<MarginBracket>,
+    /// Its own margin and unrealized profit where it does not share the account's, common currency.
+    pub own_equity: Option<Notional>,
+}
+
+/// What positions that share an equity leave above their maintenance margin when all prices move by `r`.
+fn cushion<'a>(
+    equity: Notional,
+    positions: impl IntoIterator<Item = &'a MarkedPosition>,
+    r: Decimal,
+) -> Result<Decimal, MathError> {
+    let mut left = equity.value();
+    for position in positions {
+        let notional = mul_rounded(position.quantity.value(), position.mark.value())?;
+        left = add(left, mul_rounded(notional, r)?)?;
+        let moved = mul_rounded(position.mark.value(), add(Decimal::ONE, r)?)?;
+        // At a price of zero nothing has to be maintained.
+        if moved > Decimal::ZERO {
+            let margin = maintenance_margin(&position.brackets, position.quantity, Price::try_new(moved)?)?;
+            left = sub(left, margin.value())?;
+        }
+    }
+    Ok(left)
+}
+
+/// What is left of an account's equity for the positions that share it.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
+pub fn shared_equity(equity: Notional, positions: &[MarkedPosition]) -> Result<Notional, MathError> {
+    let own = positions.iter().filter_map(|position| position.own_equity);
+    own.into_iter().try_fold(equity, |left, own| left.minus(own).map_err(MathError::from))
+}
+
+/// Each equity with the positions that it backs: the shared one, then those of their own.
+fn backed(
+    equity: Notional,
+    positions: &[MarkedPosition],
+) -> Result<Vec<(Notional, Vec<&MarkedPosition>)>, MathError> {
+    let shared = positions.iter().filter(|position| position.own_equity.is_none()).collect();
+    let alone = positions.iter().filter_map(|position| Some((position.own_equity?, vec![position])));
+    Ok(std::iter::once((shared_equity(equity, positions)?, shared)).chain(alone).collect())
+}
+
+/// Whether an account outlives a joint move of all prices by `distance`, either way: whether its distance to
+/// liquidation is larger. The same as comparing with [`joint_liquidation_distance`], for a fraction of the work.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
+pub fn outlives(equity: Notional, positions: &[MarkedPosition], distance: Ratio) -> Result<bool, MathError> {
+    for (equity, positions) in backed(equity, positions)? {
+        if positions.iter().all(|position| position.quantity.is_zero()) {
+            continue;
+        }
+        // A price cannot fall by more than all of it.
+        let fall = distance.value().min(Decimal::ONE);
+        for r in [-fall, distance.value()] {
+            if cushion(equity, positions.iter().copied(), r)? <= Decimal::ZERO {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// The smallest joint move of all prices, as a fraction either way, at which equity falls to the maintenance margin
+/// at those prices; none where no move does, up to ten times the price.
+///
+/// Equity moves by `Σ quantity × mark × r`; each maintenance margin is the one of its step at the moved price, which
+/// grows convexly, so that there is one such move in each direction. Zero where the account is there already.
+/// A position with an equity of its own is solved alone; the nearest of them counts.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
+pub fn joint_liquidation_distance(
+    equity: Notional,
+    positions: &[MarkedPosition],
+) -> Result<Option<Ratio>, MathError> {
+    let mut nearest: Option<Ratio> = None;
+    for (equity, positions) in backed(equity, positions)? {
+        if let Some(distance) = distance_of(equity, &positions)? {
+            nearest = Some(nearest.map_or(distance, |known| known.min(distance)));
+        }
+    }
+    Ok(nearest)
+}
+
+fn distance_of(equity: Notional, positions: &[&MarkedPosition]) -> Result<Option<Ratio>, MathError> {
+    let cushion = |r| cushion(equity, positions.iter().copied(), r);
+    if positions.iter().all(|position| position.quantity.is_zero()) {
+        return Ok(None);
+    }
+    if cushion(Decimal::ZERO)? <= Decimal::ZERO {
+        return Ok(Some(Ratio::ZERO));
+    }
+    let mut nearest: Option<Decimal> = None;
+    for end in [Decimal::NEGATIVE_ONE, Decimal::from(FURTHEST)] {
+        if cushion(end)? > Decimal::ZERO {
+            continue;
+        }
+        let (mut safe, mut lost) = (Decimal::ZERO, end);
+        for _ in 0..HALVINGS {
+            let middle = div(add(safe, lost)?, Decimal::TWO)?;
+            if cushion(middle)? > Decimal::ZERO {
+                safe = middle;
+            } else {
+                lost = middle;
+            }
+        }
+        let distance = safe.abs();
+        nearest = Some(nearest.map_or(distance, |known| known.min(distance)));
+    }
+    Ok(nearest.map(|distance| Ratio::new(distance.round_dp(12).normalize())))
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_types::parse_exact;
+
+    use super::*;
+
+    fn dec(text: &str) -> Decimal {
+        parse_exact(text).unwrap()
+    }
+
+    fn position(quantity: &str, mark: &str, steps: &[(&str, &str, &str)]) -> MarkedPosition {
+        let brackets = steps.iter().map(|(cap, rate, deduction)| MarginBracket {
+            floor: Notional::ZERO,
+            cap: Notional::new(dec(cap)),
+            maintenance_rate: Ratio::new(dec(rate)),
+            deduction: Notional::new(dec(deduction)),
+            max_leverage: dec("100"),
+        });
+        MarkedPosition {
+            quantity: Delta::new(dec(quantity)),
+            mark: Price::try_new(dec(mark)).unwrap(),
+            brackets: brackets.collect(),
+            own_equity: None,
+        }
+    }
+
+    fn distance(equity: &str, positions: &[MarkedPosition]) -> Option<Decimal> {
+        let found = joint_liquidation_distance(Notional::new(dec(equity)), positions).unwrap();
+        found.map(|ratio| ratio.value().round_dp(6))
+    }
+
+    const FLAT: &[(&str, &str, &str)] = &[("1000000000", "0.005", "0")];
+
+    /// Long 1 at 5,000 with 1,000: (1,000 − 25) ÷ (5,000 × 0.995); short: ÷ (5,000 × 1.005).
+    #[test]
+    fn one_position_is_the_formula() {
+        assert_eq!(distance("1000", &[position("1", "5000", FLAT)]), Some(dec("0.195980")));
+        assert_eq!(distance("1000", &[position("-1", "5000", FLAT)]), Some(dec("0.194030")));
+        assert_eq!(distance("1000", &[position("0", "5000", FLAT)]), None);
+        assert_eq!(distance("25", &[position("1", "5000", FLAT)]), Some(dec("0")), "it is there already");
+    }
+
+    /// Long 1 at 5,000, short 4 at 1,000 in one account: a rise by r earns 5,000 r − 4,000 r and asks for
+    /// 0.005 × 9,000 (1 + r). With 1,100 a fall to nothing leaves 100.
+    #[test]
+    fn positions_that_offset_each_other_are_far_from_liquidation_together() {
+        let both = [position("1", "5000", FLAT), position("-4", "1000", FLAT)];
+        assert_eq!(distance("1100", &both), None);
+        // With 900: 900 − 1,000 r = 45 − 45 r at r = 855 ÷ 955.
+        assert_eq!(distance("900", &both), Some(dec("0.895288")));
+    }
+
+    /// Short 10 at 50,000, 0.4 % up to 600,000 and 1 % beyond, deduction 3,600. With 120,000 of equity and a rise by
+    /// r: 120,000 − 500,000 r = 0.01 × 500,000 (1 + r) − 3,600, so r = 118,600 ÷ 505,000, where 617,426 are in the
+    /// second step. The first step alone would say 118,000 ÷ 502,000.
+    #[test]
+    fn a_move_into_the_next_step_of_the_table_counts_with_that_step() {
+        let steps = &[("600000", "0.004", "0"), ("10000000", "0.01", "3600")];
+        assert_eq!(distance("120000", &[position("-10", "50000", steps)]), Some(dec("0.234851")));
+    }
+
+    /// 1,000 of equity, 60 of it the short's own: 60 − 1,000 r = 0.005 × 1,000 (1 + r), so r = 55 ÷ 1,005. The long
+    /// of 5,000 with what is left, 940: r = (940 − 25) ÷ 4,975.
+    #[test]
+    fn a_position_with_margin_of_its_own_is_solved_alone() {
+        let long = position("1", "5000", FLAT);
+        let short =
+            MarkedPosition { own_equity: Some(Notional::new(dec("60"))), ..position("-1", "1000", FLAT) };
+        assert_eq!(distance("1000", &[long.clone(), short.clone()]), Some(dec("0.054726")));
+        let rich = MarkedPosition { own_equity: Some(Notional::new(dec("600"))), ..short };
+        // 1,000 less 600 are left: (400 − 25) ÷ 4,975.
+        assert_eq!(distance("1000", &[long, rich]), Some(dec("0.075377")));
+    }
+
+    #[test]
+    fn an_account_outlives_what_is_nearer_than_its_distance() {
+        let both = [position("1", "5000", FLAT), position("-4", "1000", FLAT)];
+        let lives = |equity: &str, positions: &[MarkedPosition], distance: &str| {
+            outlives(Notional::new(dec(equity)), positions, Ratio::new(dec(distance))).unwrap()
+        };
+        // The distance of 900 is 0.895288, that of 1,100 has no end.
+        assert_eq!([lives("900", &both, "0.8952"), lives("900", &both, "0.8953")], [true, false]);
+        assert!(lives("1100", &both, "5"));
+        assert_eq!([lives("45", &both, "0"), lives("45.01", &both, "0")], [false, true]);
+        let alone =
+            MarkedPosition { own_equity: Some(Notional::new(dec("60"))), ..position("-1", "1000", FLAT) };
+        let alone = [alone];
+        assert_eq!([lives("1000", &alone, "0.0547"), lives("1000", &alone, "0.0548")], [true, false]);
+        assert!(lives("0", &[position("0", "1", FLAT)], "0.5"), "it holds nothing");
+    }
+}
