@@ -20,6 +20,9 @@ const CHECK_EVERY: Duration = Duration::from_secs(15);
 /// How long one look may take.
 const CHECK_FOR: Duration = Duration::from_secs(5);
 
+/// How it is told that a connection took too long.
+pub(crate) const LATE: &str = "no answer in time";
+
 /// What a proxy speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyKind {
@@ -274,26 +277,34 @@ impl Egress {
         }
     }
 
-    /// Opens a connection.
-    pub(crate) async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    /// Opens a connection within a time. It is this that waits and not its caller: a proxy that says nothing must not
+    /// stay in good standing.
+    pub(crate) async fn connect(
+        &self,
+        (host, port): (&str, u16),
+        within: Duration,
+    ) -> Result<TcpStream, ConnectError> {
         let Some(index) = self.active() else {
-            let stream = TcpStream::connect((host, port)).await;
-            return match stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
-                Ok(stream) => Ok(stream),
-                Err(error) => Err(ConnectError::Direct(error.to_string())),
-            };
+            let stream = tokio::time::timeout(within, TcpStream::connect((host, port))).await;
+            let stream = stream.map_err(|_| ConnectError::Direct(LATE.to_owned()))?;
+            let prompt = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+            return prompt.map_err(|error| ConnectError::Direct(error.to_string()));
         };
-        self.connect_through(index, host, port).await
+        self.connect_through(index, (host, port), within).await
     }
 
-    async fn connect_through(&self, index: usize, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    async fn connect_through(
+        &self,
+        index: usize,
+        (host, port): (&str, u16),
+        within: Duration,
+    ) -> Result<TcpStream, ConnectError> {
         let Some(exit) = self.exits.get(index) else {
             return Err(ConnectError::Proxy("there is no such proxy".to_owned()));
         };
-        // Whoever gives up waiting must not leave a silent proxy in good standing.
-        let connected = match tokio::time::timeout(CHECK_FOR, exit.proxy.connect(host, port)).await {
+        let connected = match tokio::time::timeout(within, exit.proxy.connect(host, port)).await {
             Ok(connected) => connected,
-            Err(_) => Err("no answer in time".to_owned()),
+            Err(_) => Err(LATE.to_owned()),
         };
         match connected {
             Ok(stream) => {
@@ -315,7 +326,7 @@ impl Egress {
             while let Some(egress) = pool.upgrade() {
                 for index in 0..egress.exits.len() {
                     // What came of it is kept.
-                    let _ = egress.connect_through(index, &host, port).await;
+                    let _ = egress.connect_through(index, (&host, port), CHECK_FOR).await;
                 }
                 drop(egress);
                 tokio::time::sleep(CHECK_EVERY).await;
