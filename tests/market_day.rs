@@ -37,10 +37,17 @@ use tokio::sync::{broadcast, watch};
 const NAMES: [&str; 3] = ["long", "short", "spare"];
 const START: [&str; 3] = ["0.5", "-0.5", "0"];
 const FIRST_PRICE: i64 = 66_000;
+/// The short side is opened again where it is smaller than this.
+const KEPT: &str = "0.3";
 /// Deviation ratio that the policy allows.
 const TOLERANCE: &str = "0.02";
 /// How long net delta may be off before it counts as late, tenths of seconds.
 const PROMPT: u64 = 50;
+/// When the day's last records were asked for, at the latest.
+const LATE: Duration = Duration::from_secs(15 * 60);
+
+/// Funding rates of the three exchanges, each hour: 0.01 % in eight hours and about that.
+const RATES: [&str; 3] = ["0.0000125", "0.000015", "0.00001"];
 
 /// Virtual time, and names that come again with the same seed.
 struct Time(tokio::time::Instant, AtomicU64);
@@ -275,6 +282,13 @@ impl Script {
             let pull = if basis.is_sign_negative() { 1 } else { -1 };
             *basis += Decimal::new(self.rng.random_range(-10_i64..=10) + pull, 1);
         }
+        let deleverages = second == self.seconds * 70 / 100;
+        let liquidates = second == self.seconds * 80 / 100;
+        // From its liquidation on to the next deposit the short side cannot open anything.
+        let is_poor = self.within(second, 80, self.seconds / 10 + 1) && !liquidates;
+        if (second.is_multiple_of(600) || deleverages || liquidates) && !is_poor {
+            open_again(ways);
+        }
         // Somebody trades by hand every three minutes or so.
         if self.rng.random_range(0..180) == 0 {
             let (way, size) = (self.rng.random_range(0..3_usize), self.rng.random_range(20_i64..=200));
@@ -282,11 +296,6 @@ impl Script {
             let order = NewOrder::market("BTCUSDT", side, Decimal::new(size, 3));
             // What there is no margin for does not happen.
             let _ = ways[way].venue.apply(Command::Place { account: NAMES[way].to_owned(), order });
-        }
-        if second.is_multiple_of(3_600) && second > 0 {
-            for way in ways {
-                way.venue.sim().settle_funding();
-            }
         }
         let away = [self.within(second, 60, 300), false, false];
         let unheard = [false, self.within(second, 20, 300), false];
@@ -297,13 +306,11 @@ impl Script {
             way.broken.proxy.store(no_proxy[index], Ordering::SeqCst);
         }
         let (account, symbol) = (NAMES[1].to_owned(), "BTCUSDT".to_owned());
-        if second == self.seconds * 70 / 100 {
-            let held = ways[1].venue.sim().with(|exchange| exchange.accounts[NAMES[1]].net("BTCUSDT"));
-            let quantity = (held.abs() / Decimal::TWO).round_dp(3);
-            if !quantity.is_zero() {
-                ways[1].venue.apply(Command::Deleverage { account, symbol, quantity }).unwrap();
-            }
-        } else if second == self.seconds * 80 / 100 {
+        if deleverages {
+            let quantity = (held(ways, 1).abs() / Decimal::TWO).round_dp(3);
+            ways[1].venue.apply(Command::Deleverage { account, symbol, quantity }).unwrap();
+        } else if liquidates {
+            assert!(held(ways, 1).abs() >= KEPT.parse().unwrap(), "there is something to liquidate");
             // All but a dollar is withdrawn, and the exchange closes what that cannot bear.
             let unrealized = ways[1].venue.sim().with(|exchange| {
                 let mark = exchange.markets["BTCUSDT"].mark;
@@ -317,11 +324,26 @@ impl Script {
                 .venue
                 .apply(Command::Market { symbol, bids, asks, update_id: 2, reset, mark: None })
                 .unwrap();
-            let left = ways[1].venue.sim().with(|exchange| exchange.accounts[NAMES[1]].net("BTCUSDT"));
-            assert!(left.is_zero(), "it was liquidated");
+            assert!(held(ways, 1).is_zero(), "it was liquidated");
         } else if second == self.seconds * 90 / 100 {
             let wallet = Decimal::from(100_000);
             ways[1].venue.apply(Command::SetWallet { account, wallet }).unwrap();
+        }
+    }
+}
+
+fn held(ways: &[Arc<Way>], index: usize) -> Decimal {
+    ways[index].venue.sim().with(|exchange| exchange.accounts[NAMES[index]].net("BTCUSDT"))
+}
+
+/// Whoever owns the book wants to keep it: what hedges closed on its short side is opened again on both, so that net
+/// delta stays what it is. Hedges close rather than open, which costs less.
+fn open_again(ways: &[Arc<Way>]) {
+    let size = held(ways, 1) - START[1].parse::<Decimal>().unwrap();
+    if held(ways, 1) > -KEPT.parse::<Decimal>().unwrap() {
+        for (index, side) in [(0, Side::Buy), (1, Side::Sell)] {
+            let order = NewOrder::market("BTCUSDT", side, size);
+            ways[index].venue.apply(Command::Place { account: NAMES[index].to_owned(), order }).unwrap();
         }
     }
 }
@@ -349,6 +371,8 @@ struct Outcome {
     fees: Decimal,
     slippage: Decimal,
     orders: usize,
+    /// What the exchanges paid to the accounts, or they to them, each hour.
+    funding: Decimal,
 }
 
 fn net(ways: &[Arc<Way>]) -> Decimal {
@@ -372,6 +396,21 @@ fn ways(time: &Arc<Time>) -> Vec<Arc<Way>> {
         Arc::new(Way { venue, broken: Broken::default() })
     };
     (0..3).map(way).collect()
+}
+
+/// The same with funding each hour.
+fn funded_ways(time: &Arc<Time>) -> Vec<Arc<Way>> {
+    let ways = ways(time);
+    for (way, rate) in ways.iter().zip(RATES) {
+        set_contract(way, rate, 1, true);
+    }
+    ways
+}
+
+/// All funding of the exchanges' records.
+fn funding(ways: &[Arc<Way>]) -> Decimal {
+    let of = |way: &Arc<Way>| way.venue.sim().with(|exchange| exchange.funding.iter().map(|row| row.2).sum());
+    ways.iter().map(of).fold(Decimal::ZERO, |sum, one: Decimal| sum + one)
 }
 
 /// Fees and number of the bot's orders.
@@ -455,7 +494,7 @@ async fn start(time: Arc<Time>, ways: &[Arc<Way>]) -> Engine {
 
 async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outcome, String) {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
-    let ways = ways(&time);
+    let ways = funded_ways(&time);
     let engine = start(time, &ways).await;
     let policy = Policy {
         symbol: btc(),
@@ -490,6 +529,9 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
     outcome.orders = reports.iter().map(|report| report.orders.len()).sum();
     outcome.slippage =
         reports.iter().map(|report| report.execution_cost.value() - report.total_fees.value()).sum();
+    // The venues' records are asked for now and then.
+    tokio::time::sleep(LATE).await;
+    outcome.funding = funding(&ways);
     let earned = engine.pnl(PnlQuery::default()).await.unwrap();
     let earned = earned.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned)).unwrap();
     let mut alerts = std::collections::BTreeMap::<String, (u32, u32)>::new();
@@ -506,6 +548,8 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
     for topic in ["proxy", "failover", "outside-activity"] {
         assert!(alerts.contains_key(topic), "{topic}: {told}");
     }
+    let told_funding = earned.funding.value();
+    assert!(told_funding == outcome.funding && !told_funding.is_zero(), "{told} {outcome:?}");
     // The withdrawal before the liquidation is no loss.
     assert!(!alerts.contains_key("breaker-loss"), "{told}");
     assert_eq!(alerts.get("proxy").map(|counts| counts.0), Some(0), "the proxy works again: {told}");
@@ -515,7 +559,7 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
 /// Asks every second and sends what is missing to the first account, as a market order.
 async fn with_the_usual_bot(seed: u64, seconds: u64, recorded: &[Decimal]) -> Outcome {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
-    let ways = ways(&time);
+    let ways = funded_ways(&time);
     let mut script = Script::new(seed, seconds, recorded);
     let (mut outcome, mut off_for) = (Outcome::default(), 0);
     for second in 0..seconds {
@@ -556,6 +600,7 @@ async fn with_the_usual_bot(seed: u64, seconds: u64, recorded: &[Decimal]) -> Ou
             count(&mut outcome, &mut off_for, &script, &ways, second);
         }
     }
+    outcome.funding = funding(&ways);
     (outcome.fees, outcome.orders) = costs(&ways);
     outcome
 }
