@@ -74,9 +74,11 @@ async fn an_accepted_order_is_not_forgotten_while_its_venue_cannot_be_reached() 
     // It trades; the answer is lost, its events are lost, and then nothing can be asked.
     sim.inject(Fault::new(FaultKind::DropUserEvents { event: None }, 1_000));
     sim.inject(on_orders(FaultKind::AcceptThenSilence, 1));
-    sim.inject(Fault::new(FaultKind::Html, 100_000));
     let request = DeltaControl { timeout: Duration::from_millis(1_500), ..world.to_flat() };
-    let report = world.control(request).await;
+    let started = world.engine.control_delta(request).await.unwrap();
+    until("it is at the exchange", async || world.orders_at(0) == 1).await;
+    sim.inject(Fault::new(FaultKind::Html, 100_000));
+    let report = started.report.await.unwrap();
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::Timeout, "{failure:?}");
     assert_eq!(report.interval, Some((delta("0"), delta("0.25"))), "sold or not");

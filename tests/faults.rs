@@ -272,15 +272,18 @@ async fn f14_f15_f16_late_executions_are_found_and_never_doubled() {
     let hidden = Fault::new(refused(-2013, "Order does not exist."), 4).on("GET", "/fapi/v1/order");
     for faults in [
         // The answer comes after everybody stopped waiting.
-        vec![on_orders(FaultKind::Delay { millis: 1_600 }, 1)],
-        // The order is carried out a second after an error.
+        vec![
+            on_orders(FaultKind::Delay { millis: 1_600 }, 1),
+            Fault::new(FaultKind::DropUserEvents { event: None }, 1_000),
+        ],
+        // The order is carried out a while after an error.
         vec![on_orders(
             FaultKind::ErrorThenAccept {
                 status: 503,
                 body:
                     r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
                         .to_owned(),
-                millis: 1_000,
+                millis: 300,
             },
             1,
         )],
@@ -359,7 +362,7 @@ async fn f21_an_answer_that_drips_ends_at_the_deadline() {
     let began = tokio::time::Instant::now();
     let (_, outcome) = bench.place(&order).await;
     assert_eq!(outcome, SubmitOutcome::Unknown(UnknownCause::Timeout));
-    assert!(began.elapsed() < Duration::from_millis(2_500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(4_000), "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -448,10 +451,13 @@ async fn f39_while_an_order_is_in_doubt_the_worst_case_is_made_smaller_elsewhere
     let report = world.control(request).await;
     assert_eq!((report.failure.clone(), report.final_delta), (None, delta("0.3")), "{report:?}");
     assert_eq!(world.true_net(), delta("0.3").value());
-    let smaller = report.timeline.iter().find(|entry| entry.text.contains("makes the worst case smaller"));
-    let smaller = smaller.expect("another account was used").at;
-    // After the freeze, and before the doubt was settled.
-    let doubt = report.timeline.iter().find(|entry| entry.text.contains("in doubt")).unwrap().at;
+    let mut entries = report.timeline.iter();
+    let index = entries.position(|entry| entry.text.contains("makes the worst case smaller"));
+    let index = index.expect("another account was used");
+    let smaller = report.timeline[index].at;
+    // After the freeze, which counts from the sending, and before the doubt was settled.
+    let sent =
+        report.timeline[..index].iter().rfind(|entry| entry.text.contains("durable, sent")).unwrap().at;
     let proven = report
         .timeline
         .iter()
@@ -461,7 +467,7 @@ async fn f39_while_an_order_is_in_doubt_the_worst_case_is_made_smaller_elsewhere
         })
         .unwrap()
         .at;
-    assert!(smaller.since(doubt) >= Duration::from_millis(400) && smaller < proven, "{:?}", report.timeline);
+    assert!(smaller.since(sent) >= Duration::from_millis(500) && smaller < proven, "{:?}", report.timeline);
     assert!(report.max_transient_delta <= delta("0.3"), "{report:?}");
 }
 
@@ -473,7 +479,7 @@ async fn f40_a_venue_that_is_down_leaves_the_others_to_do_what_they_can() {
     let request = DeltaControl {
         accounts: world.accounts[..2].to_vec(),
         subset: true,
-        timeout: Duration::from_millis(600),
+        timeout: Duration::from_secs(2),
         ..world.to_flat()
     };
     let report = world.control(request).await;
@@ -567,7 +573,11 @@ async fn f42_f43_what_others_do_is_named_told_and_folded_in() {
     let severities: Vec<AlertSeverity> =
         world.engine.alerts().await.iter().map(|alert| alert.severity).collect();
     assert!(severities.contains(&AlertSeverity::Warn) && severities.contains(&AlertSeverity::Critical));
-    assert_eq!(journal.records().iter().filter(|record| matches!(record, Record::External(_))).count(), 2);
+    until("both are in the journal", async || {
+        let records = journal.records();
+        records.iter().filter(|record| matches!(record, Record::External(_))).count() == 2
+    })
+    .await;
     // The plan is made from the truth: 0.6 − 0.2 is 0.4 too long.
     let report = world.control(world.to_flat()).await;
     assert_eq!((report.initial_delta, report.failure, world.true_net()), (delta("0.4"), None, Decimal::ZERO));
@@ -603,6 +613,8 @@ async fn f42_a_loss_that_a_hedge_finds_is_followed_when_the_hedge_ends() {
     let config = EngineConfig { shrink_after_loss: true, ..config() };
     let (world, journal) = world_with(places, config).await;
     world.exchanges[0].sim().inject(on_orders(FaultKind::Delay { millis: 600 }, 1));
+    // The stream would tell sooner than the answer.
+    world.exchanges[0].sim().inject(Fault::new(FaultKind::DropUserEvents { event: None }, 1_000));
     let hedge = HedgeExecution {
         amount: deltaplane_testkit::quantity("0.1"),
         side: Some(Side::Sell),
@@ -849,7 +861,7 @@ async fn f62_the_kill_switch_stops_what_is_planned_and_not_yet_sent() {
 async fn f63_a_stop_waits_for_what_runs_and_takes_nothing_new() {
     let (world, journal) = world().await;
     for running in &world.exchanges {
-        running.sim().inject(on_orders(FaultKind::Delay { millis: 500 }, 1));
+        running.sim().inject(on_orders(FaultKind::Late { millis: 500 }, 1));
     }
     let started = world.engine.control_delta(world.to_flat()).await.unwrap();
     let ((), report) = tokio::join!(world.engine.stop(Duration::from_secs(10)), started.report);

@@ -116,6 +116,10 @@ impl AccountReader for Way {
         self.venue.subscribe()
     }
 
+    fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp> {
+        self.venue.venue_clock(ours)
+    }
+
     fn is_streaming(&self) -> bool {
         self.check().is_ok()
     }

@@ -94,7 +94,7 @@ async fn a_book_is_kept_neutral_under_foreign_trades_while_a_recording_plays() {
     let folder = tempfile::tempdir().unwrap();
     let path = recording(folder.path());
     let places = vec![Place::new("main", "0.5"), Place::new("hedge", "-0.5"), Place::new("backup", "0")];
-    let speed_percent = if is_synthetic() { 400 } else { 1_500 };
+    let speed_percent = if is_synthetic() { 200 } else { 1_200 };
     let mut exchanges = Vec::new();
     for place in &places {
         let market = Market::Replay { path: path.clone(), speed_percent, repeat: false };

@@ -11,7 +11,7 @@ use deltaplane_ports::{
     SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
-use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready};
+use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready, until};
 use deltaplane_types::{AccountId, Code, Decimal, Side, Timestamp};
 use deltaplane_venue_sim::core::PositionSide;
 use deltaplane_venue_sim::{Fault, FaultKind};
@@ -254,7 +254,7 @@ async fn a_dry_run_plans_the_same_and_leaves_no_trace() {
 async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_to_do() {
     let (world, _journal) = world().await;
     for running in &world.exchanges {
-        running.sim().inject(on_orders(FaultKind::Delay { millis: 300 }, 1));
+        running.sim().inject(on_orders(FaultKind::Late { millis: 300 }, 1));
     }
     let first = world.engine.control_delta(world.to_flat()).await.unwrap();
     let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
@@ -401,8 +401,8 @@ async fn a_run_never_takes_the_number_of_another() {
 async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
     let (world, _journal) = world().await;
     everywhere(&world, &on_orders(FaultKind::AcceptThenSilence, 1));
-    everywhere(&world, &Fault::new(FaultKind::DropUserEvents { event: None }, 8));
-    let request = deltaplane_ports::DeltaControl { timeout: Duration::from_millis(300), ..world.to_flat() };
+    everywhere(&world, &Fault::new(FaultKind::DropUserEvents { event: None }, 1_000));
+    let request = deltaplane_ports::DeltaControl { timeout: Duration::from_millis(900), ..world.to_flat() };
     let report = world.control(request).await;
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::Timeout);
@@ -486,10 +486,17 @@ async fn a_hedge_takes_its_side_from_the_exposure_and_never_overshoots() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_feed_that_is_out_of_step_holds_and_comes_back() {
     let (world, _journal) = world().await;
+    let gaps = async || -> Vec<u64> {
+        world.engine.feeds().await.feeds.iter().map(|feed| feed.error_count).collect()
+    };
+    let before = gaps().await;
     for running in &world.exchanges {
         running.sim().inject(Fault::new(FaultKind::DropDepth, 8));
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until("every feed saw its gap", async || {
+        gaps().await.iter().zip(&before).all(|(now, before)| now > before)
+    })
+    .await;
     ready(&world.engine).await;
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure, None, "{report:?}");

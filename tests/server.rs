@@ -49,7 +49,7 @@ impl Server {
             .unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let server = Self { process, address, client };
-        for _ in 0..500 {
+        for _ in 0..1_500 {
             if let Ok(answer) = server.client.get(server.url("/readyz")).send().await
                 && answer.status() == 200
             {

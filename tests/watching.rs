@@ -395,6 +395,7 @@ async fn f36_a_dead_feed_is_left_and_taken_back_and_a_person_is_kept_from_one_th
         world.engine.feeds().await.active.is_some_and(|feed| feed.as_str() == "short")
     })
     .await;
+    until("it is told", async || alert(&world, "failover").await.is_some()).await;
     let told = alert(&world, "failover").await.unwrap();
     assert_eq!((told.kind, told.severity), (AlertKind::Failover, AlertSeverity::Warn));
     assert!(world.engine.feeds().await.last_failover.is_some());

@@ -243,16 +243,22 @@ pub fn kinds(journal: &MemoryJournal) -> Vec<String> {
     journal.records().into_iter().filter_map(kind).collect()
 }
 
-/// Waits until an engine takes operations and its first books are there.
+/// Waits until an engine takes operations, its first books are there, and every account was looked at before trading.
 pub async fn ready(engine: &Engine) {
-    for _ in 0..500 {
+    let mut accounts = Vec::new();
+    for _ in 0..1_500 {
         let view = engine.system().await;
-        if view.ready && view.market.iter().all(|feed| feed.mid.is_some()) {
+        accounts = engine.accounts().await;
+        let is_unknown = |why: &String| {
+            ["not reconciled", "was not checked", "cannot be asked"].iter().any(|text| why.contains(text))
+        };
+        let are_checked = !accounts.iter().filter_map(|account| account.blocked.as_ref()).any(is_unknown);
+        if view.ready && are_checked && view.market.iter().all(|feed| feed.mid.is_some()) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("not ready: {:?}", engine.system().await);
+    panic!("not ready: {:?} {accounts:?}", engine.system().await);
 }
 
 impl World {

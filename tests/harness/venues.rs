@@ -207,7 +207,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
             symbols: SymbolMap::new(kind.names()),
             expiry_window: WINDOW,
             proof_slack: Duration::from_millis(700),
-            request_timeout: Duration::from_millis(1_000),
+            request_timeout: Duration::from_millis(2_000),
             egress: Egress::direct(),
         };
         let key = AccountKey::new(&SOLANA_AGENT_SECRET.into(), SOLANA_ACCOUNT).expect("a throwaway key");
@@ -226,7 +226,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
         symbols: SymbolMap::new(kind.names()),
         receive_window: WINDOW,
         proof_slack: Duration::from_millis(500),
-        request_timeout: Duration::from_millis(1_000),
+        request_timeout: Duration::from_millis(2_000),
         egress: Egress::direct(),
     };
     let budget = config.weight.clone();
@@ -363,10 +363,11 @@ impl Bench {
         }
     }
 
-    /// Places an order and gives its name with what is known of it.
+    /// Places an order, decided now, and gives its name with what is known of it.
     pub async fn place(&mut self, order: &OrderIntent) -> (ClientOrderId, SubmitOutcome) {
         let id = self.next_id();
-        let outcome = self.gateway.submit(&id, order).await;
+        let deadline = WallClock.now().after(self.gateway.rules().validity_window);
+        let outcome = self.gateway.submit(&id, &OrderIntent { deadline, ..order.clone() }).await;
         (id, outcome)
     }
 

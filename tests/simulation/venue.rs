@@ -193,6 +193,10 @@ impl AccountReader for SimAccount {
         self.world.lock().venues[&self.account].events.subscribe()
     }
 
+    fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp> {
+        Some(ours)
+    }
+
     fn is_streaming(&self) -> bool {
         let state = self.world.lock();
         let now = state.now();

@@ -357,3 +357,112 @@ impl ControlPlane for Supervisor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use deltaplane_engine::{EngineConfig, EngineParts, IdKey, MemoryHistory};
+    use deltaplane_ports::{Clock, IdSource};
+    use deltaplane_testkit::MemoryJournal;
+    use deltaplane_types::Timestamp;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    struct Time(Instant);
+
+    impl Clock for Time {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(1_800_000_000_000).after(self.0.elapsed())
+        }
+    }
+
+    struct Same;
+
+    impl IdSource for Same {
+        fn unique(&self) -> String {
+            "00000001".to_owned()
+        }
+    }
+
+    /// An engine over nothing.
+    async fn engine() -> Result<Engine> {
+        let parts = EngineParts {
+            config: EngineConfig::new("BTC-USD".parse()?, IdKey::new(b"a test")),
+            accounts: Vec::new(),
+            feeds: Vec::new(),
+            exits: Vec::new(),
+            journal: Arc::new(MemoryJournal::default()),
+            history: Arc::new(MemoryHistory::default()),
+            clock: Arc::new(Time(Instant::now())),
+            ids: Arc::new(Same),
+        };
+        Ok(Engine::start(parts).await?)
+    }
+
+    /// A supervisor whose first start succeeds and whose next `failures` do not; and how often it was tried.
+    async fn failing(failures: u32) -> (Arc<Supervisor>, Arc<AtomicU32>) {
+        let starts = Arc::new(AtomicU32::new(0));
+        let count = starts.clone();
+        let make = move || -> Making {
+            let start = count.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async move {
+                anyhow::ensure!(!(1..=failures).contains(&start), "no exchange can be reached ({start})");
+                engine().await
+            })
+        };
+        (Supervisor::start(Box::new(make)).await.unwrap(), starts)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn services_that_do_not_start_are_started_again_each_time_later() {
+        let (supervisor, starts) = failing(3).await;
+        let began = Instant::now();
+        assert_eq!(supervisor.command(SystemCommand::Restart).await, Ok(SystemPhase::Running));
+        assert_eq!(starts.load(Ordering::SeqCst), 5);
+        // 0.5, 1 and 2 seconds.
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(3_500) && took < Duration::from_secs(6), "{took:?}");
+        assert_eq!(supervisor.system().await.phase, SystemPhase::Running);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_four_attempts_a_person_is_needed_who_can_start_them_again() {
+        let (supervisor, starts) = failing(4).await;
+        let failed = supervisor.command(SystemCommand::Restart).await.unwrap_err();
+        assert_eq!((failed.code, starts.load(Ordering::SeqCst)), (Code::NotRunning, 5));
+        assert!(failed.error.contains("no exchange can be reached (4)"), "{failed:?}");
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(starts.load(Ordering::SeqCst), 5, "nothing is tried any more");
+        let system = supervisor.system().await;
+        assert_eq!((system.phase, system.ready), (SystemPhase::Failed, false));
+        assert!(system.not_ready_because.unwrap().contains("no exchange can be reached (4)"));
+        assert!(system.services.iter().all(|service| service.state == ServiceState::Stopped));
+        assert!(supervisor.accounts().await.is_empty(), "what was seen last can be read");
+        let refused = supervisor.delete_policy(&"BTC-USD".parse().unwrap()).await.unwrap_err();
+        assert_eq!(refused.code, Code::NotRunning);
+        assert_eq!(supervisor.command(SystemCommand::Restart).await, Ok(SystemPhase::Running));
+        assert_eq!(supervisor.system().await.phase, SystemPhase::Running);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_command_at_a_time() {
+        let (supervisor, _) = failing(1).await;
+        let first = tokio::spawn({
+            let supervisor = supervisor.clone();
+            async move { supervisor.command(SystemCommand::Restart).await }
+        });
+        while supervisor.system().await.phase != SystemPhase::Starting {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for command in [SystemCommand::Restart, SystemCommand::Stop] {
+            let busy = supervisor.command(command).await.unwrap_err();
+            assert_eq!(busy.code, Code::Conflict, "{busy:?}");
+        }
+        assert_eq!(first.await.unwrap(), Ok(SystemPhase::Running));
+        assert_eq!(supervisor.command(SystemCommand::Stop).await, Ok(SystemPhase::Stopped));
+        assert_eq!(supervisor.command(SystemCommand::Stop).await, Ok(SystemPhase::Stopped), "again");
+        assert_eq!(supervisor.system().await.phase, SystemPhase::Stopped);
+    }
+}

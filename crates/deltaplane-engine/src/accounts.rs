@@ -18,6 +18,8 @@ use tokio::time::Instant;
 const CHECK_EVERY: Duration = Duration::from_secs(15 * 60);
 /// How often one is checked that is kept out.
 const CHECK_BLOCKED: Duration = Duration::from_secs(15);
+/// How soon one is checked again whose venue did not tell, for the first time; then each time twice as late.
+const CHECK_UNTOLD: Duration = Duration::from_secs(1);
 /// Trades of ended operations that are kept: more than the few seconds hold in which another one may meet them.
 const KEPT_TRADES: usize = 2_000;
 /// A venue shows a trade in the position no later than this.
@@ -167,6 +169,7 @@ impl AccountKeeper {
         let mut told = None;
         let mut checked = None;
         let mut is_first = true;
+        let mut untold = CHECK_UNTOLD;
         loop {
             let is_due = checked.is_none_or(|at: Instant| at.elapsed() >= CHECK_EVERY);
             // What is not reconciled yet is not mended by looking.
@@ -186,8 +189,22 @@ impl AccountKeeper {
                 told.clone_from(&blocked);
             }
             // Somebody's look in between may have found what keeps it out.
-            tokio::time::sleep(CHECK_BLOCKED).await;
+            if self.is_untold() {
+                tokio::time::sleep(untold).await;
+                untold = untold.saturating_mul(2).min(CHECK_BLOCKED);
+            } else {
+                untold = CHECK_UNTOLD;
+                tokio::time::sleep(CHECK_BLOCKED).await;
+            }
         }
+    }
+
+    /// Whether something that decides about trading is only not known: nothing was found that keeps it out.
+    fn is_untold(&self) -> bool {
+        self.read(|state| {
+            let worst = state.findings.iter().flatten().map(|finding| finding.severity).max();
+            worst == Some(Severity::Unknown)
+        })
     }
 
     /// Whether the first look before trading ended.

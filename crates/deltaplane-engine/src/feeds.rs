@@ -44,21 +44,22 @@ impl FeedBoard {
         Self { active: Mutex::new(ActiveFeed::new(order)), latencies: Mutex::default() }
     }
 
-    /// Takes how late the newest event of a feed was, once for each.
-    fn note_latency(&self, feed: &FeedId, view: &MarketView) {
-        let late = view.received_at.as_millis().saturating_sub(view.venue_time.as_millis());
+    /// Takes how late the newest event of a feed was, once for each: when it was sent and when it arrived, both by the
+    /// venue's clock, and when it was received by ours.
+    fn note_latency(&self, feed: &FeedId, (sent, arrived): (Timestamp, Timestamp), received_at: Timestamp) {
+        let late = arrived.as_millis().saturating_sub(sent.as_millis());
         let mut all = lock(&self.latencies);
         let known = all.entry(feed.clone()).or_default();
-        if known.back().is_some_and(|(at, _)| *at >= view.received_at) {
+        if known.back().is_some_and(|(at, _)| *at >= received_at) {
             return;
         }
-        known.push_back((view.received_at, late));
+        known.push_back((received_at, late));
         if known.len() > LATENCIES {
             known.pop_front();
         }
     }
 
-    /// The median over the last minute. A venue's clock that is ahead of ours shows as no latency.
+    /// The median over the last minute; a venue's clock that is ahead shows as no latency.
     fn latency(&self, feed: &FeedId, now: Timestamp) -> Option<Duration> {
         let all = lock(&self.latencies);
         let recent = all.get(feed)?.iter().filter(|(at, _)| now.since(*at) <= LATENCY_OVER);
@@ -110,7 +111,12 @@ impl Core {
         let judged = self.judge_feeds();
         for (id, feed) in &judged {
             if let Some(view) = &feed.view {
-                self.shared.feeds.note_latency(id, view);
+                // Where no account knows the venue's clock, ours stands for it.
+                let of_feed = eyes.feed_of.iter().filter(|(_, feed)| *feed == id);
+                let mut keepers = of_feed.filter_map(|(account, _)| eyes.accounts.get(account));
+                let arrived = keepers.find_map(|keeper| keeper.reader.venue_clock(view.received_at));
+                let arrived = arrived.unwrap_or(view.received_at);
+                self.shared.feeds.note_latency(id, (view.venue_time, arrived), view.received_at);
             }
         }
         if now.since(self.started_at()) < eyes.config.feeds.failing_after {
@@ -217,5 +223,28 @@ const fn name(health: FeedHealth) -> &'static str {
         FeedHealth::Healthy => "healthy",
         FeedHealth::Degraded => "degraded",
         FeedHealth::Failing => "failing",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Events that came 40, 50 and 90 ms late by the venue's clock, of which ours is two seconds ahead.
+    #[test]
+    fn latency_is_the_median_by_the_venues_clock() {
+        let at = Timestamp::from_millis;
+        let feed: FeedId = "main".parse().unwrap();
+        let board = FeedBoard::new(vec![feed.clone()]);
+        for (second, late) in [(1_000, 50), (2_000, 90), (3_000, 40)] {
+            for _once in 0..2 {
+                board.note_latency(&feed, (at(second), at(second + late)), at(second + late + 2_000));
+            }
+        }
+        let of = |now| board.latency(&feed, at(now));
+        assert_eq!(of(6_000), Some(Duration::from_millis(50)));
+        // A minute later only the last one is young enough.
+        assert_eq!(of(64_500), Some(Duration::from_millis(40)));
+        assert_eq!(of(70_000), None);
     }
 }

@@ -75,7 +75,7 @@ pub fn outlives(equity: Notional, positions: &[MarkedPosition], distance: Ratio)
         }
         // A price cannot fall by more than all of it.
         let fall = distance.value().min(Decimal::ONE);
-        for r in [-fall, distance.value()] {
+        for r in [sub(Decimal::ZERO, fall)?, distance.value()] {
             if cushion(equity, positions.iter().copied(), r)? <= Decimal::ZERO {
                 return Ok(false);
             }

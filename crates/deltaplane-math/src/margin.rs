@@ -114,8 +114,9 @@ pub fn liquidation_distance(
         if margin.brackets.is_empty() { solve(Decimal::ZERO, Decimal::ZERO)? } else { Decimal::ZERO };
     for step in &margin.brackets {
         distance = solve(step.maintenance_rate.value(), step.deduction.value())?;
-        let moved = if position.is_negative() { distance } else { -distance };
-        if mul_rounded(notional, add(Decimal::ONE, moved)?)? <= step.cap.value() {
+        let at_price =
+            if position.is_negative() { add(Decimal::ONE, distance)? } else { sub(Decimal::ONE, distance)? };
+        if mul_rounded(notional, at_price)? <= step.cap.value() {
             break;
         }
     }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use deltaplane_types::Timestamp;
 
+/// How well a venue's clock must be known to time its prices by it.
+const TIMING_MS: i64 = 250;
+
 /// Offset to add to our time to get the venue's, with how far it may be off.
 #[derive(Debug)]
 pub struct ClockOffset {
@@ -54,6 +57,11 @@ impl ClockOffset {
     /// Forgets what was known: nothing may be signed until the next observation.
     pub fn invalidate(&self) {
         self.uncertainty_ms.store(i64::MAX, Ordering::Relaxed);
+    }
+
+    /// The venue's time, if it is known well enough to time prices by it.
+    pub fn timing(&self, ours: Timestamp) -> Option<Timestamp> {
+        self.venue_time(ours, TIMING_MS)
     }
 
     /// The venue's time, if it is known to within `most_ms`.

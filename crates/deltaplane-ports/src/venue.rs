@@ -212,6 +212,9 @@ pub trait AccountReader: Send + Sync {
     /// Whether the account's stream is live.
     fn is_streaming(&self) -> bool;
 
+    /// What the venue's clock shows when ours shows this; none where that is not known well enough to time prices.
+    fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp>;
+
     /// How often the account may be read in the background without spending the venue's budget.
     fn pace(&self) -> Pace;
 

@@ -300,7 +300,7 @@ impl AccountReader for FapiVenue {
                     maintenance_margin: maintenance,
                     leverage,
                     liquidation_price: detail.and_then(|detail| price(detail.liquidation_price)),
-                    isolated_margin: map::isolated_margin(&row),
+                    isolated_margin: map::isolated_margin(row),
                     updated_at: Timestamp::from_millis(row.update_time),
                 },
             );
@@ -410,6 +410,10 @@ impl AccountReader for FapiVenue {
 
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent> {
         self.events.subscribe()
+    }
+
+    fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp> {
+        self.rest.offset.timing(ours)
     }
 
     fn is_streaming(&self) -> bool {

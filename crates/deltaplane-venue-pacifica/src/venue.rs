@@ -361,6 +361,10 @@ impl AccountReader for PacificaVenue {
         self.events.subscribe()
     }
 
+    fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp> {
+        self.rest.offset.timing(ours)
+    }
+
     fn is_streaming(&self) -> bool {
         self.live.load(Ordering::SeqCst)
     }

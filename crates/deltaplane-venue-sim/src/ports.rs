@@ -289,6 +289,10 @@ impl AccountReader for InProcessVenue {
         self.events.subscribe()
     }
 
+    fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp> {
+        Some(ours)
+    }
+
     fn is_streaming(&self) -> bool {
         true
     }

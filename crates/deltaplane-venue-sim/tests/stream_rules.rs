@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use deltaplane_venue_sim::config::{AccountConfig, ExchangeConfig};
 use deltaplane_venue_sim::{Dialect, Market, SimClock, SimOptions, StreamRules, start};
+use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -27,9 +28,14 @@ fn text(payload: &str) -> Vec<u8> {
     [&[0x81, 0x80 | length, 0, 0, 0, 0], payload.as_bytes()].concat()
 }
 
-/// How long a connection lives on which a client sends a frame again and again; `None` if it outlives three
-/// seconds. Nothing here answers a ping.
-async fn life(dialect: Dialect, rules: StreamRules, frame: &[u8], every: Duration) -> Option<Duration> {
+/// How long a connection lives on which a client sends a frame again and again; `None` if it outlives `watched`.
+/// Nothing here answers a ping.
+async fn life(
+    dialect: Dialect,
+    rules: StreamRules,
+    (frame, every): (&[u8], Duration),
+    watched: Duration,
+) -> Option<Duration> {
     let config = ExchangeConfig::with_accounts(dialect, vec![AccountConfig::new("a", "key", "secret")]);
     let clock = SimClock::Frozen(Arc::new(AtomicI64::new(1_750_000_000_000)));
     let market = Market::Synthetic { seed: 1, venue: 1, mark: None };
@@ -38,18 +44,18 @@ async fn life(dialect: Dialect, rules: StreamRules, frame: &[u8], every: Duratio
     let any = "127.0.0.1:0".parse().unwrap();
     let running = start(options, any, Some(any)).await.unwrap();
     let address = running.rest().replace("http://", "");
+    let began = Instant::now();
     let mut socket = TcpStream::connect(&address).await.unwrap();
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
     socket.write_all(request.as_bytes()).await.unwrap();
-    let began = Instant::now();
     let (mut reading, mut writing) = socket.into_split();
     let mut buffer = [0; 4_096];
     let mut answered = false;
     let mut due = Instant::now() + every;
-    while began.elapsed() < ms(3_000) {
+    while began.elapsed() < watched {
         tokio::select! {
             read = reading.read(&mut buffer) => match read {
                 Ok(0) | Err(_) => {
@@ -78,8 +84,8 @@ async fn life(dialect: Dialect, rules: StreamRules, frame: &[u8], every: Duratio
 fn quick(dialect: Dialect) -> StreamRules {
     StreamRules {
         ping_every: ms(100),
-        pong_within: ms(900),
-        idle_within: ms(if dialect == Dialect::Pacifica { 900 } else { 60_000 }),
+        pong_within: ms(2_400),
+        idle_within: ms(if dialect == Dialect::Pacifica { 2_400 } else { 60_000 }),
         lifetime: ms(60_000),
         ..dialect.stream_rules()
     }
@@ -87,26 +93,30 @@ fn quick(dialect: Dialect) -> StreamRules {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_says_nothing_is_cut_off_and_who_answers_is_not() {
-    for dialect in ALL {
-        let lived = life(dialect, quick(dialect), &[], ms(60_000)).await;
-        assert!(lived.is_some_and(|lived| lived > ms(850) && lived < ms(2_500)), "{dialect:?}: {lived:?}");
+    let silent = async |dialect| life(dialect, quick(dialect), (&[], ms(60_000)), ms(8_000)).await;
+    let answering = async |dialect| {
         let answer = match dialect {
             Dialect::Pacifica => text(r#"{"method":"ping"}"#),
             Dialect::Binance | Dialect::Aster => PONG.to_vec(),
         };
-        assert_eq!(life(dialect, quick(dialect), &answer, ms(150)).await, None, "{dialect:?}");
-    }
+        life(dialect, quick(dialect), (&answer, ms(150)), ms(3_600)).await
+    };
     // On Pacifica a pong says nothing: the venue waits for a message.
-    let lived = life(Dialect::Pacifica, quick(Dialect::Pacifica), &PONG, ms(150)).await;
-    assert!(lived.is_some_and(|lived| lived < ms(2_500)), "{lived:?}");
+    let ponging = life(Dialect::Pacifica, quick(Dialect::Pacifica), (&PONG, ms(150)), ms(8_000));
+    let (ended, lasting, ponged) =
+        tokio::join!(join_all(ALL.map(silent)), join_all(ALL.map(answering)), ponging);
+    for lived in ended.into_iter().chain([ponged]) {
+        assert!(lived.is_some_and(|lived| lived > ms(2_300) && lived < ms(7_000)), "{lived:?}");
+    }
+    assert_eq!(lasting, [None; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_ends_with_its_day() {
     for dialect in ALL {
         let rules = StreamRules { lifetime: ms(1_000), ..dialect.stream_rules() };
-        let lived = life(dialect, rules, &[], ms(60_000)).await;
-        assert!(lived.is_some_and(|lived| lived >= ms(990) && lived < ms(2_500)), "{dialect:?}: {lived:?}");
+        let lived = life(dialect, rules, (&[], ms(60_000)), ms(8_000)).await;
+        assert!(lived.is_some_and(|lived| lived >= ms(990) && lived < ms(7_000)), "{dialect:?}: {lived:?}");
     }
 }
 
@@ -114,8 +124,9 @@ async fn a_connection_ends_with_its_day() {
 async fn who_talks_too_much_is_cut_off() {
     for dialect in [Dialect::Binance, Dialect::Aster] {
         let list = text(r#"{"method":"LIST_SUBSCRIPTIONS","id":1}"#);
-        let lived = life(dialect, dialect.stream_rules(), &list, ms(20)).await;
-        assert!(lived.is_some_and(|lived| lived < ms(2_500)), "{dialect:?}: {lived:?}");
-        assert_eq!(life(dialect, dialect.stream_rules(), &list, ms(200)).await, None, "{dialect:?}");
+        let rules = dialect.stream_rules();
+        let lived = life(dialect, rules, (&list, ms(20)), ms(8_000)).await;
+        assert!(lived.is_some_and(|lived| lived < ms(7_000)), "{dialect:?}: {lived:?}");
+        assert_eq!(life(dialect, rules, (&list, ms(200)), ms(3_000)).await, None, "{dialect:?}");
     }
 }
