@@ -93,6 +93,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
                 equity: Notional::new(dec("50000")),
                 other_margin: Notional::ZERO,
                 other_maintenance: Notional::ZERO,
+                not_shared: Notional::ZERO,
                 others: Vec::new(),
                 initial_rate: Ratio::new(dec("0.1")),
                 brackets: vec![MarginBracket {

@@ -62,6 +62,7 @@ fn account(account: &Account) -> Result<PlanAccount> {
             equity: Notional::new(parse_exact(&account.equity)?),
             other_margin: Notional::ZERO,
             other_maintenance: Notional::ZERO,
+            not_shared: Notional::ZERO,
             others: Vec::new(),
             initial_rate: Ratio::new(deltaplane_math::div(Decimal::ONE, leverage)?),
             brackets: vec![MarginBracket {

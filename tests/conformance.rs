@@ -15,7 +15,7 @@ use deltaplane_types::{
     Decimal, FillCause, Notional, OrderStatus, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
     TimeInForce, UnknownCause,
 };
-use deltaplane_venue_sim::config::{AgentConfig, Exact};
+use deltaplane_venue_sim::config::AgentConfig;
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide};
 use deltaplane_venue_sim::{Fault, FaultKind, StreamRules, Switches};
 
@@ -374,25 +374,26 @@ async fn money_that_is_moved_is_told_from_money_that_is_earned() {
     }
 }
 
-/// Of ten million, a position of 0.5 at a price that stands has its part at 10x, on Pacifica at its default of 50x;
-/// the account's equity is the same.
+/// 0.5 bought at 60,000 and worth 66,000 has its part of the wallet at 10x, on Pacifica at its default of 50x, and a
+/// profit of 3,000; the account has ten million and that profit, whoever holds it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_position_with_margin_of_its_own_says_so() {
     for kind in KINDS {
         for isolated in [true, false] {
             let mut setup = Setup { frozen_price: true, ..Setup::new(kind) };
             let contract = kind.contract(&btc());
-            setup.account.positions.insert(contract.clone(), Exact(dec("0.5")));
             setup.account.leverage = 10;
-            setup.account.isolated = if isolated { vec![contract] } else { Vec::new() };
+            setup.account.isolated = if isolated { vec![contract.clone()] } else { Vec::new() };
             let bench = Bench::start(kind, setup).await;
+            let (account, amount, entry) = ("one".to_owned(), dec("0.5"), Some(dec("60000")));
+            let bought = Command::SetPosition { account, symbol: contract, amount, entry };
+            bench.running.sim().apply(bought).unwrap();
             let account = bench.reader.fetch_account().await.unwrap();
             let position = &account.positions[&btc()];
-            let entry = position.entry_price.unwrap();
-            let part = if matches!(kind, Kind::Pacifica) { dec("0.01") } else { dec("0.05") };
-            let margin = Notional::new(entry.value() * part);
+            let margin = Notional::new(if kind == Kind::Pacifica { dec("600") } else { dec("3000") });
             assert_eq!(position.isolated_margin, isolated.then_some(margin), "{kind:?}");
-            assert_eq!(account.equity().unwrap().value(), dec("10000000"), "{kind:?}");
+            assert_eq!(position.unrealized.value(), dec("3000"), "{kind:?}");
+            assert_eq!(account.equity().unwrap().value(), dec("10003000"), "{kind:?}");
         }
     }
 }
@@ -639,6 +640,22 @@ async fn preflight_says_what_is_wrong_and_what_to_do() {
             matches!(&found[..], [(Check::Margin, text)] if text.contains("isolated")),
             "{kind:?}: {found:?}"
         );
+    }
+    for kind in [Kind::Binance, Kind::AsterHmac] {
+        let mut setup = Setup::new(kind);
+        setup.account.hedge_mode = true;
+        setup.account.isolated = vec!["ETHUSDT".to_owned()];
+        let running = start_exchange(kind, &setup).await;
+        for (side, position_side) in [(Side::Buy, PositionSide::Long), (Side::Sell, PositionSide::Short)] {
+            let order = NewOrder { position_side, ..NewOrder::market("ETHUSDT", side, dec("0.1")) };
+            let place = Command::Place { account: "one".to_owned(), order };
+            running.sim().apply(place).unwrap();
+        }
+        let connected = connect(kind, "one", &running, &setup, &[btc()]);
+        let findings = connected.reader.preflight(&btc()).await;
+        let bad = findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+        let texts: Vec<&str> = bad.map(|finding| finding.text.as_str()).collect();
+        assert_eq!(texts, ["ETHUSDT is held long and short with isolated margin each"], "{kind:?}");
     }
     let mut unbound = Setup::new(Kind::AsterAgent);
     unbound.account.agents = vec![];

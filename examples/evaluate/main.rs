@@ -157,6 +157,7 @@ fn plan_account(account: &Value) -> Result<PlanAccount> {
             equity: Notional::new(number(account, "equity")?),
             other_margin: Notional::new(number(account, "otherMargin")?),
             other_maintenance: Notional::ZERO,
+            not_shared: Notional::ZERO,
             others: Vec::new(),
             initial_rate: Ratio::new(number(account, "imr")?),
             brackets: vec![MarginBracket {

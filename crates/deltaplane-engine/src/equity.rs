@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_math::{MarkedPosition, joint_liquidation_distance};
+use deltaplane_math::{MarkedPosition, joint_liquidation_distance, shared_equity};
 use deltaplane_math::{MathError, div, mul_rounded};
 use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, EquityMark, Failure, PositionRisk};
 use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint};
@@ -189,7 +189,8 @@ impl Core {
     }
 
     /// The joint distance to liquidation of an account if its position in a symbol were another one, traded at the
-    /// mark. The outer none: not known. The inner: there is no such move.
+    /// mark. The outer none: not known. The inner: there is no such move. Isolated positions in other symbols, which it
+    /// can neither help nor harm, are left out.
     pub(crate) async fn distance_with(
         &self,
         id: &AccountId,
@@ -209,7 +210,14 @@ impl Core {
                 known.push(marked(&held, instrument, holdings.rate(&instrument.quote)).ok()?);
             }
         }
-        joint_liquidation_distance(equity, &known).ok()
+        let is_isolated =
+            |(held, _): &(Position, Instrument)| held.symbol == *symbol && held.isolated_margin.is_some();
+        if valued.iter().any(is_isolated) {
+            return joint_liquidation_distance(equity, &known).ok();
+        }
+        let shared = shared_equity(equity, &known).ok()?;
+        known.retain(|position| position.own_equity.is_none());
+        joint_liquidation_distance(shared, &known).ok()
     }
 
     /// How an account stands, from its newest known state.

@@ -319,6 +319,14 @@ impl Snapshot {
 }
 
 impl AccountFacts {
+    /// What isolated positions in other symbols have for themselves, in the account's currency.
+    fn not_shared(&self, symbol: &Symbol) -> Result<Notional, MathError> {
+        let others = self.account.positions.values().filter(|position| position.symbol != *symbol);
+        others
+            .filter_map(|position| Some((position.isolated_margin?, position.unrealized)))
+            .try_fold(Notional::ZERO, |sum, (margin, unrealized)| Ok(sum.plus(margin)?.plus(unrealized)?))
+    }
+
     /// What decides the account's margin in the symbol, in USD.
     pub(crate) fn margin(&self, symbol: &Symbol) -> Result<MarginUse, MathError> {
         let held = self.account.positions.get(symbol);
@@ -345,7 +353,8 @@ impl AccountFacts {
             other_maintenance: worth(maintenance.max(Notional::ZERO))?,
             initial_rate: Ratio::new(deltaplane_math::div(Decimal::ONE, leverage)?),
             brackets: self.instrument.brackets.iter().map(bracket).collect::<Result<_, MathError>>()?,
-            others: self.others.clone(),
+            not_shared: worth(self.not_shared(symbol)?)?,
+            others: self.others.iter().filter(|other| other.own_equity.is_none()).cloned().collect(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use deltaplane_math::{
-    MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, keeps_distance,
+    MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, keeps_distance, least_distances,
     liquidation_distance, mul_rounded, rebalance, smallest_order,
 };
 use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
@@ -176,11 +176,7 @@ fn most_growth(
         (false, true) => &[Side::Sell],
         (false, false) => &[Side::Buy],
     };
-    // As for the legs of a hedge: where other symbols may offset this one, what an account has must not get less.
-    let asked = config.costs.min_liquidation_distance;
-    let least = liquidation_distance(&margin, position, price)?
-        .filter(|_| !margin.others.is_empty())
-        .map_or(asked, |distance| distance.min(asked));
+    let least = least_distances(&margin, position, price, config.costs.min_liquidation_distance)?;
     let fits = |growth: Decimal| -> Result<bool, MathError> {
         for side in sides {
             let after = position.plus(Quantity::try_new(growth)?.signed(*side))?;

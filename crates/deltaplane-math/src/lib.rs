@@ -19,10 +19,10 @@ pub use exposure::{
     Decision, Exposure, deviation_ratio, effective_tolerance, exposure_of, inverse_delta, linear_delta,
     quantity_to_band, reference_exposure,
 };
-pub use liquidation::{MarkedPosition, joint_liquidation_distance, outlives, shared_equity};
+pub use liquidation::{MarkedPosition, joint_liquidation_distance, shared_equity};
 pub use margin::{
-    MarginUse, keeps_distance, leverage_ratio, liquidation_distance, maintenance_margin, margin_ratio,
-    utilization,
+    MarginUse, keeps_distance, least_distances, leverage_ratio, liquidation_distance, maintenance_margin,
+    margin_ratio, utilization,
 };
 pub use order_size::{OrderRules, ceil_to_step, floor_to_step, price_cap, round_down_to_lot, smallest_order};
 pub use rebalance::{Rebalance, RebalanceAccount, RebalanceChange, RebalanceInput, rebalance};

@@ -62,23 +62,21 @@ fn backed(
     Ok(std::iter::once((shared_equity(equity, positions)?, shared)).chain(alone).collect())
 }
 
-/// Whether an account outlives a joint move of all prices by `distance`, either way: whether its distance to
-/// liquidation is larger. The same as comparing with [`joint_liquidation_distance`], for a fraction of the work.
-///
-/// # Errors
-///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
-pub fn outlives(equity: Notional, positions: &[MarkedPosition], distance: Ratio) -> Result<bool, MathError> {
-    for (equity, positions) in backed(equity, positions)? {
-        if positions.iter().all(|position| position.quantity.is_zero()) {
-            continue;
-        }
-        // A price cannot fall by more than all of it.
-        let fall = distance.value().min(Decimal::ONE);
-        for r in [sub(Decimal::ZERO, fall)?, distance.value()] {
-            if cushion(equity, positions.iter().copied(), r)? <= Decimal::ZERO {
-                return Ok(false);
-            }
+/// Whether positions that share an equity outlive a joint move of all prices by each of these, a fall and a rise. The
+/// same as comparing with [`distances`], for a fraction of the work.
+pub(crate) fn outlive(
+    equity: Notional,
+    positions: &[MarkedPosition],
+    [fall, rise]: [Ratio; 2],
+) -> Result<bool, MathError> {
+    if positions.iter().all(|position| position.quantity.is_zero()) {
+        return Ok(true);
+    }
+    // A price cannot fall by more than all of it.
+    let fall = sub(Decimal::ZERO, fall.value().min(Decimal::ONE))?;
+    for r in [fall, rise.value()] {
+        if cushion(equity, positions, r)? <= Decimal::ZERO {
+            return Ok(false);
         }
     }
     Ok(true)
@@ -100,23 +98,28 @@ pub fn joint_liquidation_distance(
 ) -> Result<Option<Ratio>, MathError> {
     let mut nearest: Option<Ratio> = None;
     for (equity, positions) in backed(equity, positions)? {
-        if let Some(distance) = distance_of(equity, &positions)? {
+        for distance in distances(equity, positions)?.into_iter().flatten() {
             nearest = Some(nearest.map_or(distance, |known| known.min(distance)));
         }
     }
     Ok(nearest)
 }
 
-fn distance_of(equity: Notional, positions: &[&MarkedPosition]) -> Result<Option<Ratio>, MathError> {
+/// The joint fall and the joint rise at which positions that share an equity are liquidated.
+pub(crate) fn distances<'a>(
+    equity: Notional,
+    positions: impl IntoIterator<Item = &'a MarkedPosition>,
+) -> Result<[Option<Ratio>; 2], MathError> {
+    let positions: Vec<&MarkedPosition> = positions.into_iter().collect();
     let cushion = |r| cushion(equity, positions.iter().copied(), r);
+    let mut found = [None; 2];
     if positions.iter().all(|position| position.quantity.is_zero()) {
-        return Ok(None);
+        return Ok(found);
     }
     if cushion(Decimal::ZERO)? <= Decimal::ZERO {
-        return Ok(Some(Ratio::ZERO));
+        return Ok([Some(Ratio::ZERO); 2]);
     }
-    let mut nearest: Option<Decimal> = None;
-    for end in [Decimal::NEGATIVE_ONE, Decimal::from(FURTHEST)] {
+    for (end, found) in [Decimal::NEGATIVE_ONE, Decimal::from(FURTHEST)].into_iter().zip(&mut found) {
         if cushion(end)? > Decimal::ZERO {
             continue;
         }
@@ -129,10 +132,10 @@ fn distance_of(equity: Notional, positions: &[&MarkedPosition]) -> Result<Option
                 lost = middle;
             }
         }
-        let distance = safe.abs();
-        nearest = Some(nearest.map_or(distance, |known| known.min(distance)));
+        // Cut off and not rounded: it is a move that is outlived.
+        *found = Some(Ratio::new(safe.abs().trunc_with_scale(12).normalize()));
     }
-    Ok(nearest.map(|distance| Ratio::new(distance.round_dp(12).normalize())))
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -212,17 +215,23 @@ mod tests {
     #[test]
     fn an_account_outlives_what_is_nearer_than_its_distance() {
         let both = [position("1", "5000", FLAT), position("-4", "1000", FLAT)];
+        let each_way = |equity: &str, positions: &[MarkedPosition], fall: &str, rise: &str| {
+            let moves = [fall, rise].map(|text| Ratio::new(dec(text)));
+            outlive(Notional::new(dec(equity)), positions, moves).unwrap()
+        };
         let lives = |equity: &str, positions: &[MarkedPosition], distance: &str| {
-            outlives(Notional::new(dec(equity)), positions, Ratio::new(dec(distance))).unwrap()
+            each_way(equity, positions, distance, distance)
         };
         // The distance of 900 is 0.895288, that of 1,100 has no end.
         assert_eq!([lives("900", &both, "0.8952"), lives("900", &both, "0.8953")], [true, false]);
         assert!(lives("1100", &both, "5"));
         assert_eq!([lives("45", &both, "0"), lives("45.01", &both, "0")], [false, true]);
-        let alone =
-            MarkedPosition { own_equity: Some(Notional::new(dec("60"))), ..position("-1", "1000", FLAT) };
-        let alone = [alone];
-        assert_eq!([lives("1000", &alone, "0.0547"), lives("1000", &alone, "0.0548")], [true, false]);
+        // What is long is lost by a fall alone.
+        let long = [position("1", "5000", FLAT)];
+        assert_eq!(
+            [each_way("1000", &long, "0.195", "9"), each_way("1000", &long, "0.196", "0")],
+            [true, false]
+        );
         assert!(lives("0", &[position("0", "1", FLAT)], "0.5"), "it holds nothing");
     }
 }

@@ -2,7 +2,8 @@
 
 use deltaplane_types::{Decimal, Delta, MarginBracket, Notional, Price, Ratio};
 
-use crate::{MarkedPosition, MathError, add, div, joint_liquidation_distance, mul_rounded, outlives, sub};
+use crate::liquidation::{distances, outlive};
+use crate::{MarkedPosition, MathError, add, div, mul_rounded, sub};
 
 /// What decides an account's margin in one symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,21 +18,29 @@ pub struct MarginUse {
     pub initial_rate: Ratio,
     /// Maintenance table of this symbol.
     pub brackets: Vec<MarginBracket>,
-    /// The account's positions in other symbols, whose prices move with this one's. Empty where it has none, or one
-    /// of them cannot be valued: they are then taken to stay and to keep `other_maintenance`.
+    /// The part of the equity that isolated positions in other symbols have for themselves, quote.
+    pub not_shared: Notional,
+    /// The account's positions in other symbols that share its equity, whose prices move with this one's. Empty where it
+    /// has none, or one of them cannot be valued: they are then taken to stay and to keep `other_maintenance`.
     pub others: Vec<MarkedPosition>,
 }
 
 impl MarginUse {
-    /// All positions of the account, with this one in this symbol.
-    fn with(&self, position: Delta, price: Price) -> Vec<MarkedPosition> {
+    /// All positions that share the account's equity, with this one in this symbol, and what there is for them: not what
+    /// the venue maintains for positions that are not among them.
+    fn shared(&self, position: Delta, price: Price) -> Result<(Notional, Vec<MarkedPosition>), MathError> {
+        let mut unlisted = self.other_maintenance;
+        for other in &self.others {
+            unlisted = unlisted.minus(maintenance_margin(&other.brackets, other.quantity, other.mark)?)?;
+        }
+        let equity = self.equity.minus(self.not_shared)?.minus(unlisted.max(Notional::ZERO))?;
         let own = MarkedPosition {
             quantity: position,
             mark: price,
             brackets: self.brackets.clone(),
             own_equity: None,
         };
-        std::iter::once(own).chain(self.others.iter().cloned()).collect()
+        Ok((equity, std::iter::once(own).chain(self.others.iter().cloned()).collect()))
     }
 }
 
@@ -83,7 +92,7 @@ pub fn maintenance_margin(
 }
 
 /// The adverse move, as a fraction of the price, at which a cross account with this linear position is liquidated;
-/// none where it holds nothing. With positions in other symbols it is [`joint_liquidation_distance`].
+/// none where it holds nothing. With positions in other symbols that share its equity it is the joint move of all prices.
 ///
 /// Long `r = (E − mmr·N) ÷ (N·(1 − mmr))`, short `r = (E − mmr·N) ÷ (N·(1 + mmr))` with `N` the notional, the
 /// step's deduction added to the equity and the other positions' maintenance margin taken from it. The step is the
@@ -97,16 +106,27 @@ pub fn liquidation_distance(
     position: Delta,
     price: Price,
 ) -> Result<Option<Ratio>, MathError> {
+    let distances = liquidation_distances(margin, position, price)?;
+    Ok(distances.into_iter().flatten().min())
+}
+
+/// The fall and the rise of prices at which the account is liquidated.
+fn liquidation_distances(
+    margin: &MarginUse,
+    position: Delta,
+    price: Price,
+) -> Result<[Option<Ratio>; 2], MathError> {
     if !margin.others.is_empty() {
-        return joint_liquidation_distance(margin.equity, &margin.with(position, price));
+        let (equity, positions) = margin.shared(position, price)?;
+        return distances(equity, &positions);
     }
     let notional = mul_rounded(position.abs().value(), price.value())?;
     if notional.is_zero() {
-        return Ok(None);
+        return Ok([None; 2]);
     }
+    let equity = margin.equity.minus(margin.not_shared)?.minus(margin.other_maintenance)?;
     let solve = |rate: Decimal, deduction: Decimal| -> Result<Decimal, MathError> {
-        let equity = add(sub(margin.equity.value(), margin.other_maintenance.value())?, deduction)?;
-        let cushion = sub(equity, mul_rounded(rate, notional)?)?;
+        let cushion = sub(add(equity.value(), deduction)?, mul_rounded(rate, notional)?)?;
         let factor = if position.is_negative() { add(Decimal::ONE, rate)? } else { sub(Decimal::ONE, rate)? };
         div(cushion, mul_rounded(notional, factor)?)
     };
@@ -120,10 +140,32 @@ pub fn liquidation_distance(
             break;
         }
     }
-    Ok(Some(Ratio::new(distance)))
+    let distance = Some(Ratio::new(distance));
+    Ok(if position.is_negative() { [None, distance] } else { [distance, None] })
 }
 
-/// Whether an account with this position is at least as far from liquidation as asked.
+/// The fall and the rise that a larger position must outlive: what is asked for. Where positions in other symbols may
+/// offset this one, and the account is nearer in a direction already, it is what it has there: a trade that offsets
+/// them is allowed then, and the quantities that are allowed have no gap, since what an account outlives is concave in
+/// the position.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
+pub fn least_distances(
+    margin: &MarginUse,
+    position: Delta,
+    price: Price,
+    asked: Ratio,
+) -> Result<[Ratio; 2], MathError> {
+    if margin.others.is_empty() {
+        return Ok([asked; 2]);
+    }
+    let distances = liquidation_distances(margin, position, price)?;
+    Ok(distances.map(|distance| distance.map_or(asked, |distance| distance.min(asked))))
+}
+
+/// Whether an account with this position outlives a fall and a rise of prices; see [`least_distances`].
 ///
 /// # Errors
 ///
@@ -132,13 +174,16 @@ pub fn keeps_distance(
     margin: &MarginUse,
     position: Delta,
     price: Price,
-    least: Ratio,
+    least: [Ratio; 2],
 ) -> Result<bool, MathError> {
     if margin.others.is_empty() {
-        let distance = liquidation_distance(margin, position, price)?;
-        return Ok(distance.is_none_or(|distance| distance >= least));
+        let distances = liquidation_distances(margin, position, price)?;
+        let keeps =
+            |(distance, least): (Option<Ratio>, Ratio)| distance.is_none_or(|distance| distance >= least);
+        return Ok(distances.into_iter().zip(least).all(keeps));
     }
-    outlives(margin.equity, &margin.with(position, price), least)
+    let (equity, positions) = margin.shared(position, price)?;
+    outlive(equity, &positions, least)
 }
 
 #[cfg(test)]
@@ -188,6 +233,7 @@ mod tests {
             equity: Notional::new(dec("20")),
             other_margin: Notional::ZERO,
             other_maintenance: Notional::ZERO,
+            not_shared: Notional::ZERO,
             others: Vec::new(),
             initial_rate: Ratio::new(dec("0.1")),
             brackets: vec![bracket("0", "1000000", "0.01", "0")],
@@ -213,6 +259,7 @@ mod tests {
                 equity: Notional::new(dec(equity)),
                 other_margin: Notional::ZERO,
                 other_maintenance: Notional::ZERO,
+                not_shared: Notional::ZERO,
                 others: Vec::new(),
                 initial_rate: Ratio::new(dec("0.1")),
                 brackets: steps.to_vec(),

@@ -1,8 +1,8 @@
 //! One account's possible part of a hedge: what each quantity costs and which quantities are allowed.
 
 use deltaplane_math::{
-    MarginUse, MathError, add, cumulative, div, keeps_distance, liquidation_distance, mul_rounded, price_cap,
-    smallest_order, sub, utilization,
+    MarginUse, MathError, add, cumulative, div, keeps_distance, least_distances, liquidation_distance,
+    mul_rounded, price_cap, smallest_order, sub, utilization,
 };
 use deltaplane_types::{
     AccountId, CostParts, Decimal, Delta, Leg, Level, Notional, Price, Quantity, Ratio, Side,
@@ -34,10 +34,8 @@ pub(crate) struct Candidate<'a> {
     max_slippage: Ratio,
     /// None where the account has no usable book: it then takes nothing.
     market: Option<Market>,
-    /// The distance to liquidation that a larger position must leave. Where positions in other symbols may offset
-    /// this one and the account is nearer than the setting, it is what the account has: a trade that offsets them
-    /// is allowed then, and the quantities that keep it have no gap.
-    least_distance: Ratio,
+    /// The fall and the rise of prices that a larger position must outlive.
+    least_distances: [Ratio; 2],
     /// Inclusive ranges of allowed quantities beside zero, ascending.
     allowed: Vec<(Decimal, Decimal)>,
 }
@@ -59,8 +57,8 @@ impl<'a> Candidate<'a> {
         most: Decimal,
     ) -> Result<Self, MathError> {
         let market = Market::of(account, side, input.max_slippage)?;
-        let distance = liquidation_distance(&account.margin, account.position, input.reference_price)?;
         let asked = input.costs.min_liquidation_distance;
+        let least = least_distances(&account.margin, account.position, input.reference_price, asked)?;
         let mut candidate = Self {
             account,
             side,
@@ -68,9 +66,7 @@ impl<'a> Candidate<'a> {
             costs: input.costs,
             max_slippage: input.max_slippage,
             market,
-            least_distance: distance
-                .filter(|_| !account.margin.others.is_empty())
-                .map_or(asked, |distance| distance.min(asked)),
+            least_distances: least,
             allowed: Vec::new(),
         };
         candidate.allowed = candidate.allowed_ranges(most)?;
@@ -209,7 +205,7 @@ impl<'a> Candidate<'a> {
         if basis > mul_rounded(self.costs.max_basis.value(), self.reference.value())? {
             return Ok(Some(Limit::Basis));
         }
-        if !keeps_distance(margin, after, self.reference, self.least_distance)? {
+        if !keeps_distance(margin, after, self.reference, self.least_distances)? {
             return Ok(Some(Limit::Liquidation));
         }
         Ok(None)
@@ -238,7 +234,8 @@ impl<'a> Candidate<'a> {
                 )
             }
             Some(Limit::Liquidation) => {
-                format!("liquidation distance: would fall below {}", self.least_distance)
+                let [fall, rise] = self.least_distances;
+                format!("liquidation distance: would fall below {}", fall.max(rise))
             }
             Some(Limit::ReduceOnly) => "only what reduces a position is traded now".to_owned(),
             Some(Limit::HedgeMode) => "hedge mode: one order cannot cross zero".to_owned(),

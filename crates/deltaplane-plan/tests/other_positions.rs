@@ -72,6 +72,35 @@ fn what_offsets_another_position_is_allowed_however_near_the_account_is() {
     assert_eq!(told, Some(("10".to_owned(), dec("0.52381"))));
 }
 
+/// Equity 1,000 beside a short of 15,000: prices up by r = 850 ÷ 15,150 = 0.0561 liquidate it. A long may offset that,
+/// but must not turn it over: with q at 1,000 a fall of 0.2 leaves 1,000 + 3,000 − 200 q − 0.8 (150 + 10 q) above zero up
+/// to q = 18.6.
+#[test]
+fn what_offsets_may_not_turn_the_account_over() {
+    let mut input = buying_ten("0", Some(("-150", "100")));
+    input.accounts[0].margin.equity = Notional::new(dec("1000"));
+    (input.needed, input.net) = (Delta::new(dec("25")), Delta::new(dec("-25")));
+    let (bought, distance) = bought(&input).unwrap();
+    // Then prices up by r lose 15,000 r less 18,000 r: only a fall is left, 1,000 − 3,000 r = 330 (1 − r).
+    assert_eq!((bought.as_str(), distance), ("18", dec("0.250936")));
+}
+
+/// What an isolated position in another symbol has is not there for this one, and what the venue maintains for positions
+/// that are not listed is not either: (3,000 − 1,000 − 10 q) ÷ (990 q) ≥ 0.2 up to q = 9.6, less 200 up to q = 8.6.
+#[test]
+fn what_is_not_shared_or_not_listed_is_not_there() {
+    let mut input = buying_ten("0", None);
+    input.accounts[0].margin.not_shared = Notional::new(dec("1000"));
+    assert_eq!(bought(&input).unwrap().0, "9");
+    input.accounts[0].margin.other_maintenance = Notional::new(dec("200"));
+    assert_eq!(bought(&input).unwrap().0, "8");
+    // Beside a listed long of 8,000, which maintains 80 of what the venue tells: 120 are not listed, and
+    // 3,000 − 120 − 80 − 10 q ≥ 0.2 (7,920 + 990 q) up to q = 5.8.
+    let mut input = buying_ten("0", Some(("80", "100")));
+    input.accounts[0].margin.other_maintenance = Notional::new(dec("200"));
+    assert_eq!(bought(&input).unwrap().0, "5");
+}
+
 /// Beside a long of 15,000 it is as near, and more of the same is refused.
 #[test]
 fn what_adds_to_another_position_is_not() {

@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
-use deltaplane_math::{MarginUse, OrderRules, liquidation_distance, utilization, walk_book};
+use deltaplane_math::{MarginUse, MarkedPosition, OrderRules, liquidation_distance, utilization, walk_book};
 use deltaplane_plan::{CostSettings, PlanAccount, PlanInput, plan_hedge, plan_lockstep};
 use deltaplane_types::{
     Decimal, Delta, Level, MarginBracket, Notional, Price, Quantity, Ratio, Side, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
+
+/// Maintenance margin of everything here.
+const MAINTENANCE: Decimal = Decimal::from_parts(4, 0, 0, false, 3);
 
 fn dec(mantissa: i64, scale: u32) -> Decimal {
     Decimal::from_i128_with_scale(mantissa.into(), scale)
@@ -35,7 +38,8 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
     let book = (9_900_i64..10_100).prop_flat_map(|start| (levels(start, -1), levels(start, 1)));
     let size = (prop_oneof![Just(1_i64), Just(2), Just(5)], 1_i64..4, 0_i64..6, any::<bool>());
     let state = (-12_i64..13, 0_i64..40, prop_oneof![Just(2_i64), Just(10), Just(20)], 1_i64..20);
-    (book, size, state, 0_i64..8, -20_i64..20, any::<bool>()).prop_map(
+    let other = prop_oneof![Just(0_i64), -20_i64..21];
+    (book, size, state, 0_i64..8, -20_i64..20, any::<bool>(), other).prop_map(
         move |(
             (bids, asks),
             (lot, min_lots, min_notional, exempt),
@@ -43,7 +47,22 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
             fee,
             funding,
             hedge,
+            other,
         )| {
+            let brackets = vec![MarginBracket {
+                floor: Notional::ZERO,
+                cap: Notional::new(dec(1_000_000, 0)),
+                maintenance_rate: Ratio::new(MAINTENANCE),
+                deduction: Notional::ZERO,
+                max_leverage: dec(125, 0),
+            }];
+            // Something else at 100, long or short, or nothing.
+            let other = MarkedPosition {
+                quantity: Delta::new(dec(other, 2)),
+                mark: Price::try_new(dec(100, 0)).unwrap(),
+                brackets: brackets.clone(),
+                own_equity: None,
+            };
             PlanAccount {
                 id: format!("acc-{id}").parse().unwrap(),
                 position: Delta::new(dec(position, 2)),
@@ -59,15 +78,10 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
                     equity: Notional::new(dec(equity - 2, 1)),
                     other_margin: Notional::ZERO,
                     other_maintenance: Notional::ZERO,
-                    others: Vec::new(),
+                    not_shared: Notional::ZERO,
+                    others: Some(other).filter(|other| !other.quantity.is_zero()).into_iter().collect(),
                     initial_rate: Ratio::new(Decimal::ONE / dec(leverage, 0)),
-                    brackets: vec![MarginBracket {
-                        floor: Notional::ZERO,
-                        cap: Notional::new(dec(1_000_000, 0)),
-                        maintenance_rate: Ratio::new(dec(4, 3)),
-                        deduction: Notional::ZERO,
-                        max_leverage: dec(125, 0),
-                    }],
+                    brackets,
                 },
                 max_notional: Notional::new(dec(max, 0)),
                 max_order_notional: Notional::new(dec(1_000_000, 0)),
@@ -104,6 +118,39 @@ fn input(max_accounts: usize) -> impl Strategy<Value = PlanInput> {
             max_in_flight: Notional::new(Decimal::from(25_000)),
             accounts,
         }
+    })
+}
+
+/// What an account has above its maintenance margin when all prices move by `r`: straight from the definition.
+fn left_after(account: &PlanAccount, position: Decimal, price: Decimal, r: Decimal) -> Decimal {
+    let others = account.margin.others.iter();
+    let worths = others.map(|other| other.quantity.value() * other.mark.value());
+    let worths: Vec<Decimal> = worths.chain([position * price]).collect();
+    let gained: Decimal = worths.iter().map(|worth| worth * r).sum();
+    let kept: Decimal = worths.iter().map(|worth| worth.abs() * (Decimal::ONE + r) * MAINTENANCE).sum();
+    account.margin.equity.value() + gained - kept
+}
+
+/// Whether a position that does not shrink leaves the distance to liquidation that is asked for, or with positions in
+/// other symbols in each direction what there was.
+fn keeps_its_distance(input: &PlanInput, account: &PlanAccount, after: Decimal) -> bool {
+    let (price, asked) = (input.reference_price, input.costs.min_liquidation_distance);
+    if account.margin.others.is_empty() {
+        let distance = liquidation_distance(&account.margin, Delta::new(after), price).unwrap();
+        return distance.is_none_or(|distance| distance >= asked);
+    }
+    [Decimal::NEGATIVE_ONE, Decimal::ONE].iter().all(|sign| {
+        let left = |position, r: Decimal| left_after(account, position, price.value(), *sign * r);
+        let position = account.position.value();
+        // It is linear in the move: where it would be nothing.
+        let (now, slope) = (left(position, Decimal::ZERO), left(position, Decimal::ONE));
+        let ends = (slope < now).then(|| now / (now - slope));
+        let least = if now <= Decimal::ZERO {
+            Decimal::ZERO
+        } else {
+            ends.map_or(asked.value(), |end| end.min(asked.value()))
+        };
+        left(after, least) > Decimal::ZERO
     })
 }
 
@@ -146,9 +193,7 @@ fn allowed_cost(input: &PlanInput, account: &PlanAccount, quantity: Decimal) -> 
             && utilization(&account.margin, delta, price).unwrap() <= input.costs.max_utilization
             && after.abs() * price.value() <= account.max_notional.value()
             && (mid - price.value()).abs() <= input.costs.max_basis.value() * price.value()
-            && liquidation_distance(&account.margin, delta, price)
-                .unwrap()
-                .is_none_or(|distance| distance >= input.costs.min_liquidation_distance);
+            && keeps_its_distance(input, account, after);
         if !fits {
             return None;
         }

@@ -64,7 +64,7 @@ pub(crate) fn mark_price(notional: Number, quantity: Number, contract: &Contract
 /// wallet that is not empty does.
 pub(crate) fn isolated_margin(row: &crate::wire::AccountPosition) -> Option<Notional> {
     let wallet = row.isolated_wallet.map_or(Decimal::ZERO, |wallet| wallet.0);
-    let is_isolated = row.isolated.unwrap_or(wallet > Decimal::ZERO);
+    let is_isolated = row.isolated.unwrap_or(!wallet.is_zero());
     is_isolated.then(|| Notional::new(wallet))
 }
 

@@ -431,7 +431,10 @@ impl AccountReader for FapiVenue {
                 found.push(self.unreachable_account(error));
                 return found;
             }
-            Ok(account) => found.push(check_collateral(&account)),
+            Ok(account) => {
+                found.push(check_collateral(&account));
+                found.extend(check_isolated_sides(&account));
+            }
         }
         found.push(match self.rest.account_rights().await {
             Ok(rights) => check_rights(&rights),
@@ -483,6 +486,20 @@ fn check_collateral(account: &crate::wire::Account) -> Finding {
             "deposit collateral",
         )
     }
+}
+
+/// Both sides of hedge mode with margin of their own: each is liquidated by itself, and what counts here is their net.
+fn check_isolated_sides(account: &crate::wire::Account) -> Option<Finding> {
+    let isolated = |row: &&crate::wire::AccountPosition| {
+        !row.position_amt.0.is_zero() && map::isolated_margin(row).is_some()
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    let twice = account.positions.iter().filter(isolated).find(|row| !seen.insert(&row.symbol))?;
+    Some(Finding::blocking(
+        Check::Margin,
+        format!("{} is held long and short with isolated margin each", twice.symbol),
+        "close one side, or use cross margin",
+    ))
 }
 
 fn check_rights(rights: &crate::wire::AccountRights) -> Finding {

@@ -26,7 +26,7 @@ use crate::errors;
 use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
 use crate::session::{Orders, Reply, Session, Told};
-use crate::wire::{MarginSetting, Market, PaidTrade, PastTrade, Placed, PlacedReply, PositionRow};
+use crate::wire::{MarginSetting, Market, Number, PaidTrade, PastTrade, Placed, PlacedReply, PositionRow};
 
 /// How often an account is read: each time costs two credits of a hundred in a minute.
 const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_millis(100) };
@@ -259,13 +259,10 @@ impl AccountReader for PacificaVenue {
             }
         }
         positions.retain(|_, position: &mut Position| position.delta != Delta::ZERO);
-        // What backs positions that share it, and what those have that do not.
-        let shared = account.cross_account_equity.unwrap_or(account.account_equity).0;
-        let own = positions.values().filter_map(|position| {
-            Some(position.isolated_margin?.value().saturating_add(position.unrealized.value()))
-        });
-        let own = own.fold(Decimal::ZERO, Decimal::saturating_add);
-        let equity = if account.cross_account_equity.is_some() { shared.saturating_add(own) } else { shared };
+        // Spot assets count as far as they are collateral; isolated positions are in it.
+        let spot = |value: Option<Number>| value.map_or(Decimal::ZERO, |value| value.0);
+        let (market_value, collateral) = (spot(account.spot_market_value), spot(account.spot_collateral));
+        let equity = account.account_equity.0.saturating_sub(market_value).saturating_add(collateral);
         Ok(AccountSnapshot {
             account: self.config.account.clone(),
             venue: self.config.venue.clone(),

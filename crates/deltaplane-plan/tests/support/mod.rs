@@ -43,6 +43,7 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
                 equity: Notional::new(dec(&account["equity"])),
                 other_margin: Notional::new(dec(&account["otherMargin"])),
                 other_maintenance: Notional::ZERO,
+                not_shared: Notional::ZERO,
                 others: Vec::new(),
                 initial_rate: Ratio::new(dec(&account["imr"])),
                 brackets: vec![MarginBracket {

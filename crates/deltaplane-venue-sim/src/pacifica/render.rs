@@ -172,6 +172,13 @@ pub(super) fn account(exchange: &Exchange, account: &Account, now: i64) -> Value
         Some(account.isolated_margin(&market.config.name, &held)? + held.unrealized(market.mark))
     });
     let isolated: Decimal = isolated.sum();
+    // Maintenance margin of those is not in that of the shared ones.
+    let own_maintenance = exchange.markets.values().filter_map(|market| {
+        let held = account.position(&market.config.name, PositionSide::Both);
+        account.isolated_margin(&market.config.name, &held)?;
+        Some(market.maintenance(held.amount.abs() * market.mark))
+    });
+    let maintenance = maintenance - own_maintenance.sum::<Decimal>();
     let spot: Vec<Value> = account
         .assets
         .iter()
