@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, ExternalCause, FeedCondition, HedgeExecution, HedgeStrategy, Journal,
-    JournalError, KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, ReadError, Record,
-    RequestMeta, ResolveOrder, Settlement, StoredRecord, TradingChange,
+    ControlPlane as _, DeltaControl, ExternalCause, FeedCondition, HedgeExecution, HedgeStrategy, HedgeTo,
+    Journal, JournalError, KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, Policy,
+    PolicyLimits, ReadError, Record, RequestMeta, ResolveOrder, Settlement, StoredRecord, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
@@ -591,6 +591,36 @@ async fn f42_the_surviving_leg_is_shrunk_where_the_configuration_says_so() {
     deleverage(&world, "0.2");
     until("the long side is shrunk", async || world.true_net().is_zero()).await;
     assert_eq!(held(&world, 0), delta("0.3"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f42_a_loss_that_a_policy_followed_is_not_followed_again() {
+    let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
+    let config = EngineConfig { shrink_after_loss: true, ..config() };
+    let (world, journal) = world_with(places, config).await;
+    let policy = Policy {
+        symbol: btc(),
+        enabled: true,
+        target: delta("0"),
+        tolerance: ratio("0.05"),
+        max_deviation: ratio("0.25"),
+        accounts: world.accounts.clone(),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        hedge_to: HedgeTo::Target,
+        after: Duration::ZERO,
+        deleverage: None,
+        rebalance: None,
+        limits: PolicyLimits::default(),
+        horizon: None,
+        hysteresis: ratio("0.2"),
+    };
+    world.engine.put_policy(policy).await.unwrap();
+    deleverage(&world, "0.2");
+    until("the policy follows", async || world.true_net().is_zero()).await;
+    until("the loss is named", async || !world.engine.external_activity(10).await.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((kinds(&journal), world.true_net()), (vec!["policy".to_owned()], Decimal::ZERO));
 }
 
 fn deleverage(world: &World, amount: &str) {

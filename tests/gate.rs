@@ -7,8 +7,8 @@ use deltaplane_engine::{BreakerSettings, EngineConfig, LimitOverride};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    ControlPlane as _, Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, OperationReport,
-    OperationState, Pacing, Policy, PolicyLimits, RequestMeta, TradingChange,
+    ControlPlane as _, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo,
+    OperationReport, OperationState, Pacing, Policy, PolicyLimits, RequestMeta, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, quantity, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, ready, until};
@@ -41,6 +41,26 @@ fn held(world: &World, index: usize) -> Delta {
 
 fn failure(report: &OperationReport) -> &Failure {
     report.failure.as_ref().unwrap_or_else(|| panic!("{report:?}"))
+}
+
+/// What waited for its turn while trading was paused is refused when its turn comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_holds_for_what_waits_as_well() {
+    let (world, _) = world(config()).await;
+    for exchange in &world.exchanges {
+        let late = Fault::new(FaultKind::Late { millis: 800 }, 1).on("POST", "/fapi/v1/order");
+        exchange.sim().inject(late);
+    }
+    let first = world.engine.control_delta(world.to_flat()).await.unwrap();
+    let meta = RequestMeta { wait: Some(Duration::from_secs(10)), ..RequestMeta::default() };
+    let second = DeltaControl { target: delta("0.3"), meta, ..world.to_flat() };
+    let (second, ()) = tokio::join!(world.engine.control_delta(second), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        say(&world, TradingScope::Global, TradingState::Paused).await;
+    });
+    assert_eq!(second.unwrap_err().code, Code::RiskBlocked);
+    assert_eq!(first.report.await.unwrap().state, OperationState::Succeeded);
+    assert_eq!(world.true_net(), Decimal::ZERO);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

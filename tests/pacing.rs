@@ -181,6 +181,20 @@ async fn a_part_that_traded_at_rest_is_not_traded_again() {
     assert_eq!((sum, world.held(), world.resting().len()), (dec("0.1"), dec("0.4"), 0), "{report:?}");
 }
 
+/// On one thread what was accepted has not begun when the stop comes.
+#[tokio::test]
+async fn a_stop_reaches_a_hedge_that_was_accepted_and_did_not_begin() {
+    let world = world().await;
+    let report = world.start("0.1", resting_for(18_000)).await;
+    let began = tokio::time::Instant::now();
+    world.engine.stop(Duration::from_secs(15)).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let report = report.await.unwrap();
+    let failure = report.failure.as_ref().unwrap();
+    assert!(failure.error.contains("gave way to the end of the services"), "{failure:?}");
+    assert_eq!((world.held(), world.resting().len()), (dec("0.5"), 0), "{report:?}");
+}
+
 /// The cancel is lost twice, the answer to the order once; and every time it is 0.1 that is sold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_cancels_and_answers_lose_no_order() {

@@ -2,18 +2,21 @@
 //! sockets.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_engine::{EngineConfig, FeedLimits};
 use deltaplane_ports::{
-    Alert, ControlPlane as _, Deleverage, Earned, Failover, FeedCondition, HedgeTo, HistoryQuery,
-    OperationKind, PnlQuery, Policy, PolicyLimits, PolicyStatus, RequestMeta, TradingChange,
-    UtilizationRebalance,
+    Alert, AlertChange, ControlPlane as _, Deleverage, DeltaControl, Earned, Failover, FeedCondition,
+    HedgeTo, HistoryQuery, OperationKind, PnlQuery, Policy, PolicyLimits, PolicyStatus, Record, RequestMeta,
+    TradingChange, UtilizationRebalance,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, ready, until};
-use deltaplane_types::{AlertKind, AlertSeverity, Code, Decimal, Delta, Side, TradingScope, TradingState};
+use deltaplane_types::{
+    AlertKind, AlertSeverity, Code, Decimal, Delta, Side, Timestamp, TradingScope, TradingState,
+};
 use deltaplane_venue_sim::core::{Command, NewOrder};
 use deltaplane_venue_sim::{Fault, FaultKind, Running};
 
@@ -471,6 +474,66 @@ async fn a_second_policy_on_a_symbol_takes_the_place_of_the_first_also_while_tha
     assert_eq!((views.len(), &views[0].policy), (1, &second));
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(world.true_net(), Decimal::new(1, 1), "the first one does nothing any more");
+}
+
+/// Of 0.5 long and 0.5 short the short side is gone: what is left is no hedge any more, and that is told as long as it
+/// stands alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
+    let mut config = config();
+    config.delta_alert_after = Duration::from_millis(300);
+    let (world, _) = world(config).await;
+    until("they hedge each other", async || {
+        let risk = world.engine.account_risk(&world.accounts[0]).await.unwrap();
+        risk.positions.len() == 1
+    })
+    .await;
+    // Two looks of the monitor later both sides were seen.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let (account, symbol) = (world.accounts[1].to_string(), "BTCUSDT".to_owned());
+    let gone = Command::Deleverage { account, symbol, quantity: delta("0.5").value() };
+    world.exchanges[1].sim().apply(gone).unwrap();
+    until("it is told", async || {
+        alert(&world, "delta").await.is_some_and(|alert| alert.severity == AlertSeverity::Critical)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert!(alert(&world, "delta").await.is_some(), "it still stands alone");
+    trade_by_hand(&world, 0, Side::Sell, "0.5");
+    until("it is over", async || alert(&world, "delta").await.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_of_an_earlier_run_that_nothing_would_end_are_over() {
+    let told = |topic: &str, account: Option<&str>| Record::Alert {
+        alert: Alert {
+            id: format!("{topic}-1"),
+            kind: AlertKind::System,
+            topic: topic.to_owned(),
+            severity: AlertSeverity::Critical,
+            account: account.map(|id| id.parse().unwrap()),
+            symbol: None,
+            message: "a test".to_owned(),
+            raised_at: Timestamp::from_millis(1),
+            seen_at: Timestamp::from_millis(1),
+            data: BTreeMap::new(),
+            acknowledged: None,
+        },
+        change: AlertChange::Raised,
+    };
+    let told = vec![
+        told("service", None),
+        told("account-gone", Some("long")),
+        told("utilization", Some("not-there-any-more")),
+        told("journal", None),
+    ];
+    let world = World::start_with(places(), Arc::new(MemoryJournal::with(told)), config()).await;
+    let left: Vec<String> = world.engine.alerts().await.iter().map(|alert| alert.topic.clone()).collect();
+    assert_eq!(left, ["journal"]);
+    assert_eq!(world.engine.past_alerts(10).await.len(), 3);
+    // The account that is there again trades.
+    let report = world.control(DeltaControl { target: delta("0.1"), ..world.to_flat() }).await;
+    assert_eq!((report.failure, world.true_net()), (None, Decimal::new(1, 1)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

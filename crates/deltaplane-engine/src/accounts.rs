@@ -173,7 +173,8 @@ impl AccountKeeper {
         loop {
             let is_due = checked.is_none_or(|at: Instant| at.elapsed() >= CHECK_EVERY);
             // What is not reconciled yet is not mended by looking.
-            if is_due || (self.is_reconciled() && self.blocked().is_some()) {
+            let looks = is_due || (self.is_reconciled() && self.blocked().is_some());
+            if looks {
                 self.preflight(&symbol).await;
                 checked = Some(Instant::now());
             }
@@ -191,7 +192,9 @@ impl AccountKeeper {
             // Somebody's look in between may have found what keeps it out.
             if self.is_untold() {
                 tokio::time::sleep(untold).await;
-                untold = untold.saturating_mul(2).min(CHECK_BLOCKED);
+                if looks {
+                    untold = untold.saturating_mul(2).min(CHECK_BLOCKED);
+                }
             } else {
                 untold = CHECK_UNTOLD;
                 tokio::time::sleep(CHECK_BLOCKED).await;

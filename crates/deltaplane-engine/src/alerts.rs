@@ -134,13 +134,14 @@ impl Alerts {
 
     /// Ends every alert on a topic that fits; gives the records of that.
     pub(crate) fn resolve(&self, topic: &str, now: Timestamp, fits: impl Fn(&Alert) -> bool) -> Vec<Record> {
+        self.resolve_all(now, |alert| alert.topic == topic && fits(alert))
+    }
+
+    /// Ends every alert that fits, on whatever topic; gives the records of that.
+    pub(crate) fn resolve_all(&self, now: Timestamp, fits: impl Fn(&Alert) -> bool) -> Vec<Record> {
         self.with(|alerts| {
-            let over: Vec<Key> = alerts
-                .standing
-                .iter()
-                .filter(|(_, alert)| alert.topic == topic && fits(alert))
-                .map(|(key, _)| key.clone())
-                .collect();
+            let over: Vec<Key> =
+                alerts.standing.iter().filter(|(_, alert)| fits(alert)).map(|(key, _)| key.clone()).collect();
             over.iter()
                 .filter_map(|key| alerts.end(key, now))
                 .map(|alert| Record::Alert {

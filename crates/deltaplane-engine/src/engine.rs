@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountReader, AccountView, Clock, ExitUser, Exits, Failure, HedgeExecution, HedgeStrategy, IdSource,
-    Journal, JournalError, OperationKind, OperationReport, OperationState, OrderGateway, Pacing, PriceFeed,
-    Record, RequestMeta, RiskHistory, Started, TradingOrder, VenueRules,
+    AccountReader, AccountView, Alert, Clock, ExitUser, Exits, Failure, HedgeExecution, HedgeStrategy,
+    IdSource, Journal, JournalError, OperationKind, OperationReport, OperationState, OrderGateway, Pacing,
+    PriceFeed, Record, RequestMeta, RiskHistory, Started, TradingOrder, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, Side, Symbol, Timestamp,
@@ -37,7 +37,7 @@ use crate::monitor;
 use crate::operation::{Event, Operation};
 use crate::policies::{self, Policies};
 use crate::reconcile::Ledger;
-use crate::recovery::Recovered;
+use crate::recovery::{Recovered, RecoveredOperation};
 use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
@@ -101,6 +101,8 @@ pub enum StartError {
     },
 }
 
+/// The topic of orders on an account that is not configured any more.
+const ACCOUNT_GONE: &str = "account-gone";
 /// How long the first look at the accounts is waited for.
 const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
 
@@ -291,6 +293,7 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "high-water marks of earlier runs are not known"),
         }
         core.shared.losses.restore(std::mem::take(&mut recovered.losses), started_at);
+        core.let_old_alerts_go(&recovered).await;
         core.recover(recovered).await;
         if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
             core.shared.raise(journal_condition(reason)).await;
@@ -448,7 +451,7 @@ impl Core {
                 self.shared
                     .raise(Condition {
                         kind: AlertKind::Execution,
-                        topic: "account-gone",
+                        topic: ACCOUNT_GONE,
                         severity: AlertSeverity::Critical,
                         account: Some(gone.clone()),
                         symbol: Some(operation.symbol.clone()),
@@ -484,7 +487,8 @@ impl Core {
                 };
                 match held {
                     Ok(held) => {
-                        runner::run(core.shared.clone(), machine, effects, held, (None, None)).await;
+                        let inbox = runner::enlist(&core.shared, &machine);
+                        runner::run(core.shared.clone(), machine, effects, held, inbox, (None, None)).await;
                     }
                     Err(_) => {
                         tracing::error!(operation = %id, "it could not be settled: a lane stays closed");
@@ -616,6 +620,26 @@ impl Core {
         accounts.iter().all(|id| policy.accounts.contains(id)).then_some(policy.accounts)
     }
 
+    /// Ends alerts of earlier runs that nothing in this one would end: on services, and on accounts that are configured
+    /// again or not any more. What still waits for an account is told anew.
+    async fn let_old_alerts_go(&self, recovered: &Recovered) {
+        let shared = &self.shared;
+        let waits = |account: &AccountId| {
+            let open = recovered.operations.iter().filter(|operation| operation.is_open());
+            open.flat_map(RecoveredOperation::traded_accounts).any(|traded| traded == account)
+        };
+        let is_over = |alert: &Alert| match &alert.account {
+            // These end with the state of trading that they set.
+            _ if breakers::TOPICS.contains(&alert.topic.as_str()) => false,
+            None => alert.topic == crate::services::SERVICE,
+            Some(account) if shared.eyes.accounts.contains_key(account) => alert.topic == ACCOUNT_GONE,
+            Some(account) => !waits(account),
+        };
+        let records = shared.alerts.resolve_all(shared.eyes.clock.now(), is_over);
+        // A failure stops all sending by itself.
+        let _ = shared.hands.recorder.append(records).await;
+    }
+
     fn new_id(&self, kind: OperationKind, now: Timestamp) -> OperationId {
         let date = jiff::Timestamp::from_millisecond(now.as_millis())
             .map(|at| at.strftime("%Y%m%d").to_string())
@@ -623,6 +647,18 @@ impl Core {
         format!("{}-{date}-{}", kind.prefix(), self.ids.unique())
             .parse()
             .expect("prefix, date and suffix follow the rule")
+    }
+
+    /// Refuses what may add to a position while that is paused.
+    fn check_paused(&self, spec: &Spec) -> Result<(), Box<Failure>> {
+        let trading = &self.shared.eyes.trading;
+        let paused = |id: &&AccountId| trading.of(id, &spec.symbol) == TradingState::Paused;
+        let Some(account) = spec.accounts.iter().find(paused).filter(|_| !spec.only_reduces) else {
+            return Ok(());
+        };
+        let text = trading.reason_for(account, &spec.symbol);
+        let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
+        Err(failure(Code::RiskBlocked, text, remedy))
     }
 
     pub(crate) async fn launch(
@@ -640,13 +676,7 @@ impl Core {
         let eyes = &self.shared.eyes;
         let now = eyes.clock.now();
         let id = self.new_id(kind, now);
-        let paused = |id: &&AccountId| eyes.trading.of(id, &spec.symbol) == TradingState::Paused;
-        let paused = spec.accounts.iter().find(paused).filter(|_| !spec.only_reduces);
-        if let Some(account) = paused {
-            let text = eyes.trading.reason_for(account, &spec.symbol);
-            let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
-            return Err(failure(Code::RiskBlocked, text, remedy));
-        }
+        self.check_paused(&spec)?;
         let (sender, report) = oneshot::channel();
         if dry_run {
             let dry = DryRun { eyes: eyes.clone() };
@@ -696,6 +726,8 @@ impl Core {
         if let Some(failed) = self.not_running() {
             return Err(failed);
         }
+        self.check_accounts(&spec.accounts)?;
+        self.check_paused(&spec)?;
         if matches!(spec.goal, Goal::Hedge { side: None, .. })
             && let Some(account) = self.lanes.held_beside(&spec.symbol, &spec.accounts)
         {
@@ -715,13 +747,19 @@ impl Core {
             (now, timeout),
             key,
         );
+        // From here on a stop finds it among those at work, or it finds the stop.
+        let inbox = runner::enlist(&self.shared, &machine);
+        if let Some(failed) = self.not_running() {
+            self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            return Err(failed);
+        }
         self.shared.losses.with(|waiting| waiting.began(kind, &machine.spec().symbol, &id));
         self.shared.reports.publish(machine.report(now));
         if let Some(key) = &tied {
             self.shared.reports.tie(key, &id);
         }
         let shared = self.shared.clone();
-        self.at_work(runner::run(shared, machine, effects, held, (Some(sender), Some(slot))));
+        self.at_work(runner::run(shared, machine, effects, held, inbox, (Some(sender), Some(slot))));
         Ok(Started { id, report })
     }
 

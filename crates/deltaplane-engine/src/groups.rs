@@ -8,6 +8,7 @@ use deltaplane_risk::ExposureBook;
 use deltaplane_types::{AccountId, AccountSnapshot, Delta, Ratio, Symbol, Timestamp};
 
 use crate::engine::Core;
+use crate::monitor::DELTA;
 use crate::snapshot::{Eyes, KNOWN_FOR};
 
 /// Accounts that hedge each other in a symbol.
@@ -28,6 +29,8 @@ pub(crate) struct Exposures {
     book: ExposureBook,
     /// The symbols that are counted: wallets may hold the base asset of any of them.
     symbols: BTreeSet<Symbol>,
+    /// Symbols that two accounts or more held, until nobody holds them: where one side is gone the other one stands alone.
+    hedged: BTreeSet<Symbol>,
     /// The states that are in the book.
     counted: BTreeMap<AccountId, Arc<AccountSnapshot>>,
 }
@@ -77,8 +80,8 @@ impl Exposures {
 }
 
 impl Core {
-    /// The hedge groups: of each policy its accounts, of other symbols all accounts where at least two hold it. A
-    /// group with an account whose state is not known, or without a price, is none: nothing can be said of it.
+    /// The hedge groups: of each policy its accounts, of other symbols all accounts where at least two hold it, or did
+    /// before one side was gone. A group with an account whose state is not known, or without a price, is none: nothing can be said of it.
     pub(crate) fn groups(&self) -> Vec<Group> {
         let eyes = &self.shared.eyes;
         let policies = self.shared.policies.all();
@@ -86,7 +89,18 @@ impl Core {
         let asked = policies.keys().chain([&eyes.config.primary_symbol]).cloned();
         let known = exposures.follow(eyes, asked);
         let oldest = known.values().min().copied().unwrap_or_default();
-        let Exposures { book, symbols, .. } = &*exposures;
+        let Exposures { book, symbols, hedged, .. } = &mut *exposures;
+        let are_all_known = known.len() == eyes.accounts.len();
+        if are_all_known {
+            for symbol in &*symbols {
+                match book.held_together(symbol).holders {
+                    0 => drop(hedged.remove(symbol)),
+                    1 => {}
+                    _ => drop(hedged.insert(symbol.clone())),
+                }
+            }
+        }
+        let is_told = |symbol: &Symbol| self.shared.alerts.severity_of(DELTA, None, Some(symbol)).is_some();
         let group = |symbol: &Symbol| -> Option<Group> {
             let (accounts, target, as_of, held) = match policies.get(symbol) {
                 Some(policy) => {
@@ -97,7 +111,8 @@ impl Core {
                 }
                 None => {
                     let held = book.held_together(symbol);
-                    if held.holders < 2 || known.len() < eyes.accounts.len() {
+                    let is_one_side = held.holders == 1 && (hedged.contains(symbol) || is_told(symbol));
+                    if !are_all_known || (held.holders < 2 && !is_one_side) {
                         return None;
                     }
                     (eyes.accounts.keys().cloned().collect(), Delta::ZERO, oldest, held.exposure)

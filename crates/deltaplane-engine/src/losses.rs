@@ -4,7 +4,7 @@
 //! symbol is free, and is forgotten when somebody asks for a net delta of that symbol, hedges it or trades there by hand: from
 //! then on what it had been before is no longer what is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use deltaplane_ports::{
     ExternalActivity, ExternalCause, HedgeTo, OnShortfall, OperationKind, OperationReport, RequestMeta,
 };
 use deltaplane_types::{
-    AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Side, Symbol, Timestamp,
+    AccountId, AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Side, Symbol, Timestamp,
 };
 use tokio::sync::Notify;
 
@@ -30,7 +30,7 @@ const TOLD_AFTER: Duration = Duration::from_secs(30);
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The topic of a loss that nobody followed.
-const LOSS_RESPONSE: &str = "loss-response";
+pub(crate) const LOSS_RESPONSE: &str = "loss-response";
 /// The name of the loop among the services.
 pub(crate) const NAME: &str = LOSS_RESPONSE;
 
@@ -41,6 +41,8 @@ pub(crate) struct Loss {
     pub(crate) lost: Delta,
     /// Answers of a run that ended before they did: what they traded is a part of it.
     pub(crate) begun: Vec<OperationId>,
+    /// Whose positions were taken.
+    pub(crate) accounts: BTreeSet<AccountId>,
     /// When it was seen.
     pub(crate) at: Timestamp,
 }
@@ -56,6 +58,7 @@ impl LossTable {
             ExternalCause::Liquidation | ExternalCause::Deleveraging => {
                 let loss = self.0.entry(activity.symbol.clone()).or_default();
                 loss.lost = loss.lost.plus(activity.change).unwrap_or(loss.lost);
+                loss.accounts.insert(activity.account.clone());
                 loss.at = activity.at;
             }
             ExternalCause::ForeignTrade | ExternalCause::Correction => {
@@ -120,6 +123,17 @@ fn traded(report: &OperationReport) -> Delta {
     })
 }
 
+/// What of a loss is left to follow where net delta is `away` from where a policy keeps it.
+fn still_open(lost: Delta, away: Delta) -> Delta {
+    if away.is_zero() || away.side() != lost.side() {
+        Delta::ZERO
+    } else if away.abs() < lost.abs() {
+        away
+    } else {
+        lost
+    }
+}
+
 /// Answers losses, where the configuration says so.
 pub(crate) async fn keep_answering(core: Arc<Core>) {
     loop {
@@ -158,11 +172,17 @@ impl Core {
         // As the operation counts it.
         let (mut net, mut out_of_reach) = (external, Delta::ZERO);
         let mut accounts = Vec::new();
+        let policy = self.shared.policies.all().remove(symbol);
+        let policy = policy.filter(|policy| loss.accounts.iter().all(|id| policy.accounts.contains(id)));
+        let mut of_policy = external;
         for (id, keeper) in &eyes.accounts {
             let snapshot = keeper.newest().filter(|_| keeper.is_reconciled());
             let snapshot = snapshot.ok_or_else(|| format!("the state of {id} is not known"))?;
             let delta = eyes.config.holdings.delta(&snapshot, symbol).map_err(|error| error.to_string())?;
             net = net.plus(delta).map_err(|error| error.to_string())?;
+            if policy.as_ref().is_some_and(|policy| policy.accounts.contains(id)) {
+                of_policy = of_policy.plus(delta).map_err(|error| error.to_string())?;
+            }
             if keeper.blocked().is_none() {
                 accounts.push(id.clone());
             } else {
@@ -174,9 +194,23 @@ impl Core {
             let report = self.shared.reports.get(begun).ok_or_else(|| format!("{begun} is not known"))?;
             lost = lost.plus(traded(&report)).map_err(|error| error.to_string())?;
         }
+        // Beside a policy no further than to its target: what it followed already is not followed again.
+        if let Some(policy) = &policy {
+            let away = of_policy.minus(policy.target).map_err(|error| error.to_string())?;
+            lost = still_open(lost, away);
+            if lost.is_zero() {
+                self.shared.losses.with(|waiting| waiting.answered(symbol));
+                return Ok(());
+            }
+        }
         // Of what stood before, what blocked accounts hold stays where it is: the others do the rest.
         let before = net.minus(lost).map_err(|error| error.to_string())?;
         let target = before.minus(out_of_reach).map_err(|error| error.to_string())?;
+        // What takes one side often makes prices late too: the one attempt is not spent on that.
+        let late = accounts.iter().find(|id| !eyes.has_healthy_feed(id, symbol));
+        if let Some(id) = late.filter(|_| now.since(loss.at) < TOLD_AFTER) {
+            return Err(format!("{id} has no healthy prices"));
+        }
         let one = |digits: i128, scale| Ratio::new(Decimal::from_i128_with_scale(digits, scale));
         let spec = Spec {
             goal: Goal::Delta {
@@ -248,6 +282,12 @@ mod tests {
 
     fn waiting(table: &LossTable) -> Option<(Delta, usize)> {
         table.0.get(&symbol()).map(|loss| (loss.lost, loss.begun.len()))
+    }
+
+    #[test]
+    fn beside_a_policy_a_loss_is_followed_to_its_target_and_no_further() {
+        let open = |away: &str| still_open(delta("0.2"), delta(away));
+        assert_eq!([open("0"), open("-0.1"), open("0.1"), open("0.3")], ["0", "0", "0.1", "0.2"].map(delta));
     }
 
     #[test]

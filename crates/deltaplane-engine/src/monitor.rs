@@ -27,8 +27,11 @@ const MARKS_EVERY: Duration = Duration::from_secs(10);
 
 /// The topic of an equity that is spent.
 const EQUITY: &str = "equity";
+/// The topic of accounts that cannot be read, and for how long they cannot be before it is told.
+const SILENT: &str = "account-silent";
+const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// The topic of a net delta that is off.
-const DELTA: &str = "delta";
+pub(crate) const DELTA: &str = "delta";
 
 /// Since when a group is off by as much as a severity says, or by more.
 type Pending = BTreeMap<Symbol, BTreeMap<AlertSeverity, Timestamp>>;
@@ -123,6 +126,7 @@ impl Core {
         for (id, risk) in &risks {
             records.extend(self.look_at_account(id, risk, now).unwrap_or_default());
         }
+        records.extend(self.look_for_silence(now));
         for group in &groups {
             records.extend(self.look_at_group(group, pending, now).unwrap_or_default());
         }
@@ -167,6 +171,30 @@ impl Core {
             Err(error) => tracing::warn!(%error, "the risk of this second is not kept"),
         }
         risks
+    }
+
+    /// Tells of accounts whose state nobody could read for a while: what needs it holds, and alerts on it are old.
+    fn look_for_silence(&self, now: Timestamp) -> Vec<Record> {
+        let shared = &self.shared;
+        let mut records = Vec::new();
+        for (id, keeper) in &shared.eyes.accounts {
+            if keeper.known(SILENT_AFTER).is_some() {
+                records
+                    .extend(shared.alerts.resolve(SILENT, now, |alert| alert.account.as_ref() == Some(id)));
+            } else if now.since(self.started_at()) >= SILENT_AFTER {
+                let since = keeper.newest().map_or_else(|| self.started_at(), |newest| newest.as_of);
+                let condition = Condition {
+                    kind: AlertKind::System,
+                    topic: SILENT,
+                    severity: AlertSeverity::Warn,
+                    account: Some(id.clone()),
+                    symbol: None,
+                    message: format!("{id} could not be read since {since}: what needs its state holds"),
+                };
+                records.extend(shared.alerts.raise(condition, now));
+            }
+        }
+        records
     }
 
     fn look_at_account(

@@ -322,7 +322,11 @@ impl ControlPlane for Engine {
         let shared = &self.core.shared;
         let now = shared.eyes.clock.now();
         let TradingChange { scope, state, reason } = change;
-        if let TradingScope::Account(account) = &scope {
+        // What was said of an account that is not configured any more can be taken back.
+        let is_said = shared.eyes.trading.order().scoped.contains_key(&scope);
+        if let TradingScope::Account(account) = &scope
+            && !(state == TradingState::Running && is_said)
+        {
             self.core.check_configured(std::slice::from_ref(account))?;
         }
         let change = |order: &mut TradingOrder| {

@@ -392,7 +392,12 @@ impl Core {
                 max_amount: rebalance.max_amount,
                 allow_gross_increase: false,
             });
-            let spec = Self::spec_of(policy, &self.cannot_trade(policy, false), goal, false);
+            let cannot = self.cannot_trade(policy, false);
+            if policy.accounts.len() < cannot.len() + 2 {
+                let why = "a rebalance is due and fewer than two accounts can trade now";
+                return (PolicyStatus::Waiting, why.to_owned());
+            }
+            let spec = Self::spec_of(policy, &cannot, goal, false);
             let why = ("its schedule".to_owned(), false);
             return self.begin(policy, OperationKind::Rebalance, spec, why).await;
         }
@@ -591,8 +596,9 @@ impl Core {
             let Ok(risk) = self.account_risk(id).await else { continue };
             let position = risk.positions.iter().find(|position| position.symbol == policy.symbol);
             held.insert(id.clone(), position.map_or(Delta::ZERO, |position| position.quantity));
-            if let Some(distance) = risk.liquidation_distance
-                && position.is_some()
+            if let Some(position) = position
+                && risk.liquidation_distance.is_some_and(|distance| distance < deleverage.trigger)
+                && let Some(Some(distance)) = self.distance_with(id, &policy.symbol, position.quantity).await
                 && distance < deleverage.trigger
             {
                 near.push((distance, id.clone()));

@@ -13,7 +13,7 @@ use deltaplane_types::{
 };
 
 use crate::losses::LossTable;
-use crate::operation::{KnownOperation, interrupted};
+use crate::operation::{KnownOperation, gave_way, interrupted};
 use crate::orders::TrackedOrder;
 use crate::policies::schedule_from;
 use crate::report::failure;
@@ -202,7 +202,10 @@ impl Recovered {
                     if operation.kind == OperationKind::LossResponse {
                         self.losses.answered(&operation.symbol);
                     }
+                    // What a person asked for is no turn of the schedule, and what gave way is tried again as it was.
                     if operation.kind == OperationKind::Rebalance
+                        && operation.key.is_none()
+                        && !gave_way(&summary)
                         && let Some((policy, since)) = self.policies.get_mut(&operation.symbol)
                     {
                         *since = schedule_from(policy, state != "succeeded", at);

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OrderGateway, OrderSighting,
-    ReadError, RiskHistory,
+    AccountEvent, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway,
+    OrderSighting, ReadError, RiskHistory,
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
@@ -76,7 +76,14 @@ impl Reports {
             state.order.insert(place, report.id.clone());
             state.by_id.insert(report.id.clone(), (place, report));
             while state.by_id.len() > KEPT_REPORTS {
-                let Some((_, oldest)) = state.order.pop_first() else { break };
+                // What is at work or waits for a person is looked up until it ended.
+                let is_over = |id: &OperationId| {
+                    state.by_id.get(id).is_none_or(|(_, report)| {
+                        !matches!(report.state, OperationState::Running | OperationState::Frozen)
+                    })
+                };
+                let place = state.order.iter().find(|(_, id)| is_over(id)).map(|(place, _)| *place);
+                let Some(oldest) = place.and_then(|place| state.order.remove(&place)) else { break };
                 state.by_id.remove(&oldest);
                 state.keys.retain(|_, id| *id != oldest);
             }
@@ -160,23 +167,32 @@ enum Done {
 
 type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 
-/// Runs an operation to its end. The report goes to `answer` when it ends or its time runs out.
-pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut operation: Operation,
-    first: Vec<Effect>,
-    held: Held,
-    (answer, mut slot): (Option<oneshot::Sender<OperationReport>>, Option<OwnedSemaphorePermit>),
-) {
-    let (sender, mut events) = mpsc::channel(1_024);
-    let id = operation.id().clone();
+/// How an operation hears.
+pub(crate) type Inbox = (mpsc::Sender<Event>, mpsc::Receiver<Event>);
+
+/// From now on whoever decides about operations at work reaches this one; [`run`] takes it out again at its end.
+pub(crate) fn enlist(shared: &Shared, operation: &Operation) -> Inbox {
+    let (sender, events) = mpsc::channel(1_024);
     let at_work = AtWork {
         events: sender.clone(),
         is_slow: operation.is_slow(),
         symbol: operation.spec().symbol.clone(),
         accounts: operation.spec().accounts.clone(),
     };
-    shared.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), at_work);
+    shared.running.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.id().clone(), at_work);
+    (sender, events)
+}
+
+/// Runs an operation to its end. The report goes to `answer` when it ends or its time runs out.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    mut operation: Operation,
+    first: Vec<Effect>,
+    held: Held,
+    (sender, mut events): Inbox,
+    (answer, mut slot): (Option<oneshot::Sender<OperationReport>>, Option<OwnedSemaphorePermit>),
+) {
+    let id = operation.id().clone();
     let mut listeners = JoinSet::new();
     for account in &operation.spec().accounts {
         if let Some(keeper) = shared.eyes.accounts.get(account) {

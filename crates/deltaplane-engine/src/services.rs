@@ -23,6 +23,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const STILL: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// The topic of a loop that a person must look at.
+pub(crate) const SERVICE: &str = "service";
+
 /// How the loops fare.
 #[derive(Default)]
 pub(crate) struct Services(Mutex<BTreeMap<&'static str, Service>>);
@@ -147,7 +150,7 @@ where
     core.shared
         .raise(Condition {
             kind: AlertKind::System,
-            topic: "service",
+            topic: SERVICE,
             severity: AlertSeverity::Critical,
             account: None,
             symbol: None,

@@ -303,15 +303,16 @@ fn set_aside_before(connection: &Connection, last: i64) -> rusqlite::Result<Opti
         .optional()
 }
 
-/// Ties answers that a crash left without an operation to the one that the journal has, and gives back the keys
-/// of requests that never began.
+/// Ties answers that a crash left open to the operation that the journal has, and gives back the keys of requests that
+/// never began: an operation that was named and is not in the journal did nothing.
 fn settle_answers(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "UPDATE answers SET operation = (
              SELECT payload ->> '$.operation' FROM journal
              WHERE payload ->> '$.type' = 'operationAccepted' AND payload ->> '$.key' = answers.key
+                 AND payload ->> '$.at' >= answers.at
              ORDER BY position DESC LIMIT 1
-         ) WHERE status IS NULL AND operation IS NULL;
+         ) WHERE status IS NULL;
          DELETE FROM answers WHERE status IS NULL AND operation IS NULL;",
     )
 }

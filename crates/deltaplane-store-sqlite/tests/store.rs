@@ -377,6 +377,17 @@ async fn a_folder_that_cannot_be_used_is_named() {
 }
 
 #[tokio::test]
+async fn a_key_whose_operation_never_began_is_free_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path()).unwrap();
+    assert_eq!(store.claim("k", "a", at(0)).await.unwrap(), AnswerClaim::New);
+    store.attach("k", &"hedge-1".parse().unwrap()).await.unwrap();
+    drop(store);
+    let store = SqliteStore::open(folder.path()).unwrap();
+    assert_eq!(store.claim("k", "a", at(0)).await.unwrap(), AnswerClaim::New);
+}
+
+#[tokio::test]
 async fn answers_are_kept_by_key_across_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let day = 24 * 3_600 * 1_000;

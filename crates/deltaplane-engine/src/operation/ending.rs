@@ -33,6 +33,14 @@ pub(crate) fn interrupted() -> Box<Failure> {
     )
 }
 
+/// How reports and the journal say that an operation gave way.
+const GAVE_WAY: &str = ": it gave way to ";
+
+/// Whether the summary of an operation that ended says that it gave way.
+pub(crate) fn gave_way(summary: &str) -> bool {
+    summary.contains(GAVE_WAY)
+}
+
 /// Where a report names what it gave way to.
 pub(crate) const GAVE_WAY_TO: &str = "gaveWayTo";
 
@@ -53,7 +61,7 @@ impl Operation {
         let remedy = format!("do not repeat the request; look up GET /api/v1/operations/{}", self.id);
         let mut failed = match &self.gives_way {
             Some(to) if now < self.ends_at => {
-                let text = format!("it ended after {took} ms: it gave way to {to}");
+                let text = format!("it ended after {took} ms{GAVE_WAY}{to}");
                 let remedy = format!(
                     "look up GET /api/v1/operations/{} when that is done, and ask for what is left",
                     self.id
@@ -221,6 +229,7 @@ impl Operation {
         if self.failure.is_none() && self.is_whole_book_on_target() {
             // Whatever stood alone does so no more.
             effects.push(Effect::Resolve(UNMATCHED));
+            effects.push(Effect::Resolve(crate::losses::LOSS_RESPONSE));
         }
         self.tell_unmatched(effects);
         let traded = self.orders.values().any(|order| !order.filled().is_zero());

@@ -25,7 +25,7 @@ use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
 
 mod ending;
-pub(crate) use ending::interrupted;
+pub(crate) use ending::{gave_way, interrupted};
 mod evidence;
 mod reporting;
 mod rounds;
