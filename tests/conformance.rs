@@ -394,6 +394,8 @@ async fn a_position_with_margin_of_its_own_says_so() {
             assert_eq!(position.isolated_margin, isolated.then_some(margin), "{kind:?}");
             assert_eq!(position.unrealized.value(), dec("3000"), "{kind:?}");
             assert_eq!(account.equity().unwrap().value(), dec("10003000"), "{kind:?}");
+            // The whole account's, whichever positions a venue counts in its own sum.
+            assert_eq!(account.maintenance_margin, position.maintenance_margin, "{kind:?}");
         }
     }
 }

@@ -43,19 +43,38 @@ fn failure(report: &OperationReport) -> &Failure {
     report.failure.as_ref().unwrap_or_else(|| panic!("{report:?}"))
 }
 
+/// 0.3 are sold on the one account that is named, and more than one order a minute is not sent in this symbol.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_a_minute_are_counted_with_the_cap_of_their_symbol() {
+    let mut config = config();
+    let cap = LimitOverride { max_orders_per_minute: Some(1), ..LimitOverride::default() };
+    config.overrides.symbols.insert(btc(), cap);
+    let (world, _) = world(config).await;
+    let ask = async |target: &str| {
+        let accounts = vec![account("spare")];
+        let request = DeltaControl { target: delta(target), accounts, subset: true, ..world.to_flat() };
+        world.control(request).await
+    };
+    assert_eq!(ask("-0.1").await.failure, None);
+    let failed = ask("-0.2").await;
+    let text = format!("{:?} {:?}", failed.failure, failed.orders);
+    assert!(text.contains("maxOrdersPerMinute 1 is reached for spare"), "{text}");
+    assert_eq!(held(&world, 2), delta("-0.1"));
+}
+
 /// What waited for its turn while trading was paused is refused when its turn comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_holds_for_what_waits_as_well() {
     let (world, _) = world(config()).await;
     for exchange in &world.exchanges {
-        let late = Fault::new(FaultKind::Late { millis: 800 }, 1).on("POST", "/fapi/v1/order");
+        let late = Fault::new(FaultKind::Late { millis: 1_000 }, 1).on("POST", "/fapi/v1/order");
         exchange.sim().inject(late);
     }
     let first = world.engine.control_delta(world.to_flat()).await.unwrap();
     let meta = RequestMeta { wait: Some(Duration::from_secs(10)), ..RequestMeta::default() };
     let second = DeltaControl { target: delta("0.3"), meta, ..world.to_flat() };
     let (second, ()) = tokio::join!(world.engine.control_delta(second), async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         say(&world, TradingScope::Global, TradingState::Paused).await;
     });
     assert_eq!(second.unwrap_err().code, Code::RiskBlocked);

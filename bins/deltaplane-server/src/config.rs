@@ -108,6 +108,9 @@ struct FileSymbolLimits {
     max_order_notional: Option<Spanned<String>>,
     max_position_notional: Option<Spanned<String>>,
     max_operation_notional: Option<Spanned<String>>,
+    max_gross_notional: Option<Spanned<String>>,
+    max_leverage: Option<Spanned<String>>,
+    max_orders_per_minute: Option<Spanned<usize>>,
     max_net_delta: Option<Spanned<String>>,
     price_collar: Option<Spanned<String>>,
 }
@@ -556,6 +559,9 @@ impl Places<'_> {
                     .amount("max_operation_notional", caps.max_operation_notional.as_ref())?,
                 max_net_delta: self.amount("max_net_delta", caps.max_net_delta.as_ref())?,
                 price_collar: self.collar(caps.price_collar.as_ref())?,
+                max_gross_notional: self.amount("max_gross_notional", caps.max_gross_notional.as_ref())?,
+                max_leverage: self.amount("max_leverage", caps.max_leverage.as_ref())?.map(Notional::value),
+                max_orders_per_minute: caps.max_orders_per_minute.as_ref().map(|value| *value.get_ref()),
                 ..LimitOverride::default()
             };
             self.tighter(symbol, &own, general)?;
@@ -1088,7 +1094,7 @@ secret_env = "PATH"
     #[test]
     fn limits_of_accounts_and_symbols_are_tighter_and_breakers_can_be_switched_off() {
         let text = format!(
-            "{LIVE}[limits.account.main]\nmax_order_notional = \"500\"\nmax_leverage = \"3\"\n[limits.symbol.BTC-USD]\nmax_net_delta = \"900\"\n[breakers]\nrefusals_in_a_row = 4\nslippage_per_hour = \"0\"\n"
+            "{LIVE}[limits.account.main]\nmax_order_notional = \"500\"\nmax_leverage = \"3\"\n[limits.symbol.BTC-USD]\nmax_net_delta = \"900\"\nmax_leverage = \"2.5\"\nmax_gross_notional = \"800\"\nmax_orders_per_minute = 7\n[breakers]\nrefusals_in_a_row = 4\nslippage_per_hour = \"0\"\n"
         );
         let config = Config::parse(&text, "deltaplane.toml").unwrap();
         let general = config.limits.general.in_place_of(Limits::default());
@@ -1096,7 +1102,8 @@ secret_env = "PATH"
         let limits = config.overrides.on_account(config.overrides.in_symbol(general, &btc), &main);
         let usd = |amount: i64| Notional::new(Decimal::from(amount));
         assert_eq!((limits.max_order_notional, limits.max_position_notional), (usd(500), usd(5_000)));
-        assert_eq!((limits.max_net_delta, limits.max_leverage), (usd(900), Some(Decimal::from(3))));
+        assert_eq!((limits.max_net_delta, limits.max_leverage), (usd(900), Some(Decimal::new(25, 1))));
+        assert_eq!((limits.max_gross_notional, limits.max_orders_per_minute), (Some(usd(800)), 7));
         assert_eq!((config.breakers.refusals, config.breakers.slippage), (Some(4), None));
         assert_eq!(config.breakers.loss, BreakerSettings::default().loss);
     }

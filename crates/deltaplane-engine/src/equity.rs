@@ -211,9 +211,11 @@ impl Core {
             }
         }
         let is_isolated =
-            |(held, _): &(Position, Instrument)| held.symbol == *symbol && held.isolated_margin.is_some();
-        if valued.iter().any(is_isolated) {
-            return joint_liquidation_distance(equity, &known).ok();
+            |(held, _): &&(Position, Instrument)| held.symbol == *symbol && held.isolated_margin.is_some();
+        if let Some((held, instrument)) = valued.iter().find(is_isolated) {
+            let held = Position { delta: position, ..held.clone() };
+            let own = marked(&held, instrument, holdings.rate(&instrument.quote)).ok()?;
+            return joint_liquidation_distance(own.own_equity?, &[own]).ok();
         }
         let shared = shared_equity(equity, &known).ok()?;
         known.retain(|position| position.own_equity.is_none());

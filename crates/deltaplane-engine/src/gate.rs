@@ -218,7 +218,8 @@ impl OrderGate {
     /// Counts an order; refuses it where the account has sent too many. What reduces counts and is not held up.
     fn throttle(&self, order: &OrderIntent) -> Result<(), String> {
         let now = self.clock.now();
-        let most = self.overrides.on_account(self.limits, &order.account).max_orders_per_minute;
+        let limits = self.overrides.in_symbol(self.limits, &order.symbol);
+        let most = self.overrides.on_account(limits, &order.account).max_orders_per_minute;
         let mut sent = lock(&self.sent);
         let times = sent.entry(order.account.clone()).or_default();
         while times.front().is_some_and(|at| now.since(*at) >= Duration::from_secs(60)) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    ExternalActivity, ExternalCause, HedgeTo, OnShortfall, OperationKind, OperationReport, RequestMeta,
+    Alert, ExternalActivity, ExternalCause, HedgeTo, OnShortfall, OperationKind, OperationReport, RequestMeta,
 };
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Side, Symbol, Timestamp,
@@ -200,6 +200,7 @@ impl Core {
             lost = still_open(lost, away);
             if lost.is_zero() {
                 self.shared.losses.with(|waiting| waiting.answered(symbol));
+                self.loss_is_followed(symbol).await;
                 return Ok(());
             }
         }
@@ -207,6 +208,7 @@ impl Core {
         let before = net.minus(lost).map_err(|error| error.to_string())?;
         let target = before.minus(out_of_reach).map_err(|error| error.to_string())?;
         // What takes one side often makes prices late too: the one attempt is not spent on that.
+        eyes.follow(symbol);
         let late = accounts.iter().find(|id| !eyes.has_healthy_feed(id, symbol));
         if let Some(id) = late.filter(|_| now.since(loss.at) < TOLD_AFTER) {
             return Err(format!("{id} has no healthy prices"));
@@ -234,13 +236,22 @@ impl Core {
         self.shared.losses.with(|waiting| waiting.answered(symbol));
         let (core, symbol) = (self.clone(), symbol.clone());
         self.runtime.spawn(async move {
-            if let Ok(report) = started.report.await
-                && let Some(failed) = report.failure
-            {
-                core.tell_of_loss(&symbol, lost, &failed.error).await;
+            match started.report.await.map(|report| report.failure) {
+                Ok(Some(failed)) => core.tell_of_loss(&symbol, lost, &failed.error).await,
+                Ok(None) => core.loss_is_followed(&symbol).await,
+                Err(_) => {}
             }
         });
         Ok(())
+    }
+
+    /// What was told of a loss that was not followed is over.
+    async fn loss_is_followed(&self, symbol: &Symbol) {
+        let now = self.shared.eyes.clock.now();
+        let of_symbol = |alert: &Alert| alert.symbol.as_ref() == Some(symbol);
+        let records = self.shared.alerts.resolve(LOSS_RESPONSE, now, of_symbol);
+        // A failure stops all sending by itself.
+        let _ = self.shared.hands.recorder.append(records).await;
     }
 
     async fn tell_of_loss(&self, symbol: &Symbol, lost: Delta, why: &str) {

@@ -333,6 +333,14 @@ impl AccountFacts {
         let own = |amount: fn(&deltaplane_types::Position) -> Notional| held.map_or(Notional::ZERO, amount);
         let other = self.account.initial_margin.minus(own(|p| p.initial_margin))?;
         let maintenance = self.account.maintenance_margin.minus(own(|p| p.maintenance_margin))?;
+        // What isolated positions maintain they maintain for themselves.
+        let isolated = self
+            .account
+            .positions
+            .values()
+            .filter(|position| position.symbol != *symbol && position.isolated_margin.is_some());
+        let maintenance =
+            isolated.map(|position| position.maintenance_margin).try_fold(maintenance, Notional::minus)?;
         let leverage = self.instrument.leverage.max(Decimal::ONE);
         let worth = |amount: Notional| {
             deltaplane_math::mul_rounded(amount.value(), self.quote_rate).map(Notional::new)

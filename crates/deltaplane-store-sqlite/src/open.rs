@@ -304,14 +304,15 @@ fn set_aside_before(connection: &Connection, last: i64) -> rusqlite::Result<Opti
 }
 
 /// Ties answers that a crash left open to the operation that the journal has, and gives back the keys of requests that
-/// never began: an operation that was named and is not in the journal did nothing.
+/// never began. An operation that was named and is not in the journal did nothing, unless rows were taken out of it.
 fn settle_answers(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
-        "UPDATE answers SET operation = (
-             SELECT payload ->> '$.operation' FROM journal
-             WHERE payload ->> '$.type' = 'operationAccepted' AND payload ->> '$.key' = answers.key
-                 AND payload ->> '$.at' >= answers.at
-             ORDER BY position DESC LIMIT 1
+        "UPDATE answers SET operation = coalesce(
+             (SELECT payload ->> '$.operation' FROM journal
+              WHERE payload ->> '$.type' = 'operationAccepted' AND payload ->> '$.key' = answers.key
+                  AND (payload ->> '$.operation' = answers.operation OR payload ->> '$.at' >= answers.at)
+              ORDER BY position DESC LIMIT 1),
+             CASE WHEN EXISTS (SELECT 1 FROM quarantine) THEN operation END
          ) WHERE status IS NULL;
          DELETE FROM answers WHERE status IS NULL AND operation IS NULL;",
     )

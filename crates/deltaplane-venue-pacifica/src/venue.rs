@@ -26,7 +26,7 @@ use crate::errors;
 use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
 use crate::session::{Orders, Reply, Session, Told};
-use crate::wire::{MarginSetting, Market, Number, PaidTrade, PastTrade, Placed, PlacedReply, PositionRow};
+use crate::wire::{MarginSetting, Market, PaidTrade, PastTrade, Placed, PlacedReply, PositionRow};
 
 /// How often an account is read: each time costs two credits of a hundred in a minute.
 const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_millis(100) };
@@ -259,10 +259,19 @@ impl AccountReader for PacificaVenue {
             }
         }
         positions.retain(|_, position: &mut Position| position.delta != Delta::ZERO);
-        // Spot assets count as far as they are collateral; isolated positions are in it.
-        let spot = |value: Option<Number>| value.map_or(Decimal::ZERO, |value| value.0);
-        let (market_value, collateral) = (spot(account.spot_market_value), spot(account.spot_collateral));
-        let equity = account.account_equity.0.saturating_sub(market_value).saturating_add(collateral);
+        // What backs positions that share it, and what those have and maintain that do not.
+        let isolated =
+            || positions.values().filter_map(|position| Some((position, position.isolated_margin?)));
+        let own =
+            isolated().map(|(position, margin)| margin.value().saturating_add(position.unrealized.value()));
+        let own = own.fold(Decimal::ZERO, Decimal::saturating_add);
+        let kept = isolated().map(|(position, _)| position.maintenance_margin.value());
+        let kept = kept.fold(Decimal::ZERO, Decimal::saturating_add);
+        let equity = match account.cross_account_equity {
+            Some(shared) => shared.0.saturating_add(own),
+            None => account.account_equity.0,
+        };
+        let cross_mmr = account.cross_mmr.map_or(Decimal::ZERO, |margin| margin.0);
         Ok(AccountSnapshot {
             account: self.config.account.clone(),
             venue: self.config.venue.clone(),
@@ -271,7 +280,7 @@ impl AccountReader for PacificaVenue {
             unrealized: Notional::new(equity.saturating_sub(account.balance.0)),
             available: Notional::new(account.available_to_spend.0),
             initial_margin: Notional::new(account.total_margin_used.0),
-            maintenance_margin: Notional::new(account.cross_mmr.map_or(Decimal::ZERO, |margin| margin.0)),
+            maintenance_margin: Notional::new(cross_mmr.saturating_add(kept)),
             balances: map::balances(&account),
             positions,
             hedge_mode: false,

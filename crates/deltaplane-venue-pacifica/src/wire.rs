@@ -203,10 +203,8 @@ pub struct Account {
     pub balance: Number,
     /// Everything, with unrealized profit.
     pub account_equity: Number,
-    /// Spot assets at their market value.
-    pub spot_market_value: Option<Number>,
-    /// Spot assets as far as they are collateral.
-    pub spot_collateral: Option<Number>,
+    /// What backs cross positions.
+    pub cross_account_equity: Option<Number>,
     /// What new positions may use.
     pub available_to_spend: Number,
     /// Margin in use.
