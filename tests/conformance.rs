@@ -10,7 +10,7 @@ use deltaplane_ports::{
 };
 use deltaplane_testkit::{delta, quantity};
 use deltaplane_tests::venues::{AGENT_ADDRESS, Bench, KINDS, Kind, Setup, connect, start_exchange};
-use deltaplane_tests::{WallClock, btc};
+use deltaplane_tests::{WallClock, btc, until};
 use deltaplane_types::{
     Decimal, FillCause, Notional, OrderStatus, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
     TimeInForce, UnknownCause,
@@ -649,9 +649,15 @@ async fn preflight_says_what_is_wrong_and_what_to_do() {
         setup.account.isolated = vec!["ETHUSDT".to_owned()];
         let running = start_exchange(kind, &setup).await;
         for (side, position_side) in [(Side::Buy, PositionSide::Long), (Side::Sell, PositionSide::Short)] {
-            let order = NewOrder { position_side, ..NewOrder::market("ETHUSDT", side, dec("0.1")) };
-            let place = Command::Place { account: "one".to_owned(), order };
-            running.sim().apply(place).unwrap();
+            // The first books come a moment after the start.
+            until("it is held", async || {
+                let order = NewOrder { position_side, ..NewOrder::market("ETHUSDT", side, dec("0.1")) };
+                let _ = running.sim().apply(Command::Place { account: "one".to_owned(), order });
+                running.sim().with(|exchange| {
+                    !exchange.accounts["one"].position("ETHUSDT", position_side).amount.is_zero()
+                })
+            })
+            .await;
         }
         let connected = connect(kind, "one", &running, &setup, &[btc()]);
         let findings = connected.reader.preflight(&btc()).await;
