@@ -81,7 +81,8 @@ impl Exposures {
 
 impl Core {
     /// The hedge groups: of each policy its accounts, of other symbols all accounts where at least two hold it, or did
-    /// before one side was gone. A group with an account whose state is not known, or without a price, is none: nothing can be said of it.
+    /// before one side was gone. A group with an account whose state is not known, or without a price, is none: nothing
+    /// can be said of it.
     pub(crate) fn groups(&self) -> Vec<Group> {
         let eyes = &self.shared.eyes;
         let policies = self.shared.policies.all();
