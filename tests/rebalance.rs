@@ -11,7 +11,7 @@ use deltaplane_ports::{
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
 use deltaplane_tests::{Place, World, btc, config};
-use deltaplane_types::{Code, Decimal, Delta, Notional, TradingScope, TradingState};
+use deltaplane_types::{AlternativeKind, Code, Decimal, Delta, Notional, TradingScope, TradingState};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
 fn small_steps() -> EngineConfig {
@@ -71,6 +71,17 @@ async fn what_is_tight_moves_to_what_is_easy_and_the_net_delta_stays() {
     let before = positions(&world);
     let planned = run(&world, UtilizationRebalance { dry_run: true, ..to(&world, "0.4") }).await;
     assert_eq!((planned.failure.clone(), positions(&world)), (None, before.clone()), "{planned:#?}");
+    // Without the account that is above the target nothing may move. Without the one that could take over, both sides
+    // shrink by x: 0.7333 (0.3333 - 0.7333 x) = 0.165 (0.1525 + 0.165 x) makes x 0.388.
+    let plan = planned.plan.as_ref().unwrap();
+    let rejected: Vec<_> = plan.alternatives.iter().map(|one| (one.account.as_str(), one.kind)).collect();
+    assert_eq!(rejected, [("tight", AlternativeKind::Without), ("easy", AlternativeKind::Without)]);
+    let (tight, easy) = (&plan.alternatives[0], &plan.alternatives[1]);
+    assert!((easy.quantity.value() - Decimal::new(776, 3)).abs() < Decimal::new(5, 3), "{easy:?}");
+    assert_eq!((tight.quantity.value(), tight.cost), (Decimal::ZERO, Notional::ZERO));
+    let saved = plan.cost.value().round_dp(6).normalize();
+    let told = format!("costs {saved} less and leaves the squared distances from the target at 0.189");
+    assert!(tight.reason.starts_with(&told), "{} {told}", tight.reason);
     let report = run(&world, to(&world, "0.4")).await;
     assert_eq!((report.failure.clone(), report.state), (None, OperationState::Succeeded), "{report:#?}");
     let view = report.rebalance.as_ref().unwrap();

@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_engine::{ExternalDelta, Holdings};
+use deltaplane_engine::{EngineConfig, ExternalDelta, Holdings};
 use deltaplane_ports::{
     Check, Clock as _, ControlPlane as _, DeltaControl, Flatten, HedgeExecution, HedgeStrategy, IntentRecord,
     KillSwitch, OperationKind, OperationReport, OperationState, Pacing, Record, RequestMeta, Severity,
     SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
-use deltaplane_tests::{Place, WallClock, World, btc, engine, engine_with, exchanges, names, ready, until};
+use deltaplane_tests::{
+    Place, WallClock, World, btc, config, engine, engine_with, exchanges, names, ready, until,
+};
 use deltaplane_types::{AccountId, Code, Decimal, Side, Timestamp};
 use deltaplane_venue_sim::core::PositionSide;
 use deltaplane_venue_sim::{Fault, FaultKind};
@@ -307,6 +309,34 @@ async fn of_a_thousand_requests_at_once_one_trades() {
     }
     assert!(waited >= 1);
     assert_eq!((intents(), orders(&world)), (sent, sent));
+}
+
+/// One works and one waits for it, as many as are allowed: a third request is told so, who closes all is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_keep_no_place_from_what_makes_the_book_safer() {
+    let config = EngineConfig { max_operations: 2, ..config() };
+    let world = World::start_with(places(), Arc::new(MemoryJournal::default()), config).await;
+    for running in &world.exchanges {
+        running.sim().inject(on_orders(FaultKind::Late { millis: 2_000 }, 1));
+    }
+    let first = world.engine.control_delta(world.to_flat()).await.unwrap();
+    let meta = RequestMeta { wait: Some(Duration::from_secs(20)), ..RequestMeta::default() };
+    let second = world.engine.control_delta(DeltaControl { meta: meta.clone(), ..world.to_flat() });
+    let full = async {
+        until("two operations are there", async || {
+            world.engine.control_delta(world.to_flat()).await.unwrap_err().code == Code::TooManyRequests
+        })
+        .await;
+        world.engine.flatten(Flatten { meta, ..Flatten::new(btc(), world.accounts.clone()) }).await.unwrap()
+    };
+    let (second, flatten) = tokio::join!(second, full);
+    assert_eq!(flatten.report.await.unwrap().failure, None);
+    assert_eq!(first.report.await.unwrap().failure, None);
+    assert_eq!(second.unwrap().report.await.unwrap().failure, None);
+    for running in &world.exchanges {
+        let is_flat = |account: &deltaplane_venue_sim::core::Account| account.net("BTCUSDT").is_zero();
+        assert!(running.sim().with(|exchange| exchange.accounts.values().all(is_flat)));
+    }
 }
 
 /// What the API refuses an embedding program can still ask for.

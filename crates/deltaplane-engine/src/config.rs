@@ -60,7 +60,8 @@ pub struct EngineConfig {
     pub restricted_because: Option<String>,
     /// Whether orders at a venue that the journal does not know are accepted as lost from it.
     pub accept_lost_tail: bool,
-    /// Operations at work at one time.
+    /// Operations at work at one time, those that wait for others with `Prefer: wait` among them. What policies do, answers
+    /// to losses and flattens have eight places more.
     pub max_operations: usize,
     /// Signs client order ids.
     pub id_key: IdKey,

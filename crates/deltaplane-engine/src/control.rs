@@ -620,8 +620,13 @@ fn decide_two_sided(
         max_in_flight: limits(round).max_in_flight_delta,
         accounts,
     };
-    let plan = plan_lockstep(&input, &left).map_err(not_planned)?;
+    let mut plan = plan_lockstep(&input, &left).map_err(not_planned)?;
     if !plan.legs.is_empty() && !round.unwinding {
+        let begins = round.traded_by.values().all(|traded| traded.is_zero());
+        if let (Goal::Utilization(goal), true) = (&round.spec.goal, begins) {
+            let facts = (round.spec, round.snapshot, round.config);
+            plan.alternatives = utilization::alternatives(goal, facts, &plan, &input).map_err(not_planned)?;
+        }
         return approve(round, plan, net);
     }
     let away = net.minus(anchor.target).map_err(internal)?;

@@ -46,6 +46,10 @@ use crate::snapshot::{Eyes, KNOWN_FOR};
 use crate::trading::Trading;
 use crate::watch;
 
+/// How many operations may run beyond `max_operations` where they make the book safer: see
+/// [`OperationKind::is_protective`].
+const KEPT_SLOTS: usize = 8;
+
 /// One account with the ports that reach it.
 pub struct AccountParts {
     /// The account.
@@ -203,7 +207,7 @@ impl Engine {
             overrides: config.overrides.clone(),
         });
         let rules = gateways.iter().map(|(id, gateway)| (id.clone(), gateway.rules())).collect();
-        let slots = Arc::new(Semaphore::new(config.max_operations));
+        let slots = Arc::new(Semaphore::new(config.max_operations.saturating_add(KEPT_SLOTS)));
         let mut tasks = JoinSet::new();
         for keeper in keepers.values() {
             let of_account = |name, run: fn(Arc<AccountKeeper>, Symbol) -> BoxFuture<'static, ()>| {
@@ -342,7 +346,8 @@ impl Engine {
     pub async fn stop(&self, within: Duration) {
         self.core.stopping.store(true, Ordering::SeqCst);
         self.core.hurry("the end of the services", |_| true);
-        let all = u32::try_from(self.core.shared.eyes.config.max_operations).unwrap_or(u32::MAX);
+        let all = self.core.shared.eyes.config.max_operations.saturating_add(KEPT_SLOTS);
+        let all = u32::try_from(all).unwrap_or(u32::MAX);
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
             let _ = self.core.slots.acquire_many(all).await;
@@ -695,7 +700,10 @@ impl Core {
                 "send dryRun: true, or run in live mode",
             ));
         }
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+        // Requests that wait for each other never keep back what makes the book safe.
+        let slot = self.slots.clone().try_acquire_owned().ok();
+        let slot = slot.filter(|_| kind.is_protective() || self.slots.available_permits() >= KEPT_SLOTS);
+        let Some(slot) = slot else {
             let mut failed = failure(
                 Code::TooManyRequests,
                 format!("{} operations are at work, as many as are allowed", eyes.config.max_operations),

@@ -6,12 +6,100 @@ use deltaplane_math::{
     MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, keeps_distance, least_distances,
     liquidation_distance, mul_rounded, rebalance, smallest_order,
 };
+use deltaplane_plan::{PlanError, PlanInput, plan_lockstep};
 use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
-use deltaplane_types::{AccountId, Decimal, Delta, Notional, Price, Quantity, Ratio, Side, TradingState};
+use deltaplane_types::{
+    AccountId, Alternative, AlternativeKind, Decimal, Delta, Notional, Plan, Price, Quantity, Ratio, Side,
+    TradingState,
+};
 
 use crate::config::EngineConfig;
 use crate::control::{Spec, UtilizationGoal, largest_position, order_rules};
 use crate::snapshot::{AccountFacts, Snapshot};
+
+/// The accounts whose absence is planned and priced beside a rebalance, those with the largest changes.
+const LEFT_OUT: usize = 8;
+
+/// The named accounts that were read.
+fn named<'a>(spec: &'a Spec, snapshot: &'a Snapshot) -> Vec<(&'a AccountId, &'a AccountFacts)> {
+    spec.accounts.iter().filter_map(|id| Some((id, snapshot.accounts.get(id)?))).collect()
+}
+
+/// What the solver is asked, the accounts in the order of `named`.
+fn solver_input(
+    goal: &UtilizationGoal,
+    spec: &Spec,
+    snapshot: &Snapshot,
+    config: &EngineConfig,
+) -> Result<RebalanceInput, MathError> {
+    let mut accounts = Vec::new();
+    for (id, facts) in named(spec, snapshot) {
+        let own = solver_account(facts, spec, snapshot.reference_price, config)?;
+        accounts.push(restricted(own, id, snapshot));
+    }
+    Ok(RebalanceInput {
+        price: snapshot.reference_price,
+        target: goal.target,
+        tolerance: goal.tolerance,
+        max_utilization: config.costs.max_utilization,
+        allow_gross_increase: goal.allow_gross_increase,
+        max_notional: goal.max_amount,
+        accounts,
+    })
+}
+
+/// What a rebalance makes least: the sum of the squared distances from the target, of the accounts that have a
+/// utilization.
+fn unevenness(found: &Rebalance, target: Ratio) -> Result<Decimal, MathError> {
+    found.changes.iter().filter_map(|change| change.after).try_fold(Decimal::ZERO, |sum, after| {
+        let off = deltaplane_math::sub(after.value(), target.value())?;
+        deltaplane_math::add(sum, mul_rounded(off, off)?)
+    })
+}
+
+/// What the others would do if one of the accounts that a rebalance moves stayed as it is, with its cost.
+///
+/// The accounts with the largest changes only: each of them takes a solution and a plan of its own.
+pub(crate) fn alternatives(
+    goal: &UtilizationGoal,
+    (spec, snapshot, config): (&Spec, &Snapshot, &EngineConfig),
+    chosen: &Plan,
+    input: &PlanInput,
+) -> Result<Vec<Alternative>, PlanError> {
+    let named = named(spec, snapshot);
+    let asked = solver_input(goal, spec, snapshot, config)?;
+    let with_all = rebalance(&asked)?;
+    let least = unevenness(&with_all, goal.target)?;
+    let mut moved: Vec<usize> =
+        (0..named.len()).filter(|index| !with_all.changes[*index].change.is_zero()).collect();
+    moved.sort_by_key(|index| std::cmp::Reverse(with_all.changes[*index].change.abs()));
+    moved.truncate(LEFT_OUT);
+    moved.sort_unstable();
+    let mut found = Vec::with_capacity(moved.len());
+    for index in moved {
+        let account = named[index].0.clone();
+        let mut asked = asked.clone();
+        asked.accounts[index].is_fixed = true;
+        let without = rebalance(&asked)?;
+        let changes = named.iter().zip(&without.changes).filter(|(_, change)| !change.trade.is_zero());
+        let changes = changes.map(|((id, _), change)| ((*id).clone(), change.trade)).collect();
+        let plan = plan_lockstep(input, &changes)?;
+        let mut traded = plan.legs.iter().map(|leg| leg.quantity.value());
+        let quantity = traded.try_fold(Decimal::ZERO, deltaplane_math::add)?;
+        let quantity = Quantity::try_new(quantity).map_err(MathError::from)?;
+        let uneven = unevenness(&without, goal.target)?;
+        let shown = |value: Decimal| value.round_dp(6).normalize();
+        let saved = shown(chosen.cost.minus(plan.cost)?.value());
+        let reason = format!(
+            "costs {saved} less and leaves the squared distances from the target at {} instead of {}",
+            shown(uneven),
+            shown(least)
+        );
+        let kind = AlternativeKind::Without;
+        found.push(Alternative { kind, account, quantity, cost: plan.cost, reason });
+    }
+    Ok(found)
+}
 
 /// The changes of each account's position, signed, and the view of them.
 pub(crate) fn changes(
@@ -20,23 +108,8 @@ pub(crate) fn changes(
     snapshot: &Snapshot,
     config: &EngineConfig,
 ) -> Result<(BTreeMap<AccountId, Delta>, RebalanceView), MathError> {
-    let named: Vec<(&AccountId, &AccountFacts)> =
-        spec.accounts.iter().filter_map(|id| Some((id, snapshot.accounts.get(id)?))).collect();
-    let mut accounts = Vec::with_capacity(named.len());
-    for (id, facts) in &named {
-        let own = solver_account(facts, spec, snapshot.reference_price, config)?;
-        accounts.push(restricted(own, id, snapshot));
-    }
-    let input = RebalanceInput {
-        price: snapshot.reference_price,
-        target: goal.target,
-        tolerance: goal.tolerance,
-        max_utilization: config.costs.max_utilization,
-        allow_gross_increase: goal.allow_gross_increase,
-        max_notional: goal.max_amount,
-        accounts,
-    };
-    let found = rebalance(&input)?;
+    let named = named(spec, snapshot);
+    let found = rebalance(&solver_input(goal, spec, snapshot, config)?)?;
     let mut lines = Vec::with_capacity(named.len());
     let mut changes = BTreeMap::new();
     for ((id, facts), change) in named.iter().zip(&found.changes) {

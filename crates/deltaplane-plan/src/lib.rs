@@ -10,7 +10,9 @@ mod search;
 mod slices;
 
 use deltaplane_math::MathError;
-use deltaplane_types::{Alternative, Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice};
+use deltaplane_types::{
+    Alternative, AlternativeKind, Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice,
+};
 
 pub use candidate::DEPTH;
 pub use input::{CostSettings, PlanAccount, PlanInput};
@@ -92,7 +94,8 @@ fn alternatives(
             format!("would cost {more} more")
         };
         let quantity = Quantity::try_new(most).map_err(MathError::from)?;
-        found.push(Alternative { account: candidate.id().clone(), quantity, cost: alone, reason });
+        let account = candidate.id().clone();
+        found.push(Alternative { kind: AlternativeKind::Alone, account, quantity, cost: alone, reason });
     }
     Ok(found)
 }

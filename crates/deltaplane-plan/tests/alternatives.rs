@@ -4,6 +4,7 @@
 mod support;
 
 use deltaplane_plan::plan_hedge;
+use deltaplane_types::AlternativeKind;
 use serde_json::json;
 
 /// Selling 3 at 99.9 against a mid of 100 costs 0.3, and 0.001 × 300 = 0.3 to get out again. `b` pays a fee of 0.001 on
@@ -35,6 +36,7 @@ fn each_account_alone_is_told_with_its_cost_and_why_it_was_not_chosen() {
             (one.account.as_str(), quantity.to_string(), cost.to_string(), one.reason.as_str())
         })
         .collect();
+    assert!(plan.alternatives.iter().all(|one| one.kind == AlternativeKind::Alone));
     assert_eq!(told[0], ("b", "3".to_owned(), "1.1997".to_owned(), "would cost 0.5997 more"));
     assert_eq!((told.len(), told[1].0, told[1].1.as_str()), (2, "c", "2"));
     assert!(told[1].3.starts_with("takes only 2 of 3: depth: the book holds 2"), "{}", told[1].3);

@@ -270,6 +270,11 @@ impl OperationKind {
         matches!(self, Self::Flatten | Self::Rebalance | Self::Deleverage)
     }
 
+    /// Whether operations of the kind make the book safer: they find a place also where too many others are at work.
+    pub const fn is_protective(self) -> bool {
+        matches!(self, Self::Flatten | Self::LossResponse | Self::Policy | Self::Deleverage)
+    }
+
     /// How operation ids of the kind begin.
     pub const fn prefix(self) -> &'static str {
         match self {

@@ -28,7 +28,7 @@ pub use order::{
     Evidence, ExecutionReport, Fill, FillCause, OrderAck, OrderIntent, OrderStatus, Refusal, RefusalReason,
     Side, SubmitOutcome, TimeInForce, UnknownCause,
 };
-pub use plan::{Alternative, CostParts, Leg, Obstacle, Plan, Slice, SliceOrder};
+pub use plan::{Alternative, AlternativeKind, CostParts, Leg, Obstacle, Plan, Slice, SliceOrder};
 pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError, Ratio};
 /// The exact decimal number behind every quantity.
 pub use rust_decimal::Decimal;

@@ -85,12 +85,23 @@ pub struct Obstacle {
     pub reason: String,
 }
 
-/// One account alone in place of the legs that were chosen.
+/// In what an alternative differs from the legs that were chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlternativeKind {
+    /// The account alone takes the whole trade.
+    Alone,
+    /// The account stays as it is and the others do what they can.
+    Without,
+}
+
+/// Something that could have been done in place of the legs that were chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alternative {
-    /// The account.
+    /// In what it differs.
+    pub kind: AlternativeKind,
+    /// The account in which it differs.
     pub account: AccountId,
-    /// How much it could take, base units.
+    /// How much could be traded that way, buys and sells added up, base units.
     pub quantity: Quantity,
     /// What that would cost, quote.
     pub cost: Notional,
@@ -129,6 +140,7 @@ pub struct Plan {
     pub cost: Notional,
     /// What kept accounts from taking more; empty where everything needed was reached.
     pub obstacles: Vec<Obstacle>,
-    /// What else could have been done: each account alone.
+    /// What else could have been done, and why it was not: each account alone where one side is traded, each account left
+    /// out where utilization is rebalanced. What changes positions by given quantities has none.
     pub alternatives: Vec<Alternative>,
 }

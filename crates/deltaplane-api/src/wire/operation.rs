@@ -3,7 +3,7 @@
 use deltaplane_ports::{
     OperationKind, OperationReport, OperationState, OrderReport, RebalanceLine, RebalanceView,
 };
-use deltaplane_types::{Decimal, Leg, Plan};
+use deltaplane_types::{AlternativeKind, Decimal, Leg, Plan};
 
 use super::json::{JsonObject, Number};
 
@@ -341,6 +341,13 @@ fn plan(plan: &Plan) -> JsonObject {
         .map(|alternative| {
             let mut json = JsonObject::default();
             json.put("accountId", alternative.account.as_str());
+            json.put(
+                "kind",
+                match alternative.kind {
+                    AlternativeKind::Alone => "alone",
+                    AlternativeKind::Without => "without",
+                },
+            );
             json.number("quantity", alternative.quantity.value());
             json.number("cost", alternative.cost.value());
             json.put("reason", &alternative.reason);
