@@ -19,6 +19,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// The gains of a day are remembered by the minute.
 const MINUTE: Duration = Duration::from_secs(60);
+/// After accounts could not be read, gains count again this much later: each account's equity was read by then.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
 
 /// When a breaker trips; none switches it off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub struct BreakerSettings {
     /// What slippage cost within an hour over all accounts, against the mids at arrival, USD.
     pub slippage: Option<Notional>,
     /// Part of the equity of all accounts together that was lost from its highest point within 24 hours. Deposits and
-    /// withdrawals are no gains and losses.
+    /// withdrawals are no gains and losses, nor is what happens while an account cannot be read or nobody looks.
     pub loss: Option<Ratio>,
 }
 
@@ -65,8 +67,12 @@ struct Counts {
     refusals: BTreeMap<AccountId, u32>,
     mismatches: BTreeMap<AccountId, VecDeque<Timestamp>>,
     slippage: VecDeque<(Timestamp, Decimal)>,
-    /// Gains so far, the highest of each minute.
-    gains: VecDeque<(Timestamp, Decimal)>,
+    /// The high points of what was gained so far, each below the one before it.
+    peaks: VecDeque<(Timestamp, Decimal)>,
+    /// What was gained when it was looked at last.
+    gained: Decimal,
+    /// What is gained until then is not told of every account, and counts as neither gain nor loss.
+    gap_until: Option<Timestamp>,
     trips: Vec<Trip>,
 }
 
@@ -143,26 +149,44 @@ impl Counts {
 
     /// Takes what all accounts gained so far, deposits taken out, and the equity that is left of it.
     fn on_gains(&mut self, gained: Decimal, equity: Notional, now: Timestamp, most: Option<Ratio>) {
-        while self.gains.front().is_some_and(|(at, _)| now.since(*at) >= DAY) {
-            self.gains.pop_front();
+        if let Some(until) = self.gap_until {
+            if now < until {
+                return;
+            }
+            self.gap_until = None;
+            self.move_peaks(gained);
         }
-        match self.gains.back_mut() {
-            Some((at, highest)) if now.since(*at) < MINUTE => *highest = gained.max(*highest),
-            _ => self.gains.push_back((now, gained)),
+        self.gained = gained;
+        while self.peaks.front().is_some_and(|(at, _)| now.since(*at) >= DAY) {
+            self.peaks.pop_front();
         }
-        let highest = self.gains.iter().map(|(_, gained)| *gained).max().unwrap_or(gained);
+        while self.peaks.back().is_some_and(|(_, peak)| *peak <= gained) {
+            self.peaks.pop_back();
+        }
+        if self.peaks.back().is_none_or(|(at, _)| now.since(*at) >= MINUTE) {
+            self.peaks.push_back((now, gained));
+        }
+        let highest = self.peaks.front().map_or(gained, |(_, peak)| *peak);
         let lost = highest.checked_sub(gained).unwrap_or_default();
         let Some(before) = equity.value().checked_add(lost).filter(|before| *before > Decimal::ZERO) else {
             return;
         };
         let ratio = lost.checked_div(before).unwrap_or_default();
         if let Some(most) = most.filter(|most| ratio > most.value()) {
-            self.gains.clear();
+            self.peaks.clear();
             let text = format!(
                 "{lost} USD, {} of the equity of all accounts, were lost within 24 hours: more than {most}",
                 ratio.round_dp(4).normalize()
             );
             self.trips.push(Trip { topic: "breaker-loss", account: None, text });
+        }
+    }
+
+    /// Moves the high points so that they are as far above this as they were above what was gained before.
+    fn move_peaks(&mut self, gained: Decimal) {
+        let moved = gained.checked_sub(self.gained);
+        for (_, peak) in &mut self.peaks {
+            *peak = moved.and_then(|moved| peak.checked_add(moved)).unwrap_or(gained);
         }
     }
 }
@@ -193,9 +217,24 @@ impl Breakers {
         self.note(|counts| counts.on_slippage(cost, now, settings.slippage));
     }
 
-    /// Begins anew: what was gained before says nothing any more.
-    pub(crate) fn forget_gains(&self) {
-        self.note(|counts| counts.gains.clear());
+    /// Not every account could be read: what is gained until all of them are again counts as neither gain nor loss.
+    pub(crate) fn on_gap(&self, now: Timestamp) {
+        self.note(|counts| counts.gap_until = Some(now.after(SETTLED_AFTER)));
+    }
+
+    /// How far above what is gained now the high points of the last day are.
+    pub(crate) fn peaks(&self) -> Vec<(Timestamp, Decimal)> {
+        let counts = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let above = |(at, peak): &(Timestamp, Decimal)| Some((*at, peak.checked_sub(counts.gained)?));
+        counts.peaks.iter().filter_map(above).collect()
+    }
+
+    /// Goes on from what an earlier run kept. What was gained since then counts as neither gain nor loss.
+    pub(crate) fn resume(&self, peaks: Vec<(Timestamp, Decimal)>) {
+        self.note(|counts| {
+            counts.peaks = peaks.into();
+            (counts.gained, counts.gap_until) = (Decimal::ZERO, Some(Timestamp::from_millis(0)));
+        });
     }
 
     pub(crate) fn on_gains(
@@ -351,5 +390,30 @@ mod tests {
         // A day later the 100 are forgotten: 100 of 1,000 are a tenth.
         assert!(gains(&mut slow, "-100", "900", 24 * 60).is_empty());
         assert_eq!(gains(&mut slow, "-101", "899", 24 * 60 + 1), ["breaker-loss"]);
+    }
+
+    /// 60 of 1,000 are lost, a gap in which 500 seem to be lost says nothing, a restart forgets nothing: another 41 trip.
+    #[test]
+    fn a_gap_and_a_restart_are_neither_gain_nor_loss_and_forget_none() {
+        let settings = BreakerSettings { loss: Some(ratio("0.1")), ..BreakerSettings::default() };
+        let gains = |breakers: &Breakers, gained: &str, equity: &str, at| {
+            breakers.on_gains(notional(gained).value(), notional(equity), at, &settings);
+            topics(&mut breakers.state.lock().unwrap())
+        };
+        let breakers = Breakers::default();
+        assert!(gains(&breakers, "0", "1000", at(0)).is_empty());
+        assert!(gains(&breakers, "-60", "940", at(1)).is_empty());
+        breakers.on_gap(at(2));
+        assert!(gains(&breakers, "-500", "500", at(2).after(SETTLED_AFTER / 2)).is_empty());
+        assert!(gains(&breakers, "-560", "940", at(3)).is_empty());
+        let kept = breakers.peaks();
+        assert_eq!(kept, [(at(0), notional("60").value()), (at(3), Decimal::ZERO)]);
+        let again = Breakers::default();
+        again.resume(kept);
+        // The new run counts from zero again.
+        assert!(gains(&again, "0", "940", at(60)).is_empty());
+        assert!(gains(&again, "-40", "900", at(61)).is_empty(), "100 of 1,000 are a tenth");
+        assert_eq!(gains(&again, "-41", "899", at(62)), ["breaker-loss"]);
+        assert_eq!(again.peaks(), []);
     }
 }

@@ -296,6 +296,10 @@ impl Engine {
             }
             Err(error) => tracing::warn!(%error, "high-water marks of earlier runs are not known"),
         }
+        match core.shared.history.peaks().await {
+            Ok(peaks) => core.shared.breakers.resume(peaks),
+            Err(error) => tracing::warn!(%error, "losses of earlier runs are not known"),
+        }
         core.shared.losses.restore(std::mem::take(&mut recovered.losses), started_at);
         core.let_old_alerts_go(&recovered).await;
         core.recover(recovered).await;

@@ -8,7 +8,7 @@ use deltaplane_ports::{
     DAY_MS, Drift, Earned, EarnedDay, EquityMark, HistoryError, HistoryQuery, Income, IncomeKind, PnlQuery,
     RiskHistory, RiskSample, day_of, thin_out,
 };
-use deltaplane_types::{AccountId, Symbol, Timestamp};
+use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp};
 
 /// Samples of an account that are kept: an hour of one a second.
 const KEPT: usize = 3_600;
@@ -21,6 +21,7 @@ pub struct MemoryHistory(Mutex<State>);
 struct State {
     samples: BTreeMap<AccountId, VecDeque<RiskSample>>,
     marks: BTreeMap<AccountId, EquityMark>,
+    peaks: Vec<(Timestamp, Decimal)>,
     income: BTreeMap<(AccountId, String), Income>,
     drift: BTreeMap<(Timestamp, Symbol, AccountId), Drift>,
 }
@@ -63,6 +64,15 @@ impl RiskHistory for MemoryHistory {
 
     async fn marks(&self) -> Result<BTreeMap<AccountId, EquityMark>, HistoryError> {
         Ok(self.with(|state| state.marks.clone()))
+    }
+
+    async fn keep_peaks(&self, peaks: Vec<(Timestamp, Decimal)>) -> Result<(), HistoryError> {
+        self.with(|state| state.peaks = peaks);
+        Ok(())
+    }
+
+    async fn peaks(&self) -> Result<Vec<(Timestamp, Decimal)>, HistoryError> {
+        Ok(self.with(|state| state.peaks.clone()))
     }
 
     async fn add_income(&self, account: &AccountId, rows: Vec<Income>) -> Result<(), HistoryError> {

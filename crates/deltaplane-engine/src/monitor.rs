@@ -143,7 +143,7 @@ impl Core {
         // A part of the accounts says nothing of the whole book.
         if !self.are_all_known() {
             // What one account gained meanwhile is not told, and what another one lost would stand alone.
-            shared.breakers.forget_gains();
+            shared.breakers.on_gap(now);
         } else if risks.len() == shared.eyes.accounts.len()
             && let Ok(equity) = risks.values().try_fold(Notional::ZERO, |sum, risk| sum.plus(risk.equity))
         {
@@ -306,7 +306,7 @@ impl Core {
         Ok(shared.alerts.raise_with(condition, data, now).into_iter().collect())
     }
 
-    /// Keeps the accounts' high-water marks, so that a restart does not forget them.
+    /// Keeps the accounts' high-water marks and the book's high points, so that a restart does not forget them.
     pub(crate) async fn keep_marks(&self) {
         let marks = self.shared.eyes.accounts.iter().filter_map(|(id, keeper)| {
             let mark = keeper.equity.mark();
@@ -314,6 +314,9 @@ impl Core {
         });
         if let Err(error) = self.shared.history.keep_marks(marks.collect()).await {
             tracing::warn!(%error, "the high-water marks are not kept");
+        }
+        if let Err(error) = self.shared.history.keep_peaks(self.shared.breakers.peaks()).await {
+            tracing::warn!(%error, "the high points that losses count from are not kept");
         }
     }
 }

@@ -42,6 +42,13 @@ pub trait RiskHistory: Send + Sync {
     /// What was kept last.
     async fn marks(&self) -> Result<BTreeMap<AccountId, EquityMark>, HistoryError>;
 
+    /// Keeps by how much, in USD, each high point of what all accounts gained within the last day is above what is gained
+    /// now, in place of those kept before. The oldest comes first.
+    async fn keep_peaks(&self, peaks: Vec<(Timestamp, Decimal)>) -> Result<(), HistoryError>;
+
+    /// What was kept last.
+    async fn peaks(&self) -> Result<Vec<(Timestamp, Decimal)>, HistoryError>;
+
     /// Adds rows of an account's statement, in USD. A row that is known already changes nothing.
     async fn add_income(&self, account: &AccountId, rows: Vec<Income>) -> Result<(), HistoryError>;
 

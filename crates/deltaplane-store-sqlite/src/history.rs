@@ -9,7 +9,7 @@ use deltaplane_ports::{
     DAY_MS, Drift, Earned, EarnedDay, EquityMark, HistoryError, HistoryQuery, Income, IncomeKind, PnlQuery,
     RiskHistory, RiskSample, day_of, thin_out,
 };
-use deltaplane_types::{AccountId, Notional, Ratio, Timestamp, parse_exact};
+use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Timestamp, parse_exact};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,10 @@ impl SqliteHistory {
                      peak TEXT NOT NULL,
                      max_drawdown TEXT NOT NULL
                  ) STRICT, WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS peaks (
+                     at INTEGER PRIMARY KEY,
+                     above TEXT NOT NULL
+                 ) STRICT;
                  CREATE TABLE IF NOT EXISTS income (
                      account TEXT NOT NULL,
                      id TEXT NOT NULL,
@@ -381,6 +385,40 @@ impl RiskHistory for SqliteHistory {
                 marks.insert(account.parse().map_err(failed)?, mark);
             }
             Ok(marks)
+        })
+        .await
+    }
+
+    async fn keep_peaks(&self, peaks: Vec<(Timestamp, Decimal)>) -> Result<(), HistoryError> {
+        self.with(move |state| {
+            let transaction = state.connection.transaction().map_err(failed)?;
+            transaction.execute("DELETE FROM peaks", []).map_err(failed)?;
+            for (at, above) in peaks {
+                transaction
+                    .execute(
+                        "INSERT OR REPLACE INTO peaks VALUES (?1, ?2)",
+                        params![at.as_millis(), above.to_string()],
+                    )
+                    .map_err(failed)?;
+            }
+            transaction.commit().map_err(failed)
+        })
+        .await
+    }
+
+    async fn peaks(&self) -> Result<Vec<(Timestamp, Decimal)>, HistoryError> {
+        self.with(|state| {
+            let mut statement =
+                state.connection.prepare("SELECT at, above FROM peaks ORDER BY at").map_err(failed)?;
+            let rows = statement
+                .query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+                .map_err(failed)?;
+            let mut peaks = Vec::new();
+            for row in rows {
+                let (at, above) = row.map_err(failed)?;
+                peaks.push((Timestamp::from_millis(at), parse_exact(&above).map_err(failed)?));
+            }
+            Ok(peaks)
         })
         .await
     }

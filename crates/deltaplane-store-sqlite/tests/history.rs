@@ -104,6 +104,19 @@ async fn a_peak_survives_a_restart() {
     assert_eq!(SqliteHistory::open(folder.path()).unwrap().marks().await.unwrap(), marks);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_high_points_of_a_day_survive_a_restart_and_replace_those_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let peak = |second: i64, above: &str| (Timestamp::from_millis(second * 1_000), notional(above).value());
+    let history = SqliteHistory::open(folder.path()).unwrap();
+    assert_eq!(history.peaks().await.unwrap(), []);
+    history.keep_peaks(vec![peak(1, "7.25"), peak(60, "3")]).await.unwrap();
+    history.keep_peaks(vec![peak(60, "4"), peak(3, "5.5")]).await.unwrap();
+    drop(history);
+    let kept = SqliteHistory::open(folder.path()).unwrap().peaks().await.unwrap();
+    assert_eq!(kept, [peak(3, "5.5"), peak(60, "4")]);
+}
+
 /// Funding of -1.5 and +4, a fee of -0.25, and 3 realized on one day; drifts of a minute are added up; a row that comes
 /// again changes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
