@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, ExternalCause, FeedCondition, HedgeExecution, HedgeStrategy, HedgeTo,
-    Journal, JournalError, KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, Policy,
-    PolicyLimits, ReadError, Record, RequestMeta, ResolveOrder, Settlement, StoredRecord, TradingChange,
+    ControlPlane as _, DeltaControl, ExternalCause, FeedCondition, HedgeExecution, HedgeStrategy, Journal,
+    JournalError, KillSwitch, OperationState, OrderSighting, OutcomeRecord, Pacing, ReadError, Record,
+    RequestMeta, ResolveOrder, Settlement, StoredRecord, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_tests::proxy::{Cut, Proxy};
 use deltaplane_tests::venues::{Bench, Kind, Setup};
 use deltaplane_tests::{
-    Place, World, btc, config, engine, engine_through, exchanges, kinds, names, ready, until,
+    Place, World, btc, config, engine, engine_through, exchanges, kinds, names, prompt_policy, ready, until,
 };
 use deltaplane_types::{
     AccountId, AlertSeverity, Code, Decimal, Delta, Quantity, RefusalReason, Side, SubmitOutcome,
@@ -598,23 +598,7 @@ async fn f42_a_loss_that_a_policy_followed_is_not_followed_again() {
     let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
     let config = EngineConfig { shrink_after_loss: true, ..config() };
     let (world, journal) = world_with(places, config).await;
-    let policy = Policy {
-        symbol: btc(),
-        enabled: true,
-        target: delta("0"),
-        tolerance: ratio("0.05"),
-        max_deviation: ratio("0.25"),
-        accounts: world.accounts.clone(),
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(10),
-        hedge_to: HedgeTo::Target,
-        after: Duration::ZERO,
-        deleverage: None,
-        rebalance: None,
-        limits: PolicyLimits::default(),
-        horizon: None,
-        hysteresis: ratio("0.2"),
-    };
+    let policy = prompt_policy(world.accounts.clone());
     world.engine.put_policy(policy).await.unwrap();
     deleverage(&world, "0.2");
     until("the policy follows", async || world.true_net().is_zero()).await;

@@ -7,11 +7,11 @@ use deltaplane_engine::{BreakerSettings, EngineConfig, LimitOverride};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy, HedgeTo,
-    OperationReport, OperationState, Pacing, Policy, PolicyLimits, RequestMeta, TradingChange,
+    ControlPlane as _, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy, OperationReport,
+    OperationState, Pacing, Policy, RequestMeta, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, quantity, ratio};
-use deltaplane_tests::{Place, World, btc, config, engine_through, ready, until};
+use deltaplane_tests::{Place, World, btc, config, engine_through, prompt_policy, ready, until};
 use deltaplane_types::{AccountId, Code, Decimal, Delta, Price, Side, TradingScope, TradingState};
 use deltaplane_venue_sim::{Fault, FaultKind, Running};
 
@@ -256,21 +256,10 @@ async fn hedge(world: &World, accounts: &[&str], amount: &str, side: Option<Side
 async fn a_hedge_goes_towards_the_target_of_the_symbols_policy() {
     let (world, _) = world(config()).await;
     let policy = Policy {
-        symbol: btc(),
-        enabled: true,
         target: delta("0.4"),
         tolerance: ratio("0.01"),
-        max_deviation: ratio("0.25"),
-        accounts: world.accounts.clone(),
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(10),
-        hedge_to: HedgeTo::Target,
-        hysteresis: ratio("0"),
         after: Duration::from_secs(3_600),
-        deleverage: None,
-        rebalance: None,
-        limits: PolicyLimits::default(),
-        horizon: None,
+        ..prompt_policy(world.accounts.clone())
     };
     world.engine.put_policy(policy).await.unwrap();
     let names = ["long", "short", "spare"];

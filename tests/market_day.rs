@@ -17,12 +17,12 @@ use async_trait::async_trait;
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
-    ExitView, Exits, FeedStatus, FenceOutcome, Finding, HedgeTo, IdSource, Income, OrderGateway, OrderName,
-    OrderSighting, Pace, PnlQuery, Policy, PolicyLimits, PriceFeed, ReadError, VenueRules,
+    ExitView, Exits, FeedStatus, FenceOutcome, Finding, IdSource, Income, OrderGateway, OrderName,
+    OrderSighting, Pace, PnlQuery, Policy, PriceFeed, ReadError, VenueRules,
 };
-use deltaplane_testkit::{MemoryJournal, delta, ratio};
-use deltaplane_tests::btc;
+use deltaplane_testkit::{MemoryJournal, ratio};
 use deltaplane_tests::recording::{mids, recording};
+use deltaplane_tests::{btc, prompt_policy};
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView,
     OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, Timestamp,
@@ -501,21 +501,8 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
     let ways = funded_ways(&time);
     let engine = start(time, &ways).await;
     let policy = Policy {
-        symbol: btc(),
-        enabled: true,
-        target: delta("0"),
         tolerance: ratio(TOLERANCE),
-        max_deviation: ratio("0.25"),
-        accounts: NAMES.iter().map(|name| name.parse().unwrap()).collect(),
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(10),
-        hedge_to: HedgeTo::Target,
-        after: Duration::ZERO,
-        deleverage: None,
-        rebalance: None,
-        limits: PolicyLimits::default(),
-        horizon: None,
-        hysteresis: ratio("0.2"),
+        ..prompt_policy(NAMES.iter().map(|name| name.parse().unwrap()).collect())
     };
     engine.put_policy(policy).await.unwrap();
     let mut script = Script::new(seed, seconds, recorded);

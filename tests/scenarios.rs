@@ -271,6 +271,8 @@ async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_t
     let report = second.report.await.unwrap();
     assert!(!report.adjustment_needed && report.orders.is_empty(), "{report:?}");
     assert_eq!(world.true_net(), Decimal::ZERO);
+    let system = world.engine.system().await;
+    assert_eq!((system.total_operations, system.operations_last_minute), (2, 2), "the refused one is none");
 }
 
 /// As many as a client in a loop sends: one runs, the rest are told so, and the book is traded once.

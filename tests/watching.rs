@@ -9,11 +9,11 @@ use std::time::Duration;
 use deltaplane_engine::{EngineConfig, FeedLimits};
 use deltaplane_ports::{
     Alert, AlertChange, ControlPlane as _, Deleverage, DeltaControl, Earned, Failover, FeedCondition,
-    HedgeTo, HistoryQuery, OperationKind, PnlQuery, Policy, PolicyLimits, PolicyStatus, Record, RequestMeta,
-    TradingChange, UtilizationRebalance,
+    HedgeTo, HistoryQuery, OperationKind, PnlQuery, Policy, PolicyStatus, Record, RequestMeta, TradingChange,
+    UtilizationRebalance,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
-use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, ready, until};
+use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, prompt_policy, ready, until};
 use deltaplane_types::{
     AlertKind, AlertSeverity, Code, Decimal, Delta, Side, Timestamp, TradingScope, TradingState,
 };
@@ -30,23 +30,7 @@ async fn world(config: EngineConfig) -> (World, Arc<MemoryJournal>) {
 }
 
 fn policy(world: &World) -> Policy {
-    Policy {
-        symbol: btc(),
-        enabled: true,
-        target: delta("0"),
-        tolerance: ratio("0.05"),
-        max_deviation: ratio("0.25"),
-        accounts: world.accounts.clone(),
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(10),
-        hedge_to: HedgeTo::Target,
-        after: Duration::ZERO,
-        deleverage: None,
-        rebalance: None,
-        limits: PolicyLimits::default(),
-        horizon: None,
-        hysteresis: ratio("0.2"),
-    }
+    prompt_policy(world.accounts.clone())
 }
 
 /// Somebody trades by hand on the exchange of an account.
@@ -505,14 +489,14 @@ async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alerts_of_an_earlier_run_that_nothing_would_end_are_over() {
-    let told = |topic: &str, account: Option<&str>| Record::Alert {
+    let told = |topic: &str, account: Option<&str>, symbol: Option<&str>| Record::Alert {
         alert: Alert {
             id: format!("{topic}-1"),
             kind: AlertKind::System,
             topic: topic.to_owned(),
             severity: AlertSeverity::Critical,
             account: account.map(|id| id.parse().unwrap()),
-            symbol: None,
+            symbol: symbol.map(|symbol| symbol.parse().unwrap()),
             message: "a test".to_owned(),
             raised_at: Timestamp::from_millis(1),
             seen_at: Timestamp::from_millis(1),
@@ -522,15 +506,17 @@ async fn alerts_of_an_earlier_run_that_nothing_would_end_are_over() {
         change: AlertChange::Raised,
     };
     let told = vec![
-        told("service", None),
-        told("account-gone", Some("long")),
-        told("utilization", Some("not-there-any-more")),
-        told("journal", None),
+        told("service", None, None),
+        told("account-gone", Some("long"), None),
+        told("utilization", Some("not-there-any-more"), None),
+        told("journal", None, None),
+        // Nobody holds it any more, and no feed tells its price.
+        told("delta", None, Some("GONE-USD")),
     ];
     let world = World::start_with(places(), Arc::new(MemoryJournal::with(told)), config()).await;
+    until("the deviation is over", async || world.engine.past_alerts(10).await.len() == 4).await;
     let left: Vec<String> = world.engine.alerts().await.iter().map(|alert| alert.topic.clone()).collect();
     assert_eq!(left, ["journal"]);
-    assert_eq!(world.engine.past_alerts(10).await.len(), 3);
     // The account that is there again trades.
     let report = world.control(DeltaControl { target: delta("0.1"), ..world.to_flat() }).await;
     assert_eq!((report.failure, world.true_net()), (None, Decimal::new(1, 1)));

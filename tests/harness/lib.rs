@@ -14,7 +14,7 @@ use std::time::Duration;
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, Holdings, IdKey, Limits};
 use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport};
 use deltaplane_ports::{
-    Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, PriceFeed, Record,
+    Clock, ControlPlane as _, DeltaControl, IdSource, Journal, OperationReport, Policy, PriceFeed, Record,
     RequestMeta, SymbolMap,
 };
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
@@ -94,6 +94,12 @@ pub(crate) fn exact(text: &str) -> Exact {
 /// The symbol of all tests.
 pub fn btc() -> Symbol {
     "BTC-USD".parse().expect("a symbol")
+}
+
+/// A policy for the symbol of all tests that acts at once and never shrinks both sides.
+pub fn prompt_policy(accounts: Vec<AccountId>) -> Policy {
+    let timeout = Duration::from_secs(10);
+    Policy { after: Duration::ZERO, deleverage: None, timeout, ..Policy::new(btc(), accounts) }
 }
 
 /// Starts one exchange with one account.

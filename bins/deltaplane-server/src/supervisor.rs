@@ -326,6 +326,7 @@ impl ControlPlane for Supervisor {
                     ready: false,
                     not_ready_because: Some(why.clone()),
                     active_accounts: 0,
+                    operations_last_minute: 0,
                     uptime: Duration::ZERO,
                     ..system
                 })

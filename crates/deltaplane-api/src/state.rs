@@ -72,16 +72,15 @@ impl Traffic {
         window.micros = window.micros.saturating_add(micros);
     }
 
-    /// Mean response time in milliseconds and requests per second over the last minute.
-    pub(crate) fn summary(&self, now: Timestamp) -> (Decimal, Decimal) {
+    /// Mean response time in milliseconds over the last minute.
+    pub(crate) fn mean_ms(&self, now: Timestamp) -> Decimal {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         window.forget(now);
         let count = u64::try_from(window.seen.len()).unwrap_or(u64::MAX);
         if count == 0 {
-            return (Decimal::ZERO, Decimal::ZERO);
+            return Decimal::ZERO;
         }
-        let mean = Decimal::from(window.micros / count) / Decimal::ONE_THOUSAND;
-        (mean, (Decimal::from(count) / Decimal::from(60)).round_dp(3))
+        Decimal::from(window.micros / count) / Decimal::ONE_THOUSAND
     }
 }
 
@@ -92,18 +91,15 @@ mod tests {
     #[test]
     fn the_last_minute_counts_and_nothing_before() {
         let at = |seconds: i64| Timestamp::from_millis(seconds * 1_000);
-        let text = |traffic: &Traffic, now| {
-            let (mean, rate) = traffic.summary(at(now));
-            (mean.normalize().to_string(), rate.normalize().to_string())
-        };
+        let text = |traffic: &Traffic, now| traffic.mean_ms(at(now)).normalize().to_string();
         let traffic = Traffic::default();
-        assert_eq!(text(&traffic, 0), ("0".to_owned(), "0".to_owned()));
+        assert_eq!(text(&traffic, 0), "0");
         for (second, millis) in [(0, 10), (30, 20), (59, 30)] {
             traffic.record(at(second), Duration::from_millis(millis));
         }
-        // 60 ms over three requests, three in a minute.
-        assert_eq!(text(&traffic, 60), ("20".to_owned(), "0.05".to_owned()));
-        assert_eq!(text(&traffic, 61), ("25".to_owned(), "0.033".to_owned()));
-        assert_eq!(text(&traffic, 120), ("0".to_owned(), "0".to_owned()));
+        // 60 ms over three requests.
+        assert_eq!(text(&traffic, 60), "20");
+        assert_eq!(text(&traffic, 61), "25");
+        assert_eq!(text(&traffic, 120), "0");
     }
 }

@@ -7,6 +7,7 @@ use deltaplane_math::{deviation_ratio, reference_exposure};
 use deltaplane_risk::ExposureBook;
 use deltaplane_types::{AccountId, AccountSnapshot, Delta, Ratio, Symbol, Timestamp};
 
+use crate::accounts::AccountKeeper;
 use crate::engine::Core;
 use crate::monitor::DELTA;
 use crate::snapshot::{Eyes, KNOWN_FOR};
@@ -134,8 +135,21 @@ impl Core {
     pub(crate) fn is_known(&self, symbol: &Symbol) -> bool {
         let eyes = &self.shared.eyes;
         self.are_all_known()
-            && eyes.reference_price(symbol).is_some()
+            && (eyes.reference_price(symbol).is_some() || self.is_nobodys(symbol))
             && eyes.config.holdings.external(symbol, eyes.clock.now()).is_ok()
+    }
+
+    /// Whether nobody holds a symbol, nor should: at any price its net delta is where it belongs.
+    fn is_nobodys(&self, symbol: &Symbol) -> bool {
+        let eyes = &self.shared.eyes;
+        let holdings = &eyes.config.holdings;
+        let holds_none = |keeper: &Arc<AccountKeeper>| {
+            let delta = keeper.known(KNOWN_FOR).and_then(|snapshot| holdings.delta(&snapshot, symbol).ok());
+            delta.is_some_and(Delta::is_zero)
+        };
+        self.aim(symbol).is_zero()
+            && holdings.external(symbol, eyes.clock.now()).is_ok_and(Delta::is_zero)
+            && eyes.accounts.values().all(holds_none)
     }
 
     /// Whether the state of every account is known.

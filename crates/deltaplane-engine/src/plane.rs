@@ -519,6 +519,7 @@ impl ControlPlane for Engine {
             services,
             active_accounts: active,
             total_operations: self.core.shared.reports.total(),
+            operations_last_minute: self.core.shared.reports.begun_within(Duration::from_secs(60), now),
             trading: eyes.trading.order(),
             uptime: now.since(self.core.started_at()),
             primary_symbol: eyes.config.primary_symbol.clone(),

@@ -1,6 +1,6 @@
 //! The shell of one operation: reads the ports, feeds the machine, does what it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +58,8 @@ struct ReportsState {
     keys: BTreeMap<String, OperationId>,
     by_id: BTreeMap<OperationId, (u64, OperationReport)>,
     order: BTreeMap<u64, OperationId>,
+    /// When the operations of the last minute began.
+    begun: VecDeque<Timestamp>,
     total: u64,
 }
 
@@ -70,6 +72,11 @@ impl Reports {
         self.with(|state| {
             let place = state.by_id.get(&report.id).map(|(place, _)| *place);
             let place = place.unwrap_or_else(|| {
+                state.begun.push_back(report.started_at);
+                let a_minute = Duration::from_secs(60);
+                while state.begun.front().is_some_and(|at| report.started_at.since(*at) > a_minute) {
+                    state.begun.pop_front();
+                }
                 state.total += 1;
                 state.total
             });
@@ -109,6 +116,11 @@ impl Reports {
             let ids = state.order.values().rev().take(limit);
             ids.filter_map(|id| state.by_id.get(id).map(|(_, report)| report.clone())).collect()
         })
+    }
+
+    /// How many began within a time of at most a minute until now.
+    pub(crate) fn begun_within(&self, time: Duration, now: Timestamp) -> usize {
+        self.with(|state| state.begun.iter().filter(|at| now.since(**at) <= time).count())
     }
 
     pub(crate) fn total(&self) -> u64 {

@@ -635,6 +635,14 @@ pub struct Deleverage {
     pub until: Ratio,
 }
 
+impl Default for Deleverage {
+    /// Below 0.08, until 0.15.
+    fn default() -> Self {
+        let ratio = |percent| Ratio::new(Decimal::from_i128_with_scale(percent, 2));
+        Self { trigger: ratio(8), until: ratio(15) }
+    }
+}
+
 /// A utilization rebalance that comes again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScheduledRebalance {
@@ -682,6 +690,31 @@ pub struct Policy {
     pub deleverage: Option<Deleverage>,
     /// Whether utilization is rebalanced, and how often.
     pub rebalance: Option<ScheduledRebalance>,
+}
+
+impl Policy {
+    /// A policy with the documented defaults: it is on, its target is zero, it acts from a deviation of 0.05 that lasted a
+    /// second, goes to the target, and shrinks both sides near a liquidation.
+    pub fn new(symbol: Symbol, accounts: Vec<AccountId>) -> Self {
+        let ratio = |number, scale| Ratio::new(Decimal::from_i128_with_scale(number, scale));
+        Self {
+            symbol,
+            enabled: true,
+            target: Delta::ZERO,
+            tolerance: ratio(5, 2),
+            max_deviation: ratio(25, 2),
+            accounts,
+            max_slippage: ratio(5, 3),
+            timeout: Duration::from_secs(30),
+            hedge_to: HedgeTo::default(),
+            hysteresis: ratio(2, 1),
+            after: Duration::from_secs(1),
+            limits: PolicyLimits::default(),
+            horizon: None,
+            deleverage: Some(Deleverage::default()),
+            rebalance: None,
+        }
+    }
 }
 
 /// Tighter caps for the operations of a policy; none leaves the configured one.
@@ -1052,6 +1085,8 @@ pub struct SystemView {
     pub active_accounts: usize,
     /// Operations since the journal began.
     pub total_operations: u64,
+    /// Of these the ones that began within the last minute.
+    pub operations_last_minute: usize,
     /// What may be traded, and why.
     pub trading: TradingOrder,
     /// How long it runs.

@@ -182,9 +182,8 @@ pub(crate) async fn reconciliation(
 }
 
 pub(crate) async fn system_status(State(state): Shared) -> Response<Body> {
-    let (mean_ms, per_second) = state.traffic.summary(state.clock.now());
-    let performance =
-        Performance { mean_ms, per_second, memory_mb: state.vitals.memory_mb(), cpu: state.vitals.cpu() };
+    let mean_ms = state.traffic.mean_ms(state.clock.now());
+    let performance = Performance { mean_ms, memory_mb: state.vitals.memory_mb(), cpu: state.vitals.cpu() };
     Reply::json(StatusCode::OK, &system::status(&state.plane.system().await, &performance)).into_response()
 }
 

@@ -275,8 +275,10 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
     let percent = |number: i128| Decimal::from_i128_with_scale(number, 2);
     let above_zero = Range { least: Some((Decimal::ZERO, false)), most: None };
     let mut fields = Fields::read(body)?;
-    let tolerance = fields.decimal("tolerancePercent", fraction()).unwrap_or(percent(5));
-    let max_deviation = fields.decimal("maxDeviation", fraction()).unwrap_or(percent(25).max(tolerance));
+    let usual = Policy::new(symbol, fields.need_accounts("accounts"));
+    let tolerance = fields.decimal("tolerancePercent", fraction()).unwrap_or(usual.tolerance.value());
+    let max_deviation = fields.decimal("maxDeviation", fraction());
+    let max_deviation = max_deviation.unwrap_or(usual.max_deviation.value().max(tolerance));
     if tolerance > max_deviation {
         fields.reject(
             "tolerancePercent",
@@ -284,15 +286,15 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
         );
     }
     let deleverage = fields.object("deleverage", |fields| {
-        let trigger = fields.decimal("trigger", fraction()).unwrap_or(percent(8));
-        let until = fields.decimal("until", fraction()).unwrap_or(percent(15));
+        let Deleverage { trigger, until } = Deleverage::default();
+        let trigger = fields.decimal("trigger", fraction()).unwrap_or(trigger.value());
+        let until = fields.decimal("until", fraction()).unwrap_or(until.value());
         if trigger >= until {
             fields.reject("until", format!("{until} is not above trigger {trigger}; send a larger one"));
         }
         Deleverage { trigger: Ratio::new(trigger), until: Ratio::new(until) }
     });
-    let by_default = Deleverage { trigger: Ratio::new(percent(8)), until: Ratio::new(percent(15)) };
-    let deleverage = if fields.has("deleverage") { deleverage } else { Some(by_default) };
+    let deleverage = if fields.has("deleverage") { deleverage } else { usual.deleverage };
     let rebalance = fields.object("rebalance", |fields| {
         let every = fields.millis("every", 60_000, 30 * DAY_MS);
         if every.is_none() && !fields.has("every") {
@@ -317,23 +319,22 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
         }
     });
     let policy = Policy {
-        symbol,
-        enabled: fields.flag("enabled").unwrap_or(true),
-        target: Delta::new(fields.decimal("targetDelta", Range::ANY).unwrap_or_default()),
+        enabled: fields.flag("enabled").unwrap_or(usual.enabled),
+        target: fields.decimal("targetDelta", Range::ANY).map_or(usual.target, Delta::new),
         tolerance: Ratio::new(tolerance),
         max_deviation: Ratio::new(max_deviation),
-        accounts: fields.need_accounts("accounts"),
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         hedge_to: fields
             .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
-            .unwrap_or_default(),
-        hysteresis: Ratio::new(fields.decimal("hysteresis", fraction()).unwrap_or(percent(20))),
-        after: Duration::from_millis(fields.millis("after", 0, 3_600_000).unwrap_or(1_000)),
+            .unwrap_or(usual.hedge_to),
+        hysteresis: fields.decimal("hysteresis", fraction()).map_or(usual.hysteresis, Ratio::new),
+        after: fields.millis("after", 0, 3_600_000).map_or(usual.after, Duration::from_millis),
         limits: limits.unwrap_or_default(),
         horizon: fields.millis("horizon", 60_000, 30 * DAY_MS).map(Duration::from_millis),
         deleverage,
         rebalance,
+        ..usual
     };
     if policy.accounts.len() == 1 {
         fields.reject("accounts", "names one account; a hedge needs at least two");

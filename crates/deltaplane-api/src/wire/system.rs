@@ -8,7 +8,6 @@ use super::json::{JsonObject, Number};
 /// What is measured of the facade and the process.
 pub(crate) struct Performance {
     pub(crate) mean_ms: Decimal,
-    pub(crate) per_second: Decimal,
     pub(crate) memory_mb: Decimal,
     pub(crate) cpu: Decimal,
 }
@@ -56,7 +55,8 @@ pub(crate) fn status(view: &SystemView, performance: &Performance) -> JsonObject
     json.put("services", &services);
     let mut measured = JsonObject::default();
     measured.number("avgResponseTime", performance.mean_ms);
-    measured.number("operationsPerSecond", performance.per_second);
+    let per_second = Decimal::from(view.operations_last_minute) / Decimal::from(60);
+    measured.number("operationsPerSecond", per_second.round_dp(3));
     measured.number("memoryUsage", performance.memory_mb);
     measured.number("cpuUsage", performance.cpu);
     json.put("performance", &measured);

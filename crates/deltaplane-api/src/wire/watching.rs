@@ -298,8 +298,8 @@ pub(crate) fn pnl_csv(lines: &[EarnedDay]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use deltaplane_ports::{HedgeTo, Policy, PolicyLimits};
-    use deltaplane_types::{Decimal, Delta};
+    use deltaplane_ports::Policy;
+    use deltaplane_types::Decimal;
 
     use super::*;
 
@@ -315,23 +315,8 @@ mod tests {
     /// The policy of BTC-USD names a and b; c holds some too, and ETH-USD has no policy.
     #[test]
     fn what_was_earned_is_added_up_by_hedge_group_and_day() {
-        let policy = Policy {
-            symbol: "BTC-USD".parse().unwrap(),
-            enabled: true,
-            target: Delta::ZERO,
-            tolerance: Ratio::ZERO,
-            max_deviation: Ratio::ZERO,
-            accounts: ["a", "b"].map(|id| id.parse().unwrap()).to_vec(),
-            max_slippage: Ratio::ZERO,
-            timeout: Duration::ZERO,
-            hedge_to: HedgeTo::Target,
-            hysteresis: Ratio::ZERO,
-            after: Duration::ZERO,
-            limits: PolicyLimits::default(),
-            horizon: None,
-            deleverage: None,
-            rebalance: None,
-        };
+        let policy =
+            Policy::new("BTC-USD".parse().unwrap(), ["a", "b"].map(|id| id.parse().unwrap()).to_vec());
         let view = PolicyView {
             policy,
             status: PolicyStatus::Within,
