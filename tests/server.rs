@@ -1,6 +1,7 @@
 //! The server binary as a user meets it: paper mode, the curl session, bad input, restart, kill.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+use std::io::{BufRead as _, Read as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -743,6 +744,76 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     let (status, calm) = server.post("/api/v1/delta/control", &[], CONTROL).await;
     assert_eq!((status, &calm["adjustmentNeeded"]), (200, &false.into()), "{calm}");
     assert_eq!(server.get(&format!("/api/v1/operations/{id}")).await.1["state"], "succeeded");
+}
+
+/// Margin in use is above the equity, a quotient of 29 digits: what was written of it is read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_in_margin_trouble_is_found_so_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut child = command(folder.path());
+    let mut process =
+        child.args(["--listen", &address, "--data-dir", "data"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut printed = std::io::BufReader::new(process.stdout.take().unwrap());
+    let server = Server { process, address, client: reqwest::Client::builder().no_proxy().build().unwrap() };
+    let line = printed
+        .by_ref()
+        .lines()
+        .map(Result::unwrap)
+        .find(|line| line.contains("aster") && line.contains("control"));
+    let control = line.unwrap().split("(control ").nth(1).unwrap().trim_end_matches(')').to_owned();
+    let set = server
+        .client
+        .put(format!("{control}/accounts/aster-hedge/balances/USDT"))
+        .json(&serde_json::json!({"wallet": "300"}))
+        .send()
+        .await
+        .unwrap();
+    assert!(set.status().is_success(), "{}", set.text().await.unwrap());
+    let of_aster = async |server: &Server| {
+        let (_, alerts) = server.get("/api/v1/risk/alerts?severity=CRITICAL").await;
+        let all = alerts.as_array().unwrap().clone();
+        all.into_iter()
+            .find(|alert| alert["accountId"] == "aster-hedge" && alert["data"]["utilizationRate"].is_number())
+    };
+    let until = async |server: &Server| {
+        for _ in 0..1_000 {
+            if let Some(alert) = of_aster(server).await {
+                return alert;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no alert");
+    };
+    for _ in 0..500 {
+        if server.client.get(server.url("/readyz")).send().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = until(&server).await;
+    let told =
+        server.client.get(server.url("/api/v1/risk/alerts")).send().await.unwrap().text().await.unwrap();
+    let ratio = told.split("\"utilizationRate\":").nth(1).unwrap().split(['}', ',']).next().unwrap();
+    assert!(('1'..'8').contains(&ratio.chars().next().unwrap()) && ratio.len() > 20, "{told}");
+    let mut history = Value::Null;
+    for _ in 0..100 {
+        let (status, answer) = server.get("/api/v1/risk/history/aster-hedge").await;
+        assert_eq!(status, 200, "{answer}");
+        history = answer;
+        if history.as_array().unwrap().len() > 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(history.as_array().unwrap().len() > 1, "{history}");
+    drop(server);
+    let server = Server::start(folder.path()).await;
+    let (_, alerts) = server.get("/api/v1/risk/alerts").await;
+    let (_, over) = server.get("/api/v1/risk/alerts/history").await;
+    let all = [alerts, over];
+    let known = all.iter().flat_map(|list| list.as_array().unwrap()).any(|told| told["id"] == before["id"]);
+    assert!(known, "{all:?}");
 }
 
 /// Feeds, history, alerts and policies as a person at a terminal uses them, and what is wrong with a request.

@@ -9,7 +9,7 @@ use deltaplane_ports::{
     DAY_MS, Drift, Earned, EarnedDay, EquityMark, HistoryError, HistoryQuery, Income, IncomeKind, PnlQuery,
     RiskHistory, RiskSample, day_of, thin_out,
 };
-use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Timestamp, parse_exact};
+use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Timestamp, read_back};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
@@ -59,11 +59,11 @@ impl From<&RiskSample> for SampleRow {
 }
 
 fn ratio(text: &str) -> Result<Ratio, HistoryError> {
-    parse_exact(text).map(Ratio::new).map_err(failed)
+    read_back(text).map(Ratio::new).map_err(failed)
 }
 
 fn notional(text: &str) -> Result<Notional, HistoryError> {
-    parse_exact(text).map(Notional::new).map_err(failed)
+    read_back(text).map(Notional::new).map_err(failed)
 }
 
 impl TryFrom<SampleRow> for RiskSample {
@@ -378,8 +378,8 @@ impl RiskHistory for SqliteHistory {
                 let (account, last, index, peak, most) = row.map_err(failed)?;
                 let mark = EquityMark {
                     last_equity: last.as_deref().map(notional).transpose()?,
-                    index: parse_exact(&index).map_err(failed)?,
-                    peak: parse_exact(&peak).map_err(failed)?,
+                    index: read_back(&index).map_err(failed)?,
+                    peak: read_back(&peak).map_err(failed)?,
                     max_drawdown: ratio(&most)?,
                 };
                 marks.insert(account.parse().map_err(failed)?, mark);
@@ -416,7 +416,7 @@ impl RiskHistory for SqliteHistory {
             let mut peaks = Vec::new();
             for row in rows {
                 let (at, above) = row.map_err(failed)?;
-                peaks.push((Timestamp::from_millis(at), parse_exact(&above).map_err(failed)?));
+                peaks.push((Timestamp::from_millis(at), read_back(&above).map_err(failed)?));
             }
             Ok(peaks)
         })

@@ -9,7 +9,7 @@ use deltaplane_ports::{
 };
 use deltaplane_types::{
     AccountId, Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Ratio,
-    Side, Symbol, TimeInForce, Timestamp, TradingScope, parse_exact,
+    Side, Symbol, TimeInForce, Timestamp, TradingScope, read_back,
 };
 use serde::{Deserialize, Serialize};
 
@@ -225,11 +225,11 @@ fn read_evidence(text: &str) -> Result<Evidence, RowError> {
 }
 
 fn quantity(text: &str) -> Result<Quantity, RowError> {
-    Quantity::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
+    Quantity::try_new(read_back(text).map_err(bad)?).map_err(bad)
 }
 
 fn delta(text: &str) -> Result<Delta, RowError> {
-    parse_exact(text).map(Delta::new).map_err(bad)
+    read_back(text).map(Delta::new).map_err(bad)
 }
 
 fn texts(positions: &BTreeMap<AccountId, Delta>) -> BTreeMap<String, String> {
@@ -241,7 +241,7 @@ fn deltas(positions: BTreeMap<String, String>) -> Result<BTreeMap<AccountId, Del
 }
 
 fn price(text: &str) -> Result<Price, RowError> {
-    Price::try_new(parse_exact(text).map_err(bad)?).map_err(bad)
+    Price::try_new(read_back(text).map_err(bad)?).map_err(bad)
 }
 
 impl From<&Record> for Row {
@@ -423,7 +423,7 @@ impl From<PolicyLimits> for PolicyLimitsRow {
 impl PolicyLimitsRow {
     fn read(self) -> Result<PolicyLimits, RowError> {
         let amount = |text: Option<String>| -> Result<Option<Notional>, RowError> {
-            text.map(|text| parse_exact(&text).map(Notional::new).map_err(bad)).transpose()
+            text.map(|text| read_back(&text).map(Notional::new).map_err(bad)).transpose()
         };
         Ok(PolicyLimits {
             max_order_notional: amount(self.max_order_notional)?,
@@ -511,7 +511,7 @@ impl From<&Policy> for PolicyRow {
 
 impl PolicyRow {
     fn read(self, symbol: Symbol) -> Result<Policy, RowError> {
-        let ratio = |text: &str| parse_exact(text).map(Ratio::new).map_err(bad);
+        let ratio = |text: &str| read_back(text).map(Ratio::new).map_err(bad);
         let rebalance = |row: RebalanceRow| -> Result<ScheduledRebalance, RowError> {
             Ok(ScheduledRebalance {
                 every: Duration::from_millis(row.every_ms),
@@ -520,7 +520,7 @@ impl PolicyRow {
                 max_amount: row
                     .max_amount
                     .as_deref()
-                    .map(|text| parse_exact(text).map(Notional::new).map_err(bad))
+                    .map(|text| read_back(text).map(Notional::new).map_err(bad))
                     .transpose()?,
             })
         };
@@ -676,7 +676,7 @@ impl TryFrom<Row> for Record {
                         side: read_side(&side)?,
                         quantity: quantity(&amount)?,
                         price: price(&paid)?,
-                        fee: Notional::new(parse_exact(&fee).map_err(bad)?),
+                        fee: Notional::new(read_back(&fee).map_err(bad)?),
                         // Only trades of orders of ours are kept.
                         cause: FillCause::Order,
                         venue_time: at(venue_time),
@@ -749,7 +749,7 @@ impl TryFrom<Row> for Record {
                     seen_at: at(seen_at),
                     data: data
                         .into_iter()
-                        .map(|(name, value)| Ok((name, parse_exact(&value).map_err(bad)?)))
+                        .map(|(name, value)| Ok((name, read_back(&value).map_err(bad)?)))
                         .collect::<Result<_, RowError>>()?,
                     acknowledged: acknowledged.map(|(note, time)| Acknowledgement { note, at: at(time) }),
                 },

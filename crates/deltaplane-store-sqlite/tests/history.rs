@@ -10,7 +10,7 @@ use deltaplane_ports::{
 };
 use deltaplane_store_sqlite::SqliteHistory;
 use deltaplane_testkit::{notional, ratio};
-use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp};
+use deltaplane_types::{AccountId, Decimal, Ratio, Symbol, Timestamp};
 
 const START: i64 = 1_800_000_000_000;
 
@@ -21,7 +21,8 @@ fn sample(seconds: i64) -> RiskSample {
         unrealized: notional("-3.25"),
         delta_deviation: ratio("0.01"),
         utilization: None,
-        leverage: Some(ratio("2")),
+        // A quotient of our own has 29 digits.
+        leverage: Some(Ratio::new(Decimal::from(14_239) / Decimal::from(12_805))),
         margin_ratio: Some(ratio("0.123456789012345678")),
         max_drawdown: ratio("0.02"),
         liquidation_distance: Some(ratio("0.5")),
@@ -93,8 +94,8 @@ async fn a_peak_survives_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let mark = EquityMark {
         last_equity: Some(notional("9000.125")),
-        index: Decimal::new(9, 1),
-        peak: Decimal::new(11, 1),
+        index: Decimal::from(14_239) / Decimal::from(12_805),
+        peak: Decimal::from(14_240) / Decimal::from(12_805),
         max_drawdown: ratio("0.1818181818"),
     };
     let marks: BTreeMap<AccountId, EquityMark> =

@@ -167,7 +167,8 @@ fn every_record() -> Vec<Record> {
         message: "look".to_owned(),
         raised_at: at(12),
         seen_at: at(13),
-        data: [("ratio".to_owned(), Decimal::new(25, 2))].into(),
+        // A quotient of our own has 29 digits.
+        data: [("ratio".to_owned(), Decimal::from(14_239) / Decimal::from(12_805))].into(),
         acknowledged: None,
     };
     let seen = Alert {

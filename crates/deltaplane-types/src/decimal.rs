@@ -34,6 +34,17 @@ pub fn parse_exact(text: &str) -> Result<Decimal, DecimalError> {
     parse_exact_bytes(text.as_bytes())
 }
 
+/// Reads back what [`Decimal`] wrote of itself.
+///
+/// For numbers of our own only: quotients may have 29 digits, one more than [`parse_exact`] takes from others.
+///
+/// # Errors
+///
+/// [`DecimalError::Grammar`] where no `Decimal` is written like that.
+pub fn read_back(text: &str) -> Result<Decimal, DecimalError> {
+    Decimal::from_str_exact(text).map_err(|_| DecimalError::Grammar)
+}
+
 fn parse_exact_bytes(bytes: &[u8]) -> Result<Decimal, DecimalError> {
     let (negative, bytes) = match bytes.split_first() {
         Some((b'-', rest)) => (true, rest),
@@ -198,6 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn quotients_of_our_own_are_read_back() {
+        let quotient = Decimal::from(14_239) / Decimal::from(12_805);
+        assert_eq!(quotient.to_string(), "1.1119875048809058961343225303");
+        assert_eq!(parse_exact(&quotient.to_string()), Err(DecimalError::TooPrecise));
+        for value in [quotient, -quotient, Decimal::MAX, Decimal::MIN, Decimal::new(1, 28), Decimal::ZERO] {
+            assert_eq!(read_back(&value.to_string()), Ok(value));
+        }
+        for text in ["", "x", "1.2.3", "0.12345678901234567890123456789", "99999999999999999999999999999"] {
+            assert_eq!(read_back(text), Err(DecimalError::Grammar), "{text}");
+        }
+    }
+
+    #[test]
     fn other_grammars_are_refused() {
         for text in [
             "", "-", "+1", ".5", "5.", "007", "1_000", "NaN", "Infinity", "0x10", "1e", "1e+", "1 ", " 1",
@@ -216,6 +240,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(mantissa in -79_228_162_514_264_337_593_543_950_335_i128..=79_228_162_514_264_337_593_543_950_335, scale in 0_u32..=28) {
             let value = Decimal::from_i128_with_scale(mantissa, scale);
+            proptest::prop_assert_eq!(read_back(&value.to_string()), Ok(value));
             match parse_exact(&value.to_string()) {
                 Ok(read) => proptest::prop_assert_eq!(read, value),
                 // 2^96 has 29 digits; such numbers are beyond the promised 28.

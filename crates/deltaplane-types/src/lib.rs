@@ -19,7 +19,7 @@ mod trading;
 
 pub use account::{AccountSnapshot, Instrument, MarginBracket, Position};
 pub use code::Code;
-pub use decimal::{DecimalError, parse_exact};
+pub use decimal::{DecimalError, parse_exact, read_back};
 pub use ids::{
     AccountId, ClientOrderId, FeedId, IdError, OperationId, PlanId, Symbol, TradeId, VenueId, VenueOrderId,
 };

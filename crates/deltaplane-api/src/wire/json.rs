@@ -10,13 +10,18 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
-/// A decimal written as a JSON number with all its digits and no others.
+/// Significant digits that a number of an answer has at most, as one of a request.
+const DIGITS: u32 = 28;
+
+/// A decimal written as a JSON number with all its digits and no others. Of the 29 that a quotient may have the last one
+/// is rounded away: what is told can be sent back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Number(pub(crate) Decimal);
 
 impl Serialize for Number {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let value = self.0.normalize();
+        let is_long = self.0.mantissa().unsigned_abs() >= 10_u128.pow(DIGITS);
+        let value = if is_long { self.0.round_sf(DIGITS).unwrap_or(self.0) } else { self.0 }.normalize();
         let text = if value.is_zero() { "0".to_owned() } else { value.to_string() };
         RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
     }
@@ -126,5 +131,8 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&Number(parse_exact(text).unwrap())).unwrap(), written);
         }
+        // 1.1119875048809058961343225303 as a decimal holds it.
+        let quotient = Decimal::from(14_239) / Decimal::from(12_805);
+        assert_eq!(serde_json::to_string(&Number(quotient)).unwrap(), "1.11198750488090589613432253");
     }
 }
