@@ -31,7 +31,7 @@ use crate::equity;
 use crate::feeds::FeedBoard;
 use crate::gate::{DryRun, GateParts, OrderGate};
 use crate::guard::{self, DeadMan};
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, Rank};
 use crate::losses::{self, Losses};
 use crate::monitor;
 use crate::operation::{Event, Operation};
@@ -471,7 +471,10 @@ impl Core {
                     })
                     .await;
             }
-            let first = self.lanes.take(&spec.symbol, &spec.accounts, &operation.id, None).await;
+            let first = self
+                .lanes
+                .take((&spec.symbol, &spec.accounts), (&operation.id, Rank::Protective), None)
+                .await;
             tracing::warn!(operation = %operation.id, "settling an operation of an earlier run");
             let (config, now) = (self.shared.eyes.config.clone(), self.shared.eyes.clock.now());
             let id = operation.id.clone();
@@ -491,7 +494,7 @@ impl Core {
                     Ok(held) => Ok(held),
                     Err(_) => {
                         let wait = Some(Duration::from_secs(3_600));
-                        core.lanes.take(&spec.symbol, &spec.accounts, &id, wait).await
+                        core.lanes.take((&spec.symbol, &spec.accounts), (&id, Rank::Protective), wait).await
                     }
                 };
                 match held {
@@ -722,10 +725,14 @@ impl Core {
                 at_work.symbol == spec.symbol && at_work.accounts.iter().any(|id| spec.accounts.contains(id))
             });
         }
-        let held = self.lanes.take(&spec.symbol, &spec.accounts, &id, meta.wait).await.map_err(|busy| {
+        let rank = if kind.is_protective() { Rank::Protective } else { Rank::Ordinary };
+        let wanted = (&spec.symbol, spec.accounts.as_slice());
+        let held = self.lanes.take(wanted, (&id, rank), meta.wait).await.map_err(|busy| {
+            let who =
+                if busy.holder.is_some() { "another operation holds" } else { "a policy is about to trade" };
             let mut failed = failure(
                 Code::Conflict,
-                format!("another operation holds {} on account {}", spec.symbol, busy.account),
+                format!("{who} {} on account {}", spec.symbol, busy.account),
                 "wait for it to end, or send Prefer: wait=SECONDS to queue behind it",
             );
             failed

@@ -6,14 +6,39 @@ use std::time::Duration;
 
 use deltaplane_types::{AccountId, OperationId, Symbol};
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// After this long others stand back for one that waits, also while it cannot go yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long lanes are kept for what makes the book safer and found them busy: it comes again within this.
+const CLAIMED_FOR: Duration = Duration::from_secs(2);
+
+/// Who goes first where several wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    /// What makes the book safer.
+    Protective,
+    /// All others, in order of arrival.
+    Ordinary,
+}
+
+/// One that waits.
+struct Waiting {
+    operation: OperationId,
+    symbol: Symbol,
+    accounts: Vec<AccountId>,
+    since: Instant,
+}
 
 /// Who holds which lanes, and who waits for lanes.
 #[derive(Default)]
 struct Table {
     held: BTreeMap<(Symbol, AccountId), OperationId>,
-    /// By order of arrival.
-    waiting: BTreeMap<u64, (Symbol, Vec<AccountId>)>,
+    /// Who goes first comes first.
+    waiting: BTreeMap<(Rank, u64), Waiting>,
     arrivals: u64,
+    /// Until when lanes are kept from ordinary requests.
+    claimed: BTreeMap<(Symbol, AccountId), Instant>,
 }
 
 impl Table {
@@ -29,18 +54,48 @@ impl Table {
         })
     }
 
-    /// What keeps the one that arrived as `place` from its lanes: who holds one of them, or who came before it, wants one
-    /// of them too and could go now.
-    fn in_the_way(&self, place: u64, symbol: &Symbol, accounts: &[AccountId]) -> Option<Busy> {
-        self.busy(symbol, accounts).or_else(|| {
-            let before = self.waiting.range(..place).filter(|(_, (of, _))| of == symbol);
-            before.filter(|(_, (_, wanted))| self.busy(symbol, wanted).is_none()).find_map(
-                |(_, (_, wanted))| {
-                    let account = accounts.iter().find(|account| wanted.contains(account))?;
-                    Some(Busy { account: account.clone(), holder: None })
-                },
-            )
+    /// What keeps one that waits from its lanes: who holds one of them, who goes before it, wants one of them too and
+    /// could go now or waited for long, or a claim. With the time at which to look again, where that is known.
+    fn in_the_way(&self, place: (Rank, u64), now: Instant) -> Option<(Busy, Option<Instant>)> {
+        let own = self.waiting.get(&place)?;
+        if let Some(busy) = self.busy(&own.symbol, &own.accounts) {
+            return Some((busy, None));
+        }
+        for other in self.waiting.range(..place).map(|(_, other)| other) {
+            let shared = own.accounts.iter().find(|account| other.accounts.contains(account));
+            let Some(account) = shared.filter(|_| other.symbol == own.symbol) else { continue };
+            let goes = now.duration_since(other.since) >= PATIENCE
+                || self.busy(&other.symbol, &other.accounts).is_none();
+            if goes {
+                let holder = Some(other.operation.clone());
+                return Some((Busy { account: account.clone(), holder }, None));
+            }
+        }
+        if place.0 == Rank::Protective {
+            return None;
+        }
+        own.accounts.iter().find_map(|account| {
+            let until = self.claimed.get(&(own.symbol.clone(), account.clone()))?;
+            (*until > now).then(|| (Busy { account: account.clone(), holder: None }, Some(*until)))
         })
+    }
+
+    /// Gives its lanes to one that waits.
+    fn give(&mut self, place: (Rank, u64)) {
+        let Some(Waiting { operation, symbol, accounts, .. }) = self.waiting.get(&place) else { return };
+        for account in accounts {
+            let lane = (symbol.clone(), account.clone());
+            self.claimed.remove(&lane);
+            self.held.insert(lane, operation.clone());
+        }
+    }
+
+    /// Keeps the lanes of one that leaves for its next attempt.
+    fn claim(&mut self, place: (Rank, u64), now: Instant) {
+        let Some(Waiting { symbol, accounts, .. }) = self.waiting.get(&place) else { return };
+        for account in accounts {
+            self.claimed.insert((symbol.clone(), account.clone()), now + CLAIMED_FOR);
+        }
     }
 }
 
@@ -69,13 +124,13 @@ pub(crate) struct Held {
 }
 
 /// A place in the queue; dropping it leaves the queue.
-struct Place<'a>(&'a Inner, u64);
+struct Place<'a>(&'a Inner, (Rank, u64));
 
 /// Another operation holds a lane.
 #[derive(Debug)]
 pub(crate) struct Busy {
     pub(crate) account: AccountId,
-    /// None where the lane is free and one that waited for it longer takes it now.
+    /// Who holds it or goes before; none where it is kept for what makes the book safer.
     pub(crate) holder: Option<OperationId>,
 }
 
@@ -94,43 +149,46 @@ impl Lanes {
 
     /// Takes the lanes of all accounts at once, waiting at most `wait`; none means not at all.
     ///
-    /// Whoever waits holds nothing meanwhile: what wants only lanes that are free goes ahead, and of those who could go
-    /// the first to arrive does.
+    /// Whoever waits holds nothing meanwhile: what wants only lanes that are free goes ahead, until one that waits did so
+    /// for [`PATIENCE`]. Of those who could go what makes the book safer does, then the first to arrive. Where it finds
+    /// them busy and does not wait, its lanes are kept for its next attempt.
     pub(crate) async fn take(
         &self,
-        symbol: &Symbol,
-        accounts: &[AccountId],
-        operation: &OperationId,
+        (symbol, accounts): (&Symbol, &[AccountId]),
+        (operation, rank): (&OperationId, Rank),
         wait: Option<Duration>,
     ) -> Result<Held, Busy> {
-        let until = tokio::time::Instant::now() + wait.unwrap_or_default();
+        let since = Instant::now();
+        let until = since + wait.unwrap_or_default();
         let place = {
             let mut table = self.0.table();
-            let place = table.arrivals;
+            let place = (rank, table.arrivals);
             table.arrivals += 1;
-            table.waiting.insert(place, (symbol.clone(), accounts.to_vec()));
+            let (operation, symbol, accounts) = (operation.clone(), symbol.clone(), accounts.to_vec());
+            table.waiting.insert(place, Waiting { operation, symbol, accounts, since });
             Place(&self.0, place)
         };
         loop {
             // Made before the look, so that it hears of all that happens after it.
             let changed = self.0.changed.notified();
-            let busy = {
+            let now = Instant::now();
+            let (busy, again) = {
                 let mut table = self.0.table();
-                let busy = table.in_the_way(place.1, symbol, accounts);
-                if busy.is_none() {
-                    for account in accounts {
-                        table.held.insert((symbol.clone(), account.clone()), operation.clone());
-                    }
+                let Some(found) = table.in_the_way(place.1, now) else {
+                    table.give(place.1);
+                    let (symbol, accounts) = (symbol.clone(), accounts.to_vec());
+                    return Ok(Held { lanes: self.clone(), symbol, accounts });
+                };
+                if rank == Rank::Protective && now >= until {
+                    table.claim(place.1, now);
                 }
-                busy
+                found
             };
-            let Some(busy) = busy else {
-                let (symbol, accounts) = (symbol.clone(), accounts.to_vec());
-                return Ok(Held { lanes: self.clone(), symbol, accounts });
-            };
-            if wait.is_none() || tokio::time::timeout_at(until, changed).await.is_err() {
+            if now >= until {
                 return Err(busy);
             }
+            let look_at = again.map_or(until, |again| again.min(until));
+            let _ = tokio::time::timeout_at(look_at, changed).await;
         }
     }
 }
@@ -166,20 +224,25 @@ mod tests {
         let lanes = Lanes::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let (first, second): (OperationId, OperationId) = ("op-1".parse().unwrap(), "op-2".parse().unwrap());
-        let held = lanes.take(&symbol, &accounts(&["a", "b"]), &first, None).await.unwrap();
-        let Err(busy) = lanes.take(&symbol, &accounts(&["b", "a"]), &second, None).await else {
+        let held =
+            lanes.take((&symbol, &accounts(&["a", "b"])), (&first, Rank::Ordinary), None).await.unwrap();
+        let Err(busy) = lanes.take((&symbol, &accounts(&["b", "a"])), (&second, Rank::Ordinary), None).await
+        else {
             panic!("both hold")
         };
         assert_eq!((busy.account.as_str(), busy.holder), ("b", Some(first)));
         let waiting = lanes.clone();
         let (wanted, of) = (symbol.clone(), second.clone());
         let task = tokio::spawn(async move {
-            waiting.take(&wanted, &accounts(&["b", "a"]), &of, Some(Duration::from_secs(5))).await.is_ok()
+            waiting
+                .take((&wanted, &accounts(&["b", "a"])), (&of, Rank::Ordinary), Some(Duration::from_secs(5)))
+                .await
+                .is_ok()
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(held);
         assert!(task.await.unwrap());
-        assert!(lanes.take(&symbol, &accounts(&["a"]), &second, None).await.is_ok());
+        assert!(lanes.take((&symbol, &accounts(&["a"])), (&second, Rank::Ordinary), None).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -187,8 +250,13 @@ mod tests {
         let lanes = Lanes::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id: OperationId = "op-1".parse().unwrap();
-        let _held = lanes.take(&symbol, &accounts(&["a"]), &id, None).await.unwrap();
-        assert!(lanes.take(&symbol, &accounts(&["a"]), &id, Some(Duration::from_secs(2))).await.is_err());
+        let _held = lanes.take((&symbol, &accounts(&["a"])), (&id, Rank::Ordinary), None).await.unwrap();
+        assert!(
+            lanes
+                .take((&symbol, &accounts(&["a"])), (&id, Rank::Ordinary), Some(Duration::from_secs(2)))
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -196,14 +264,18 @@ mod tests {
         let lanes = Lanes::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
-        let held = lanes.take(&symbol, &accounts(&["b"]), &id("op-1"), None).await.unwrap();
+        let held =
+            lanes.take((&symbol, &accounts(&["b"])), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
         for (name, wanted) in [("op-2", ["a", "b"].as_slice()), ("op-3", &["b"]), ("op-4", &["a"])] {
             let (lanes, symbol, order) = (lanes.clone(), symbol.clone(), order.clone());
             tasks.push(tokio::spawn(async move {
                 let wait = Some(Duration::from_secs(60));
-                let held = lanes.take(&symbol, &accounts(wanted), &id(name), wait).await.unwrap();
+                let held = lanes
+                    .take((&symbol, &accounts(wanted)), (&id(name), Rank::Ordinary), wait)
+                    .await
+                    .unwrap();
                 order.lock().unwrap().push(name);
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 drop(held);
@@ -226,11 +298,12 @@ mod tests {
         let lanes = Lanes::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
-        let held = lanes.take(&symbol, &accounts(&["a"]), &id("op-1"), None).await.unwrap();
+        let held =
+            lanes.take((&symbol, &accounts(&["a"])), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
         let (wanted, first, second) = (accounts(&["a"]), id("op-2"), id("op-3"));
         let wait = Some(Duration::from_secs(60));
-        let mut leaves = Box::pin(lanes.take(&symbol, &wanted, &first, wait));
-        let mut stays = Box::pin(lanes.take(&symbol, &wanted, &second, wait));
+        let mut leaves = Box::pin(lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), wait));
+        let mut stays = Box::pin(lanes.take((&symbol, &wanted), (&second, Rank::Ordinary), wait));
         let now = Duration::ZERO;
         assert!(tokio::time::timeout(now, &mut leaves).await.is_err());
         assert!(tokio::time::timeout(now, &mut stays).await.is_err());
@@ -238,5 +311,61 @@ mod tests {
         assert!(tokio::time::timeout(now, &mut stays).await.is_err(), "the first could go");
         drop(leaves);
         assert!(stays.await.is_ok());
+    }
+
+    /// A takes turns on each of two lanes; one that wants both goes as soon as it waited for long.
+    #[tokio::test(start_paused = true)]
+    async fn who_wants_much_is_not_passed_by_for_ever() {
+        let lanes = Lanes::default();
+        let symbol: Symbol = "BTC-USD".parse().unwrap();
+        let mut narrow = Vec::new();
+        for (name, lane, from) in [("op-1", "a", 0), ("op-2", "b", 500)] {
+            let (lanes, symbol, id) = (lanes.clone(), symbol.clone(), name.parse::<OperationId>().unwrap());
+            narrow.push(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(from)).await;
+                loop {
+                    let wait = Some(Duration::from_secs(60));
+                    let wanted = accounts(&[lane]);
+                    let held = lanes.take((&symbol, &wanted), (&id, Rank::Ordinary), wait).await.unwrap();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    drop(held);
+                }
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(750)).await;
+        let began = Instant::now();
+        let wide: OperationId = "op-3".parse().unwrap();
+        let (wanted, wait) = (accounts(&["a", "b"]), Some(Duration::from_secs(60)));
+        let held = lanes.take((&symbol, &wanted), (&wide, Rank::Ordinary), wait).await;
+        assert!(held.is_ok() && began.elapsed() < PATIENCE + Duration::from_secs(2), "{:?}", began.elapsed());
+        narrow.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    /// One works, one waits; what protects comes in between without waiting, and finds its lanes kept.
+    #[tokio::test(start_paused = true)]
+    async fn what_makes_the_book_safer_goes_before_who_waited_longer() {
+        let lanes = Lanes::default();
+        let symbol: Symbol = "BTC-USD".parse().unwrap();
+        let id = |text: &str| text.parse::<OperationId>().unwrap();
+        let wanted = accounts(&["a"]);
+        let held = lanes.take((&symbol, &wanted), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
+        let (first, protects) = (id("op-2"), id("op-3"));
+        let wait = Some(Duration::from_secs(60));
+        let mut waits = Box::pin(lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), wait));
+        assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_err());
+        let busy = lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.err().unwrap();
+        assert_eq!(busy.holder, Some(id("op-1")));
+        drop(held);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut waits).await.is_err());
+        let held = lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.unwrap();
+        drop(held);
+        assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_ok());
+        // A claim that nobody comes back for ends by itself.
+        let held = lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), None).await.unwrap();
+        assert!(lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.is_err());
+        drop(held);
+        let began = Instant::now();
+        assert!(lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), wait).await.is_ok());
+        assert_eq!(began.elapsed().as_secs(), CLAIMED_FOR.as_secs());
     }
 }
