@@ -15,7 +15,7 @@ use deltaplane_tests::{
     Place, WallClock, World, btc, config, engine, engine_with, exchanges, names, ready, until,
 };
 use deltaplane_types::{AccountId, Code, Decimal, Side, Timestamp};
-use deltaplane_venue_sim::core::PositionSide;
+use deltaplane_venue_sim::core::{Command, NewOrder, PositionSide};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
 fn places() -> Vec<Place> {
@@ -713,6 +713,22 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
     let report = run(hedge(HedgeStrategy::SamePlatform, &world.accounts, "0.15")).await;
     assert_eq!((report.failure.clone(), used(&report)), (None, vec!["long".to_owned()]), "{report:?}");
     assert_eq!(world.true_net(), Decimal::ZERO);
+    // What nobody asked for moved the book a moment ago: the exchange that carries that is the one to be spared.
+    for round in 0..3 {
+        let account = world.accounts[1].to_string();
+        let order = NewOrder::market("BTCUSDT", Side::Sell, Decimal::new(1, 2));
+        world.exchanges[1].sim().apply(Command::Place { account, order }).unwrap();
+        let report = run(hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.01")).await;
+        assert_eq!((report.failure.clone(), world.true_net()), (None, Decimal::ZERO), "{report:?}");
+        assert!(!used(&report).contains(&"short".to_owned()), "round {round}: {report:?}");
+    }
+    let none = hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.1");
+    let failure = world.engine.execute_hedge(none).await.unwrap_err();
+    assert_eq!(failure.code, Code::DeltaBeyondLimit);
+    assert!(
+        failure.error.contains("would overshoot: the net delta of BTC-USD over all accounts is 0"),
+        "{failure:?}"
+    );
     // Nothing is exposed now, and a side alone says which exchange is meant.
     let sell = HedgeExecution {
         side: Some(Side::Sell),

@@ -35,14 +35,14 @@ use crate::lanes::{Lanes, Rank};
 use crate::losses::{self, Losses};
 use crate::monitor;
 use crate::operation::{Event, Operation};
-use crate::policies::{self, Policies};
+use crate::policies::{self, Policies, READ_FOR};
 use crate::reconcile::Ledger;
 use crate::recovery::{Recovered, RecoveredOperation};
 use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
 use crate::services::{Services, revived, supervised};
-use crate::snapshot::{Eyes, KNOWN_FOR};
+use crate::snapshot::Eyes;
 use crate::trading::Trading;
 use crate::watch;
 
@@ -558,6 +558,23 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a symbol may be one that is traded here: it is held, followed or kept by a policy, or some exchange lists it
+    /// or does not answer.
+    pub(crate) async fn is_symbol_of_ours(&self, symbol: &Symbol) -> bool {
+        let eyes = &self.shared.eyes;
+        let is_held = |keeper: &Arc<AccountKeeper>| {
+            keeper.newest().is_some_and(|snapshot| snapshot.positions.contains_key(symbol))
+        };
+        if eyes.reference_price(symbol).is_some()
+            || self.shared.policies.all().contains_key(symbol)
+            || eyes.accounts.values().any(is_held)
+        {
+            return true;
+        }
+        let all: Vec<AccountId> = eyes.accounts.keys().cloned().collect();
+        self.not_listed(symbol, &all).await.len() < all.len()
+    }
+
     pub(crate) fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
         self.check_configured(accounts)?;
         for id in accounts {
@@ -573,8 +590,11 @@ impl Core {
         Ok(())
     }
 
-    /// The accounts that a hedge's strategy leaves of those named.
-    pub(crate) fn accounts_for(&self, request: &HedgeExecution) -> Result<Vec<AccountId>, Box<Failure>> {
+    /// The accounts that a hedge's strategy leaves of those named, by what all accounts hold now.
+    pub(crate) async fn accounts_for(
+        &self,
+        request: &HedgeExecution,
+    ) -> Result<Vec<AccountId>, Box<Failure>> {
         let stays = match request.strategy {
             HedgeStrategy::DeltaNeutral => return Ok(request.accounts.clone()),
             HedgeStrategy::CrossPlatform => false,
@@ -582,10 +602,14 @@ impl Core {
         };
         let eyes = &self.shared.eyes;
         let mut by_venue = BTreeMap::<VenueId, Delta>::new();
-        for keeper in eyes.accounts.values() {
-            let delta = keeper
-                .known(KNOWN_FOR)
-                .and_then(|snapshot| eyes.config.holdings.delta(&snapshot, &request.symbol).ok());
+        let read = eyes.accounts.values().map(async |keeper| {
+            let read = keeper.fresh(eyes.config.max_account_age);
+            (keeper, tokio::time::timeout(READ_FOR, read).await)
+        });
+        for (keeper, read) in futures_util::future::join_all(read).await {
+            let snapshot = read.ok().and_then(Result::ok);
+            let delta =
+                snapshot.and_then(|snapshot| eyes.config.holdings.delta(&snapshot, &request.symbol).ok());
             let Some(delta) = delta else {
                 let text = format!(
                     "which exchange carries the exposure cannot be told: the state of {} is not known",
@@ -599,7 +623,15 @@ impl Core {
         }
         let external = eyes.config.holdings.external(&request.symbol, eyes.clock.now())?;
         let net = by_venue.values().fold(external, |sum, delta| sum.plus(*delta).unwrap_or(sum));
-        let away = net.minus(self.aim(&request.symbol)).unwrap_or(net);
+        let aim = self.aim(&request.symbol);
+        let away = net.minus(aim).unwrap_or(net);
+        if away.is_zero() && request.side.is_none() {
+            let text = format!(
+                "hedgeAmount {} would overshoot: the net delta of {} over all accounts is {net}, its target {aim}",
+                request.amount, request.symbol
+            );
+            return Err(failure(Code::DeltaBeyondLimit, text, "send side to open exposure on purpose"));
+        }
         // What is sold lowers a long, so a side says which sign is exposed.
         let exposed = request.side.map_or(away.side(), Side::opposite);
         let of_that_sign = by_venue.iter().filter(|(_, delta)| !delta.is_zero() && delta.side() == exposed);

@@ -20,8 +20,8 @@ pub(crate) struct Group {
     pub(crate) target: Delta,
     pub(crate) net: Delta,
     pub(crate) ratio: Ratio,
-    /// When the oldest of its accounts' states was asked for.
-    pub(crate) as_of: Timestamp,
+    /// Of a policy's accounts, when the state that is counted was asked for.
+    pub(crate) read_at: BTreeMap<AccountId, Timestamp>,
 }
 
 /// What the accounts hold together, from their newest states.
@@ -90,7 +90,6 @@ impl Core {
         let mut exposures = self.shared.exposures.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = policies.keys().chain([&eyes.config.primary_symbol]).cloned();
         let known = exposures.follow(eyes, asked);
-        let oldest = known.values().min().copied().unwrap_or_default();
         let Exposures { book, symbols, hedged, .. } = &mut *exposures;
         let are_all_known = known.len() == eyes.accounts.len();
         if are_all_known {
@@ -104,12 +103,12 @@ impl Core {
         }
         let is_told = |symbol: &Symbol| self.shared.alerts.severity_of(DELTA, None, Some(symbol)).is_some();
         let group = |symbol: &Symbol| -> Option<Group> {
-            let (accounts, target, as_of, held) = match policies.get(symbol) {
+            let (accounts, target, read_at, held) = match policies.get(symbol) {
                 Some(policy) => {
-                    let as_of = policy.accounts.iter().map(|id| known.get(id).copied());
-                    let as_of = as_of.collect::<Option<Vec<_>>>()?.into_iter().min()?;
+                    let read_at = policy.accounts.iter().map(|id| Some((id.clone(), *known.get(id)?)));
+                    let read_at = read_at.collect::<Option<_>>()?;
                     let held = book.held_by(&policy.accounts, symbol).ok()?;
-                    (policy.accounts.clone(), policy.target, as_of, held)
+                    (policy.accounts.clone(), policy.target, read_at, held)
                 }
                 None => {
                     let held = book.held_together(symbol);
@@ -117,7 +116,7 @@ impl Core {
                     if !are_all_known || (held.holders < 2 && !is_one_side) {
                         return None;
                     }
-                    (eyes.accounts.keys().cloned().collect(), Delta::ZERO, oldest, held.exposure)
+                    (eyes.accounts.keys().cloned().collect(), Delta::ZERO, BTreeMap::new(), held.exposure)
                 }
             };
             // As the operations count it.
@@ -126,7 +125,7 @@ impl Core {
             let price = eyes.reference_price(symbol)?;
             let reference = reference_exposure(&exposure, target, eyes.config.reference_floor, price).ok()?;
             let ratio = deviation_ratio(exposure.net, target, reference).ok()?;
-            Some(Group { symbol: symbol.clone(), accounts, target, net: exposure.net, ratio, as_of })
+            Some(Group { symbol: symbol.clone(), accounts, target, net: exposure.net, ratio, read_at })
         };
         symbols.iter().filter_map(group).collect()
     }

@@ -78,7 +78,7 @@ impl ControlPlane for Engine {
 
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
         self.core.check_accounts(&request.accounts)?;
-        let accounts = self.core.accounts_for(&request)?;
+        let accounts = self.core.accounts_for(&request).await?;
         let aim = self.core.aim(&request.symbol);
         let book = self.core.book(&request.symbol, &accounts);
         let spec = Spec {
@@ -328,6 +328,17 @@ impl ControlPlane for Engine {
             && !(state == TradingState::Running && is_said)
         {
             self.core.check_configured(std::slice::from_ref(account))?;
+        }
+        if let TradingScope::Symbol(symbol) = &scope
+            && state != TradingState::Running
+            && !self.core.is_symbol_of_ours(symbol).await
+        {
+            let text = format!("no exchange of the configured accounts lists {symbol}");
+            let remedy = format!(
+                "send the name that GET /api/v1/portfolio shows, as {}",
+                shared.eyes.config.primary_symbol
+            );
+            return Err(failure(Code::InvalidRequest, text, remedy));
         }
         let change = |order: &mut TradingOrder| {
             if scope == TradingScope::Global {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use deltaplane_math::{MathError, floor_to_step, mul_rounded};
 use deltaplane_ports::{
     Deleverage, Failure, OnShortfall, OperationKind, OperationState, Policy, PolicyStatus, PolicyView,
-    Record, RequestMeta,
+    ReadError, Record, RequestMeta,
 };
 use deltaplane_risk::LimitOverride;
 use deltaplane_types::{
@@ -31,7 +31,7 @@ const GATHERED: Duration = Duration::from_millis(20);
 /// So often it looks whether there are policies.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long an account that cannot trade is waited for when it is read.
-const READ_FOR: Duration = Duration::from_secs(2);
+pub(crate) const READ_FOR: Duration = Duration::from_secs(2);
 /// Everything is looked at this often even if nothing changes.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
@@ -72,8 +72,8 @@ struct Entry {
     paused_until: Timestamp,
     /// What did not reach its end.
     paused_by: Option<OperationKind>,
-    /// States from before this may not show what its last operation did.
-    read_after: Timestamp,
+    /// The accounts that its last operation traded, and its end: older states of theirs may not show what it did.
+    traded: (BTreeSet<AccountId>, Timestamp),
     rebalanced_at: Timestamp,
 }
 
@@ -92,7 +92,7 @@ impl Entry {
             failures: 0,
             paused_until: Timestamp::default(),
             paused_by: None,
-            read_after: Timestamp::default(),
+            traded: (BTreeSet::new(), Timestamp::default()),
             // The first rebalance is one interval away.
             rebalanced_at: since,
         }
@@ -103,7 +103,7 @@ impl Entry {
             policy: self.policy.clone(),
             status: if self.policy.enabled { self.status } else { PolicyStatus::Off },
             reason: if self.policy.enabled { self.reason.clone() } else { "switched off".to_owned() },
-            deviation_ratio: self.ratio,
+            deviation_ratio: self.ratio.filter(|_| self.policy.enabled),
             last_operation: self.last_operation.clone(),
         }
     }
@@ -134,6 +134,7 @@ impl Policies {
             Some(policy) => match state.get_mut(symbol) {
                 // What runs goes on; how it is judged starts anew.
                 Some(entry) => {
+                    entry.rebalanced_at = schedule_beside(&entry.policy, entry.rebalanced_at, now);
                     (entry.policy, entry.outside_since, entry.failures) = (policy, None, 0);
                     (entry.paused_until, entry.left_alone) = (Timestamp::default(), None);
                 }
@@ -222,6 +223,13 @@ impl Core {
                 ));
             }
         }
+        let strangers = self.not_listed(&policy.symbol, &policy.accounts).await;
+        if policy.accounts.len() < strangers.len() + 2 {
+            let names: Vec<&str> = strangers.iter().map(AccountId::as_str).collect();
+            let text = format!("the exchanges of {} do not list {}", names.join(", "), policy.symbol);
+            let remedy = "name a symbol that at least two of the accounts can trade: see GET /api/v1/funding";
+            return Err(failure(Code::InvalidRequest, text, remedy));
+        }
         let _turn = self.shared.policies.writing.lock().await;
         let record = Record::Policy {
             symbol: policy.symbol.clone(),
@@ -232,9 +240,23 @@ impl Core {
             failure(Code::Internal, error.to_string(), "repair the journal, then restart the server")
         })?;
         let symbol = policy.symbol.clone();
+        let is_off = !policy.enabled;
         self.shared.policies.set(&symbol, Some(policy), eyes.clock.now());
+        if is_off {
+            self.resolve_policy_alert(&symbol).await;
+        }
         self.policy(&symbol)
             .ok_or_else(|| failure(Code::Conflict, "it was removed meanwhile", "send it again"))
+    }
+
+    /// The accounts of these whose exchange says that it does not list a symbol.
+    pub(crate) async fn not_listed(&self, symbol: &Symbol, accounts: &[AccountId]) -> Vec<AccountId> {
+        let asked = accounts.iter().map(async |id| {
+            let keeper = self.shared.eyes.accounts.get(id)?;
+            let answer = tokio::time::timeout(READ_FOR, keeper.reader.fetch_instrument(symbol)).await;
+            matches!(answer, Ok(Err(ReadError::UnknownSymbol(_)))).then(|| id.clone())
+        });
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     pub(crate) async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
@@ -300,8 +322,11 @@ impl Core {
         if trading == TradingState::Halted {
             return (PolicyStatus::Holding, restricted);
         }
-        let read_after = self.shared.policies.entry(symbol, |entry| entry.read_after).unwrap_or_default();
-        let is_fresh = group.is_none_or(|group| group.as_of >= read_after);
+        let traded = self.shared.policies.entry(symbol, |entry| entry.traded.clone());
+        let (traded, ended) = traded.unwrap_or_default();
+        let is_fresh = group.is_none_or(|group| {
+            traded.iter().all(|id| group.read_at.get(id).is_none_or(|read_at| *read_at >= ended))
+        });
         if with_margin
             && is_fresh
             && may_deleverage
@@ -535,12 +560,15 @@ impl Core {
         }
         let now = self.shared.eyes.clock.now();
         let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());
+        let orders = report.iter().flat_map(|report| &report.orders);
+        let traded: BTreeSet<AccountId> = orders.map(|order| order.account.clone()).collect();
         // What gave way to something more urgent did not fail.
         let failed = report.and_then(|report| report.failure);
         let gave_way = failed.as_ref().is_some_and(|failed| failed.details.contains_key(GAVE_WAY_TO));
         let failed = failed.filter(|_| !gave_way);
         self.shared.policies.entry(symbol, |entry| {
-            (entry.running, entry.outside_since, entry.read_after) = (None, None, now);
+            (entry.running, entry.outside_since) = (None, None);
+            entry.traded = (traded.clone(), now);
             if kind == OperationKind::Rebalance && !gave_way {
                 // One that failed holds up nothing else meanwhile.
                 entry.rebalanced_at = schedule_from(policy, failed.is_some(), now);
@@ -558,8 +586,11 @@ impl Core {
                 }
             }
         });
-        for keeper in policy.accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id)) {
+        for keeper in traded.iter().filter_map(|id| self.shared.eyes.accounts.get(id)) {
             keeper.mark_changed();
+            // At once: what moves meanwhile must not wait until the account is due.
+            let keeper = keeper.clone();
+            self.at_work(async move { drop(keeper.refresh().await) });
         }
         if failed.is_some() {
             let message = format!(
@@ -684,6 +715,12 @@ impl Core {
 
 /// From when a policy's schedule counts after a rebalance: one that failed is tried again after ten minutes, however long
 /// the schedule is.
+/// From when a policy that is set in place of another one counts to its next rebalance: it goes on with a schedule that
+/// there was.
+pub(crate) fn schedule_beside(before: &Policy, rebalanced_at: Timestamp, now: Timestamp) -> Timestamp {
+    if before.enabled && before.rebalance.is_some() { rebalanced_at } else { now }
+}
+
 pub(crate) fn schedule_from(policy: &Policy, has_failed: bool, ended: Timestamp) -> Timestamp {
     match policy.rebalance {
         Some(rebalance) if has_failed => {

@@ -15,7 +15,7 @@ use deltaplane_types::{
 use crate::losses::LossTable;
 use crate::operation::{KnownOperation, gave_way, interrupted};
 use crate::orders::TrackedOrder;
-use crate::policies::schedule_from;
+use crate::policies::{schedule_beside, schedule_from};
 use crate::report::failure;
 
 /// The state that a journal leads to.
@@ -158,7 +158,8 @@ impl Recovered {
                 match policy {
                     Some(policy) => {
                         // Another one in its place goes on with its schedule.
-                        let since = self.policies.get(&symbol).map_or(at, |(_, since)| *since);
+                        let known = self.policies.get(&symbol);
+                        let since = known.map_or(at, |(before, since)| schedule_beside(before, *since, at));
                         self.policies.insert(symbol, (policy, since))
                     }
                     None => self.policies.remove(&symbol),

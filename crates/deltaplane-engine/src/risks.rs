@@ -126,7 +126,7 @@ mod tests {
             target: delta("0"),
             net: delta("0"),
             ratio: ratio(of),
-            as_of: at(0),
+            read_at: BTreeMap::new(),
         };
         let groups = [
             group("BTC-USD", &["main", "hedge"], "0.02"),
