@@ -18,7 +18,7 @@ use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey, 
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
     ExitView, Exits, FeedStatus, FenceOutcome, Finding, IdSource, Income, OrderGateway, OrderName,
-    OrderSighting, Pace, PnlQuery, Policy, PriceFeed, ReadError, VenueRules,
+    OrderSighting, Pace, PnlQuery, Policy, PolicyStatus, PriceFeed, ReadError, VenueRules,
 };
 use deltaplane_testkit::{MemoryJournal, ratio};
 use deltaplane_tests::recording::{mids, recording};
@@ -70,6 +70,8 @@ struct Broken {
     exchange: AtomicBool,
     proxy: AtomicBool,
     feed: AtomicBool,
+    /// Reading is dear: what happens is looked at ten seconds later.
+    dear: AtomicBool,
 }
 
 /// An exchange in process behind a way that can break.
@@ -125,6 +127,9 @@ impl AccountReader for Way {
     }
 
     fn pace(&self) -> Pace {
+        if self.broken.dear.load(Ordering::SeqCst) {
+            return Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(10) };
+        }
         self.venue.pace()
     }
 
@@ -692,4 +697,44 @@ async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
     for topic in ["carry", "runway", "delisting"] {
         assert_eq!(standing(&engine, topic).await, [], "{topic}");
     }
+}
+
+/// A policy does not wait until the accounts are due to see what it did itself.
+#[tokio::test(start_paused = true)]
+async fn what_a_policy_did_is_seen_at_once_where_reading_is_dear_too() {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    let engine = start(time, &ways).await;
+    let accounts = NAMES.iter().map(|name| name.parse().unwrap()).collect();
+    engine.put_policy(prompt_policy(accounts)).await.unwrap();
+    let tenths_until = async |holds: &mut dyn FnMut(Decimal, PolicyStatus) -> bool| {
+        for tenths in 0..600 {
+            let status = engine.policies().await[0].status;
+            if holds(net(&ways), status) {
+                return tenths;
+            }
+            for way in &ways {
+                way.venue.set_price("BTCUSDT", Decimal::from(FIRST_PRICE));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("not within a minute");
+    };
+    tenths_until(&mut |_, status| status == PolicyStatus::Within).await;
+    for way in &ways {
+        way.broken.dear.store(true, Ordering::SeqCst);
+    }
+    // What was due before that is over.
+    let mut looks = 0;
+    tenths_until(&mut |_, _| {
+        looks += 1;
+        looks > 300
+    })
+    .await;
+    let order = NewOrder::market("BTCUSDT", Side::Buy, Decimal::new(2, 1));
+    ways[0].venue.apply(Command::Place { account: NAMES[0].to_owned(), order }).unwrap();
+    let seen = tenths_until(&mut |net, _| net.is_zero()).await;
+    assert!((10..=110).contains(&seen), "what others did is looked at when it is due: {seen}");
+    let rests = tenths_until(&mut |_, status| status == PolicyStatus::Within).await;
+    assert!(rests <= 10, "{rests} tenths of a second");
 }
