@@ -78,9 +78,13 @@ async fn what_is_tight_moves_to_what_is_easy_and_the_net_delta_stays() {
     assert_eq!(rejected, [("tight", AlternativeKind::Without), ("easy", AlternativeKind::Without)]);
     let (tight, easy) = (&plan.alternatives[0], &plan.alternatives[1]);
     assert!((easy.quantity.value() - Decimal::new(776, 3)).abs() < Decimal::new(5, 3), "{easy:?}");
+    // (0.3333 - 0.2846)² + (0.1525 + 0.0640)² + 0.235² make 0.1045.
+    assert!(easy.reason.contains("squared distances from the target at 0.104"), "{easy:?}");
     assert_eq!((tight.quantity.value(), tight.cost), (Decimal::ZERO, Notional::ZERO));
-    let saved = plan.cost.value().round_dp(6).normalize();
-    let told = format!("costs {saved} less and leaves the squared distances from the target at 0.189");
+    let (saved, way) =
+        (plan.cost.value().round_dp(6).normalize(), if plan.cost.is_positive() { "less" } else { "more" });
+    let told =
+        format!("costs {} {way} and leaves the squared distances from the target at 0.189", saved.abs());
     assert!(tight.reason.starts_with(&told), "{} {told}", tight.reason);
     let report = run(&world, to(&world, "0.4")).await;
     assert_eq!((report.failure.clone(), report.state), (None, OperationState::Succeeded), "{report:#?}");

@@ -625,7 +625,9 @@ fn decide_two_sided(
         let begins = round.traded_by.values().all(|traded| traded.is_zero());
         if let (Goal::Utilization(goal), true) = (&round.spec.goal, begins) {
             let facts = (round.spec, round.snapshot, round.config);
-            plan.alternatives = utilization::alternatives(goal, facts, &plan, &input).map_err(not_planned)?;
+            // They are for people to read: that one cannot be told stops no trade.
+            plan.alternatives =
+                utilization::alternatives(goal, facts, (&plan, &left), &input).unwrap_or_default();
         }
         return approve(round, plan, net);
     }

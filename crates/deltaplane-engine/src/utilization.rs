@@ -18,7 +18,7 @@ use crate::control::{Spec, UtilizationGoal, largest_position, order_rules};
 use crate::snapshot::{AccountFacts, Snapshot};
 
 /// The accounts whose absence is planned and priced beside a rebalance, those with the largest changes.
-const LEFT_OUT: usize = 8;
+const LEFT_OUT: usize = 4;
 
 /// The named accounts that were read.
 fn named<'a>(spec: &'a Spec, snapshot: &'a Snapshot) -> Vec<(&'a AccountId, &'a AccountFacts)> {
@@ -48,57 +48,79 @@ fn solver_input(
     })
 }
 
-/// What a rebalance makes least: the sum of the squared distances from the target, of the accounts that have a
-/// utilization.
-fn unevenness(found: &Rebalance, target: Ratio) -> Result<Decimal, MathError> {
-    found.changes.iter().filter_map(|change| change.after).try_fold(Decimal::ZERO, |sum, after| {
-        let off = deltaplane_math::sub(after.value(), target.value())?;
-        deltaplane_math::add(sum, mul_rounded(off, off)?)
-    })
+/// What a rebalance makes least, after a plan's legs: the sum of the squared distances from the target, of the accounts
+/// that have a utilization.
+fn unevenness(
+    asked: &RebalanceInput,
+    named: &[(&AccountId, &AccountFacts)],
+    plan: &Plan,
+) -> Result<Decimal, MathError> {
+    let mut sum = Decimal::ZERO;
+    for ((id, _), account) in named.iter().zip(&asked.accounts).filter(|(_, own)| own.equity.is_positive()) {
+        let legs = plan.legs.iter().filter(|leg| leg.account == **id);
+        let after = legs.map(|leg| leg.quantity.signed(leg.side)).try_fold(account.position, Delta::plus)?;
+        let worth = after.abs().notional_at(asked.price)?;
+        let used = mul_rounded(worth.value(), account.initial_rate.value())?;
+        let used = deltaplane_math::add(used, account.other_margin.value())?;
+        let utilization = deltaplane_math::div(used, account.equity.value())?;
+        let off = deltaplane_math::sub(utilization, asked.target.value())?;
+        sum = deltaplane_math::add(sum, mul_rounded(off, off)?)?;
+    }
+    Ok(sum)
 }
 
-/// What the others would do if one of the accounts that a rebalance moves stayed as it is, with its cost.
-///
-/// The accounts with the largest changes only: each of them takes a solution and a plan of its own.
+/// What the others would do if one of the accounts that a rebalance moves stayed as it is, with its cost. Those with the
+/// largest changes only: each of them takes a solution and a plan of its own. What was flat and moves keeps its side, and
+/// other flat accounts may take the place of the one that is left out.
 pub(crate) fn alternatives(
     goal: &UtilizationGoal,
     (spec, snapshot, config): (&Spec, &Snapshot, &EngineConfig),
-    chosen: &Plan,
+    (chosen, changes): (&Plan, &BTreeMap<AccountId, Delta>),
     input: &PlanInput,
 ) -> Result<Vec<Alternative>, PlanError> {
     let named = named(spec, snapshot);
     let asked = solver_input(goal, spec, snapshot, config)?;
-    let with_all = rebalance(&asked)?;
-    let least = unevenness(&with_all, goal.target)?;
-    let mut moved: Vec<usize> =
-        (0..named.len()).filter(|index| !with_all.changes[*index].change.is_zero()).collect();
-    moved.sort_by_key(|index| std::cmp::Reverse(with_all.changes[*index].change.abs()));
+    let size = |index: &usize| changes.get(named[*index].0).map(|change| change.abs());
+    let mut moved: Vec<usize> = (0..named.len()).filter(|index| size(index).is_some()).collect();
+    moved.sort_by_key(|index| std::cmp::Reverse(size(index)));
     moved.truncate(LEFT_OUT);
     moved.sort_unstable();
-    let mut found = Vec::with_capacity(moved.len());
-    for index in moved {
-        let account = named[index].0.clone();
-        let mut asked = asked.clone();
-        asked.accounts[index].is_fixed = true;
-        let without = rebalance(&asked)?;
-        let changes = named.iter().zip(&without.changes).filter(|(_, change)| !change.trade.is_zero());
-        let changes = changes.map(|((id, _), change)| ((*id).clone(), change.trade)).collect();
-        let plan = plan_lockstep(input, &changes)?;
-        let mut traded = plan.legs.iter().map(|leg| leg.quantity.value());
-        let quantity = traded.try_fold(Decimal::ZERO, deltaplane_math::add)?;
-        let quantity = Quantity::try_new(quantity).map_err(MathError::from)?;
-        let uneven = unevenness(&without, goal.target)?;
-        let shown = |value: Decimal| value.round_dp(6).normalize();
-        let saved = shown(chosen.cost.minus(plan.cost)?.value());
-        let reason = format!(
-            "costs {saved} less and leaves the squared distances from the target at {} instead of {}",
-            shown(uneven),
-            shown(least)
-        );
-        let kind = AlternativeKind::Without;
-        found.push(Alternative { kind, account, quantity, cost: plan.cost, reason });
+    moved.into_iter().map(|index| without(index, &named, asked.clone(), (chosen, changes, input))).collect()
+}
+
+/// The others' part where one of them stays as it is.
+fn without(
+    index: usize,
+    named: &[(&AccountId, &AccountFacts)],
+    mut asked: RebalanceInput,
+    (chosen, changes, input): (&Plan, &BTreeMap<AccountId, Delta>, &PlanInput),
+) -> Result<Alternative, PlanError> {
+    let own = changes.get(named[index].0).copied().unwrap_or_default();
+    for ((id, _), account) in named.iter().zip(&mut asked.accounts) {
+        account.flat_side = Some(changes.get(*id).map_or(own.side(), |change| change.side()));
     }
-    Ok(found)
+    asked.accounts[index].is_fixed = true;
+    let found = rebalance(&asked)?;
+    let changes = named.iter().zip(&found.changes).filter(|(_, change)| !change.trade.is_zero());
+    let changes = changes.map(|((id, _), change)| ((*id).clone(), change.trade)).collect();
+    let plan = plan_lockstep(input, &changes)?;
+    let mut traded = plan.legs.iter().map(|leg| leg.quantity.value());
+    let quantity = traded.try_fold(Decimal::ZERO, deltaplane_math::add)?;
+    let more = plan.cost.minus(chosen.cost)?.value();
+    let shown = |value: Decimal| value.round_dp(6).normalize();
+    let mut reason = format!(
+        "costs {} {} and leaves the squared distances from the target at {} instead of {}",
+        shown(more.abs()),
+        if more.is_sign_negative() { "less" } else { "more" },
+        shown(unevenness(&asked, named, &plan)?),
+        shown(unevenness(&asked, named, chosen)?),
+    );
+    if let Some(obstacle) = plan.obstacles.first() {
+        reason = format!("{reason}; {} takes only a part: {}", obstacle.account, obstacle.reason);
+    }
+    let quantity = Quantity::try_new(quantity).map_err(MathError::from)?;
+    let (kind, account) = (AlternativeKind::Without, named[index].0.clone());
+    Ok(Alternative { kind, account, quantity, cost: plan.cost, reason })
 }
 
 /// The changes of each account's position, signed, and the view of them.
@@ -209,6 +231,7 @@ fn solver_account(
     let shrink = if grow == Side::Buy { Side::Sell } else { Side::Buy };
     Ok(RebalanceAccount {
         position,
+        flat_side: None,
         equity: margin.equity,
         other_margin: margin.other_margin,
         initial_rate: margin.initial_rate,

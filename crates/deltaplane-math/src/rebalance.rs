@@ -19,8 +19,10 @@ const HALVINGS: u32 = 96;
 /// One account as the rebalance sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RebalanceAccount {
-    /// Its position, base units. A flat account may take either side.
+    /// Its position, base units.
     pub position: Delta,
+    /// The side that it may take where it is flat; none is either.
+    pub flat_side: Option<Side>,
     /// Equity, quote. Where it is not above zero the account may only shrink.
     pub equity: Notional,
     /// Initial margin of everything but this symbol, quote.
@@ -370,7 +372,10 @@ fn unknown(
         }
     }
     Ok(Unknown {
-        is_long: !account.position.is_negative(),
+        is_long: match account.flat_side {
+            Some(side) if account.position.is_zero() => side == Side::Buy,
+            _ => !account.position.is_negative(),
+        },
         gain,
         gap: sub(target, before.raw)?,
         lo: lo.min(Decimal::ZERO),
@@ -401,7 +406,8 @@ pub fn rebalance(input: &RebalanceInput) -> Result<Rebalance, MathError> {
     for (account, before) in input.accounts.iter().zip(&befores) {
         unknowns.push(unknown(input, account, before)?);
     }
-    let flat: Vec<usize> = (0..befores.len()).filter(|i| input.accounts[*i].position.is_zero()).collect();
+    let is_open = |account: &RebalanceAccount| account.position.is_zero() && account.flat_side.is_none();
+    let flat: Vec<usize> = (0..befores.len()).filter(|i| is_open(&input.accounts[*i])).collect();
     let most = match input.max_notional {
         Some(most) => Some(div(most.value(), input.price.value())?),
         None => None,

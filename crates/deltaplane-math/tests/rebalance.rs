@@ -26,6 +26,7 @@ fn account(
 ) -> RebalanceAccount {
     RebalanceAccount {
         position: Delta::new(position),
+        flat_side: None,
         equity: Notional::new(equity),
         other_margin: Notional::new(other),
         initial_rate: Ratio::new(rate),

@@ -127,13 +127,24 @@ impl Operation {
         }
     }
 
+    /// What a rebalance that was planned does not reach, where that is so.
+    fn rebalance_is_short(&self) -> Option<String> {
+        let view = self.anchor.as_ref()?.rebalance.as_ref()?;
+        let obstacles = self.first_plan.iter().flat_map(|plan| &plan.obstacles);
+        let mut parts: Vec<String> =
+            obstacles.map(|o| format!("{} takes only a part: {}", o.account, o.reason)).collect();
+        parts.extend(view.reason.clone());
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
     /// What a dry run answers: the first round's decision, with nothing sent.
     pub fn dry_report(mut self, result: Result<Snapshot, Box<Failure>>, now: Timestamp) -> OperationReport {
         let mut effects = Vec::new();
         self.on_read(result, now, &mut effects);
         if self.phase == Phase::Reserving {
             self.net = self.first_plan.as_ref().map_or(self.net, |plan| plan.planned_final);
-            self.reason = Some("dry run: nothing was sent".to_owned());
+            let beside = self.rebalance_is_short().map(|what| format!("; {what}")).unwrap_or_default();
+            self.reason = Some(format!("dry run: nothing was sent{beside}"));
             self.state = OperationState::Succeeded;
             self.ended_at = Some(now);
             self.phase = Phase::Finished;
