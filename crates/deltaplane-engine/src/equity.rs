@@ -20,6 +20,9 @@ use crate::report::failure;
 /// A reading counts when no money moved for this long after it: the two are told apart by nothing else.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How far a mark moves before a reading is carried on to it: by less than this it waits for the next one.
+const MOVED: Decimal = Decimal::from_parts(1, 0, 0, false, 3);
+
 /// How long an account's margin table is waited for when its risk is valued.
 const TABLE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -148,26 +151,73 @@ fn note(keeper: &AccountKeeper, event: &Result<AccountEvent, RecvError>) -> bool
     true
 }
 
+/// What a move of its mark adds to a position and to its account.
+struct Carried {
+    mark: Price,
+    profit: Notional,
+    initial: Notional,
+    maintenance: Notional,
+}
+
+/// Carries a position on to a newer mark; none where that is near the one that it was read with.
+fn carried(position: &Position, instrument: &Instrument, mark: Price) -> Result<Option<Carried>, MathError> {
+    let Some(before) = position.mark_price else { return Ok(None) };
+    let moved = deltaplane_math::sub(mark.value(), before.value())?;
+    if moved.abs() < mul_rounded(before.value(), MOVED)? {
+        return Ok(None);
+    }
+    let maintenance = |at| deltaplane_math::maintenance_margin(&instrument.brackets, position.delta, at);
+    let grown = mul_rounded(position.delta.abs().value(), moved)?;
+    Ok(Some(Carried {
+        mark,
+        profit: Notional::new(mul_rounded(position.delta.value(), moved)?),
+        initial: Notional::new(div(grown, instrument.leverage.max(Decimal::ONE))?),
+        maintenance: maintenance(mark)?.minus(maintenance(before)?)?,
+    }))
+}
+
+impl Carried {
+    /// The position as it is by now; its account's sums move with it.
+    fn apply(&self, position: &Position, account: &mut AccountSnapshot) -> Result<Position, MathError> {
+        let moved = Position {
+            mark_price: Some(self.mark),
+            unrealized: position.unrealized.plus(self.profit)?,
+            initial_margin: position.initial_margin.plus(self.initial)?,
+            maintenance_margin: position.maintenance_margin.plus(self.maintenance)?,
+            ..position.clone()
+        };
+        let unrealized = account.unrealized.plus(self.profit)?;
+        let initial = account.initial_margin.plus(self.initial)?;
+        account.maintenance_margin = account.maintenance_margin.plus(self.maintenance)?;
+        (account.unrealized, account.initial_margin) = (unrealized, initial);
+        Ok(moved)
+    }
+}
+
 fn worth(amount: Notional, rate: Decimal) -> Result<Notional, MathError> {
     mul_rounded(amount.value(), rate).map(Notional::new)
 }
 
 impl Core {
-    /// Every position of an account with its mark, and its instrument. A position that cannot be valued must not look
-    /// like none.
+    /// An account's newest state, carried on to the marks that its stream told since, and every position of it with its
+    /// mark and its instrument. A position that cannot be valued must not look like none.
     pub(crate) async fn valued(
         &self,
         id: &AccountId,
         snapshot: &AccountSnapshot,
-    ) -> Result<Vec<(Position, Instrument)>, Box<Failure>> {
+    ) -> Result<(AccountSnapshot, Vec<(Position, Instrument)>), Box<Failure>> {
         let eyes = &self.shared.eyes;
-        let mut valued = Vec::new();
+        let mut snapshot = snapshot.clone();
+        let held: Vec<Position> =
+            snapshot.positions.values().filter(|p| !p.delta.is_zero()).cloned().collect();
+        let mut valued = Vec::with_capacity(held.len());
         let feed = eyes.feed_of.get(id).and_then(|feed| eyes.feeds.get(feed));
-        for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
-            let mut position = position.clone();
+        for mut position in held {
             // Some venues tell the mark with prices only.
-            let streamed = || feed?.view(&position.symbol)?.mark;
-            position.mark_price = position.mark_price.or_else(streamed);
+            let view = feed.and_then(|feed| feed.view(&position.symbol));
+            let streamed = view.as_ref().and_then(|view| view.mark);
+            position.mark_price = position.mark_price.or(streamed);
+            let newer = view.filter(|view| view.received_at > snapshot.as_of).and_then(|view| view.mark);
             // Kept for a minute by the connector; who looks at all accounts must not wait for one venue.
             let instrument = match eyes.accounts.get(id) {
                 Some(keeper) => {
@@ -181,11 +231,17 @@ impl Core {
                 let remedy = "wait until its venue tells the mark price and the margin table again";
                 return Err(failure(Code::MarketDataUnavailable, text, remedy));
             };
+            if let Some(mark) = newer {
+                // A number that cannot be held changes nothing: the reading stands.
+                if let Ok(Some(carried)) = carried(&position, &instrument, mark) {
+                    position = carried.apply(&position, &mut snapshot).unwrap_or(position);
+                }
+            }
             let key = (id.clone(), position.symbol.clone());
             eyes.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(key, instrument.clone());
             valued.push((position, instrument));
         }
-        Ok(valued)
+        Ok((snapshot, valued))
     }
 
     /// The joint distance to liquidation of an account if its position in a symbol were another one, traded at the
@@ -198,7 +254,7 @@ impl Core {
         position: Delta,
     ) -> Option<Option<Ratio>> {
         let snapshot = self.shared.eyes.accounts.get(id)?.newest()?;
-        let valued = self.valued(id, &snapshot).await.ok()?;
+        let (snapshot, valued) = self.valued(id, &snapshot).await.ok()?;
         let holdings = &self.shared.eyes.config.holdings;
         let own_rate = valued.first().map_or(Decimal::ONE, |(_, of)| holdings.rate(&of.quote));
         let equity = worth(snapshot.equity().ok()?, own_rate).ok()?;
@@ -232,7 +288,7 @@ impl Core {
             let text = format!("account {id} was not read yet");
             return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
         };
-        let instruments = self.valued(id, &snapshot).await?;
+        let (snapshot, instruments) = self.valued(id, &snapshot).await?;
         let holdings = &self.shared.eyes.config.holdings;
         let rate = |instrument: &Instrument| holdings.rate(&instrument.quote);
         // An account has one quote currency here; where it holds nothing its money counts as it is.

@@ -79,7 +79,7 @@ impl Core {
                 let text = format!("account {id} was not read yet");
                 return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
             };
-            let valued = self.valued(id, &snapshot).await?;
+            let (snapshot, valued) = self.valued(id, &snapshot).await?;
             let rate = valued.first().map_or(Decimal::ONE, |(_, of)| eyes.config.holdings.rate(&of.quote));
             let book = || -> Result<_, MathError> {
                 let equity = mul_rounded(snapshot.equity()?.value(), rate)?;
