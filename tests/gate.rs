@@ -93,6 +93,15 @@ async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
         (held(&world, 0), held(&world, 1), held(&world, 2)),
         (delta("0.5"), delta("-0.5"), delta("0"))
     );
+    // A symbol that no exchange lists has none either: whoever halts it means another one.
+    let change = TradingChange {
+        scope: TradingScope::Symbol("BTC-USDT".parse().unwrap()),
+        state: TradingState::Halted,
+        reason: "the exchange's own spelling".to_owned(),
+    };
+    let refused = world.engine.set_trading(change).await.unwrap_err();
+    assert_eq!(refused.code, Code::InvalidRequest);
+    assert!(refused.error.contains("lists BTC-USDT") && refused.solution.contains("BTC-USD"), "{refused:?}");
     // An account that nobody configured has no state.
     let change = TradingChange {
         scope: TradingScope::Account(account("other")),
@@ -115,6 +124,7 @@ async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
         deltaplane_ports::DeltaControl { accounts: vec![account("long")], subset: true, ..world.to_flat() };
     let refused = world.control(alone.clone()).await;
     assert_eq!(failure(&refused).code, Code::RiskBlocked, "{refused:?}");
+    assert!(failure(&refused).error.contains("account long is HALTED: a look around"), "{refused:?}");
     assert_eq!(held(&world, 0), delta("0.5"));
     say(&world, TradingScope::Account(account("long")), TradingState::Running).await;
     let report = world.control(alone).await;

@@ -72,6 +72,8 @@ struct Broken {
     feed: AtomicBool,
     /// Reading is dear: what happens is looked at ten seconds later.
     dear: AtomicBool,
+    /// Its margin tables are not told.
+    table: AtomicBool,
 }
 
 /// An exchange in process behind a way that can break.
@@ -100,6 +102,9 @@ impl AccountReader for Way {
     }
 
     async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+        if self.broken.table.load(Ordering::SeqCst) {
+            return Err(ReadError::Unreachable("no answer in time".to_owned()));
+        }
         // Kept by a connector for a minute, and here for ever.
         self.venue.fetch_instrument(symbol).await
     }
@@ -773,4 +778,31 @@ async fn risk_follows_the_marks_and_not_only_the_readings() {
     // The exchange's own numbers are the same.
     let read = risk("long").await;
     assert_eq!((read.margin_ratio, carried.is_some()), (carried, true));
+}
+
+/// An account that is read and whose margin table nobody tells is not watched: that is told, and over when it is.
+#[tokio::test(start_paused = true)]
+async fn an_account_that_cannot_be_valued_is_told() {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    let engine = start(time, &ways).await;
+    let pass = async |seconds| {
+        for _ in 0..seconds {
+            for way in &ways {
+                way.venue.set_price("BTCUSDT", Decimal::from(FIRST_PRICE));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    pass(15).await;
+    assert_eq!(standing(&engine, "account-unvalued").await, []);
+    ways[1].broken.table.store(true, Ordering::SeqCst);
+    pass(8).await;
+    assert_eq!(standing(&engine, "account-unvalued").await, [], "not for a moment's sake");
+    pass(8).await;
+    let told: Vec<_> = standing(&engine, "account-unvalued").await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(told, [Some("short".to_owned())]);
+    ways[1].broken.table.store(false, Ordering::SeqCst);
+    pass(3).await;
+    assert_eq!(standing(&engine, "account-unvalued").await, []);
 }

@@ -297,6 +297,7 @@ fn rebalanced(input: &Value) -> Result<Value> {
     let accounts = list(input, "accounts")?;
     let of = |account: &Value| -> Result<RebalanceAccount> {
         Ok(RebalanceAccount {
+            flat_side: None,
             position: Delta::new(number(account, "pos")?),
             equity: Notional::new(number(account, "equity")?),
             other_margin: Notional::new(number(account, "otherMargin")?),

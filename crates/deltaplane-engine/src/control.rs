@@ -796,8 +796,13 @@ fn restricting_alerts(round: &Round<'_>) -> Vec<String> {
 /// `text` and `remedy` say.
 fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
     let alerts = restricting_alerts(round);
-    let is_restricted = |id: &AccountId| round.snapshot.trading_of(id) >= TradingState::ReduceOnly;
-    let failed = if round.spec.accounts.iter().any(is_restricted) {
+    let is_restricted = |id: &&AccountId| round.snapshot.trading_of(id) >= TradingState::ReduceOnly;
+    let restricted: Vec<&AccountId> = round.spec.accounts.iter().filter(is_restricted).collect();
+    let failed = if !restricted.is_empty() {
+        let mut why: Vec<&str> =
+            restricted.iter().filter_map(|id| Some(round.snapshot.restrictions.get(*id)?.as_str())).collect();
+        why.dedup();
+        let text = if why.is_empty() { text } else { format!("{text}: {}", why.join("; ")) };
         let remedy =
             "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first";
         failure(Code::RiskBlocked, text, remedy)

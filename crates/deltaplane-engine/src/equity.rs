@@ -37,6 +37,8 @@ struct State {
     flow: Decimal,
     /// An amount was not told: the next point only starts anew.
     unknown_flow: bool,
+    /// How often that was so.
+    gaps: u64,
     flowed_at: Timestamp,
     last: Option<Notional>,
     /// What was gained since the start of this run, deposits taken out.
@@ -54,7 +56,7 @@ impl EquityTrack {
             state.flowed_at = now;
             match amount.and_then(|amount| state.flow.checked_add(amount.value())) {
                 Some(flow) => state.flow = flow,
-                None => state.unknown_flow = true,
+                None => (state.unknown_flow, state.gaps) = (true, state.gaps.saturating_add(1)),
             }
         });
     }
@@ -87,6 +89,12 @@ impl EquityTrack {
     /// What was gained since the start of this run, deposits and withdrawals taken out; the account's currency.
     pub(crate) fn gained(&self) -> Decimal {
         self.with(|state| state.gained)
+    }
+
+    /// How often money moved that nobody told the amount of: what the account gained then is not counted, so what the
+    /// others gained at that time would stand alone. With whether that is so now.
+    pub(crate) fn gaps(&self) -> (u64, bool) {
+        self.with(|state| (state.gaps, state.unknown_flow))
     }
 
     /// What a later run goes on from.
@@ -160,18 +168,22 @@ struct Carried {
 }
 
 /// Carries a position on to a newer mark; none where that is near the one that it was read with.
-fn carried(position: &Position, instrument: &Instrument, mark: Price) -> Result<Option<Carried>, MathError> {
+fn carried(
+    position: &Position,
+    (leverage, brackets): (Decimal, &[MarginBracket]),
+    mark: Price,
+) -> Result<Option<Carried>, MathError> {
     let Some(before) = position.mark_price else { return Ok(None) };
     let moved = deltaplane_math::sub(mark.value(), before.value())?;
     if moved.abs() < mul_rounded(before.value(), MOVED)? {
         return Ok(None);
     }
-    let maintenance = |at| deltaplane_math::maintenance_margin(&instrument.brackets, position.delta, at);
+    let maintenance = |at| deltaplane_math::maintenance_margin(brackets, position.delta, at);
     let grown = mul_rounded(position.delta.abs().value(), moved)?;
     Ok(Some(Carried {
         mark,
         profit: Notional::new(mul_rounded(position.delta.value(), moved)?),
-        initial: Notional::new(div(grown, instrument.leverage.max(Decimal::ONE))?),
+        initial: Notional::new(div(grown, leverage.max(Decimal::ONE))?),
         maintenance: maintenance(mark)?.minus(maintenance(before)?)?,
     }))
 }
@@ -233,7 +245,9 @@ impl Core {
             };
             if let Some(mark) = newer {
                 // A number that cannot be held changes nothing: the reading stands.
-                if let Ok(Some(carried)) = carried(&position, &instrument, mark) {
+                if let Ok(Some(carried)) =
+                    carried(&position, (instrument.leverage, &instrument.brackets), mark)
+                {
                     position = carried.apply(&position, &mut snapshot).unwrap_or(position);
                 }
             }
@@ -425,6 +439,59 @@ mod tests {
         // 290 of 1,450 are lost: a fifth of the 0.9 that were left.
         track.observe(notional("1160"), at(7));
         assert_eq!(track.max_drawdown(), ratio("0.28"));
+    }
+
+    /// Long 2 at 100: a tenth off costs 20, and margin follows the notional of 180 at five times leverage and 1 %.
+    #[test]
+    fn a_reading_is_carried_on_to_a_mark_that_moved() {
+        let mut account = deltaplane_testkit::account_snapshot("main");
+        (account.unrealized, account.initial_margin, account.maintenance_margin) =
+            (notional("4"), notional("50"), notional("7"));
+        let position = Position {
+            symbol: "BTC-USD".parse().unwrap(),
+            delta: deltaplane_testkit::delta("2"),
+            entry_price: None,
+            mark_price: Some(deltaplane_testkit::price("100")),
+            unrealized: notional("4"),
+            initial_margin: notional("40"),
+            maintenance_margin: notional("2"),
+            leverage: None,
+            liquidation_price: None,
+            isolated_margin: None,
+            updated_at: at(0),
+        };
+        let bracket = MarginBracket {
+            floor: notional("0"),
+            cap: notional("1000"),
+            maintenance_rate: ratio("0.01"),
+            deduction: notional("0"),
+            max_leverage: Decimal::from(20),
+        };
+        let to = |mark: &str| {
+            carried(&position, (Decimal::from(5), &[bracket]), deltaplane_testkit::price(mark)).unwrap()
+        };
+        assert!(to("100.09").is_none(), "less than a thousandth");
+        let moved = to("90").unwrap().apply(&position, &mut account).unwrap();
+        assert_eq!(
+            (moved.unrealized, moved.mark_price),
+            (notional("-16"), Some(deltaplane_testkit::price("90")))
+        );
+        assert_eq!((moved.initial_margin, moved.maintenance_margin), (notional("36"), notional("1.8")));
+        assert_eq!(
+            (account.unrealized, account.initial_margin, account.maintenance_margin),
+            (notional("-16"), notional("46"), notional("6.8"))
+        );
+    }
+
+    #[test]
+    fn money_of_an_unknown_amount_is_a_gap_until_the_next_reading() {
+        let track = EquityTrack::default();
+        track.observe(notional("1000"), at(1));
+        assert_eq!(track.gaps(), (0, false));
+        track.on_flow(None, at(2));
+        assert_eq!(track.gaps(), (1, true));
+        track.observe(notional("900"), at(3));
+        assert_eq!((track.gaps(), track.gained()), ((1, false), Decimal::ZERO));
     }
 
     #[test]

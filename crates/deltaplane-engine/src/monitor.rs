@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_math::MathError;
-use deltaplane_ports::{AccountRisk, Record, RiskSample};
+use deltaplane_ports::{AccountRisk, Alert, Record, RiskSample};
 use deltaplane_risk::Threshold;
 use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, Symbol, Timestamp};
 
@@ -29,6 +29,9 @@ const MARKS_EVERY: Duration = Duration::from_secs(10);
 const EQUITY: &str = "equity";
 /// The topic of accounts that cannot be read, and for how long they cannot be before it is told.
 const SILENT: &str = "account-silent";
+/// The topic of alerts on accounts that are read and cannot be valued, and how long that lasts before it is told.
+const UNVALUED: &str = "account-unvalued";
+const UNVALUED_AFTER: Duration = Duration::from_secs(10);
 const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// The topic of a net delta that is off.
 pub(crate) const DELTA: &str = "delta";
@@ -36,9 +39,19 @@ pub(crate) const DELTA: &str = "delta";
 /// Since when a group is off by as much as a severity says, or by more.
 type Pending = BTreeMap<Symbol, BTreeMap<AlertSeverity, Timestamp>>;
 
+/// What one look hands to the next.
+#[derive(Default)]
+struct Looks {
+    pending: Pending,
+    /// Since when accounts that are read cannot be valued.
+    unvalued: BTreeMap<AccountId, Timestamp>,
+    /// How many gaps there were in what the accounts gained.
+    gaps: u64,
+}
+
 /// Looks until dropped.
 pub(crate) async fn keep_looking(core: Arc<Core>) {
-    let mut pending = Pending::new();
+    let mut looks = Looks::default();
     let mut marked_at = core.shared.eyes.clock.now();
     let mut drift = DriftTrack::default();
     loop {
@@ -50,7 +63,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
         }
         core.look_at_feeds().await;
         core.look_at_exits().await;
-        let risks = core.look_at_risk(&mut pending).await;
+        let risks = core.look_at_risk(&mut looks).await;
         let now = core.shared.eyes.clock.now();
         let reference = |symbol: &Symbol| core.shared_price(symbol, &risks);
         if drift.look(&risks, reference, now).is_err() {
@@ -118,15 +131,17 @@ impl Core {
         sum.checked_div(Decimal::from(marks.len()))
     }
 
-    async fn look_at_risk(&self, pending: &mut Pending) -> BTreeMap<AccountId, Arc<AccountRisk>> {
+    async fn look_at_risk(&self, looks: &mut Looks) -> BTreeMap<AccountId, Arc<AccountRisk>> {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
         let (risks, groups) = (self.find_risks().await, self.groups());
+        let pending = &mut looks.pending;
         let mut records = Vec::new();
         for (id, risk) in &risks {
             records.extend(self.look_at_account(id, risk, now).unwrap_or_default());
         }
         records.extend(self.look_for_silence(now));
+        records.extend(self.look_for_unvalued(&risks, &mut looks.unvalued, now));
         for group in &groups {
             records.extend(self.look_at_group(group, pending, now).unwrap_or_default());
         }
@@ -141,7 +156,12 @@ impl Core {
             let _ = shared.hands.recorder.append(records).await;
         }
         // A part of the accounts says nothing of the whole book.
-        if !self.are_all_known() {
+        let gaps: Vec<(u64, bool)> =
+            shared.eyes.accounts.values().map(|keeper| keeper.equity.gaps()).collect();
+        let count = gaps.iter().map(|(count, _)| count).sum();
+        let is_gap = looks.gaps != count || gaps.iter().any(|(_, is_open)| *is_open);
+        looks.gaps = count;
+        if is_gap || !self.are_all_known() {
             // What one account gained meanwhile is not told, and what another one lost would stand alone.
             shared.breakers.on_gap(now);
         } else if risks.len() == shared.eyes.accounts.len()
@@ -190,6 +210,38 @@ impl Core {
                     account: Some(id.clone()),
                     symbol: None,
                     message: format!("{id} could not be read since {since}: what needs its state holds"),
+                };
+                records.extend(shared.alerts.raise(condition, now));
+            }
+        }
+        records
+    }
+
+    /// Tells of accounts that are read and cannot be valued: without a mark or a margin table their margin is not
+    /// watched.
+    fn look_for_unvalued(
+        &self,
+        risks: &BTreeMap<AccountId, Arc<AccountRisk>>,
+        since: &mut BTreeMap<AccountId, Timestamp>,
+        now: Timestamp,
+    ) -> Vec<Record> {
+        let shared = &self.shared;
+        let mut records = Vec::new();
+        for (id, keeper) in &shared.eyes.accounts {
+            if risks.contains_key(id) || keeper.known(SILENT_AFTER).is_none() {
+                since.remove(id);
+                let is_own = |alert: &Alert| alert.account.as_ref() == Some(id);
+                records.extend(shared.alerts.resolve(UNVALUED, now, is_own));
+            } else if now.since(*since.entry(id.clone()).or_insert(now)) >= UNVALUED_AFTER {
+                let condition = Condition {
+                    kind: AlertKind::System,
+                    topic: UNVALUED,
+                    severity: AlertSeverity::Warn,
+                    account: Some(id.clone()),
+                    symbol: None,
+                    message: format!(
+                        "the positions of {id} cannot be valued, so its margin is not watched: see GET /api/v1/risk/metrics/{id}"
+                    ),
                 };
                 records.extend(shared.alerts.raise(condition, now));
             }

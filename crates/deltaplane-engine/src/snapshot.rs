@@ -58,6 +58,8 @@ pub struct Snapshot {
     pub trading: TradingState,
     /// What may be traded in the symbol on each named account.
     pub trading_by: BTreeMap<AccountId, TradingState>,
+    /// Why, of the named accounts on which it is less than all.
+    pub restrictions: BTreeMap<AccountId, String>,
     /// Accounts that only take orders that reduce, with the alerts that say so.
     pub blocked_by: BTreeMap<AccountId, Vec<String>>,
     /// Alerts of circuit breakers, with the account that each stopped; none stands for all.
@@ -270,6 +272,11 @@ impl Eyes {
             doubt,
             trading: self.trading.now(),
             trading_by: named.iter().map(|id| (id.clone(), self.trading.of(id, symbol))).collect(),
+            restrictions: named
+                .iter()
+                .filter(|id| self.trading.of(id, symbol) != TradingState::Running)
+                .map(|id| (id.clone(), self.trading.reason_for(id, symbol)))
+                .collect(),
             blocked_by: self.alerts.blocking(),
             tripped: self.alerts.tripped(),
             all_deltas,

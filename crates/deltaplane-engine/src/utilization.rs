@@ -348,7 +348,7 @@ fn transfers(
                 continue;
             }
             (*has, lacks) = (deltaplane_math::sub(*has, amount)?, deltaplane_math::sub(lacks, amount)?);
-            let break_even_days = break_even_days(&to, amount, named, spec, config)?;
+            let break_even_days = break_even_days((&to, amount), goal.target, named, spec, config)?;
             let amount = Notional::new(amount);
             all.push(Transfer { from: from.clone(), to: to.clone(), amount, break_even_days });
         }
@@ -359,8 +359,8 @@ fn transfers(
 /// After how many days the carry that a transfer keeps pays for it: without the money the account would have to give
 /// back the position that it is the margin of, and the other side with it.
 pub(crate) fn break_even_days(
-    to: &AccountId,
-    amount: Decimal,
+    (to, amount): (&AccountId, Decimal),
+    target: Ratio,
     named: &[(&AccountId, &AccountFacts)],
     spec: &Spec,
     config: &EngineConfig,
@@ -383,7 +383,8 @@ pub(crate) fn break_even_days(
     let other = if held.is_zero() { Decimal::ZERO } else { deltaplane_math::div(earned, held)? };
     let carry = deltaplane_math::add(own, other)?;
     let rate = facts.margin(&spec.symbol)?.initial_rate.value();
-    let notional = deltaplane_math::div(amount, rate)?;
+    // The target's part of the money is margin; the rest of it is what keeps the account from using more.
+    let notional = deltaplane_math::div(mul_rounded(amount, target.value())?, rate)?;
     let per_day = mul_rounded(notional, carry)?;
     if per_day <= Decimal::ZERO {
         return Ok(None);

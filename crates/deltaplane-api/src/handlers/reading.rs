@@ -151,7 +151,11 @@ pub(crate) async fn alerts(
     };
     let account = match filter.account_id.as_deref().map(str::parse::<AccountId>).transpose() {
         Ok(account) => account,
-        Err(error) => return invalid(format!("accountId {error}"), "see GET /api/v1/accounts"),
+        Err(error) => {
+            let text = format!("accountId {error}");
+            return failed(&problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"), path)
+                .into_response();
+        }
     };
     let fits = |alert: &&Alert| {
         severity.is_none_or(|severity| alert.severity == severity)
@@ -161,6 +165,14 @@ pub(crate) async fn alerts(
         to_bytes(&alerts.iter().filter(fits).map(safety::alert).collect::<Vec<JsonObject>>())
     };
     let alerts = state.plane.alerts().await;
+    if let Some(id) = &account
+        && !alerts.iter().any(|alert| alert.account.as_ref() == Some(id))
+        && !state.plane.accounts().await.iter().any(|view| view.account == *id)
+    {
+        let text = format!("no account {id} is configured");
+        let failure = problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts");
+        return failed(&failure, path).into_response();
+    }
     let is_whole = severity.is_none() && account.is_none();
     let body = if is_whole { state.prepared.alerts.bytes("", &alerts, write) } else { write(&alerts) };
     Reply::written(StatusCode::OK, body).into_response()

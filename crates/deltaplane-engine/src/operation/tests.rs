@@ -106,6 +106,7 @@ fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
         doubt: None,
         trading: TradingState::Running,
         trading_by: BTreeMap::new(),
+        restrictions: BTreeMap::new(),
         blocked_by: BTreeMap::new(),
         all_deltas: deltas.collect(),
     }
@@ -351,8 +352,9 @@ fn a_trade_of_another_account_with_the_same_number_explains_no_order() {
     assert_eq!(order.state, "notAccepted", "{order:?}");
 }
 
-/// A short that is paid 0.0003 a day and a long that pays 0.00015 earn 0.00015 of their value; 100 USD at leverage 10
-/// are the margin of 1,000, which earn 0.15 a day: 5 USD are paid for after 33.33 days.
+/// A short that is paid 0.0003 a day and a long that pays 0.00015 earn 0.00015 of their value. 100 USD keep an account
+/// at half of its equity in use: at leverage 10 they are 50 of margin for 500, which earn 0.075 a day, so that 5 USD are
+/// paid for after 66.67 days.
 #[test]
 fn a_transfer_is_paid_for_by_the_carry_that_it_keeps() {
     let with_rate = |name: &str, position: &str, rate: Option<&str>| {
@@ -374,9 +376,10 @@ fn a_transfer_is_paid_for_by_the_carry_that_it_keeps() {
         let (poor, rich) = (with_rate("poor", "-5", poor), with_rate("rich", "5", rich));
         let (to, from) = (id("poor"), id("rich"));
         let named = [(&to, &poor), (&from, &rich)];
-        crate::utilization::break_even_days(&to, Decimal::from(100), &named, &spec, &config).unwrap()
+        let (transfer, target) = ((&to, Decimal::from(100)), ratio("0.5"));
+        crate::utilization::break_even_days(transfer, target, &named, &spec, &config).unwrap()
     };
-    assert_eq!(days(Some("0.0001"), Some("0.00005")), Some(ratio("33.33").value()));
+    assert_eq!(days(Some("0.0001"), Some("0.00005")), Some(ratio("66.67").value()));
     assert_eq!(days(Some("0.0001"), Some("0.0001")), None, "they earn nothing");
     assert_eq!(days(Some("0.0001"), None), None);
 }
