@@ -13,7 +13,7 @@ use deltaplane_tests::venues::{AGENT_ADDRESS, Bench, KINDS, Kind, Setup, connect
 use deltaplane_tests::{WallClock, btc, until};
 use deltaplane_types::{
     Decimal, FillCause, Notional, OrderStatus, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
-    TimeInForce, UnknownCause,
+    TimeInForce, Timestamp, UnknownCause,
 };
 use deltaplane_venue_sim::config::AgentConfig;
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind, PositionSide};
@@ -991,6 +991,30 @@ async fn places_in_the_queue_for_deleveraging_are_told() {
             (expected, usize::from(expected.is_some())),
             "{kind:?}"
         );
+    }
+}
+
+/// A contract whose end its exchange announced, where the exchange announces it: 2027-01-17.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_announced_end_of_a_contract_is_told() {
+    for kind in KINDS {
+        let setup = Setup::new(kind);
+        let running = start_exchange(kind, &setup).await;
+        let ends = Timestamp::from_millis(1_800_172_800_000);
+        for (delivers_at, expected) in [(None, None), (Some(ends.as_millis()), Some(ends))] {
+            let change = Command::SetContract {
+                symbol: kind.contract(&btc()),
+                is_trading: None,
+                funding_rate: None,
+                funding_interval_hours: None,
+                delivers_at,
+            };
+            running.sim().apply(change).unwrap();
+            let connected = connect(kind, "main", &running, &setup, &[btc()]);
+            let read = connected.reader.fetch_instrument(&btc()).await.unwrap();
+            let expected = if kind == Kind::Pacifica { None } else { expected };
+            assert_eq!((read.ends_at, read.listed), (expected, true), "{kind:?}");
+        }
     }
 }
 

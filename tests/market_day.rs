@@ -633,6 +633,7 @@ fn set_contract(way: &Way, rate: &str, hours: u32, is_trading: bool) {
         is_trading: Some(is_trading),
         funding_rate: Some(rate.parse().unwrap()),
         funding_interval_hours: Some(hours),
+        delivers_at: None,
     };
     way.venue.apply(command).unwrap();
     way.venue.set_price("BTCUSDT", Decimal::from(FIRST_PRICE));
@@ -702,6 +703,20 @@ async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
     for topic in ["carry", "runway", "delisting"] {
         assert_eq!(standing(&engine, topic).await, [], "{topic}");
     }
+    // The end of a contract is told from its announcement on: 2027-01-17, two days after the test's beginning.
+    let announced = Command::SetContract {
+        symbol: "BTCUSDT".to_owned(),
+        is_trading: None,
+        funding_rate: None,
+        funding_interval_hours: None,
+        delivers_at: Some(1_800_000_000_000 + 2 * 24 * 3_600_000),
+    };
+    ways[0].venue.apply(announced).unwrap();
+    pass(25).await;
+    let told = engine.alerts().await;
+    let told = told.iter().find(|alert| alert.topic == "delisting").unwrap();
+    assert_eq!(told.account.as_ref().unwrap().as_str(), "long");
+    assert!(told.message.contains("which its venue ends at 2027-01-17T08:00:00Z"), "{}", told.message);
 }
 
 /// A policy does not wait until the accounts are due to see what it did itself.

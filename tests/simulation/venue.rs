@@ -177,6 +177,7 @@ impl AccountReader for SimAccount {
             mean_funding_rate: None,
             tradable: true,
             listed: true,
+            ends_at: None,
         })
     }
 

@@ -8,12 +8,13 @@ use deltaplane_math::{MathError, mul_rounded, sub};
 use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, Income, PnlQuery, ReadError};
 use deltaplane_risk::Threshold;
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
+    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, Instrument, Notional, Ratio, Symbol, Timestamp,
 };
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::engine::Core;
+use crate::policies::READ_FOR;
 use crate::report::failure;
 
 /// How often it is looked at what books earn.
@@ -322,7 +323,8 @@ impl Core {
         let _ = shared.hands.recorder.append(records).await;
     }
 
-    /// Positions in contracts that their venue does not trade any more: they are halted, delisted, or being settled.
+    /// Positions in contracts that their venue does not trade any more, or said that it will end: they are halted,
+    /// delisted, or being settled.
     async fn look_at_contracts(&self, now: Timestamp) -> Vec<deltaplane_ports::Record> {
         let shared = &self.shared;
         let (mut ending, mut unknown) = (Vec::new(), Vec::new());
@@ -332,10 +334,12 @@ impl Core {
                 // Kept for a minute by the connector; of what does not answer nothing new is said.
                 let held = (id.clone(), position.symbol.clone());
                 shared.services.beat(NAME, &*shared.eyes.clock);
-                match keeper.reader.fetch_instrument(&position.symbol).await {
-                    Ok(instrument) if instrument.listed => {}
-                    Ok(_) | Err(ReadError::UnknownSymbol(_)) => ending.push(held),
-                    Err(_) => unknown.push(held),
+                let asked = keeper.reader.fetch_instrument(&position.symbol);
+                match tokio::time::timeout(READ_FOR, asked).await {
+                    Ok(Ok(Instrument { listed: true, ends_at: None, .. })) => {}
+                    Ok(Ok(Instrument { listed: true, ends_at, .. })) => ending.push((held, ends_at)),
+                    Ok(Ok(_) | Err(ReadError::UnknownSymbol(_))) => ending.push((held, None)),
+                    Ok(Err(_)) | Err(_) => unknown.push(held),
                 }
             }
         }
@@ -343,16 +347,23 @@ impl Core {
             let stands = |(account, symbol): &(AccountId, Symbol)| {
                 alert.account.as_ref() == Some(account) && alert.symbol.as_ref() == Some(symbol)
             };
-            !ending.iter().chain(&unknown).any(stands)
+            !ending.iter().map(|(held, _)| held).chain(&unknown).any(stands)
         });
-        for (account, symbol) in ending {
+        for ((account, symbol), ends_at) in ending {
+            let message = match ends_at {
+                Some(at) => format!(
+                    "{account} holds {symbol}, which its venue ends at {}: close both sides before, or the other one stands alone (POST /api/v1/delta/flatten)",
+                    in_words(at)
+                ),
+                None => format!(
+                    "{account} holds {symbol}, which its venue does not trade now: it is halted, delisted or being settled, and the other side may soon stand alone"
+                ),
+            };
             let condition = Condition {
                 kind: AlertKind::Execution,
                 topic: DELISTING,
                 severity: AlertSeverity::Warn,
-                message: format!(
-                    "{account} holds {symbol}, which its venue does not trade now: it is halted, delisted or being settled, and the other side may soon stand alone"
-                ),
+                message,
                 account: Some(account),
                 symbol: Some(symbol),
             };
@@ -360,6 +371,11 @@ impl Core {
         }
         records
     }
+}
+
+/// A time as people write it, UTC.
+fn in_words(at: Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(at.as_millis()).map_or_else(|_| at.to_string(), |time| time.to_string())
 }
 
 /// In how many days funding brings an account's margin ratio to `critical`, and how much money makes that a week; none

@@ -130,6 +130,8 @@ pub struct Instrument {
     pub tradable: bool,
     /// Whether the venue trades it now; not where it is halted, delisted or being settled.
     pub listed: bool,
+    /// When the venue ends the contract, where it said so; none where it goes on.
+    pub ends_at: Option<Timestamp>,
 }
 
 impl Instrument {

@@ -188,6 +188,9 @@ pub(crate) fn mean_rate(rates: &[FundingRate]) -> Option<Ratio> {
     sum.checked_div(Decimal::from(rates.len())).map(Ratio::new)
 }
 
+/// The delivery date of contracts that go on, in 2100.
+const NEVER: i64 = 4_133_404_800_000;
+
 pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapError> {
     let InstrumentParts {
         symbol,
@@ -262,6 +265,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         // Plans count on margin that is shared over the account.
         tradable: listed && !isolated,
         listed,
+        ends_at: info.delivery_date.filter(|at| *at > 0 && *at < NEVER).map(Timestamp::from_millis),
     })
 }
 

@@ -244,6 +244,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         tradable: market.is_perpetual() && !market.isolated_only && !isolated,
         // What the venue lists it trades: what it does not is unknown to it.
         listed: true,
+        ends_at: None,
     })
 }
 

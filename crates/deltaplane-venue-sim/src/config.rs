@@ -65,6 +65,9 @@ pub struct SymbolConfig {
     /// Whether it trades; not where it is being settled.
     #[serde(default = "default_trading")]
     pub is_trading: bool,
+    /// When the exchange says that it ends, milliseconds; none where it goes on.
+    #[serde(default)]
+    pub delivers_at: Option<i64>,
 }
 
 impl SymbolConfig {

@@ -67,6 +67,7 @@ struct SetRules {
     funding_rate: Option<Value>,
     funding_interval_hours: Option<u32>,
     is_trading: Option<bool>,
+    delivers_at: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -161,8 +162,10 @@ async fn set_rules(
         config.min_notional = least.unwrap_or(config.min_notional);
         Ok::<_, (StatusCode, Json<Value>)>(())
     })?;
-    let SetRules { is_trading, funding_interval_hours, .. } = request;
-    apply(&sim, Command::SetContract { symbol, is_trading, funding_rate, funding_interval_hours })
+    let SetRules { is_trading, funding_interval_hours, delivers_at, .. } = request;
+    let change =
+        Command::SetContract { symbol, is_trading, funding_rate, funding_interval_hours, delivers_at };
+    apply(&sim, change)
 }
 
 async fn set_price(

@@ -123,6 +123,7 @@ impl Dialect {
             |name: &str, base: &str, [tick, step, least, start, most]: [&str; 5], hours, leverage| {
                 SymbolConfig {
                     is_trading: true,
+                    delivers_at: None,
                     name: name.to_owned(),
                     base: base.to_owned(),
                     tick_size: exact(tick),

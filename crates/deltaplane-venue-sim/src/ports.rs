@@ -252,6 +252,7 @@ impl AccountReader for InProcessVenue {
                 mean_funding_rate: None,
                 tradable: config.is_trading,
                 listed: config.is_trading,
+                ends_at: config.delivers_at.map(Timestamp::from_millis),
             })
         })
     }

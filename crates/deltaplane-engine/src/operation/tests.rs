@@ -74,6 +74,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
             mean_funding_rate: None,
             tradable: true,
             listed: true,
+            ends_at: None,
         },
         market: Arc::new(MarketView {
             feed: name.parse().unwrap(),

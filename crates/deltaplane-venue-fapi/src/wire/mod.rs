@@ -79,6 +79,9 @@ pub struct SymbolInfo {
     /// `PERPETUAL` or another kind.
     #[serde(default)]
     pub contract_type: String,
+    /// When it is delivered, milliseconds: in 2100 where it is not.
+    #[serde(default)]
+    pub delivery_date: Option<i64>,
     /// The rules.
     pub filters: Vec<Filter>,
 }

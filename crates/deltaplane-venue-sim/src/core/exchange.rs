@@ -182,6 +182,8 @@ pub enum Command {
         funding_rate: Option<Decimal>,
         /// Hours between fundings, 1 to 24.
         funding_interval_hours: Option<u32>,
+        /// When the exchange says that it ends, milliseconds.
+        delivers_at: Option<i64>,
     },
     /// Time passed: funding may be due.
     Tick,
@@ -381,11 +383,18 @@ impl Exchange {
                 self.market_of(&symbol)?;
                 self.adl_ranks.insert(symbol, rank);
             }
-            Command::SetContract { symbol, is_trading, funding_rate, funding_interval_hours } => {
+            Command::SetContract {
+                symbol,
+                is_trading,
+                funding_rate,
+                funding_interval_hours,
+                delivers_at,
+            } => {
                 let market =
                     self.markets.get_mut(&symbol).ok_or_else(|| Reject::new(-1121, "Invalid symbol."))?;
                 let config = &mut market.config;
                 config.is_trading = is_trading.unwrap_or(config.is_trading);
+                config.delivers_at = delivers_at.or(config.delivers_at);
                 config.funding_rate = funding_rate.map_or(config.funding_rate, Exact);
                 if let Some(hours) = funding_interval_hours {
                     config.funding_interval_hours = hours;
