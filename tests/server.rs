@@ -844,6 +844,8 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     assert_eq!((status, &seen["acknowledged"]["note"]), (200, &"it was me".into()), "{seen}");
     let (status, twice) = server.post(&ack, &[], r#"{"note": "again"}"#).await;
     assert_eq!((status, &twice["acknowledged"]["note"]), (200, &"it was me".into()), "{twice}");
+    let (status, refused) = server.get("/api/v1/pnl?since=5&until=1").await;
+    assert_eq!((status, &refused["code"]), (400, &1000.into()), "{refused}");
     for wrong in ["nobody", "BAD%20ID"] {
         let (status, refused) = server.get(&format!("/api/v1/risk/alerts?accountId={wrong}")).await;
         assert_eq!((status, &refused["code"]), (404, &1001.into()), "{refused}");

@@ -30,8 +30,8 @@ pub struct ActiveFeed {
     active: FeedId,
     switched_at: Option<Timestamp>,
     preferred_well_since: Option<Timestamp>,
-    /// A person chose it although it failed: it stays until it was well, or for the hold-down.
-    is_forced: bool,
+    /// When a person chose it although it failed: it stays until it was well, or for the hold-down.
+    forced_at: Option<Timestamp>,
 }
 
 impl ActiveFeed {
@@ -44,7 +44,7 @@ impl ActiveFeed {
             active: first,
             switched_at: None,
             preferred_well_since: None,
-            is_forced: false,
+            forced_at: None,
         })
     }
 
@@ -78,8 +78,9 @@ impl ActiveFeed {
         }
         let held = self.switched_at.is_none_or(|at| now.since(at) >= hold_down);
         let current = of(&self.active);
-        self.is_forced &= current != FeedHealth::Healthy && !held;
-        if self.is_forced {
+        self.forced_at =
+            self.forced_at.filter(|at| current != FeedHealth::Healthy && now.since(*at) < hold_down);
+        if self.forced_at.is_some() {
             return None;
         }
         let must = current == FeedHealth::Failing || (current == FeedHealth::Degraded && held);
@@ -102,7 +103,7 @@ impl ActiveFeed {
     /// although it fails. None where it is active already.
     pub fn choose(&mut self, feed: FeedId, is_forced: bool, now: Timestamp) -> Option<Switch> {
         self.preferred = feed.clone();
-        (self.preferred_well_since, self.is_forced) = (None, is_forced);
+        (self.preferred_well_since, self.forced_at) = (None, is_forced.then_some(now));
         (self.active != feed).then(|| self.switch(feed, now))
     }
 
@@ -188,5 +189,9 @@ mod tests {
             Some(("a".to_owned(), false)),
             "it was well"
         );
+        // One that is active already, long after the last change.
+        assert!(feeds.choose(id("a"), true, at(300)).is_none());
+        assert_eq!(look(&mut feeds, [Failing, Healthy, Healthy], 359), None);
+        assert_eq!(look(&mut feeds, [Failing, Healthy, Healthy], 360), Some(("b".to_owned(), false)));
     }
 }

@@ -74,15 +74,19 @@ fn history_query(mut given: BTreeMap<String, String>) -> Result<HistoryQuery, Bo
         limit: limit(&mut given)?,
     };
     nothing_else(&given, "limit, since, until, interval")?;
-    if let (Some(since), Some(until)) = (query.since, query.until)
-        && since > until
-    {
-        return Err(wrong(
-            format!("since {} is after until {}", since.as_millis(), until.as_millis()),
-            "swap them",
-        ));
-    }
+    in_order(query.since, query.until)?;
     Ok(query)
+}
+
+/// Refuses a time that ends before it begins.
+fn in_order(since: Option<Timestamp>, until: Option<Timestamp>) -> Result<(), Box<Failure>> {
+    match (since, until) {
+        (Some(since), Some(until)) if since > until => {
+            let text = format!("since {} is after until {}", since.as_millis(), until.as_millis());
+            Err(wrong(text, "swap them"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(crate) async fn risk_history(
@@ -127,6 +131,7 @@ fn pnl_query(mut given: BTreeMap<String, String>) -> Result<(PnlQuery, bool), Bo
         until: number(&mut given, "until", (0, most))?.map(time),
     };
     nothing_else(&given, "symbol, since, until, format")?;
+    in_order(query.since, query.until)?;
     Ok((query, is_csv))
 }
 
