@@ -12,8 +12,8 @@ use deltaplane_ports::{
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
-    Instrument, Level, MarginBracket, MarketView, Notional, OrderIntent, Position, Price, Quantity, Ratio,
-    Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp, UnknownCause,
+    Instrument, Level, MarginBracket, MarginPrice, MarketView, Notional, OrderIntent, Position, Price,
+    Quantity, Ratio, Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp, UnknownCause,
 };
 use deltaplane_venue_sim::core::Command;
 use rand::Rng as _;
@@ -56,6 +56,7 @@ pub(crate) fn view(
         bids: levels(bids)?.into(),
         asks: levels(asks)?.into(),
         mark,
+        mark_at: Some(Timestamp::from_millis(now)),
         index: mark,
         funding_rate: None,
         next_funding: None,
@@ -178,6 +179,7 @@ impl AccountReader for SimAccount {
             tradable: true,
             listed: true,
             ends_at: None,
+            initial_margin_from: MarginPrice::Mark,
         })
     }
 

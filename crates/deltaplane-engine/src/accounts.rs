@@ -258,7 +258,7 @@ impl AccountKeeper {
     }
 
     /// Whether something happened after the newest reading began.
-    fn has_changed(&self) -> bool {
+    pub(crate) fn has_changed(&self) -> bool {
         self.read(|state| state.snapshot.as_ref().is_none_or(|known| known.as_of <= state.changed_at))
     }
 

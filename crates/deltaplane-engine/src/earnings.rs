@@ -14,10 +14,11 @@ use deltaplane_types::{
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::engine::Core;
-use crate::policies::READ_FOR;
 use crate::report::failure;
 
 /// How often it is looked at what books earn.
+/// How long a contract is waited for: others wait less, and find it kept when it came.
+const CONTRACT_FOR: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long an account's venue is waited for.
 const ASK_FOR: Duration = Duration::from_secs(5);
@@ -335,7 +336,7 @@ impl Core {
                 let held = (id.clone(), position.symbol.clone());
                 shared.services.beat(NAME, &*shared.eyes.clock);
                 let asked = keeper.reader.fetch_instrument(&position.symbol);
-                match tokio::time::timeout(READ_FOR, asked).await {
+                match tokio::time::timeout(CONTRACT_FOR, asked).await {
                     Ok(Ok(Instrument { listed: true, ends_at: None, .. })) => {}
                     Ok(Ok(Instrument { listed: true, ends_at, .. })) => ending.push((held, ends_at)),
                     Ok(Ok(_) | Err(ReadError::UnknownSymbol(_))) => ending.push((held, None)),

@@ -42,7 +42,7 @@ use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
 use crate::services::{Services, revived, supervised};
-use crate::snapshot::Eyes;
+use crate::snapshot::{Eyes, KNOWN_FOR};
 use crate::trading::Trading;
 use crate::watch;
 
@@ -602,14 +602,18 @@ impl Core {
         };
         let eyes = &self.shared.eyes;
         let mut by_venue = BTreeMap::<VenueId, Delta>::new();
-        let read = eyes.accounts.values().map(async |keeper| {
+        // What the named ones hold, and what changed a moment ago, is read anew.
+        let is_doubtful =
+            |keeper: &AccountKeeper| request.accounts.contains(&keeper.id) || keeper.has_changed();
+        let doubtful = eyes.accounts.values().filter(|keeper| is_doubtful(keeper)).map(async |keeper| {
             let read = keeper.fresh(eyes.config.max_account_age);
-            (keeper, tokio::time::timeout(READ_FOR, read).await)
+            let _ = tokio::time::timeout(READ_FOR, read).await;
         });
-        for (keeper, read) in futures_util::future::join_all(read).await {
-            let snapshot = read.ok().and_then(Result::ok);
-            let delta =
-                snapshot.and_then(|snapshot| eyes.config.holdings.delta(&snapshot, &request.symbol).ok());
+        futures_util::future::join_all(doubtful).await;
+        for keeper in eyes.accounts.values() {
+            let delta = keeper
+                .known(KNOWN_FOR)
+                .and_then(|snapshot| eyes.config.holdings.delta(&snapshot, &request.symbol).ok());
             let Some(delta) = delta else {
                 let text = format!(
                     "which exchange carries the exposure cannot be told: the state of {} is not known",

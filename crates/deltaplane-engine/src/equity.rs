@@ -8,8 +8,8 @@ use deltaplane_math::{MathError, div, mul_rounded};
 use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, EquityMark, Failure, PositionRisk};
 use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, Code, Decimal, Delta, Instrument, MarginBracket, Notional, Position, Price,
-    Ratio, Symbol, Timestamp,
+    AccountId, AccountSnapshot, Code, Decimal, Delta, Instrument, MarginBracket, MarginPrice, Notional,
+    Position, Price, Ratio, Symbol, Timestamp,
 };
 use tokio::sync::broadcast::{self, error::RecvError};
 
@@ -19,6 +19,9 @@ use crate::report::failure;
 
 /// A reading counts when no money moved for this long after it: the two are told apart by nothing else.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// How long a reading takes at most, as a rule: marks that came within it may be older than what it tells.
+const READING: Duration = Duration::from_secs(1);
 
 /// How far a mark moves before a reading is carried on to it: by less than this it waits for the next one.
 const MOVED: Decimal = Decimal::from_parts(1, 0, 0, false, 3);
@@ -167,10 +170,11 @@ struct Carried {
     maintenance: Notional,
 }
 
-/// Carries a position on to a newer mark; none where that is near the one that it was read with.
+/// Carries a position on to a newer mark; none where that is near the one that it was read with. Without a leverage its
+/// initial margin stays.
 fn carried(
     position: &Position,
-    (leverage, brackets): (Decimal, &[MarginBracket]),
+    (leverage, brackets): (Option<Decimal>, &[MarginBracket]),
     mark: Price,
 ) -> Result<Option<Carried>, MathError> {
     let Some(before) = position.mark_price else { return Ok(None) };
@@ -183,7 +187,10 @@ fn carried(
     Ok(Some(Carried {
         mark,
         profit: Notional::new(mul_rounded(position.delta.value(), moved)?),
-        initial: Notional::new(div(grown, leverage.max(Decimal::ONE))?),
+        initial: match leverage {
+            Some(leverage) => Notional::new(div(grown, leverage.max(Decimal::ONE))?),
+            None => Notional::ZERO,
+        },
         maintenance: maintenance(mark)?.minus(maintenance(before)?)?,
     }))
 }
@@ -229,7 +236,11 @@ impl Core {
             let view = feed.and_then(|feed| feed.view(&position.symbol));
             let streamed = view.as_ref().and_then(|view| view.mark);
             position.mark_price = position.mark_price.or(streamed);
-            let newer = view.filter(|view| view.received_at > snapshot.as_of).and_then(|view| view.mark);
+            let newer = view.filter(|view| {
+                // A reading takes a moment: what it tells is newer than when it was asked for.
+                view.mark_at.is_some_and(|at| at.since(snapshot.as_of) >= READING)
+            });
+            let newer = newer.and_then(|view| view.mark);
             // Kept for a minute by the connector; who looks at all accounts must not wait for one venue.
             let instrument = match eyes.accounts.get(id) {
                 Some(keeper) => {
@@ -244,10 +255,10 @@ impl Core {
                 return Err(failure(Code::MarketDataUnavailable, text, remedy));
             };
             if let Some(mark) = newer {
+                let margin_leverage =
+                    (instrument.initial_margin_from == MarginPrice::Mark).then_some(instrument.leverage);
                 // A number that cannot be held changes nothing: the reading stands.
-                if let Ok(Some(carried)) =
-                    carried(&position, (instrument.leverage, &instrument.brackets), mark)
-                {
+                if let Ok(Some(carried)) = carried(&position, (margin_leverage, &instrument.brackets), mark) {
                     position = carried.apply(&position, &mut snapshot).unwrap_or(position);
                 }
             }
@@ -468,7 +479,7 @@ mod tests {
             max_leverage: Decimal::from(20),
         };
         let to = |mark: &str| {
-            carried(&position, (Decimal::from(5), &[bracket]), deltaplane_testkit::price(mark)).unwrap()
+            carried(&position, (Some(Decimal::from(5)), &[bracket]), deltaplane_testkit::price(mark)).unwrap()
         };
         assert!(to("100.09").is_none(), "less than a thousandth");
         let moved = to("90").unwrap().apply(&position, &mut account).unwrap();

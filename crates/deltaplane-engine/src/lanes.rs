@@ -62,8 +62,11 @@ impl Table {
             return Some((busy, None));
         }
         for other in self.waiting.range(..place).map(|(_, other)| other) {
+            if other.symbol != own.symbol {
+                continue;
+            }
             let shared = own.accounts.iter().find(|account| other.accounts.contains(account));
-            let Some(account) = shared.filter(|_| other.symbol == own.symbol) else { continue };
+            let Some(account) = shared else { continue };
             let goes = now.duration_since(other.since) >= PATIENCE
                 || self.busy(&other.symbol, &other.accounts).is_none();
             if goes {
@@ -90,11 +93,14 @@ impl Table {
         }
     }
 
-    /// Keeps the lanes of one that leaves for its next attempt.
+    /// Keeps the lanes that one finds busy for its next attempt; free ones are of use to others until then.
     fn claim(&mut self, place: (Rank, u64), now: Instant) {
         let Some(Waiting { symbol, accounts, .. }) = self.waiting.get(&place) else { return };
         for account in accounts {
-            self.claimed.insert((symbol.clone(), account.clone()), now + CLAIMED_FOR);
+            let lane = (symbol.clone(), account.clone());
+            if self.held.contains_key(&lane) {
+                self.claimed.insert(lane, now + CLAIMED_FOR);
+            }
         }
     }
 }

@@ -320,7 +320,6 @@ impl ControlPlane for Engine {
 
     async fn set_trading(&self, change: TradingChange) -> Result<TradingOrder, Box<Failure>> {
         let shared = &self.core.shared;
-        let now = shared.eyes.clock.now();
         let TradingChange { scope, state, reason } = change;
         // What was said of an account that is not configured any more can be taken back.
         let is_said = shared.eyes.trading.order().scoped.contains_key(&scope);
@@ -331,6 +330,7 @@ impl ControlPlane for Engine {
         }
         if let TradingScope::Symbol(symbol) = &scope
             && state != TradingState::Running
+            && !is_said
             && !self.core.is_symbol_of_ours(symbol).await
         {
             let text = format!("no exchange of the configured accounts lists {symbol}");
@@ -340,6 +340,7 @@ impl ControlPlane for Engine {
             );
             return Err(failure(Code::InvalidRequest, text, remedy));
         }
+        let now = shared.eyes.clock.now();
         let change = |order: &mut TradingOrder| {
             if scope == TradingScope::Global {
                 (order.state, order.at) = (state, now);

@@ -13,10 +13,11 @@ use deltaplane_ports::{
 use deltaplane_risk::LimitOverride;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, OperationId, Ratio, Symbol, Timestamp,
-    TradingState,
+    TradingState, VenueId,
 };
 use tokio::sync::Notify;
 
+use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::Core;
@@ -223,8 +224,12 @@ impl Core {
                 ));
             }
         }
-        let strangers = self.not_listed(&policy.symbol, &policy.accounts).await;
-        if policy.accounts.len() < strangers.len() + 2 {
+        // One that goes on may be changed and switched off whatever became of its contracts.
+        let before = self.policy(&policy.symbol).map(|view| view.policy.accounts);
+        let is_new = policy.enabled && before.is_none_or(|before| before != policy.accounts);
+        let strangers =
+            if is_new { self.not_listed(&policy.symbol, &policy.accounts).await } else { Vec::new() };
+        if is_new && policy.accounts.len() < strangers.len() + 2 {
             let names: Vec<&str> = strangers.iter().map(AccountId::as_str).collect();
             let text = format!("the exchanges of {} do not list {}", names.join(", "), policy.symbol);
             let remedy = "name a symbol that at least two of the accounts can trade: see GET /api/v1/funding";
@@ -251,12 +256,18 @@ impl Core {
 
     /// The accounts of these whose exchange says that it does not list a symbol.
     pub(crate) async fn not_listed(&self, symbol: &Symbol, accounts: &[AccountId]) -> Vec<AccountId> {
-        let asked = accounts.iter().map(async |id| {
-            let keeper = self.shared.eyes.accounts.get(id)?;
+        let keepers = || accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id));
+        // What is listed is the same for all accounts of an exchange: one of each is asked.
+        let one_each: BTreeMap<&VenueId, &Arc<AccountKeeper>> =
+            keepers().map(|keeper| (&keeper.venue, keeper)).collect();
+        let asked = one_each.into_iter().map(async |(venue, keeper)| {
             let answer = tokio::time::timeout(READ_FOR, keeper.reader.fetch_instrument(symbol)).await;
-            matches!(answer, Ok(Err(ReadError::UnknownSymbol(_)))).then(|| id.clone())
+            matches!(answer, Ok(Err(ReadError::UnknownSymbol(_)))).then_some(venue)
         });
-        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
+        let strangers: BTreeSet<&VenueId> =
+            futures_util::future::join_all(asked).await.into_iter().flatten().collect();
+        let of_stranger = keepers().filter(|keeper| strangers.contains(&keeper.venue));
+        of_stranger.map(|keeper| keeper.id.clone()).collect()
     }
 
     pub(crate) async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {

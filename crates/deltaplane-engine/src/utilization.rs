@@ -20,6 +20,9 @@ use crate::snapshot::{AccountFacts, Snapshot};
 /// The accounts whose absence is planned and priced beside a rebalance, those with the largest changes.
 const LEFT_OUT: usize = 4;
 
+/// The accounts of a rebalance that has alternatives, at most.
+const READABLE: usize = 100;
+
 /// The named accounts that were read.
 fn named<'a>(spec: &'a Spec, snapshot: &'a Snapshot) -> Vec<(&'a AccountId, &'a AccountFacts)> {
     spec.accounts.iter().filter_map(|id| Some((id, snapshot.accounts.get(id)?))).collect()
@@ -81,6 +84,10 @@ pub(crate) fn alternatives(
     let named = named(spec, snapshot);
     let asked = solver_input(goal, spec, snapshot, config)?;
     let size = |index: &usize| changes.get(named[*index].0).map(|change| change.abs());
+    // They are computed before the first order goes out, for people to read: not over more than can be read.
+    if named.len() > READABLE {
+        return Ok(Vec::new());
+    }
     let mut moved: Vec<usize> = (0..named.len()).filter(|index| size(index).is_some()).collect();
     moved.sort_by_key(|index| std::cmp::Reverse(size(index)));
     moved.truncate(LEFT_OUT);

@@ -172,6 +172,7 @@ mod tests {
             bids: [level(bid)].into(),
             asks: [level(ask)].into(),
             mark: None,
+            mark_at: None,
             index: None,
             funding_rate: None,
             next_funding: None,

@@ -87,6 +87,15 @@ pub struct MarginBracket {
     pub max_leverage: Decimal,
 }
 
+/// The price at which a venue values a position for its initial margin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarginPrice {
+    /// The mark: margin moves with it.
+    Mark,
+    /// The average entry price.
+    Entry,
+}
+
 /// A venue's contract in one symbol, with the rules and rates that hold for one account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instrument {
@@ -132,6 +141,8 @@ pub struct Instrument {
     pub listed: bool,
     /// When the venue ends the contract, where it said so; none where it goes on.
     pub ends_at: Option<Timestamp>,
+    /// The price that initial margin counts from.
+    pub initial_margin_from: MarginPrice,
 }
 
 impl Instrument {

@@ -17,7 +17,7 @@ mod quantity;
 mod time;
 mod trading;
 
-pub use account::{AccountSnapshot, Instrument, MarginBracket, Position};
+pub use account::{AccountSnapshot, Instrument, MarginBracket, MarginPrice, Position};
 pub use code::Code;
 pub use decimal::{DecimalError, parse_exact, read_back};
 pub use ids::{

@@ -27,6 +27,8 @@ pub struct MarketView {
     pub asks: Arc<[Level]>,
     /// The venue's mark price, by which it computes margin.
     pub mark: Option<Price>,
+    /// When that reached us, by our clock.
+    pub mark_at: Option<Timestamp>,
     /// The venue's index price: a second source beside its own book.
     pub index: Option<Price>,
     /// The funding rate of the current interval; positive means that longs pay.

@@ -137,7 +137,8 @@ struct Session {
     contract: Contract,
     url: String,
     egress: Arc<Egress>,
-    mark: watch::Sender<Option<MarkPriceUpdate>>,
+    /// The newest mark, and when it came.
+    mark: watch::Sender<Option<(MarkPriceUpdate, Timestamp)>>,
     /// Whether the book was in step once: then the venue lists the symbol.
     in_step: watch::Sender<bool>,
 }
@@ -189,7 +190,8 @@ impl Session {
         loop {
             let text = socket.next_text().await?;
             let frame: StreamFrame<'_> = serde_json::from_str(&text)?;
-            self.mark.send_replace(Some(serde_json::from_str(frame.data.get())?));
+            let mark = serde_json::from_str(frame.data.get())?;
+            self.mark.send_replace(Some((mark, self.shared.clock.now())));
         }
     }
 
@@ -275,13 +277,14 @@ impl Session {
         }
         let price = |price: Decimal| self.contract.base_price(price).ok();
         let now = self.shared.clock.now();
-        let mark = *self.mark.borrow();
+        let (mark, mark_at) = (*self.mark.borrow()).unzip();
         let view = MarketView {
             feed: self.shared.id.clone(),
             quote: self.contract.quote.as_str().into(),
             bids: bids.into(),
             asks: asks.into(),
             mark: mark.and_then(|mark| price(mark.mark.0)),
+            mark_at,
             index: mark.and_then(|mark| price(mark.index.0)),
             funding_rate: mark.map(|mark| Ratio::new(mark.funding_rate.0)),
             next_funding: mark.map(|mark| Timestamp::from_millis(mark.next_funding)),

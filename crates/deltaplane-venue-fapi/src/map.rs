@@ -3,7 +3,8 @@
 use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
-    MarginBracket, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp, parse_exact,
+    MarginBracket, MarginPrice, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp,
+    parse_exact,
 };
 
 use crate::wire::{
@@ -265,6 +266,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         // Plans count on margin that is shared over the account.
         tradable: listed && !isolated,
         listed,
+        initial_margin_from: MarginPrice::Mark,
         ends_at: info.delivery_date.filter(|at| *at > 0 && *at < NEVER).map(Timestamp::from_millis),
     })
 }

@@ -142,7 +142,8 @@ struct Follower {
 /// What one connection knows of its market.
 struct Known {
     top: TopOfBook,
-    price: Option<PriceRow>,
+    /// The newest prices, and when they came.
+    price: Option<(PriceRow, Timestamp)>,
     /// The prices of other markets came, and none of this one.
     is_missing: bool,
     book_at: Instant,
@@ -234,7 +235,8 @@ impl Follower {
                     let Ok(of) = serde_json::from_str::<OfRow>(row.get()) else { continue };
                     if of.symbol == self.contract.name {
                         market.is_missing = false;
-                        market.price = Some(serde_json::from_str(row.get())?);
+                        let row = serde_json::from_str(row.get())?;
+                        market.price = Some((row, self.shared.clock.now()));
                     }
                 }
             }
@@ -254,7 +256,7 @@ impl Follower {
             return;
         };
         let now = self.shared.clock.now();
-        let price = market.price.as_ref();
+        let price = market.price.as_ref().map(|(row, _)| row);
         let of = |number: crate::wire::Number| self.contract.base_price(number.0).ok();
         // Funding is charged at each full hour.
         let next_hour =
@@ -265,6 +267,7 @@ impl Follower {
             bids: bids.into(),
             asks: asks.into(),
             mark: price.and_then(|row| of(row.mark)),
+            mark_at: market.price.as_ref().map(|(_, at)| *at),
             index: price.and_then(|row| of(row.oracle)),
             funding_rate: price.map(|row| Ratio::new(row.next_funding.0)),
             next_funding: next_hour.map(Timestamp::from_millis),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
-    MarginBracket, Notional, OrderStatus, Price, Ratio, Side, Symbol, Timestamp,
+    MarginBracket, MarginPrice, Notional, OrderStatus, Price, Ratio, Side, Symbol, Timestamp,
 };
 
 use crate::wire::{
@@ -245,6 +245,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         // What the venue lists it trades: what it does not is unknown to it.
         listed: true,
         ends_at: None,
+        initial_margin_from: MarginPrice::Entry,
     })
 }
 

@@ -12,8 +12,9 @@ use deltaplane_ports::{
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
-    Instrument, Level, MarginBracket, MarketView, Notional, OrderAck, OrderIntent, OrderStatus, Position,
-    Price, Quantity, Ratio, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    Instrument, Level, MarginBracket, MarginPrice, MarketView, Notional, OrderAck, OrderIntent, OrderStatus,
+    Position, Price, Quantity, Ratio, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce,
+    Timestamp,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -252,6 +253,7 @@ impl AccountReader for InProcessVenue {
                 mean_funding_rate: None,
                 tradable: config.is_trading,
                 listed: config.is_trading,
+                initial_margin_from: MarginPrice::Mark,
                 ends_at: config.delivers_at.map(Timestamp::from_millis),
             })
         })
@@ -480,6 +482,7 @@ impl PriceFeed for InProcessVenue {
                 bids: levels(Side::Sell)?.into(),
                 asks: levels(Side::Buy)?.into(),
                 mark: Price::try_new(market.mark).ok(),
+                mark_at: Some(now),
                 index: Price::try_new(market.index).ok(),
                 funding_rate: Some(Ratio::new(market.config.funding_rate.0)),
                 next_funding: Some(Timestamp::from_millis(market.next_funding)),

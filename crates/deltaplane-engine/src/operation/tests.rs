@@ -7,9 +7,9 @@ use std::time::Duration;
 use deltaplane_ports::{IntentRecord, OperationKind, OperationState, Record, VenueRules};
 use deltaplane_testkit::{account_snapshot, delta, notional, price, quantity, ratio};
 use deltaplane_types::{
-    AccountId, ClientOrderId, Decimal, Delta, Fill, FillCause, Instrument, Level, MarginBracket, MarketView,
-    OrderAck, OrderStatus, Position, Quantity, Refusal, RefusalReason, SubmitOutcome, Symbol, Timestamp,
-    TradingState,
+    AccountId, ClientOrderId, Decimal, Delta, Fill, FillCause, Instrument, Level, MarginBracket, MarginPrice,
+    MarketView, OrderAck, OrderStatus, Position, Quantity, Refusal, RefusalReason, SubmitOutcome, Symbol,
+    Timestamp, TradingState,
 };
 
 use super::{Draft, Effect, Event, Operation};
@@ -75,6 +75,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
             tradable: true,
             listed: true,
             ends_at: None,
+            initial_margin_from: MarginPrice::Mark,
         },
         market: Arc::new(MarketView {
             feed: name.parse().unwrap(),
@@ -82,6 +83,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
             bids: vec![level("99.9")].into(),
             asks: vec![level("100.1")].into(),
             mark: Some(price("100")),
+            mark_at: None,
             index: Some(price("100")),
             funding_rate: None,
             next_funding: None,
