@@ -229,7 +229,7 @@ impl Core {
         let is_new = policy.enabled && before.is_none_or(|before| before != policy.accounts);
         let strangers =
             if is_new { self.not_listed(&policy.symbol, &policy.accounts).await } else { Vec::new() };
-        if is_new && policy.accounts.len() < strangers.len() + 2 {
+        if !strangers.is_empty() && policy.accounts.len() < strangers.len() + 2 {
             let names: Vec<&str> = strangers.iter().map(AccountId::as_str).collect();
             let text = format!("the exchanges of {} do not list {}", names.join(", "), policy.symbol);
             let remedy = "name a symbol that at least two of the accounts can trade: see GET /api/v1/funding";
