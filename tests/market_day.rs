@@ -18,14 +18,14 @@ use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey, 
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
     ExitView, Exits, FeedStatus, FenceOutcome, Finding, IdSource, Income, OrderGateway, OrderName,
-    OrderSighting, Pace, PnlQuery, Policy, PolicyStatus, PriceFeed, ReadError, VenueRules,
+    OrderSighting, Pace, PnlQuery, Policy, PolicyStatus, PriceFeed, ReadError, TradingChange, VenueRules,
 };
 use deltaplane_testkit::{MemoryJournal, ratio};
 use deltaplane_tests::recording::{mids, recording};
 use deltaplane_tests::{btc, prompt_policy};
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, Instrument, MarketView,
-    OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, Timestamp,
+    OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, Timestamp, TradingScope, TradingState,
 };
 use deltaplane_venue_sim::InProcessVenue;
 use deltaplane_venue_sim::config::{AccountConfig, ExchangeConfig};
@@ -820,4 +820,41 @@ async fn an_account_that_cannot_be_valued_is_told() {
     ways[1].broken.table.store(false, Ordering::SeqCst);
     pass(3).await;
     assert_eq!(standing(&engine, "account-unvalued").await, []);
+}
+
+/// Two of three accounts are a book of 10,000 in all. One of their exchanges lets its price fall from 66,000 to 63,000: half
+/// a BTC loses 1,500, which is more than a tenth of the book's equity and less than a fiftieth of everybody's.
+#[tokio::test(start_paused = true)]
+async fn what_a_group_loses_stops_its_symbol_until_a_person_looked() {
+    let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
+    let ways = ways(&time);
+    for index in [0, 1] {
+        let few = Command::SetWallet { account: NAMES[index].to_owned(), wallet: Decimal::from(5_000) };
+        ways[index].venue.apply(few).unwrap();
+    }
+    let engine = start(time, &ways).await;
+    let accounts = ["long", "short"].map(|name| name.parse().unwrap()).to_vec();
+    engine.put_policy(prompt_policy(accounts)).await.unwrap();
+    let pass = async |seconds, price: i64| {
+        for _ in 0..seconds {
+            for (way, price) in ways.iter().zip([price, FIRST_PRICE, FIRST_PRICE]) {
+                way.venue.set_price("BTCUSDT", Decimal::from(price));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    pass(30, FIRST_PRICE).await;
+    let order = async || engine.system().await.trading;
+    let scope = TradingScope::Symbol(btc());
+    assert_eq!(order().await.of(&"long".parse().unwrap(), &btc()), TradingState::Running);
+    pass(10, 63_000).await;
+    let (state, scoped) = (order().await.state, order().await.scoped);
+    assert_eq!((state, scoped[&scope].state), (TradingState::Running, TradingState::ReduceOnly));
+    assert!(scoped[&scope].reason.contains("the accounts that keep BTC-USD neutral"), "{scoped:?}");
+    assert_eq!(standing(&engine, "breaker-loss").await.len(), 1);
+    let looked = TradingChange { scope, state: TradingState::Running, reason: "looked".to_owned() };
+    engine.set_trading(looked).await.unwrap();
+    pass(10, 63_000).await;
+    assert_eq!(standing(&engine, "breaker-loss").await, [], "it counts from here on");
+    assert!(order().await.scoped.is_empty());
 }

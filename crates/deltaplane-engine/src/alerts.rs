@@ -200,10 +200,14 @@ impl Alerts {
         blocking
     }
 
-    /// The alerts of the circuit breakers, with the account that each stopped.
-    pub(crate) fn tripped(&self) -> Vec<(Option<AccountId>, String)> {
+    /// The alerts of the circuit breakers that hold for a symbol, with the account that each stopped.
+    pub(crate) fn tripped(&self, symbol: &Symbol) -> Vec<(Option<AccountId>, String)> {
         let standing = self.standing();
-        let tripped = standing.iter().filter(|alert| breakers::TOPICS.contains(&alert.topic.as_str()));
+        let holds = |alert: &&Alert| {
+            breakers::TOPICS.contains(&alert.topic.as_str())
+                && alert.symbol.as_ref().is_none_or(|of| of == symbol)
+        };
+        let tripped = standing.iter().filter(holds);
         tripped.map(|alert| (alert.account.clone(), alert.id.clone())).collect()
     }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{ScopedTrading, TradingOrder};
+use deltaplane_ports::{GainPeak, ScopedTrading, TradingOrder};
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, RefusalReason, SubmitOutcome, Timestamp,
-    TradingScope, TradingState,
+    AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, RefusalReason, SubmitOutcome, Symbol,
+    Timestamp, TradingScope, TradingState,
 };
 use tokio::sync::Notify;
 
@@ -31,7 +31,7 @@ pub struct BreakerSettings {
     pub mismatches: Option<u32>,
     /// What slippage cost within an hour over all accounts, against the mids at arrival, USD.
     pub slippage: Option<Notional>,
-    /// Part of the equity of all accounts together that was lost from its highest point within 24 hours. Deposits and
+    /// Part of the equity of all accounts together, or of a policy's, that was lost from its highest point within 24 hours. Deposits and
     /// withdrawals are no gains and losses, nor is what happens while an account cannot be read or nobody looks.
     pub loss: Option<Ratio>,
 }
@@ -51,8 +51,58 @@ impl Default for BreakerSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Trip {
     topic: &'static str,
+    /// What it stops: an account, a symbol, or where neither is named everything.
     account: Option<AccountId>,
+    symbol: Option<Symbol>,
     text: String,
+}
+
+/// Accounts whose gains are counted together: those of a symbol's policy, or where none is named all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Book {
+    pub(crate) symbol: Option<Symbol>,
+    pub(crate) accounts: Vec<AccountId>,
+}
+
+/// What a book gained within the last day.
+#[derive(Default)]
+struct Gains {
+    accounts: Vec<AccountId>,
+    /// The high points of what was gained so far, each below the one before it.
+    peaks: VecDeque<(Timestamp, Decimal)>,
+    /// What was gained when it was looked at last.
+    gained: Decimal,
+    /// What is gained until then is not told of every account, and counts as neither gain nor loss.
+    gap_until: Option<Timestamp>,
+}
+
+impl Gains {
+    /// Takes what its accounts gained so far, deposits taken out; gives how much of the highest point is lost.
+    fn take(&mut self, gained: Decimal, now: Timestamp) -> Option<Decimal> {
+        if let Some(until) = self.gap_until {
+            if now < until {
+                return None;
+            }
+            self.gap_until = None;
+            // The high points are as far above this as they were above what was gained before.
+            let moved = gained.checked_sub(self.gained);
+            for (_, peak) in &mut self.peaks {
+                *peak = moved.and_then(|moved| peak.checked_add(moved)).unwrap_or(gained);
+            }
+        }
+        self.gained = gained;
+        while self.peaks.front().is_some_and(|(at, _)| now.since(*at) >= DAY) {
+            self.peaks.pop_front();
+        }
+        while self.peaks.back().is_some_and(|(_, peak)| *peak <= gained) {
+            self.peaks.pop_back();
+        }
+        if self.peaks.back().is_none_or(|(at, _)| now.since(*at) >= MINUTE) {
+            self.peaks.push_back((now, gained));
+        }
+        let highest = self.peaks.front().map_or(gained, |(_, peak)| *peak);
+        highest.checked_sub(gained)
+    }
 }
 
 /// What the breakers count.
@@ -67,12 +117,8 @@ struct Counts {
     refusals: BTreeMap<AccountId, u32>,
     mismatches: BTreeMap<AccountId, VecDeque<Timestamp>>,
     slippage: VecDeque<(Timestamp, Decimal)>,
-    /// The high points of what was gained so far, each below the one before it.
-    peaks: VecDeque<(Timestamp, Decimal)>,
-    /// What was gained when it was looked at last.
-    gained: Decimal,
-    /// What is gained until then is not told of every account, and counts as neither gain nor loss.
-    gap_until: Option<Timestamp>,
+    /// By the symbol of the book.
+    gains: BTreeMap<Option<Symbol>, Gains>,
     trips: Vec<Trip>,
 }
 
@@ -110,6 +156,7 @@ impl Counts {
             self.trips.push(Trip {
                 topic: "breaker-refusals",
                 account: Some(account.clone()),
+                symbol: None,
                 text: format!("the venue of {account} refused {} orders in a row", most.unwrap_or_default()),
             });
         }
@@ -125,6 +172,7 @@ impl Counts {
             self.trips.push(Trip {
                 topic: "breaker-mismatches",
                 account: Some(account.clone()),
+                symbol: None,
                 text: format!(
                     "positions of {account} moved {most} times within an hour and nothing explains it"
                 ),
@@ -143,50 +191,41 @@ impl Counts {
         {
             self.slippage.clear();
             let text = format!("slippage cost more than {most} USD within an hour");
-            self.trips.push(Trip { topic: "breaker-slippage", account: None, text });
+            self.trips.push(Trip { topic: "breaker-slippage", account: None, symbol: None, text });
         }
     }
 
-    /// Takes what all accounts gained so far, deposits taken out, and the equity that is left of it.
-    fn on_gains(&mut self, gained: Decimal, equity: Notional, now: Timestamp, most: Option<Ratio>) {
-        if let Some(until) = self.gap_until {
-            if now < until {
-                return;
-            }
-            self.gap_until = None;
-            self.move_peaks(gained);
+    /// Takes what a book's accounts gained so far, deposits taken out, and the equity that is left of it.
+    fn on_gains(
+        &mut self,
+        book: &Book,
+        (gained, equity): (Decimal, Notional),
+        now: Timestamp,
+        most: Option<Ratio>,
+    ) {
+        let gains = self.gains.entry(book.symbol.clone()).or_default();
+        if gains.accounts != book.accounts {
+            // What others gained before says nothing of these.
+            gains.accounts.clone_from(&book.accounts);
+            gains.gap_until = gains.gap_until.max(Some(now));
         }
-        self.gained = gained;
-        while self.peaks.front().is_some_and(|(at, _)| now.since(*at) >= DAY) {
-            self.peaks.pop_front();
-        }
-        while self.peaks.back().is_some_and(|(_, peak)| *peak <= gained) {
-            self.peaks.pop_back();
-        }
-        if self.peaks.back().is_none_or(|(at, _)| now.since(*at) >= MINUTE) {
-            self.peaks.push_back((now, gained));
-        }
-        let highest = self.peaks.front().map_or(gained, |(_, peak)| *peak);
-        let lost = highest.checked_sub(gained).unwrap_or_default();
+        let Some(lost) = gains.take(gained, now) else { return };
         let Some(before) = equity.value().checked_add(lost).filter(|before| *before > Decimal::ZERO) else {
             return;
         };
         let ratio = lost.checked_div(before).unwrap_or_default();
         if let Some(most) = most.filter(|most| ratio > most.value()) {
-            self.peaks.clear();
+            gains.peaks.clear();
+            let whose = match &book.symbol {
+                None => "all accounts".to_owned(),
+                Some(symbol) => format!("the accounts that keep {symbol} neutral"),
+            };
             let text = format!(
-                "{lost} USD, {} of the equity of all accounts, were lost within 24 hours: more than {most}",
+                "{lost} USD, {} of the equity of {whose}, were lost within 24 hours: more than {most}",
                 ratio.round_dp(4).normalize()
             );
-            self.trips.push(Trip { topic: "breaker-loss", account: None, text });
-        }
-    }
-
-    /// Moves the high points so that they are as far above this as they were above what was gained before.
-    fn move_peaks(&mut self, gained: Decimal) {
-        let moved = gained.checked_sub(self.gained);
-        for (_, peak) in &mut self.peaks {
-            *peak = moved.and_then(|moved| peak.checked_add(moved)).unwrap_or(gained);
+            let symbol = book.symbol.clone();
+            self.trips.push(Trip { topic: "breaker-loss", account: None, symbol, text });
         }
     }
 }
@@ -217,34 +256,54 @@ impl Breakers {
         self.note(|counts| counts.on_slippage(cost, now, settings.slippage));
     }
 
-    /// Not every account could be read: what is gained until all of them are again counts as neither gain nor loss.
-    pub(crate) fn on_gap(&self, now: Timestamp) {
-        self.note(|counts| counts.gap_until = Some(now.after(SETTLED_AFTER)));
+    /// Not every account of a book could be read: what is gained until all of them are again counts as neither gain nor
+    /// loss.
+    pub(crate) fn on_gap(&self, symbol: Option<&Symbol>, now: Timestamp) {
+        self.note(|counts| {
+            let gains = counts.gains.entry(symbol.cloned()).or_default();
+            gains.gap_until = Some(now.after(SETTLED_AFTER));
+        });
+    }
+
+    /// Forgets the books that are none any more: their policies are gone.
+    pub(crate) fn keep_books(&self, books: &[Book]) {
+        self.note(|counts| {
+            counts.gains.retain(|symbol, _| books.iter().any(|book| book.symbol == *symbol));
+        });
     }
 
     /// How far above what is gained now the high points of the last day are.
-    pub(crate) fn peaks(&self) -> Vec<(Timestamp, Decimal)> {
+    pub(crate) fn peaks(&self) -> Vec<GainPeak> {
         let counts = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let above = |(at, peak): &(Timestamp, Decimal)| Some((*at, peak.checked_sub(counts.gained)?));
-        counts.peaks.iter().filter_map(above).collect()
+        let of_book = |(symbol, gains): (&Option<Symbol>, &Gains)| {
+            let above = |(at, peak): &(Timestamp, Decimal)| {
+                let above = peak.checked_sub(gains.gained)?;
+                Some(GainPeak { symbol: symbol.clone(), at: *at, above })
+            };
+            gains.peaks.iter().filter_map(above).collect::<Vec<_>>()
+        };
+        counts.gains.iter().flat_map(of_book).collect()
     }
 
     /// Goes on from what an earlier run kept. What was gained since then counts as neither gain nor loss.
-    pub(crate) fn resume(&self, peaks: Vec<(Timestamp, Decimal)>) {
+    pub(crate) fn resume(&self, peaks: Vec<GainPeak>) {
         self.note(|counts| {
-            counts.peaks = peaks.into();
-            (counts.gained, counts.gap_until) = (Decimal::ZERO, Some(Timestamp::from_millis(0)));
+            for GainPeak { symbol, at, above } in peaks {
+                let gains = counts.gains.entry(symbol).or_default();
+                gains.gap_until = Some(Timestamp::default());
+                gains.peaks.push_back((at, above));
+            }
         });
     }
 
     pub(crate) fn on_gains(
         &self,
-        gained: Decimal,
-        equity: Notional,
+        book: &Book,
+        of_book: (Decimal, Notional),
         now: Timestamp,
         settings: &BreakerSettings,
     ) {
-        self.note(|counts| counts.on_gains(gained, equity, now, settings.loss));
+        self.note(|counts| counts.on_gains(book, of_book, now, settings.loss));
     }
 }
 
@@ -271,35 +330,44 @@ pub(crate) async fn keep_tripping(core: Arc<Core>) {
 }
 
 impl Core {
-    async fn trip(&self, Trip { topic, account, text }: Trip) {
+    async fn trip(&self, Trip { topic, account, symbol, text }: Trip) {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
-        let change = |order: &mut TradingOrder| match &account {
-            None => {
+        let scope = match (&account, &symbol) {
+            (Some(account), _) => TradingScope::Account(account.clone()),
+            (None, Some(symbol)) => TradingScope::Symbol(symbol.clone()),
+            (None, None) => TradingScope::Global,
+        };
+        let change = |order: &mut TradingOrder| match &scope {
+            TradingScope::Global => {
                 if order.state < TradingState::ReduceOnly {
                     order.reason.clone_from(&text);
                 }
                 (order.state, order.at) = (order.state.max(TradingState::ReduceOnly), now);
             }
-            Some(account) => {
-                let scope = TradingScope::Account(account.clone());
-                let held = order.scoped.get(&scope).map_or(TradingState::Running, |held| held.state);
+            scope => {
+                let held = order.scoped.get(scope).map_or(TradingState::Running, |held| held.state);
                 if held < TradingState::ReduceOnly {
                     let state = TradingState::ReduceOnly;
-                    order.scoped.insert(scope, ScopedTrading { state, reason: text.clone(), at: now });
+                    order
+                        .scoped
+                        .insert(scope.clone(), ScopedTrading { state, reason: text.clone(), at: now });
                 }
             }
         };
-        let id = account.as_ref().map_or("its positions", AccountId::as_str);
-        let scope = if account.is_some() { "account" } else { "global" };
+        let (id, of) = match &scope {
+            TradingScope::Account(account) => (account.as_str(), "account"),
+            TradingScope::Symbol(symbol) => (symbol.as_str(), "symbol"),
+            TradingScope::Global => ("its positions", "global"),
+        };
         let condition = Condition {
             kind: AlertKind::System,
             topic,
             severity: AlertSeverity::Critical,
             account: account.clone(),
-            symbol: None,
+            symbol: symbol.clone(),
             message: format!(
-                "{text}: only what reduces is traded there now; look at {id}, then PUT /api/v1/trading-state with scope {scope} and state RUNNING"
+                "{text}: only what reduces is traded there now; look at {id}, then PUT /api/v1/trading-state with scope {of} and state RUNNING"
             ),
         };
         let records = shared.alerts.raise(condition, now).into_iter().collect();
@@ -307,6 +375,7 @@ impl Core {
         let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
         self.hurry("a circuit breaker", |at_work| {
             account.as_ref().is_none_or(|account| at_work.accounts.contains(account))
+                && symbol.as_ref().is_none_or(|symbol| at_work.symbol == *symbol)
         });
     }
 }
@@ -320,6 +389,11 @@ mod tests {
 
     fn at(minutes: i64) -> Timestamp {
         Timestamp::from_millis(minutes * 60_000)
+    }
+
+    fn book(symbol: Option<&str>) -> Book {
+        let accounts = ["long", "short"].map(|id| id.parse().unwrap()).to_vec();
+        Book { symbol: symbol.map(|symbol| symbol.parse().unwrap()), accounts }
     }
 
     fn topics(counts: &mut Counts) -> Vec<&'static str> {
@@ -376,7 +450,7 @@ mod tests {
         let mut counts = Counts::default();
         let most = Some(ratio("0.1"));
         let gains = |counts: &mut Counts, gained: &str, equity: &str, minute| {
-            counts.on_gains(notional(gained).value(), notional(equity), at(minute), most);
+            counts.on_gains(&book(None), (notional(gained).value(), notional(equity)), at(minute), most);
             topics(counts)
         };
         assert!(gains(&mut counts, "0", "1000", 0).is_empty());
@@ -397,17 +471,19 @@ mod tests {
     fn a_gap_and_a_restart_are_neither_gain_nor_loss_and_forget_none() {
         let settings = BreakerSettings { loss: Some(ratio("0.1")), ..BreakerSettings::default() };
         let gains = |breakers: &Breakers, gained: &str, equity: &str, at| {
-            breakers.on_gains(notional(gained).value(), notional(equity), at, &settings);
+            breakers.on_gains(&book(None), (notional(gained).value(), notional(equity)), at, &settings);
             topics(&mut breakers.state.lock().unwrap())
         };
         let breakers = Breakers::default();
         assert!(gains(&breakers, "0", "1000", at(0)).is_empty());
         assert!(gains(&breakers, "-60", "940", at(1)).is_empty());
-        breakers.on_gap(at(2));
+        breakers.on_gap(None, at(2));
         assert!(gains(&breakers, "-500", "500", at(2).after(SETTLED_AFTER / 2)).is_empty());
         assert!(gains(&breakers, "-560", "940", at(3)).is_empty());
         let kept = breakers.peaks();
-        assert_eq!(kept, [(at(0), notional("60").value()), (at(3), Decimal::ZERO)]);
+        let peak =
+            |minute, above: &str| GainPeak { symbol: None, at: at(minute), above: notional(above).value() };
+        assert_eq!(kept, [peak(0, "60"), peak(3, "0")]);
         let again = Breakers::default();
         again.resume(kept);
         // The new run counts from zero again.
@@ -415,5 +491,30 @@ mod tests {
         assert!(gains(&again, "-40", "900", at(61)).is_empty(), "100 of 1,000 are a tenth");
         assert_eq!(gains(&again, "-41", "899", at(62)), ["breaker-loss"]);
         assert_eq!(again.peaks(), []);
+    }
+
+    /// One group of three loses an eighth of its equity, and all together a twenty-fourth of theirs. Other accounts in its
+    /// place begin with what they gained.
+    #[test]
+    fn the_loss_of_a_group_stops_its_symbol_and_not_the_others() {
+        let mut counts = Counts::default();
+        let most = Some(ratio("0.1"));
+        let (all, group) = (book(None), book(Some("BTC-USD")));
+        for (gained, minute) in [("0", 0), ("-100", 1)] {
+            let gained = notional(gained).value();
+            let left = |before: &str| Notional::new(notional(before).value() + gained);
+            counts.on_gains(&all, (gained, left("2400")), at(minute), most);
+            counts.on_gains(&group, (gained, left("800")), at(minute), most);
+        }
+        let trips = std::mem::take(&mut counts.trips);
+        assert_eq!((trips.len(), trips[0].symbol.clone()), (1, group.symbol.clone()));
+        assert!(
+            trips[0]
+                .text
+                .starts_with("100 USD, 0.125 of the equity of the accounts that keep BTC-USD neutral")
+        );
+        let others = Book { accounts: vec!["spare".parse().unwrap()], ..group };
+        counts.on_gains(&others, (notional("-500").value(), notional("800")), at(2), most);
+        assert_eq!(counts.trips, [], "they lost that before they were of this book");
     }
 }

@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    DAY_MS, Drift, Earned, EarnedDay, EquityMark, HistoryError, HistoryQuery, Income, IncomeKind, PnlQuery,
-    RiskHistory, RiskSample, day_of, thin_out,
+    DAY_MS, Drift, Earned, EarnedDay, EquityMark, GainPeak, HistoryError, HistoryQuery, Income, IncomeKind,
+    PnlQuery, RiskHistory, RiskSample, day_of, thin_out,
 };
-use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp};
+use deltaplane_types::{AccountId, Symbol, Timestamp};
 
 /// Samples of an account that are kept: an hour of one a second.
 const KEPT: usize = 3_600;
@@ -21,7 +21,7 @@ pub struct MemoryHistory(Mutex<State>);
 struct State {
     samples: BTreeMap<AccountId, VecDeque<RiskSample>>,
     marks: BTreeMap<AccountId, EquityMark>,
-    peaks: Vec<(Timestamp, Decimal)>,
+    peaks: Vec<GainPeak>,
     income: BTreeMap<(AccountId, String), Income>,
     drift: BTreeMap<(Timestamp, Symbol, AccountId), Drift>,
 }
@@ -66,12 +66,12 @@ impl RiskHistory for MemoryHistory {
         Ok(self.with(|state| state.marks.clone()))
     }
 
-    async fn keep_peaks(&self, peaks: Vec<(Timestamp, Decimal)>) -> Result<(), HistoryError> {
+    async fn keep_peaks(&self, peaks: Vec<GainPeak>) -> Result<(), HistoryError> {
         self.with(|state| state.peaks = peaks);
         Ok(())
     }
 
-    async fn peaks(&self) -> Result<Vec<(Timestamp, Decimal)>, HistoryError> {
+    async fn peaks(&self) -> Result<Vec<GainPeak>, HistoryError> {
         Ok(self.with(|state| state.peaks.clone()))
     }
 

@@ -11,10 +11,12 @@ use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Notional, R
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
+use crate::breakers::Book;
 use crate::earnings::DriftTrack;
 use crate::engine::Core;
 use crate::groups::Group;
 use crate::risks::LOOK_FOR;
+use crate::snapshot::KNOWN_FOR;
 
 /// Its name among the services.
 pub(crate) const NAME: &str = "risk-monitor";
@@ -45,8 +47,8 @@ struct Looks {
     pending: Pending,
     /// Since when accounts that are read cannot be valued.
     unvalued: BTreeMap<AccountId, Timestamp>,
-    /// How many gaps there were in what the accounts gained.
-    gaps: u64,
+    /// How many gaps there were in what each account gained.
+    gaps: BTreeMap<AccountId, u64>,
 }
 
 /// Looks until dropped.
@@ -155,23 +157,7 @@ impl Core {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
             let _ = shared.hands.recorder.append(records).await;
         }
-        // A part of the accounts says nothing of the whole book.
-        let gaps: Vec<(u64, bool)> =
-            shared.eyes.accounts.values().map(|keeper| keeper.equity.gaps()).collect();
-        let count = gaps.iter().map(|(count, _)| count).sum();
-        let is_gap = looks.gaps != count || gaps.iter().any(|(_, is_open)| *is_open);
-        looks.gaps = count;
-        if is_gap || !self.are_all_known() {
-            // What one account gained meanwhile is not told, and what another one lost would stand alone.
-            shared.breakers.on_gap(now);
-        } else if risks.len() == shared.eyes.accounts.len()
-            && let Ok(equity) = risks.values().try_fold(Notional::ZERO, |sum, risk| sum.plus(risk.equity))
-        {
-            let mut gains = shared.eyes.accounts.values().map(|keeper| keeper.equity.gained());
-            if let Some(gained) = gains.try_fold(Decimal::ZERO, Decimal::checked_add) {
-                shared.breakers.on_gains(gained, equity, now, &shared.eyes.config.breakers);
-            }
-        }
+        self.look_at_gains(&risks, &mut looks.gaps, now);
         let samples = risks.iter().map(|(id, risk)| {
             let sample = RiskSample {
                 at: now,
@@ -191,6 +177,53 @@ impl Core {
             Err(error) => tracing::warn!(%error, "the risk of this second is not kept"),
         }
         risks
+    }
+
+    /// Counts what all accounts gained together, and those of each policy that does not name all of them.
+    fn look_at_gains(
+        &self,
+        risks: &BTreeMap<AccountId, Arc<AccountRisk>>,
+        gaps: &mut BTreeMap<AccountId, u64>,
+        now: Timestamp,
+    ) {
+        let shared = &self.shared;
+        let accounts = &shared.eyes.accounts;
+        // What one account gained in a gap is not told, and what another one lost would stand alone.
+        let mut has_gap = BTreeSet::new();
+        for (id, keeper) in accounts {
+            let (count, is_open) = keeper.equity.gaps();
+            if gaps.insert(id.clone(), count).unwrap_or_default() != count
+                || is_open
+                || keeper.known(KNOWN_FOR).is_none()
+            {
+                has_gap.insert(id);
+            }
+        }
+        let mut books = vec![Book { symbol: None, accounts: accounts.keys().cloned().collect() }];
+        for (symbol, policy) in shared.policies.all() {
+            if policy.accounts.len() < accounts.len() {
+                books.push(Book { symbol: Some(symbol), accounts: policy.accounts });
+            }
+        }
+        shared.breakers.keep_books(&books);
+        for book in &books {
+            if book.accounts.iter().any(|id| has_gap.contains(id)) {
+                shared.breakers.on_gap(book.symbol.as_ref(), now);
+                continue;
+            }
+            let of_book = || {
+                let (mut gained, mut equity) = (Decimal::ZERO, Notional::ZERO);
+                for id in &book.accounts {
+                    gained = gained.checked_add(accounts.get(id)?.equity.gained())?;
+                    equity = equity.plus(risks.get(id)?.equity).ok()?;
+                }
+                Some((gained, equity))
+            };
+            // A part of the accounts says nothing of the whole book.
+            if let Some(of_book) = of_book() {
+                shared.breakers.on_gains(book, of_book, now, &shared.eyes.config.breakers);
+            }
+        }
     }
 
     /// Tells of accounts whose state nobody could read for a while: what needs it holds, and alerts on it are old.

@@ -370,10 +370,10 @@ impl ControlPlane for Engine {
                 records.extend(shared.alerts.resolve("journal", now, |_| true));
             }
             for topic in breakers::TOPICS {
-                records.extend(shared.alerts.resolve(topic, now, |alert| match (&alert.account, &scope) {
-                    (None, TradingScope::Global) => true,
-                    (Some(account), TradingScope::Account(of)) => account == of,
-                    _ => false,
+                records.extend(shared.alerts.resolve(topic, now, |alert| match &scope {
+                    TradingScope::Global => alert.account.is_none() && alert.symbol.is_none(),
+                    TradingScope::Account(of) => alert.account.as_ref() == Some(of),
+                    TradingScope::Symbol(of) => alert.symbol.as_ref() == Some(of),
                 }));
             }
             // A failure stops all sending by itself; the alert comes back with the next start.

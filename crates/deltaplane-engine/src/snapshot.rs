@@ -278,7 +278,7 @@ impl Eyes {
                 .map(|id| (id.clone(), self.trading.reason_for(id, symbol)))
                 .collect(),
             blocked_by: self.alerts.blocking(),
-            tripped: self.alerts.tripped(),
+            tripped: self.alerts.tripped(symbol),
             all_deltas,
         })
     }

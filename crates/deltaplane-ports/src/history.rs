@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Timestamp};
+use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Symbol, Timestamp};
 
 use crate::control::{HistoryQuery, RiskSample};
 use crate::earnings::{Drift, EarnedDay, Income, PnlQuery};
@@ -27,6 +27,17 @@ pub struct EquityMark {
     pub max_drawdown: Ratio,
 }
 
+/// A high point of what accounts gained together: what their losses are counted from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GainPeak {
+    /// The symbol whose policy names the accounts; none is all accounts.
+    pub symbol: Option<Symbol>,
+    /// When it was reached.
+    pub at: Timestamp,
+    /// By how much it is above what is gained when it is kept, USD.
+    pub above: Decimal,
+}
+
 /// Samples of accounts' risk over time, thinned out as they get older.
 #[async_trait]
 pub trait RiskHistory: Send + Sync {
@@ -42,12 +53,11 @@ pub trait RiskHistory: Send + Sync {
     /// What was kept last.
     async fn marks(&self) -> Result<BTreeMap<AccountId, EquityMark>, HistoryError>;
 
-    /// Keeps by how much, in USD, each high point of what all accounts gained within the last day is above what is gained
-    /// now, in place of those kept before. The oldest comes first.
-    async fn keep_peaks(&self, peaks: Vec<(Timestamp, Decimal)>) -> Result<(), HistoryError>;
+    /// Keeps the high points of what accounts gained together within the last day, in place of those kept before.
+    async fn keep_peaks(&self, peaks: Vec<GainPeak>) -> Result<(), HistoryError>;
 
-    /// What was kept last.
-    async fn peaks(&self) -> Result<Vec<(Timestamp, Decimal)>, HistoryError>;
+    /// What was kept last; of each book the oldest comes first.
+    async fn peaks(&self) -> Result<Vec<GainPeak>, HistoryError>;
 
     /// Adds rows of an account's statement, in USD. A row that is known already changes nothing.
     async fn add_income(&self, account: &AccountId, rows: Vec<Income>) -> Result<(), HistoryError>;

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    DAY_MS, Drift, Earned, EarnedDay, EquityMark, HistoryError, HistoryQuery, Income, IncomeKind, PnlQuery,
-    RiskHistory, RiskSample, day_of, thin_out,
+    DAY_MS, Drift, Earned, EarnedDay, EquityMark, GainPeak, HistoryError, HistoryQuery, Income, IncomeKind,
+    PnlQuery, RiskHistory, RiskSample, day_of, thin_out,
 };
-use deltaplane_types::{AccountId, Decimal, Notional, Ratio, Timestamp, read_back};
+use deltaplane_types::{AccountId, Notional, Ratio, Timestamp, read_back};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
@@ -123,9 +123,11 @@ impl SqliteHistory {
                      max_drawdown TEXT NOT NULL
                  ) STRICT, WITHOUT ROWID;
                  CREATE TABLE IF NOT EXISTS peaks (
-                     at INTEGER PRIMARY KEY,
-                     above TEXT NOT NULL
-                 ) STRICT;
+                     symbol TEXT NOT NULL,
+                     at INTEGER NOT NULL,
+                     above TEXT NOT NULL,
+                     PRIMARY KEY (symbol, at)
+                 ) STRICT, WITHOUT ROWID;
                  CREATE TABLE IF NOT EXISTS income (
                      account TEXT NOT NULL,
                      id TEXT NOT NULL,
@@ -389,16 +391,16 @@ impl RiskHistory for SqliteHistory {
         .await
     }
 
-    async fn keep_peaks(&self, peaks: Vec<(Timestamp, Decimal)>) -> Result<(), HistoryError> {
+    async fn keep_peaks(&self, peaks: Vec<GainPeak>) -> Result<(), HistoryError> {
         self.with(move |state| {
             let transaction = state.connection.transaction().map_err(failed)?;
             transaction.execute("DELETE FROM peaks", []).map_err(failed)?;
-            for (at, above) in peaks {
+            for GainPeak { symbol, at, above } in peaks {
+                // All accounts are the book without a symbol.
+                let symbol = symbol.map(|symbol| symbol.to_string()).unwrap_or_default();
+                let row = params![symbol, at.as_millis(), above.to_string()];
                 transaction
-                    .execute(
-                        "INSERT OR REPLACE INTO peaks VALUES (?1, ?2)",
-                        params![at.as_millis(), above.to_string()],
-                    )
+                    .execute("INSERT OR REPLACE INTO peaks VALUES (?1, ?2, ?3)", row)
                     .map_err(failed)?;
             }
             transaction.commit().map_err(failed)
@@ -406,17 +408,24 @@ impl RiskHistory for SqliteHistory {
         .await
     }
 
-    async fn peaks(&self) -> Result<Vec<(Timestamp, Decimal)>, HistoryError> {
+    async fn peaks(&self) -> Result<Vec<GainPeak>, HistoryError> {
         self.with(|state| {
-            let mut statement =
-                state.connection.prepare("SELECT at, above FROM peaks ORDER BY at").map_err(failed)?;
+            let mut statement = state
+                .connection
+                .prepare("SELECT symbol, at, above FROM peaks ORDER BY symbol, at")
+                .map_err(failed)?;
             let rows = statement
-                .query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+                .query_map([], |row| {
+                    let texts: (String, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                    Ok(texts)
+                })
                 .map_err(failed)?;
             let mut peaks = Vec::new();
             for row in rows {
-                let (at, above) = row.map_err(failed)?;
-                peaks.push((Timestamp::from_millis(at), read_back(&above).map_err(failed)?));
+                let (symbol, at, above) = row.map_err(failed)?;
+                let symbol = (!symbol.is_empty()).then(|| symbol.parse()).transpose().map_err(failed)?;
+                let above = read_back(&above).map_err(failed)?;
+                peaks.push(GainPeak { symbol, at: Timestamp::from_millis(at), above });
             }
             Ok(peaks)
         })

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    DAY_MS, Drift, Earned, EquityMark, HistoryQuery, Income, IncomeKind, PnlQuery, RiskHistory as _,
-    RiskSample,
+    DAY_MS, Drift, Earned, EquityMark, GainPeak, HistoryQuery, Income, IncomeKind, PnlQuery,
+    RiskHistory as _, RiskSample,
 };
 use deltaplane_store_sqlite::SqliteHistory;
 use deltaplane_testkit::{notional, ratio};
@@ -108,14 +108,19 @@ async fn a_peak_survives_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_high_points_of_a_day_survive_a_restart_and_replace_those_before() {
     let folder = tempfile::tempdir().unwrap();
-    let peak = |second: i64, above: &str| (Timestamp::from_millis(second * 1_000), notional(above).value());
+    let peak = |symbol: Option<&str>, second: i64, above: &str| GainPeak {
+        symbol: symbol.map(|symbol| symbol.parse().unwrap()),
+        at: Timestamp::from_millis(second * 1_000),
+        above: notional(above).value(),
+    };
     let history = SqliteHistory::open(folder.path()).unwrap();
     assert_eq!(history.peaks().await.unwrap(), []);
-    history.keep_peaks(vec![peak(1, "7.25"), peak(60, "3")]).await.unwrap();
-    history.keep_peaks(vec![peak(60, "4"), peak(3, "5.5")]).await.unwrap();
+    history.keep_peaks(vec![peak(None, 1, "7.25"), peak(None, 60, "3")]).await.unwrap();
+    let group = peak(Some("BTC-USD"), 3, "1");
+    history.keep_peaks(vec![group.clone(), peak(None, 60, "4"), peak(None, 3, "5.5")]).await.unwrap();
     drop(history);
     let kept = SqliteHistory::open(folder.path()).unwrap().peaks().await.unwrap();
-    assert_eq!(kept, [peak(3, "5.5"), peak(60, "4")]);
+    assert_eq!(kept, [peak(None, 3, "5.5"), peak(None, 60, "4"), group]);
 }
 
 /// Funding of -1.5 and +4, a fee of -0.25, and 3 realized on one day; drifts of a minute are added up; a row that comes
