@@ -282,13 +282,21 @@ async fn what_was_earned_is_told_as_json_and_as_csv() {
     let csv = server.client.get(server.url("/api/v1/pnl?format=csv")).send().await.unwrap();
     assert_eq!(csv.headers()[CONTENT_TYPE], "text/csv; charset=utf-8");
     let text = csv.text().await.unwrap();
+    let groups = server.client.get(server.url("/api/v1/pnl?format=csv&by=group")).send().await.unwrap();
+    let groups = groups.text().await.unwrap();
+    assert!(groups.starts_with("date,symbol,inPolicy,accounts,funding,fees,"), "{groups}");
     assert!(
         text.starts_with("date,symbol,accountId,funding,fees,basis,residualDelta,total,realized\r\n"),
         "{text}"
     );
-    for (query, named) in
-        [("symbol=btc", "symbol"), ("format=xml", "format"), ("since=-1", "since"), ("day=1", "day")]
-    {
+    for (query, named) in [
+        ("symbol=btc", "symbol"),
+        ("format=xml", "format"),
+        ("since=-1", "since"),
+        ("day=1", "day"),
+        ("by=group", "by"),
+        ("format=csv&by=day", "by"),
+    ] {
         let (status, answer) = server.get(&format!("/api/v1/pnl?{query}")).await;
         assert_eq!((status, &answer["code"]), (400, &1000.into()), "{answer}");
         assert!(answer["error"].as_str().unwrap().contains(named), "{answer}");

@@ -111,17 +111,32 @@ pub(crate) async fn risk_history(
     }
 }
 
-fn pnl_query(mut given: BTreeMap<String, String>) -> Result<(PnlQuery, bool), Box<Failure>> {
+/// How what was earned is told.
+#[derive(Clone, Copy)]
+enum PnlForm {
+    Json,
+    CsvByAccount,
+    CsvByGroup,
+}
+
+fn pnl_query(mut given: BTreeMap<String, String>) -> Result<(PnlQuery, PnlForm), Box<Failure>> {
     let most = 253_402_300_799_999; // the end of the year 9999
     let time = |millis: u64| Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX));
     let symbol = given.remove("symbol").map(|text| {
         let wrong = |_| wrong(format!("symbol {:?} is not a symbol", shown(&text)), Symbol::RULE);
         text.parse::<Symbol>().map_err(wrong)
     });
-    let is_csv = match given.remove("format").as_deref() {
-        None | Some("json") => false,
-        Some("csv") => true,
-        Some(other) => {
+    let form = match (given.remove("format").as_deref(), given.remove("by").as_deref()) {
+        (None | Some("json"), None) => PnlForm::Json,
+        (Some("csv"), None | Some("account")) => PnlForm::CsvByAccount,
+        (Some("csv"), Some("group")) => PnlForm::CsvByGroup,
+        (None | Some("json"), Some(_)) => {
+            return Err(wrong("by goes with format=csv".to_owned(), "leave it out: JSON tells both"));
+        }
+        (Some("csv"), Some(other)) => {
+            return Err(wrong(format!("by {:?} is not known", shown(other)), "use account or group"));
+        }
+        (Some(other), _) => {
             return Err(wrong(format!("format {:?} is not known", shown(other)), "use json or csv"));
         }
     };
@@ -130,25 +145,24 @@ fn pnl_query(mut given: BTreeMap<String, String>) -> Result<(PnlQuery, bool), Bo
         since: number(&mut given, "since", (0, most))?.map(time),
         until: number(&mut given, "until", (0, most))?.map(time),
     };
-    nothing_else(&given, "symbol, since, until, format")?;
+    nothing_else(&given, "symbol, since, until, format, by")?;
     in_order(query.since, query.until)?;
-    Ok((query, is_csv))
+    Ok((query, form))
 }
 
 pub(crate) async fn pnl(State(state): Shared, Query(given): Parameters) -> Response<Body> {
     let result = async {
-        let (query, is_csv) = pnl_query(given)?;
-        Ok::<_, Box<Failure>>((state.plane.pnl(query).await?, is_csv))
+        let (query, form) = pnl_query(given)?;
+        Ok::<_, Box<Failure>>((state.plane.pnl(query).await?, form))
     };
+    let policies = state.plane.policies().await;
+    let csv = |text: String| ([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], text).into_response();
     match result.await {
-        Ok((lines, false)) => {
-            let policies = state.plane.policies().await;
+        Ok((lines, PnlForm::Json)) => {
             Reply::json(StatusCode::OK, &watching::pnl(&lines, &policies)).into_response()
         }
-        Ok((lines, true)) => {
-            let headers = [(header::CONTENT_TYPE, "text/csv; charset=utf-8")];
-            (headers, watching::pnl_csv(&lines)).into_response()
-        }
+        Ok((lines, PnlForm::CsvByAccount)) => csv(watching::pnl_csv(&lines)),
+        Ok((lines, PnlForm::CsvByGroup)) => csv(watching::pnl_groups_csv(&lines, &policies)),
         Err(failure) => failed(&failure, "/api/v1/pnl").into_response(),
     }
 }

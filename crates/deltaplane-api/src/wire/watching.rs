@@ -231,27 +231,43 @@ fn hedges(policies: &[PolicyView], symbol: &Symbol, account: &AccountId) -> bool
     policy.is_none_or(|view| view.policy.accounts.contains(account))
 }
 
+/// What a hedge group earned in a day.
+struct GroupDay<'a> {
+    day: Timestamp,
+    symbol: &'a Symbol,
+    is_in_policy: bool,
+    accounts: Vec<&'a str>,
+    /// None where it cannot be added up: each line stands for itself then.
+    sum: Option<Earned>,
+}
+
 /// The sums of each hedge group and day: the accounts of a symbol's policy, and beside them those that are in none.
-fn pnl_groups(lines: &[EarnedDay], policies: &[PolicyView]) -> Vec<JsonObject> {
+fn pnl_groups<'a>(lines: &'a [EarnedDay], policies: &[PolicyView]) -> Vec<GroupDay<'a>> {
     let mut groups = BTreeMap::<(Reverse<Timestamp>, &Symbol, bool), Vec<&EarnedDay>>::new();
     for line in lines {
         let is_outside = !hedges(policies, &line.symbol, &line.account);
         groups.entry((Reverse(line.day), &line.symbol, is_outside)).or_default().push(line);
     }
-    let group = |((Reverse(day), symbol, is_outside), lines): ((_, &Symbol, bool), Vec<&EarnedDay>)| {
-        let mut json = JsonObject::default();
-        json.put("date", &date(day));
-        json.put("symbol", symbol.as_str());
-        json.put("accounts", &lines.iter().map(|line| line.account.as_str()).collect::<Vec<_>>());
-        json.put("inPolicy", &!is_outside);
-        // What cannot be added up is not: each line stands for itself.
-        let sum = lines.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned));
-        if let Ok(sum) = sum {
-            earned(&mut json, &sum);
-        }
-        json
+    let group = |((Reverse(day), symbol, is_outside), lines): ((_, _, bool), Vec<&'a EarnedDay>)| GroupDay {
+        day,
+        symbol,
+        is_in_policy: !is_outside,
+        accounts: lines.iter().map(|line| line.account.as_str()).collect(),
+        sum: lines.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned)).ok(),
     };
     groups.into_iter().map(group).collect()
+}
+
+fn pnl_group(group: &GroupDay<'_>) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("date", &date(group.day));
+    json.put("symbol", group.symbol.as_str());
+    json.put("accounts", &group.accounts);
+    json.put("inPolicy", &group.is_in_policy);
+    if let Some(sum) = &group.sum {
+        earned(&mut json, sum);
+    }
+    json
 }
 
 /// What was earned: every line, the sums of hedge groups, and the sum of all.
@@ -276,22 +292,38 @@ pub(crate) fn pnl(lines: &[EarnedDay], policies: &[PolicyView]) -> JsonObject {
     });
     let mut json = JsonObject::default();
     json.put("days", &days);
-    json.put("groups", &pnl_groups(lines, policies));
+    let groups = pnl_groups(lines, policies);
+    json.put("groups", &groups.iter().map(pnl_group).collect::<Vec<_>>());
     json.put("total", &total);
     json
 }
 
-/// The same as lines of text; nothing in them needs quotes.
+/// The columns of what was earned.
+const EARNED: &str = "funding,fees,basis,residualDelta,total,realized";
+
+fn earned_csv(earned: &Earned) -> String {
+    let Earned { funding, fees, realized, basis, residual } = earned;
+    let total = earned.total().map(|total| total.to_string()).unwrap_or_default();
+    format!("{funding},{fees},{basis},{residual},{total},{realized}")
+}
+
+/// The lines as text; nothing in them needs quotes.
 pub(crate) fn pnl_csv(lines: &[EarnedDay]) -> String {
-    let mut text = "date,symbol,accountId,funding,fees,basis,residualDelta,total,realized\r\n".to_owned();
+    let mut text = format!("date,symbol,accountId,{EARNED}\r\n");
     for EarnedDay { day, symbol, account, earned } in lines {
-        let Earned { funding, fees, realized, basis, residual } = earned;
-        let total = earned.total().map(|total| total.to_string()).unwrap_or_default();
-        let _ = write!(
-            text,
-            "{},{symbol},{account},{funding},{fees},{basis},{residual},{total},{realized}\r\n",
-            date(*day)
-        );
+        let _ = write!(text, "{},{symbol},{account},{}\r\n", date(*day), earned_csv(earned));
+    }
+    text
+}
+
+/// The hedge groups as text, their accounts with blanks between.
+pub(crate) fn pnl_groups_csv(lines: &[EarnedDay], policies: &[PolicyView]) -> String {
+    let mut text = format!("date,symbol,inPolicy,accounts,{EARNED}\r\n");
+    for group in pnl_groups(lines, policies) {
+        let (accounts, sum) = (group.accounts.join(" "), group.sum.as_ref().map(earned_csv));
+        let sum = sum.unwrap_or_else(|| ",,,,,".to_owned());
+        let _ =
+            write!(text, "{},{},{},{accounts},{sum}\r\n", date(group.day), group.symbol, group.is_in_policy);
     }
     text
 }
@@ -332,10 +364,10 @@ mod tests {
             line(1, "ETH-USD", "a", 1),
             line(1, "ETH-USD", "c", 1),
         ];
-        let groups: Vec<(String, String, usize, bool, i64)> = pnl_groups(&lines, &[view])
+        let groups: Vec<(String, String, usize, bool, i64)> = pnl_groups(&lines, std::slice::from_ref(&view))
             .iter()
             .map(|group| {
-                let json = serde_json::to_value(group).unwrap();
+                let json = serde_json::to_value(pnl_group(group)).unwrap();
                 let text = |name: &str| json[name].as_str().unwrap().to_owned();
                 let accounts = json["accounts"].as_array().unwrap().len();
                 let funding = json["funding"].to_string().parse().unwrap();
@@ -353,5 +385,7 @@ mod tests {
             .map(|(date, symbol, count, is_in, sum)| (date.to_owned(), symbol.to_owned(), count, is_in, sum))
             .collect();
         assert_eq!(groups, expected);
+        let csv = pnl_groups_csv(&lines, &[view]);
+        assert_eq!(csv.lines().nth(1), Some("1970-01-02,BTC-USD,true,a b,4,0,0,0,4,0"));
     }
 }
