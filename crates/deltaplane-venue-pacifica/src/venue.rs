@@ -31,11 +31,8 @@ use crate::wire::{MarginSetting, Market, PaidTrade, PastTrade, Placed, PlacedRep
 /// How often an account is read: each time costs two credits of a hundred in a minute.
 const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_millis(100) };
 /// How often it is read when a third of the credits is used: the rest is for decisions and orders.
-const SPARING: Pace = Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(1) };
+const SPARING: Pace = Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(10) };
 const SPARE_FROM_PERCENT: u64 = 33;
-/// How often it is read when two thirds are used.
-const LEAST: Pace = Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(10) };
-const LEAST_FROM_PERCENT: u64 = 66;
 /// How long the venue holds back an order that takes.
 const SPEED_BUMP: Duration = Duration::from_millis(250);
 /// How long instruments and settings are believed.
@@ -380,11 +377,7 @@ impl AccountReader for PacificaVenue {
 
     fn pace(&self) -> Pace {
         let used = self.config.credits.used_percent(self.rest.clock.now());
-        match used {
-            0..SPARE_FROM_PERCENT => PACE,
-            SPARE_FROM_PERCENT..LEAST_FROM_PERCENT => SPARING,
-            _ => LEAST,
-        }
+        if used < SPARE_FROM_PERCENT { PACE } else { SPARING }
     }
 
     async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
