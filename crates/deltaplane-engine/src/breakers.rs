@@ -31,8 +31,9 @@ pub struct BreakerSettings {
     pub mismatches: Option<u32>,
     /// What slippage cost within an hour over all accounts, against the mids at arrival, USD.
     pub slippage: Option<Notional>,
-    /// Part of the equity of all accounts together, or of a policy's, that was lost from its highest point within 24 hours. Deposits and
-    /// withdrawals are no gains and losses, nor is what happens while an account cannot be read or nobody looks.
+    /// Part of the equity of all accounts together, or of a policy's, that was lost from its highest point within 24
+    /// hours. Deposits and withdrawals are no gains and losses, nor is what happens while an account cannot be read or
+    /// nobody looks.
     pub loss: Option<Ratio>,
 }
 
