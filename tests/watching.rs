@@ -9,10 +9,10 @@ use std::time::Duration;
 use deltaplane_engine::{EngineConfig, FeedLimits};
 use deltaplane_ports::{
     Alert, AlertChange, ControlPlane as _, Deleverage, DeltaControl, Earned, Failover, FeedCondition,
-    HedgeTo, HistoryQuery, OperationKind, PnlQuery, Policy, PolicyStatus, Record, RequestMeta, TradingChange,
-    UtilizationRebalance,
+    HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery, OperationKind, PnlQuery, Policy, PolicyStatus,
+    Record, RequestMeta, TradingChange, UtilizationRebalance,
 };
-use deltaplane_testkit::{MemoryJournal, delta, notional, ratio};
+use deltaplane_testkit::{MemoryJournal, delta, notional, quantity, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, prompt_policy, ready, until};
 use deltaplane_types::{
     AlertKind, AlertSeverity, Code, Decimal, Delta, Side, Timestamp, TradingScope, TradingState,
@@ -311,9 +311,32 @@ async fn margin_alerts_escalate_block_what_adds_and_end() {
     let failure = report.failure.unwrap();
     assert_eq!((failure.code, report.orders.len()), (Code::RiskBlocked, 0), "{failure:?}");
     assert!(failure.details["alerts"].contains(&warned.id), "{failure:?}");
-    // What reduces goes on.
+    // A smaller position is more risk where it opens net delta: the others may do that, it may not.
     let report = world.control(only("0.45")).await;
-    assert_eq!((report.failure, held(&world, 0)), (None, delta("0.45")));
+    let failure = report.failure.unwrap();
+    assert_eq!((failure.code, held(&world, 0)), (Code::RiskBlocked, delta("0.5")), "{failure:?}");
+    assert!(failure.details["alerts"].contains(&warned.id), "{failure:?}");
+    let opens = HedgeExecution {
+        amount: quantity("0.1"),
+        side: Some(Side::Sell),
+        strategy: HedgeStrategy::DeltaNeutral,
+        accounts: world.accounts.clone(),
+        symbol: btc(),
+        max_slippage: ratio("0.005"),
+        timeout: Duration::from_secs(10),
+        dry_run: false,
+        pacing: deltaplane_ports::Pacing::default(),
+        meta: RequestMeta::default(),
+    };
+    let report = world.engine.execute_hedge(opens).await.unwrap().report.await.unwrap();
+    assert_eq!(
+        (report.failure, held(&world, 0), world.true_net()),
+        (None, delta("0.5"), delta("-0.1").value())
+    );
+    trade_by_hand(&world, 1, Side::Buy, "0.2");
+    // What reduces risk goes on: it is 0.1 too long now.
+    until("that is seen", async || world.control(only("0.4")).await.failure.is_none()).await;
+    assert_eq!((held(&world, 0), world.true_net()), (delta("0.4"), Decimal::ZERO));
     set_wallet(&world, 0, "100000");
     until("it is over", async || alert(&world, "utilization").await.is_none()).await;
     let past = world.engine.past_alerts(10).await;

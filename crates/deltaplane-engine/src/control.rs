@@ -494,6 +494,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         None => needed,
     };
     let target = net.plus(needed).map_err(internal)?;
+    let accounts = those_that_may(round, accounts, (net, target)).map_err(internal)?;
     let target = if let Goal::Delta { target, .. } = &round.spec.goal { *target } else { target };
     let input = PlanInput {
         symbol: round.spec.symbol.clone(),
@@ -516,6 +517,23 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         return Ok(Verdict::Done { ending: Ending::Stuck, reason, net });
     }
     approve(round, plan, net)
+}
+
+/// An order that only reduces a position adds risk all the same where it takes the book from where it belongs: what may
+/// only reduce risk leaves that to the others. Where there are none the gate says so.
+fn those_that_may(
+    round: &Round<'_>,
+    accounts: Vec<PlanAccount>,
+    (before, after): (Delta, Delta),
+) -> Result<Vec<PlanAccount>, MathError> {
+    let elsewhere = elsewhere(round)?;
+    let away = |net: Delta| net.plus(elsewhere)?.minus(round.spec.terms.aim).map(Delta::abs);
+    if away(after)? <= away(before)? {
+        return Ok(accounts);
+    }
+    let (restricted, free): (Vec<_>, Vec<_>) =
+        accounts.into_iter().partition(|account| trading_of(round, &account.id) >= TradingState::ReduceOnly);
+    Ok(if free.is_empty() { restricted } else { free })
 }
 
 fn obstacles(plan: &Plan) -> Vec<String> {
@@ -857,30 +875,45 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
         let known = GateAccount {
             position: facts.account.position(&round.spec.symbol),
             reconciled: true,
-            trading: round.snapshot.trading_of(id),
+            trading: trading_of(round, id),
             gross_elsewhere: facts.gross_elsewhere,
             equity: facts.margin(&round.spec.symbol)?.equity,
             limits: limits_of(round, id),
         };
         accounts.insert(id.clone(), known);
     }
-    let terms = &round.spec.terms;
-    let unnamed = || {
-        let is_unnamed = |id: &AccountId| {
-            terms.book.as_ref().is_none_or(|book| book.contains(id)) && !round.spec.accounts.contains(id)
-        };
-        let unnamed = round.snapshot.all_deltas.iter().filter(|(id, _)| is_unnamed(id));
-        exposure_of(unnamed.filter_map(|(_, delta)| *delta)).map(|held| held.net)
-    };
     let (price_sources, trading) = (round.snapshot.price_sources, round.snapshot.trading);
     Ok(GateFacts {
         accounts,
         price_sources,
         trading,
-        elsewhere: terms.elsewhere.map_or_else(unnamed, Ok)?,
+        elsewhere: elsewhere(round)?,
         // What trades both ways in lock step leaves net delta where it is.
-        aim: (!round.spec.goal.is_two_sided()).then_some(terms.aim),
+        aim: (!round.spec.goal.is_two_sided()).then_some(round.spec.terms.aim),
     })
+}
+
+/// What accounts of the book that are not named hold.
+fn elsewhere(round: &Round<'_>) -> Result<Delta, MathError> {
+    let terms = &round.spec.terms;
+    if let Some(elsewhere) = terms.elsewhere {
+        return Ok(elsewhere);
+    }
+    let is_unnamed = |id: &AccountId| {
+        terms.book.as_ref().is_none_or(|book| book.contains(id)) && !round.spec.accounts.contains(id)
+    };
+    let unnamed = round.snapshot.all_deltas.iter().filter(|(id, _)| is_unnamed(id));
+    exposure_of(unnamed.filter_map(|(_, delta)| *delta)).map(|held| held.net)
+}
+
+/// What may be traded on an account: one that a CRITICAL alert names only reduces.
+fn trading_of(round: &Round<'_>, id: &AccountId) -> TradingState {
+    let by_alert = if round.snapshot.blocked_by.contains_key(id) {
+        TradingState::ReduceOnly
+    } else {
+        TradingState::Running
+    };
+    round.snapshot.trading_of(id).max(by_alert)
 }
 
 fn refused_by_gate(round: &Round<'_>, refusal: &GateRefusal) -> Box<Failure> {
@@ -889,9 +922,7 @@ fn refused_by_gate(round: &Round<'_>, refusal: &GateRefusal) -> Box<Failure> {
         | GateRefusal::AccountHalted { .. }
         | GateRefusal::NotReducing { .. }
         | GateRefusal::OpensDelta { .. } => {
-            let alerts = restricting_alerts(round);
-            let failed = failure(Code::RiskBlocked, refusal.to_string(), "clear the halt first");
-            return if alerts.is_empty() { failed } else { with_details(failed, "alerts", alerts) };
+            return cannot(round, refusal.to_string(), "clear the halt first");
         }
         GateRefusal::NotReconciled { .. } => (Code::Conflict, "wait until the account is reconciled"),
         GateRefusal::TooFewPrices { .. } => (Code::MarketDataUnavailable, "wait for a second price source"),
@@ -984,8 +1015,7 @@ fn plan_account(
         hedge_mode: facts.account.hedge_mode,
         only_reduces: round.spec.only_reduces
             || facts.is_off
-            || round.snapshot.trading_of(id) >= TradingState::ReduceOnly
-            || round.snapshot.blocked_by.contains_key(id),
+            || trading_of(round, id) >= TradingState::ReduceOnly,
     })
 }
 
