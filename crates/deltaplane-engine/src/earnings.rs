@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
-use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, Income, PnlQuery, ReadError};
+use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, PnlQuery, ReadError, USD};
 use deltaplane_risk::Threshold;
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, Instrument, Notional, Ratio, Symbol, Timestamp,
+    AccountId, AlertKind, AlertSeverity, ArithmeticError, Code, Decimal, Delta, Instrument, Notional, Ratio,
+    Symbol, Timestamp,
 };
 
 use crate::accounts::AccountKeeper;
@@ -16,9 +17,9 @@ use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::report::failure;
 
-/// How often it is looked at what books earn.
 /// How long a contract is waited for: others wait less, and find it kept when it came.
 const CONTRACT_FOR: Duration = Duration::from_secs(10);
+/// How often it is looked at what books earn.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long an account's venue is waited for.
 const ASK_FOR: Duration = Duration::from_secs(5);
@@ -168,26 +169,17 @@ impl Core {
         let newest = shared.history.newest_income(&keeper.id).await.map_err(|error| error.to_string())?;
         let since = newest.map_or_else(|| now.before(FIRST), |newest| newest.before(LATE));
         let rows = keeper.reader.fetch_income(since).await.map_err(|error| error.to_string())?;
-        let rates = &shared.eyes.config.holdings.rates;
-        let mut counted = Vec::with_capacity(rows.len());
-        for row in rows {
-            // Fees may be paid in a coin, which counts where somebody says what it is worth.
-            let rate =
-                rates.get(&row.asset).copied().or_else(|| row.asset.contains("USD").then_some(Decimal::ONE));
-            let Some(rate) = rate else {
-                tracing::warn!(account = %keeper.id, asset = row.asset, "income is not counted: no rate is configured");
-                continue;
-            };
-            let amount = mul_rounded(row.amount.value(), rate).map_err(|error| error.to_string())?;
-            counted.push(Income { amount: Notional::new(amount), asset: "USD".to_owned(), ..row });
-        }
-        shared.history.add_income(&keeper.id, counted).await.map_err(|error| error.to_string())
+        shared.history.add_income(&keeper.id, rows).await.map_err(|error| error.to_string())
     }
 
     /// What was earned, day by day.
     pub(crate) async fn pnl(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, Box<Failure>> {
-        self.shared.history.earned(query).await.map_err(|error| {
+        let lines = self.shared.history.earned(query).await.map_err(|error| {
             failure(Code::Internal, error.to_string(), "look at the disk; the history may be deleted")
+        })?;
+        let rates = &self.shared.eyes.config.holdings.rates;
+        in_usd(lines, rates).map_err(|error| {
+            failure(Code::Internal, error.to_string(), "ask for fewer days, or look at [rates]")
         })
     }
 
@@ -374,6 +366,29 @@ impl Core {
     }
 }
 
+/// Lines of one day, symbol and account become one in USD. Fees may be paid in a coin: it counts where somebody says
+/// what it is worth, and stays a line of its own where nobody does.
+fn in_usd(
+    lines: Vec<EarnedDay>,
+    rates: &BTreeMap<String, Decimal>,
+) -> Result<Vec<EarnedDay>, ArithmeticError> {
+    let mut told = BTreeMap::<(Timestamp, Symbol, AccountId, bool, String), EarnedDay>::new();
+    for mut line in lines {
+        let rate = rates.get(&line.asset).copied();
+        if let Some(rate) = rate.or_else(|| line.asset.contains(USD).then_some(Decimal::ONE)) {
+            line.earned = line.earned.times(rate)?;
+            USD.clone_into(&mut line.asset);
+        }
+        let EarnedDay { day, symbol, account, asset, .. } = &line;
+        let key = (*day, symbol.clone(), account.clone(), !line.counts(), asset.clone());
+        match told.get_mut(&key) {
+            Some(sum) => sum.earned = sum.earned.plus(&line.earned)?,
+            None => drop(told.insert(key, line)),
+        }
+    }
+    Ok(told.into_values().collect())
+}
+
 /// A time as people write it, UTC.
 fn in_words(at: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(at.as_millis()).map_or_else(|_| at.to_string(), |time| time.to_string())
@@ -397,7 +412,7 @@ fn runway(
 
 #[cfg(test)]
 mod tests {
-    use deltaplane_ports::PositionRisk;
+    use deltaplane_ports::{Earned, PositionRisk};
     use deltaplane_testkit::{delta, notional, price, ratio};
 
     use super::*;
@@ -451,6 +466,22 @@ mod tests {
         // For more than a minute nobody watched.
         assert_eq!(look("-1", "110", "110", 64), None);
         assert_eq!(look("-1", "111", "111", 65), told("-1", "0"));
+    }
+
+    /// BNB has a rate of 600, USDT counts as it is, and nobody says what ABC is worth.
+    #[test]
+    fn fees_in_coins_count_where_their_rate_is_known_and_are_told_where_not() {
+        let line = |asset: &str, fees: &str| EarnedDay {
+            day: at(0),
+            symbol: "BTC-USD".parse().unwrap(),
+            account: "main".parse().unwrap(),
+            asset: asset.to_owned(),
+            earned: Earned { fees: notional(fees), ..Earned::default() },
+        };
+        let lines = ["ABC", "BNB", "USD", "USDT"].into_iter().zip(["-7", "-0.002", "0.5", "-3"]);
+        let lines = lines.map(|(asset, fees)| line(asset, fees)).collect();
+        let rates = [("BNB".to_owned(), Decimal::from(600))].into();
+        assert_eq!(in_usd(lines, &rates).unwrap(), [line(USD, "-3.7"), line("ABC", "-7")]);
     }
 
     /// 400 of maintenance are 0.8 of 500, so 500 of the 1,000 may go: at 100 a day they last 5 days, and a week needs 200

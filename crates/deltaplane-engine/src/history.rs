@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use deltaplane_ports::{
     DAY_MS, Drift, Earned, EarnedDay, EquityMark, GainPeak, HistoryError, HistoryQuery, Income, IncomeKind,
-    PnlQuery, RiskHistory, RiskSample, day_of, thin_out,
+    PnlQuery, RiskHistory, RiskSample, USD, day_of, thin_out,
 };
 use deltaplane_types::{AccountId, Symbol, Timestamp};
 
@@ -109,19 +109,21 @@ impl RiskHistory for MemoryHistory {
 
     async fn earned(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, HistoryError> {
         self.with(|state| {
-            let mut days = BTreeMap::<(Timestamp, Symbol, AccountId), EarnedDay>::new();
-            let mut add = |day: Timestamp, symbol: &Symbol, account: &AccountId, more: Earned| {
-                let key = (day, symbol.clone(), account.clone());
-                let none = || EarnedDay {
-                    day,
-                    symbol: symbol.clone(),
-                    account: account.clone(),
-                    earned: Earned::default(),
+            let mut days = BTreeMap::<(Timestamp, Symbol, AccountId, String), EarnedDay>::new();
+            let mut add =
+                |day: Timestamp, symbol: &Symbol, account: &AccountId, asset: &str, more: Earned| {
+                    let key = (day, symbol.clone(), account.clone(), asset.to_owned());
+                    let none = || EarnedDay {
+                        day,
+                        symbol: symbol.clone(),
+                        account: account.clone(),
+                        asset: asset.to_owned(),
+                        earned: Earned::default(),
+                    };
+                    let sum = days.entry(key).or_insert_with(none);
+                    sum.earned = sum.earned.plus(&more).map_err(failed)?;
+                    Ok::<(), HistoryError>(())
                 };
-                let sum = days.entry(key).or_insert_with(none);
-                sum.earned = sum.earned.plus(&more).map_err(failed)?;
-                Ok::<(), HistoryError>(())
-            };
             for ((account, _), row) in &state.income {
                 let mut more = Earned::default();
                 match row.kind {
@@ -129,11 +131,11 @@ impl RiskHistory for MemoryHistory {
                     IncomeKind::Fee => more.fees = row.amount,
                     IncomeKind::Realized => more.realized = row.amount,
                 }
-                add(day_of(row.at), &row.symbol, account, more)?;
+                add(day_of(row.at), &row.symbol, account, &row.asset, more)?;
             }
             for ((day, symbol, account), drift) in &state.drift {
                 let more = Earned { basis: drift.basis, residual: drift.residual, ..Earned::default() };
-                add(*day, symbol, account, more)?;
+                add(*day, symbol, account, USD, more)?;
             }
             let inside = |line: &EarnedDay| {
                 let ends = Timestamp::from_millis(line.day.as_millis().saturating_add(DAY_MS));

@@ -1,6 +1,6 @@
 //! What positions earned and cost, day by day.
 
-use deltaplane_types::{AccountId, Notional, Symbol, Timestamp};
+use deltaplane_types::{AccountId, Decimal, Notional, Symbol, Timestamp};
 
 /// What a row of a venue's account statement is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +45,10 @@ pub struct Drift {
     pub residual: Notional,
 }
 
-/// What was earned, USD; negative was lost.
+/// What amounts are in where they count: `USD`.
+pub const USD: &str = "USD";
+
+/// What was earned; negative was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Earned {
     /// Funding, by the venues' statements.
@@ -70,6 +73,25 @@ impl Earned {
         self.funding.plus(self.fees)?.plus(self.basis)?.plus(self.residual)
     }
 
+    /// In another currency of which one of this is worth `rate`, rounded to what can be held.
+    ///
+    /// # Errors
+    ///
+    /// If a product is too large.
+    pub fn times(&self, rate: Decimal) -> Result<Self, deltaplane_types::ArithmeticError> {
+        let worth = |amount: Notional| {
+            let product = amount.value().checked_mul(rate);
+            product.map(Notional::new).ok_or(deltaplane_types::ArithmeticError::Overflow)
+        };
+        Ok(Self {
+            funding: worth(self.funding)?,
+            fees: worth(self.fees)?,
+            realized: worth(self.realized)?,
+            basis: worth(self.basis)?,
+            residual: worth(self.residual)?,
+        })
+    }
+
     /// Both together.
     ///
     /// # Errors
@@ -86,7 +108,7 @@ impl Earned {
     }
 }
 
-/// What an account earned in a symbol on a day.
+/// What an account earned in a symbol on a day, in one currency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EarnedDay {
     /// The start of the day, UTC.
@@ -95,8 +117,17 @@ pub struct EarnedDay {
     pub symbol: Symbol,
     /// The account.
     pub account: AccountId,
+    /// What it is counted in: [`USD`], or what the statement says where nobody says what that is worth.
+    pub asset: String,
     /// What it earned.
     pub earned: Earned,
+}
+
+impl EarnedDay {
+    /// Whether it adds up with others.
+    pub fn counts(&self) -> bool {
+        self.asset == USD
+    }
 }
 
 /// `GET /api/v1/pnl`.

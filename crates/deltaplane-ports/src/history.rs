@@ -59,7 +59,7 @@ pub trait RiskHistory: Send + Sync {
     /// What was kept last; of each book the oldest comes first.
     async fn peaks(&self) -> Result<Vec<GainPeak>, HistoryError>;
 
-    /// Adds rows of an account's statement, in USD. A row that is known already changes nothing.
+    /// Adds rows of an account's statement, each in its own asset. A row that is known already changes nothing.
     async fn add_income(&self, account: &AccountId, rows: Vec<Income>) -> Result<(), HistoryError>;
 
     /// The venue's time of the newest row that is known of an account.
@@ -68,7 +68,8 @@ pub trait RiskHistory: Send + Sync {
     /// Adds what positions earned by moves of prices.
     async fn add_drift(&self, drift: Vec<Drift>) -> Result<(), HistoryError>;
 
-    /// What was earned, by day, symbol and account, in that order.
+    /// What was earned, by day, symbol, account and asset, in that order, each in that asset; moves of prices in
+    /// [`USD`](crate::USD).
     async fn earned(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, HistoryError>;
 }
 

@@ -23,7 +23,7 @@ pub use control::{
     StressAccount, StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest,
     SystemCommand, SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
 };
-pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, day_of};
+pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, USD, day_of};
 pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
 pub use history::{EquityMark, GainPeak, HistoryError, RiskHistory, thin_out};
 pub use journal::{

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use deltaplane_ports::{
     DAY_MS, Drift, Earned, EarnedDay, EquityMark, GainPeak, HistoryError, HistoryQuery, Income, IncomeKind,
-    PnlQuery, RiskHistory, RiskSample, day_of, thin_out,
+    PnlQuery, RiskHistory, RiskSample, USD, day_of, thin_out,
 };
 use deltaplane_types::{AccountId, Notional, Ratio, Timestamp, read_back};
 use rusqlite::{Connection, params};
@@ -136,6 +136,7 @@ impl SqliteHistory {
                      symbol TEXT NOT NULL,
                      kind TEXT NOT NULL,
                      amount TEXT NOT NULL,
+                     asset TEXT NOT NULL DEFAULT 'USD',
                      PRIMARY KEY (account, id)
                  ) STRICT, WITHOUT ROWID;
                  CREATE INDEX IF NOT EXISTS income_by_day ON income (day);
@@ -149,6 +150,7 @@ impl SqliteHistory {
                  ) STRICT, WITHOUT ROWID;",
             )
             .map_err(failed)?;
+        add_assets(&connection).map_err(failed)?;
         Ok(Self(Arc::new(Mutex::new(State { connection, cleaned_at: 0 }))))
     }
 
@@ -163,6 +165,15 @@ impl SqliteHistory {
         });
         done.await.map_err(failed)?
     }
+}
+
+/// Files of earlier versions have every statement's row in USD.
+fn add_assets(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let known = "SELECT count(*) FROM pragma_table_info('income') WHERE name = 'asset'";
+    if connection.query_row(known, [], |row| row.get::<_, i64>(0))? == 0 {
+        connection.execute("ALTER TABLE income ADD COLUMN asset TEXT NOT NULL DEFAULT 'USD'", [])?;
+    }
+    Ok(())
 }
 
 fn append(state: &mut State, samples: &[(AccountId, RiskSample)]) -> Result<(), HistoryError> {
@@ -245,13 +256,17 @@ fn add_income(state: &mut State, account: &str, rows: &[Income]) -> Result<(), H
     let transaction = state.connection.transaction().map_err(failed)?;
     {
         let mut insert = transaction
-            .prepare_cached("INSERT OR IGNORE INTO income VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
+            .prepare_cached(
+                "INSERT OR IGNORE INTO income (account, id, day, at, symbol, kind, amount, asset)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )
             .map_err(failed)?;
         for row in rows {
             let (day, at) = (day_of(row.at).as_millis(), row.at.as_millis());
             let amount = row.amount.to_string();
+            let (symbol, kind) = (row.symbol.as_str(), kind_name(row.kind));
             insert
-                .execute(params![account, row.id, day, at, row.symbol.as_str(), kind_name(row.kind), amount])
+                .execute(params![account, row.id, day, at, symbol, kind, amount, row.asset])
                 .map_err(failed)?;
         }
     }
@@ -294,21 +309,25 @@ fn earned(state: &State, query: &PnlQuery) -> Result<Vec<EarnedDay>, HistoryErro
     let mut statement = state
         .connection
         .prepare_cached(
-            "SELECT day, symbol, account, kind, amount, '0' FROM income WHERE day > ?1 AND day < ?2
+            "SELECT day, symbol, account, asset, kind, amount, '0' FROM income WHERE day > ?1 AND day < ?2
              UNION ALL
-             SELECT day, symbol, account, 'drift', basis, residual FROM drift WHERE day > ?1 AND day < ?2",
+             SELECT day, symbol, account, ?3, 'drift', basis, residual FROM drift WHERE day > ?1 AND day < ?2",
         )
         .map_err(failed)?;
-    let mut rows = statement.query(params![since, until]).map_err(failed)?;
-    let mut days = BTreeMap::<(i64, String, String), Earned>::new();
+    let mut rows = statement.query(params![since, until, USD]).map_err(failed)?;
+    let mut days = BTreeMap::<(i64, String, String, String), Earned>::new();
     while let Some(row) = rows.next().map_err(failed)? {
-        let key: (i64, String, String) =
-            (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
+        let key = (
+            row.get(0).map_err(failed)?,
+            row.get::<_, String>(1).map_err(failed)?,
+            row.get(2).map_err(failed)?,
+            row.get(3).map_err(failed)?,
+        );
         if query.symbol.as_ref().is_some_and(|symbol| symbol.as_str() != key.1) {
             continue;
         }
         let (kind, first, second): (String, String, String) =
-            (row.get(3).map_err(failed)?, row.get(4).map_err(failed)?, row.get(5).map_err(failed)?);
+            (row.get(4).map_err(failed)?, row.get(5).map_err(failed)?, row.get(6).map_err(failed)?);
         let amount = notional(&first)?;
         let more = match kind.as_str() {
             "funding" => Earned { funding: amount, ..Earned::default() },
@@ -320,11 +339,12 @@ fn earned(state: &State, query: &PnlQuery) -> Result<Vec<EarnedDay>, HistoryErro
         *sum = sum.plus(&more).map_err(failed)?;
     }
     days.into_iter()
-        .map(|((day, symbol, account), earned)| {
+        .map(|((day, symbol, account, asset), earned)| {
             Ok(EarnedDay {
                 day: Timestamp::from_millis(day),
                 symbol: symbol.parse().map_err(failed)?,
                 account: account.parse().map_err(failed)?,
+                asset,
                 earned,
             })
         })

@@ -148,6 +148,7 @@ async fn what_was_earned_is_added_up_by_day_symbol_and_account() {
                 row("c1", IncomeKind::Fee, "-0.25", 5),
                 row("r1", IncomeKind::Realized, "3", 5),
                 row("f3", IncomeKind::Funding, "1", 24),
+                Income { asset: "BNB".to_owned(), ..row("c2", IncomeKind::Fee, "-0.002", 24) },
             ]
         };
         assert_eq!(history.newest_income(&main).await.unwrap(), None);
@@ -174,11 +175,40 @@ async fn what_was_earned_is_added_up_by_day_symbol_and_account() {
                     .map(|amount| amount.value().normalize().to_string())
             })
             .collect();
-        assert_eq!(told, [["2.5", "-0.25", "3", "0.375", "0.5", "3.125"], ["1", "0", "0", "0", "0", "1"]]);
-        assert_eq!((days[0].day, days[1].day), (at(0), at(24)));
+        assert_eq!(
+            told,
+            [
+                ["2.5", "-0.25", "3", "0.375", "0.5", "3.125"],
+                ["0", "-0.002", "0", "0", "0", "-0.002"],
+                ["1", "0", "0", "0", "0", "1"]
+            ]
+        );
+        let of_days: Vec<_> = days.iter().map(|line| (line.day, line.asset.as_str())).collect();
+        assert_eq!(of_days, [(at(0), "USD"), (at(24), "BNB"), (at(24), "USD")]);
         let of = async |query: PnlQuery| history.earned(query).await.unwrap().len();
-        assert_eq!(of(PnlQuery { since: Some(at(24)), ..PnlQuery::default() }).await, 1);
+        assert_eq!(of(PnlQuery { since: Some(at(24)), ..PnlQuery::default() }).await, 2);
         assert_eq!(of(PnlQuery { since: Some(at(23)), until: Some(at(24)), ..PnlQuery::default() }).await, 1);
         assert_eq!(of(PnlQuery { symbol: Some("ETH-USD".parse().unwrap()), ..PnlQuery::default() }).await, 0);
+    }
+}
+
+/// A file of an earlier version, which kept every row in USD, is gone on with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_an_earlier_version_kept_are_in_usd() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = rusqlite::Connection::open(folder.path().join("history.sqlite")).unwrap();
+    old.execute_batch(
+        "CREATE TABLE income (
+             account TEXT NOT NULL, id TEXT NOT NULL, day INTEGER NOT NULL, at INTEGER NOT NULL, symbol TEXT NOT NULL,
+             kind TEXT NOT NULL, amount TEXT NOT NULL, PRIMARY KEY (account, id)
+         ) STRICT, WITHOUT ROWID;
+         INSERT INTO income VALUES ('main', 'f1', 86400000, 86400005, 'BTC-USD', 'funding', '1.25');",
+    )
+    .unwrap();
+    drop(old);
+    for _ in 0..2 {
+        let days = SqliteHistory::open(folder.path()).unwrap().earned(PnlQuery::default()).await.unwrap();
+        let told: Vec<_> = days.iter().map(|line| (line.asset.as_str(), line.earned.funding)).collect();
+        assert_eq!(told, [("USD", notional("1.25"))]);
     }
 }

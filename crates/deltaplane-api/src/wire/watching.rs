@@ -244,7 +244,7 @@ struct GroupDay<'a> {
 /// The sums of each hedge group and day: the accounts of a symbol's policy, and beside them those that are in none.
 fn pnl_groups<'a>(lines: &'a [EarnedDay], policies: &[PolicyView]) -> Vec<GroupDay<'a>> {
     let mut groups = BTreeMap::<(Reverse<Timestamp>, &Symbol, bool), Vec<&EarnedDay>>::new();
-    for line in lines {
+    for line in lines.iter().filter(|line| line.counts()) {
         let is_outside = !hedges(policies, &line.symbol, &line.account);
         groups.entry((Reverse(line.day), &line.symbol, is_outside)).or_default().push(line);
     }
@@ -270,31 +270,40 @@ fn pnl_group(group: &GroupDay<'_>) -> JsonObject {
     json
 }
 
-/// What was earned: every line, the sums of hedge groups, and the sum of all.
+fn pnl_line(line: &EarnedDay) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("date", &date(line.day));
+    json.put("symbol", line.symbol.as_str());
+    json.put("accountId", line.account.as_str());
+    if line.counts() {
+        earned(&mut json, &line.earned);
+    } else {
+        json.put("asset", &line.asset);
+        json.number("funding", line.earned.funding.value());
+        json.number("fees", line.earned.fees.value());
+        json.number("realized", line.earned.realized.value());
+    }
+    json
+}
+
+/// What was earned: every line, the sums of hedge groups, the sum of all, and what nobody says the worth of.
 pub(crate) fn pnl(lines: &[EarnedDay], policies: &[PolicyView]) -> JsonObject {
-    let days: Vec<JsonObject> = lines
-        .iter()
-        .map(|line| {
-            let mut json = JsonObject::default();
-            json.put("date", &date(line.day));
-            json.put("symbol", line.symbol.as_str());
-            json.put("accountId", line.account.as_str());
-            earned(&mut json, &line.earned);
-            json
-        })
-        .collect();
+    let (counted, uncounted): (Vec<&EarnedDay>, Vec<&EarnedDay>) =
+        lines.iter().partition(|line| line.counts());
+    let told = |lines: &[&EarnedDay]| lines.iter().map(|line| pnl_line(line)).collect::<Vec<_>>();
     // What cannot be added up is not: each line stands for itself.
-    let sum = lines.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned));
+    let sum = counted.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned));
     let total = sum.ok().map(|sum| {
         let mut json = JsonObject::default();
         earned(&mut json, &sum);
         json
     });
     let mut json = JsonObject::default();
-    json.put("days", &days);
+    json.put("days", &told(&counted));
     let groups = pnl_groups(lines, policies);
     json.put("groups", &groups.iter().map(pnl_group).collect::<Vec<_>>());
     json.put("total", &total);
+    json.put("uncounted", &told(&uncounted));
     json
 }
 
@@ -307,11 +316,13 @@ fn earned_csv(earned: &Earned) -> String {
     format!("{funding},{fees},{basis},{residual},{total},{realized}")
 }
 
-/// The lines as text; nothing in them needs quotes.
+/// The lines as text, each in its asset; nothing in them needs quotes.
 pub(crate) fn pnl_csv(lines: &[EarnedDay]) -> String {
-    let mut text = format!("date,symbol,accountId,{EARNED}\r\n");
-    for EarnedDay { day, symbol, account, earned } in lines {
-        let _ = write!(text, "{},{symbol},{account},{}\r\n", date(*day), earned_csv(earned));
+    let mut text = format!("date,symbol,accountId,{EARNED},asset\r\n");
+    for EarnedDay { day, symbol, account, asset, earned } in lines {
+        // A venue gave the name.
+        let asset = asset.replace(|letter: char| !letter.is_ascii_alphanumeric(), "");
+        let _ = write!(text, "{},{symbol},{account},{},{asset}\r\n", date(*day), earned_csv(earned));
     }
     text
 }
@@ -330,7 +341,7 @@ pub(crate) fn pnl_groups_csv(lines: &[EarnedDay], policies: &[PolicyView]) -> St
 
 #[cfg(test)]
 mod tests {
-    use deltaplane_ports::Policy;
+    use deltaplane_ports::{Policy, USD};
     use deltaplane_types::Decimal;
 
     use super::*;
@@ -340,6 +351,7 @@ mod tests {
             day: Timestamp::from_millis(day * 86_400_000),
             symbol: symbol.parse().unwrap(),
             account: account.parse().unwrap(),
+            asset: USD.to_owned(),
             earned: Earned { funding: Notional::new(Decimal::from(funding)), ..Earned::default() },
         }
     }
@@ -363,6 +375,7 @@ mod tests {
             line(1, "BTC-USD", "c", 100),
             line(1, "ETH-USD", "a", 1),
             line(1, "ETH-USD", "c", 1),
+            EarnedDay { asset: "BNB".to_owned(), ..line(1, "ETH-USD", "c", 500) },
         ];
         let groups: Vec<(String, String, usize, bool, i64)> = pnl_groups(&lines, std::slice::from_ref(&view))
             .iter()
@@ -387,5 +400,10 @@ mod tests {
         assert_eq!(groups, expected);
         let csv = pnl_groups_csv(&lines, &[view]);
         assert_eq!(csv.lines().nth(1), Some("1970-01-02,BTC-USD,true,a b,4,0,0,0,4,0"));
+        assert_eq!(pnl_csv(&lines).lines().last(), Some("1970-01-02,ETH-USD,c,500,0,0,0,500,0,BNB"));
+        let json = serde_json::to_value(pnl(&lines, &[])).unwrap();
+        assert_eq!(json["total"]["funding"].to_string(), "111");
+        let expected = r#"[{"date":"1970-01-02","symbol":"ETH-USD","accountId":"c","asset":"BNB","funding":500,"fees":0,"realized":0}]"#;
+        assert_eq!(json["uncounted"], serde_json::from_str::<serde_json::Value>(expected).unwrap());
     }
 }
