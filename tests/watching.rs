@@ -583,3 +583,60 @@ async fn a_policy_that_goes_to_its_band_goes_a_little_further_than_the_edge() {
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(world.true_net(), inner + delta("0.002").value());
 }
+
+/// One account's alert stands all the time and another's comes and goes, while the services stop and start: of each the
+/// journal's last word is what the next run begins with, and nothing is told once all has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_while_alerts_fire_loses_none() {
+    let (mut world, mut journal) = world(config()).await;
+    let risk = world.engine.account_risk(&world.accounts[1]).await.unwrap();
+    let margin = risk.utilization.unwrap().value() * risk.equity.value();
+    let (short_of_margin, rich) = ((margin / Decimal::new(98, 2)).round_dp(2).to_string(), "100000");
+    set_wallet(&world, 1, &short_of_margin);
+    let stands = async |world: &World, index: usize| {
+        let all = world.engine.alerts().await;
+        let of = |alert: &&Alert| {
+            alert.topic == "utilization" && alert.account.as_ref() == Some(&world.accounts[index])
+        };
+        all.iter().find(of).map(|alert| alert.id.clone())
+    };
+    until("it stands", async || stands(&world, 1).await.is_some()).await;
+    let standing = stands(&world, 1).await;
+    for round in 0..3 {
+        // Seven turns: the stop comes now after an alert began, now after it ended.
+        for turn in 0..7 + round {
+            set_wallet(&world, 0, if turn % 2 == 0 { &short_of_margin } else { rich });
+            until("it turns", async || stands(&world, 0).await.is_some() == (turn % 2 == 0)).await;
+        }
+        set_wallet(&world, 0, if round % 2 == 0 { rich } else { &short_of_margin });
+        let began = tokio::time::Instant::now();
+        world.engine.stop(Duration::from_secs(10)).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        world.engine.end();
+        let records = journal.records();
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(journal.records().len(), records.len(), "nothing is told after the end");
+        let mut told = BTreeMap::<String, bool>::new();
+        for record in &records {
+            let Record::Alert { alert, change } = record else { continue };
+            let before = told.insert(alert.id.clone(), *change != AlertChange::Resolved);
+            assert_ne!(before, Some(false), "{} was over", alert.id);
+        }
+        told.retain(|_, stands| *stands);
+        let World { exchanges, engine, accounts } = world;
+        drop(engine);
+        let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+        journal = Arc::new(MemoryJournal::with(records));
+        let engine = engine_through(&places(), &exchanges, &urls, journal.clone(), config()).await;
+        // What it began with stands, or ended since.
+        let standing_now = engine.alerts().await.iter().map(|alert| alert.id.clone()).collect::<Vec<_>>();
+        let past = engine.past_alerts(usize::MAX).await;
+        let is_known =
+            |id: &String| standing_now.contains(id) || past.iter().any(|past| past.alert.id == *id);
+        assert!(told.keys().all(is_known), "{told:?} {standing_now:?}");
+        ready(&engine).await;
+        world = World { exchanges, engine, accounts };
+        assert_eq!(stands(&world, 1).await, standing, "the same alert, under its name");
+        until("it follows", async || stands(&world, 0).await.is_some() == (round % 2 == 1)).await;
+    }
+}
