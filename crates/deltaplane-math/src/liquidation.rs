@@ -4,8 +4,10 @@ use deltaplane_types::{Decimal, Delta, MarginBracket, Notional, Price, Ratio};
 
 use crate::{MathError, add, div, maintenance_margin, mul_rounded, sub};
 
-/// Halvings of the range in which the move is looked for.
-const HALVINGS: u32 = 64;
+/// How near the move is found: a fraction of the price.
+const FINEST: Decimal = Decimal::from_parts(1, 0, 0, false, 16);
+/// Every second step halves the range at least, so that so many bring any to [`FINEST`].
+const STEPS: u32 = 128;
 /// The largest rise that is looked at: ten times the price.
 const FURTHEST: i64 = 9;
 
@@ -116,26 +118,55 @@ pub(crate) fn distances<'a>(
     if positions.iter().all(|position| position.quantity.is_zero()) {
         return Ok(found);
     }
-    if cushion(Decimal::ZERO)? <= Decimal::ZERO {
+    let now = (Decimal::ZERO, cushion(Decimal::ZERO)?);
+    if now.1 <= Decimal::ZERO {
         return Ok([Some(Ratio::ZERO); 2]);
     }
     for (end, found) in [Decimal::NEGATIVE_ONE, Decimal::from(FURTHEST)].into_iter().zip(&mut found) {
-        if cushion(end)? > Decimal::ZERO {
+        let end = (end, cushion(end)?);
+        if end.1 > Decimal::ZERO {
             continue;
         }
-        let (mut safe, mut lost) = (Decimal::ZERO, end);
-        for _ in 0..HALVINGS {
-            let middle = div(add(safe, lost)?, Decimal::TWO)?;
-            if cushion(middle)? > Decimal::ZERO {
-                safe = middle;
-            } else {
-                lost = middle;
-            }
-        }
+        let outlived = edge(cushion, now, end)?;
         // Cut off and not rounded: it is a move that is outlived.
-        *found = Some(Ratio::new(safe.abs().trunc_with_scale(12).normalize()));
+        *found = Some(Ratio::new(outlived.abs().trunc_with_scale(12).normalize()));
     }
     Ok(found)
+}
+
+/// The move, and the cushion at it.
+type Point = (Decimal, Decimal);
+
+/// The last move from `safe` to `lost` that leaves something above the maintenance margin, to [`FINEST`].
+///
+/// Within one step of every margin table the cushion is a line, and where it crosses zero is found at once; halving in
+/// turn brings both ends into the same step.
+fn edge(
+    cushion: impl Fn(Decimal) -> Result<Decimal, MathError>,
+    mut safe: Point,
+    mut lost: Point,
+) -> Result<Decimal, MathError> {
+    for step in 0..STEPS {
+        let width = sub(lost.0, safe.0)?;
+        if width.abs() <= FINEST {
+            break;
+        }
+        let is_line = step % 2 == 0;
+        let part =
+            if is_line { div(safe.1, sub(safe.1, lost.1)?)? } else { div(Decimal::ONE, Decimal::TWO)? };
+        let between = add(safe.0, mul_rounded(width, part)?)?;
+        let between = (between, cushion(between)?);
+        let is_safe = between.1 > Decimal::ZERO;
+        *(if is_safe { &mut safe } else { &mut lost }) = between;
+        if is_line {
+            // Where it is the edge, what is beside it on the other side proves it.
+            let further = if width.is_sign_negative() == is_safe { -FINEST } else { FINEST };
+            let beside = add(between.0, further)?;
+            let beside = (beside, cushion(beside)?);
+            *(if beside.1 > Decimal::ZERO { &mut safe } else { &mut lost }) = beside;
+        }
+    }
+    Ok(safe.0)
 }
 
 #[cfg(test)]
@@ -210,6 +241,70 @@ mod tests {
         let rich = MarkedPosition { own_equity: Some(Notional::new(dec("600"))), ..short };
         // 1,000 less 600 are left: (400 − 25) ÷ 4,975.
         assert_eq!(distance("1000", &[long, rich]), Some(dec("0.075377")));
+    }
+
+    /// The same found by halving alone, over tables of one to four steps, with steps that jump and ones that do not.
+    #[test]
+    fn the_edge_is_where_halving_finds_it() {
+        let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut next = |below: i64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            i64::try_from(random % below.unsigned_abs()).unwrap()
+        };
+        let mut met = 0;
+        for case in 0..400 {
+            let positions: Vec<MarkedPosition> = (0..=next(3))
+                .map(|_| {
+                    let mut below = Decimal::ZERO;
+                    let (mut rate, mut deduction) = (Decimal::new(1 + next(10), 3), Decimal::ZERO);
+                    let steps = (0..=next(3)).map(|_| {
+                        let step = MarginBracket {
+                            floor: Notional::new(below),
+                            cap: Notional::new(below + Decimal::from(1_000 + next(50_000))),
+                            maintenance_rate: Ratio::new(rate),
+                            deduction: Notional::new(deduction),
+                            max_leverage: dec("100"),
+                        };
+                        below = step.cap.value();
+                        let more = Decimal::new(1 + next(30), 3);
+                        // Without it the margin jumps at the end of the step.
+                        deduction += if case % 4 == 0 { Decimal::ZERO } else { below * more };
+                        rate += more;
+                        step
+                    });
+                    MarkedPosition {
+                        brackets: steps.collect(),
+                        ..position(&(next(21) - 10).to_string(), &(1_000 + next(9_000)).to_string(), FLAT)
+                    }
+                })
+                .collect();
+            let equity = Notional::new(Decimal::from(next(60_000)));
+            let held: Vec<&MarkedPosition> = positions.iter().collect();
+            let at = |r| cushion(equity, held.iter().copied(), r).unwrap();
+            if at(Decimal::ZERO) <= Decimal::ZERO || positions.iter().all(|one| one.quantity.is_zero()) {
+                continue;
+            }
+            let found = distances(equity, &positions).unwrap();
+            for (end, found) in [Decimal::NEGATIVE_ONE, Decimal::from(FURTHEST)].into_iter().zip(found) {
+                let Some(found) = found else {
+                    assert!(at(end) > Decimal::ZERO);
+                    continue;
+                };
+                met += 1;
+                let r = if end.is_sign_negative() { -found.value() } else { found.value() };
+                assert!(at(r) > Decimal::ZERO, "case {case}: {r} is not outlived");
+                let (mut safe, mut lost) = (Decimal::ZERO, end);
+                for _ in 0..64 {
+                    let middle = (safe + lost) / Decimal::TWO;
+                    *(if at(middle) > Decimal::ZERO { &mut safe } else { &mut lost }) = middle;
+                }
+                let apart = (safe - r).abs();
+                assert!(apart <= Decimal::new(1, 12), "case {case}: {r}, by halving {safe}");
+            }
+        }
+        assert!(met > 200, "only {met}");
     }
 
     #[test]
