@@ -141,7 +141,7 @@ struct FileLog {
     format: LogFormat,
 }
 
-/// Each a pair of WARN and CRITICAL.
+/// Each pair is of WARN and CRITICAL.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileAlerts {
@@ -150,6 +150,9 @@ struct FileAlerts {
     utilization: Option<[Spanned<String>; 2]>,
     margin_ratio: Option<[Spanned<String>; 2]>,
     liquidation_distance: Option<[Spanned<String>; 2]>,
+    runway_days: Option<[Spanned<String>; 2]>,
+    carry_per_day: Option<Spanned<String>>,
+    adl_rank: Option<Spanned<u8>>,
     hysteresis: Option<Spanned<String>>,
 }
 
@@ -474,25 +477,29 @@ impl Places<'_> {
 
     /// A fraction from 0 to 1.
     fn fraction(&self, key: &str, value: &Spanned<String>) -> Result<Ratio> {
+        self.ratio_to(Decimal::ONE, key, value)
+    }
+
+    fn ratio_to(&self, most: Decimal, key: &str, value: &Spanned<String>) -> Result<Ratio> {
         let place = self.at(value.span().start);
         let number = parse_exact(value.get_ref())
             .map_err(|error| anyhow!("{place}: {key} {:?} is {error}", value.get_ref()))?;
-        if number < Decimal::ZERO || number > Decimal::ONE {
-            bail!("{place}: {key} {number} must be 0 to 1");
+        if number < Decimal::ZERO || number > most {
+            bail!("{place}: {key} {number} must be 0 to {most}");
         }
         Ok(Ratio::new(number))
     }
 
-    /// Both steps of an alert: CRITICAL must be worse than WARN.
+    /// Both steps of an alert, at most `most`: CRITICAL must be worse than WARN.
     fn threshold(
         &self,
-        key: &str,
+        (key, most): (&str, Decimal),
         pair: Option<&[Spanned<String>; 2]>,
         default: Threshold,
     ) -> Result<Threshold> {
         let Some([warn, critical]) = pair else { return Ok(default) };
         let place = self.at(critical.span().start);
-        let (warn, critical) = (self.fraction(key, warn)?, self.fraction(key, critical)?);
+        let (warn, critical) = (self.ratio_to(most, key, warn)?, self.ratio_to(most, key, critical)?);
         let worse = if default.falling { critical < warn } else { critical > warn };
         if !worse {
             let way = if default.falling { "below" } else { "above" };
@@ -621,21 +628,31 @@ impl Places<'_> {
 
     fn alerts(&self, raw: &FileAlerts) -> Result<AlertThresholds> {
         let known = AlertThresholds::default();
-        let hysteresis = raw.hysteresis.as_ref().map(|value| self.fraction("alerts.hysteresis", value));
+        let fraction = |key, value: &Option<Spanned<String>>, default| {
+            value.as_ref().map_or(Ok(default), |value| self.fraction(key, value))
+        };
+        let pair = |key, pair: &Option<[Spanned<String>; 2]>, default| {
+            self.threshold((key, Decimal::ONE), pair.as_ref(), default)
+        };
+        let days = ("alerts.runway_days", Decimal::from(365));
+        if let Some(rank) = &raw.adl_rank
+            && !(1..=5).contains(rank.get_ref())
+        {
+            bail!("{}: alerts.adl_rank {} must be 1 to 5", self.at(rank.span().start), rank.get_ref());
+        }
         Ok(AlertThresholds {
-            delta: self.threshold("alerts.delta", raw.delta.as_ref(), known.delta)?,
-            utilization: self.threshold("alerts.utilization", raw.utilization.as_ref(), known.utilization)?,
-            margin_ratio: self.threshold(
-                "alerts.margin_ratio",
-                raw.margin_ratio.as_ref(),
-                known.margin_ratio,
-            )?,
-            liquidation_distance: self.threshold(
+            delta: pair("alerts.delta", &raw.delta, known.delta)?,
+            utilization: pair("alerts.utilization", &raw.utilization, known.utilization)?,
+            margin_ratio: pair("alerts.margin_ratio", &raw.margin_ratio, known.margin_ratio)?,
+            liquidation_distance: pair(
                 "alerts.liquidation_distance",
-                raw.liquidation_distance.as_ref(),
+                &raw.liquidation_distance,
                 known.liquidation_distance,
             )?,
-            hysteresis: hysteresis.transpose()?.unwrap_or(known.hysteresis),
+            runway_days: self.threshold(days, raw.runway_days.as_ref(), known.runway_days)?,
+            carry_per_day: fraction("alerts.carry_per_day", &raw.carry_per_day, known.carry_per_day)?,
+            adl_rank: raw.adl_rank.as_ref().map_or(known.adl_rank, |rank| *rank.get_ref()),
+            hysteresis: fraction("alerts.hysteresis", &raw.hysteresis, known.hysteresis)?,
         })
     }
 
@@ -1106,6 +1123,35 @@ secret_env = "PATH"
         assert_eq!((limits.max_gross_notional, limits.max_orders_per_minute), (Some(usd(800)), 7));
         assert_eq!((config.breakers.refusals, config.breakers.slippage), (Some(4), None));
         assert_eq!(config.breakers.loss, BreakerSettings::default().loss);
+    }
+
+    #[test]
+    fn alerts_begin_where_the_file_says() {
+        let own = |lines: &str| format!("{LIVE}[alerts]\n{lines}");
+        let text = own(
+            "utilization = [\"0.5\", \"0.6\"]\nrunway_days = [\"14\", \"7.5\"]\ncarry_per_day = \"0.001\"\nadl_rank = 5",
+        );
+        let alerts = Config::parse(&text, "deltaplane.toml").unwrap().alerts;
+        let ratio = |number: i64, scale| Ratio::new(Decimal::new(number, scale));
+        let expected = AlertThresholds {
+            utilization: Threshold::rising(ratio(5, 1), ratio(6, 1)),
+            runway_days: Threshold::falling(ratio(14, 0), ratio(75, 1)),
+            carry_per_day: ratio(1, 3),
+            adl_rank: 5,
+            ..AlertThresholds::default()
+        };
+        assert_eq!(alerts, expected);
+        refused(
+            &own("delta = [\"0.3\", \"0.2\"]"),
+            "line 17: alerts.delta is [WARN, CRITICAL]: 0.2 must be above 0.3",
+        );
+        refused(
+            &own("runway_days = [\"1\", \"3\"]"),
+            "alerts.runway_days is [WARN, CRITICAL]: 3 must be below 1",
+        );
+        refused(&own("runway_days = [\"366\", \"3\"]"), "alerts.runway_days 366 must be 0 to 365");
+        refused(&own("hysteresis = \"1.1\""), "line 17: alerts.hysteresis 1.1 must be 0 to 1");
+        refused(&own("adl_rank = 6"), "line 17: alerts.adl_rank 6 must be 1 to 5");
     }
 
     #[test]

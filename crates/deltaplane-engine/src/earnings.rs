@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
 use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, PnlQuery, ReadError, USD};
-use deltaplane_risk::Threshold;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, ArithmeticError, Code, Decimal, Delta, Instrument, Notional, Ratio,
     Symbol, Timestamp,
@@ -37,15 +36,8 @@ const CARRY: &str = "carry";
 const RUNWAY: &str = "runway";
 const DELISTING: &str = "delisting";
 const ADL_RANK: &str = "adl-rank";
-/// From this place in a venue's queue for auto-deleveraging on it is told.
-const ADL_RANK_TOLD: u8 = 4;
 /// How often the places are asked for.
 const ADL_RANK_EVERY: Duration = Duration::from_secs(60);
-/// Part of the value of all positions that a day's funding must cost to be an alert: a basis point.
-const LEAST_CARRY: Decimal = Decimal::from_parts(1, 0, 0, false, 4);
-/// Days of margin below which an account's runway is an alert.
-const RUNWAY_DAYS: (Ratio, Ratio) =
-    (Ratio::new(Decimal::from_parts(3, 0, 0, false, 0)), Ratio::new(Decimal::ONE));
 
 /// A position when it was last looked at.
 struct Marked {
@@ -187,6 +179,7 @@ impl Core {
     pub(crate) async fn look_at_carry(&self, risks: &BTreeMap<AccountId, Arc<AccountRisk>>) {
         let shared = &self.shared;
         let now = shared.eyes.clock.now();
+        let limits = shared.eyes.config.alerts;
         let lines = self.funding().await;
         let mut records = self.look_at_contracts(now).await;
         let told = |account: &AccountId, symbol: &Symbol| {
@@ -221,7 +214,7 @@ impl Core {
         });
         let pays = |(symbol, per_day): &(&Symbol, &Decimal)| {
             let stands = shared.alerts.severity_of(CARRY, None, Some(symbol)).is_some();
-            let part = if stands { Decimal::ZERO } else { LEAST_CARRY };
+            let part = if stands { Decimal::ZERO } else { limits.carry_per_day.value() };
             let least = gross.get(symbol).and_then(|gross| gross.checked_mul(part)).unwrap_or_default();
             **per_day < -least && is_known(symbol)
         };
@@ -248,13 +241,10 @@ impl Core {
             valued.filter(|(account, risk)| risk.positions.iter().all(|one| told(account, &one.symbol)))
         {
             let per_day = by_account.get(account).copied().unwrap_or_default();
-            let critical = shared.eyes.config.alerts.margin_ratio.critical;
-            let found = runway(risk, per_day, critical).ok().flatten();
+            let found = runway(risk, per_day, limits.margin_ratio.critical).ok().flatten();
             let before = shared.alerts.severity_of(RUNWAY, Some(account), None);
-            let limits = Threshold { warn: RUNWAY_DAYS.0, critical: RUNWAY_DAYS.1, falling: true };
-            let hysteresis = shared.eyes.config.alerts.hysteresis;
-            let severity = found
-                .and_then(|(days, _)| limits.severity(Ratio::new(days), before, hysteresis).ok().flatten());
+            let severity = |days| limits.runway_days.severity(Ratio::new(days), before, limits.hysteresis);
+            let severity = found.and_then(|(days, _)| severity(days).ok().flatten());
             let (Some((days, top_up)), Some(severity)) = (found, severity) else {
                 records.extend(
                     shared.alerts.resolve(RUNWAY, now, |alert| alert.account.as_ref() == Some(account)),
@@ -292,12 +282,13 @@ impl Core {
             futures_util::future::join_all(asked).await.into_iter().flatten().collect();
         let now = shared.eyes.clock.now();
         let rank = |account: &AccountId, symbol: &Symbol| told.get(account)?.get(symbol).copied();
+        let told_from = shared.eyes.config.alerts.adl_rank;
         let mut records = shared.alerts.resolve(ADL_RANK, now, |alert| {
             let (Some(account), Some(symbol)) = (&alert.account, &alert.symbol) else { return false };
-            told.contains_key(account) && rank(account, symbol).is_none_or(|rank| rank < ADL_RANK_TOLD)
+            told.contains_key(account) && rank(account, symbol).is_none_or(|rank| rank < told_from)
         });
         for (account, ranks) in &told {
-            for (symbol, rank) in ranks.iter().filter(|(_, rank)| **rank >= ADL_RANK_TOLD) {
+            for (symbol, rank) in ranks.iter().filter(|(_, rank)| **rank >= told_from) {
                 let condition = Condition {
                     kind: AlertKind::Execution,
                     topic: ADL_RANK,

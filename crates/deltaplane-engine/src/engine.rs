@@ -123,6 +123,7 @@ pub(crate) struct Core {
     pub(crate) rules: BTreeMap<AccountId, VenueRules>,
     ids: Arc<dyn IdSource>,
     slots: Arc<Semaphore>,
+    kept_slots: Arc<Semaphore>,
     pub(crate) runtime: tokio::runtime::Handle,
     started_at: Timestamp,
     pub(crate) recovering: AtomicU64,
@@ -207,7 +208,8 @@ impl Engine {
             overrides: config.overrides.clone(),
         });
         let rules = gateways.iter().map(|(id, gateway)| (id.clone(), gateway.rules())).collect();
-        let slots = Arc::new(Semaphore::new(config.max_operations.saturating_add(KEPT_SLOTS)));
+        let slots = Arc::new(Semaphore::new(config.max_operations));
+        let kept_slots = Arc::new(Semaphore::new(KEPT_SLOTS));
         let mut tasks = JoinSet::new();
         for keeper in keepers.values() {
             let of_account = |name, run: fn(Arc<AccountKeeper>, Symbol) -> BoxFuture<'static, ()>| {
@@ -262,6 +264,7 @@ impl Engine {
             rules,
             ids,
             slots,
+            kept_slots,
             runtime: tokio::runtime::Handle::current(),
             started_at,
             recovering: AtomicU64::new(0),
@@ -350,11 +353,11 @@ impl Engine {
     pub async fn stop(&self, within: Duration) {
         self.core.stopping.store(true, Ordering::SeqCst);
         self.core.hurry("the end of the services", |_| true);
-        let all = self.core.shared.eyes.config.max_operations.saturating_add(KEPT_SLOTS);
-        let all = u32::try_from(all).unwrap_or(u32::MAX);
+        let count = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);
+        let (all, kept) = (count(self.core.shared.eyes.config.max_operations), count(KEPT_SLOTS));
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
-            let _ = self.core.slots.acquire_many(all).await;
+            let _ = tokio::join!(self.core.slots.acquire_many(all), self.core.kept_slots.acquire_many(kept));
             self.core.keep_marks().await;
             self.core.cancel_all_ours().await;
             self.core.shared.hands.gate.disarm().await;
@@ -745,8 +748,8 @@ impl Core {
         }
         // Requests that wait for each other never keep back what makes the book safe.
         let slot = self.slots.clone().try_acquire_owned().ok();
-        let slot = slot.filter(|_| kind.is_protective() || self.slots.available_permits() >= KEPT_SLOTS);
-        let Some(slot) = slot else {
+        let kept = || self.kept_slots.clone().try_acquire_owned().ok();
+        let Some(slot) = slot.or_else(|| if kind.is_protective() { kept() } else { None }) else {
             let mut failed = failure(
                 Code::TooManyRequests,
                 format!("{} operations are at work, as many as are allowed", eyes.config.max_operations),

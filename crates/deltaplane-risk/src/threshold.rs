@@ -55,7 +55,7 @@ impl Threshold {
     }
 }
 
-/// From where on the state of a book is an alert. The defaults are those of the control API.
+/// From where on the state of a book is an alert. The defaults are those of the control API and its documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlertThresholds {
     /// Deviation of net delta over the reference exposure.
@@ -66,6 +66,13 @@ pub struct AlertThresholds {
     pub margin_ratio: Threshold,
     /// Adverse joint move to liquidation.
     pub liquidation_distance: Threshold,
+    /// Days until funding has brought an account's margin ratio to its CRITICAL.
+    pub runway_days: Threshold,
+    /// Part of the value of all positions in a symbol that a day's funding must cost: from here on WARN, until it
+    /// earns again.
+    pub carry_per_day: Ratio,
+    /// Place in a venue's queue for auto-deleveraging, 1 to 5: from here on WARN.
+    pub adl_rank: u8,
     /// Part of a threshold by which a value must be better before its alert ends.
     pub hysteresis: Ratio,
 }
@@ -78,6 +85,9 @@ impl Default for AlertThresholds {
             utilization: Threshold::rising(percent(80), percent(95)),
             margin_ratio: Threshold::rising(percent(50), percent(80)),
             liquidation_distance: Threshold::falling(percent(15), percent(8)),
+            runway_days: Threshold::falling(percent(300), percent(100)),
+            carry_per_day: Ratio::new(Decimal::from_i128_with_scale(1, 4)),
+            adl_rank: 4,
             hysteresis: percent(20),
         }
     }
