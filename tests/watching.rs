@@ -118,7 +118,7 @@ async fn a_policy_does_not_ask_again_and_again_for_dust() {
     world.engine.put_policy(policy(&world)).await.unwrap();
     until("it is left alone", async || {
         let view = world.engine.policies().await.remove(0);
-        view.status == PolicyStatus::Within && view.reason.contains("0.0005 is left as it is")
+        view.status == PolicyStatus::Holding && view.reason.contains("0.0005 is left as it is")
     })
     .await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;

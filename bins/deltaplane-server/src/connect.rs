@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use deltaplane_engine::AccountParts;
-use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport, WeightBudget, host_and_port};
+use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport, WeightBudget};
 use deltaplane_ports::{AccountReader, Clock, ExitUser, Exits, OrderGateway, PriceFeed, SymbolMap};
 use deltaplane_types::Symbol;
 use deltaplane_venue_fapi::FapiConfig;
@@ -68,8 +68,8 @@ impl<'a> Exchange<'a> {
         }
         let is_new =
             self.exits.iter().all(|(_, known)| !std::ptr::addr_eq(Arc::as_ptr(known), Arc::as_ptr(egress)));
-        if is_new && let Some((host, port)) = host_and_port(&self.config.rest_url) {
-            egress.keep_checking(host, port);
+        if is_new {
+            egress.keep_checking(&self.config.rest_url);
         }
         self.exits.push((user, egress.clone()));
     }
@@ -81,8 +81,11 @@ impl<'a> Exchange<'a> {
 
     fn client(&self, exit: &Exit) -> Result<Arc<dyn HttpTransport>> {
         let allow_plain = self.config.rest_url.starts_with("http://");
+        let default = HttpClientConfig::default();
+        // What cannot be reached is known before the request is given up: then nothing was sent.
+        let connect_timeout = default.connect_timeout.min(self.config.request_timeout.mul_f64(0.6));
         let config =
-            HttpClientConfig { allow_plain, egress: exit.egress.clone(), ..HttpClientConfig::default() };
+            HttpClientConfig { allow_plain, connect_timeout, egress: exit.egress.clone(), ..default };
         Ok(Arc::new(HttpClient::new(&config)?))
     }
 

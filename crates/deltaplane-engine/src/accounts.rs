@@ -33,6 +33,12 @@ pub(crate) struct RecentTrades {
     pub(crate) after: Delta,
 }
 
+/// How soon a reading that failed is tried again, at the latest.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// The same where an operation waits to see what it did, and how often at most.
+const CATCH_UP_EVERY: Duration = Duration::from_secs(2);
+const CATCH_UP_TIMES: u32 = 15;
+
 #[derive(Default)]
 struct State {
     snapshot: Option<Arc<AccountSnapshot>>,
@@ -336,6 +342,16 @@ impl AccountKeeper {
         result
     }
 
+    /// Reads the account now, again and again where that fails: a venue's budget may be spent for a moment.
+    pub(crate) async fn catch_up(&self) {
+        for _ in 0..CATCH_UP_TIMES {
+            if self.refresh().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(CATCH_UP_EVERY).await;
+        }
+    }
+
     /// Keeps the state fresh until dropped.
     pub(crate) async fn keep(self: Arc<Self>) {
         let mut events = self.reader.subscribe();
@@ -356,7 +372,10 @@ impl AccountKeeper {
     /// Waits until the account should be read again: a while after something happened, else when what is known
     /// is old. What an operation read in the meantime counts.
     async fn wait_until_due(&self, events: &mut broadcast::Receiver<AccountEvent>) {
-        let mut due = Instant::now() + self.reader.pace().idle;
+        // What could not be read is not left alone as long as what was.
+        let idle = self.reader.pace().idle;
+        let is_failing = self.read(|state| state.last_error.is_some());
+        let mut due = Instant::now() + if is_failing { idle.min(AGAIN_AFTER) } else { idle };
         loop {
             let pace = self.reader.pace();
             tokio::select! {

@@ -85,6 +85,12 @@ impl Alerts {
         self.raise_with(condition, BTreeMap::new(), now)
     }
 
+    /// Notes something that happened, which is another thing each time: whoever saw the last one did not see this. Until
+    /// it is over, what is less severe takes no worse one's place.
+    pub(crate) fn happened(&self, condition: Condition, now: Timestamp) -> Option<Record> {
+        self.note(condition, BTreeMap::new(), now, true)
+    }
+
     /// The same with the numbers behind it. When only they change there is nothing new to record.
     pub(crate) fn raise_with(
         &self,
@@ -92,15 +98,28 @@ impl Alerts {
         data: BTreeMap<String, Decimal>,
         now: Timestamp,
     ) -> Option<Record> {
+        self.note(condition, data, now, false)
+    }
+
+    fn note(
+        &self,
+        condition: Condition,
+        data: BTreeMap<String, Decimal>,
+        now: Timestamp,
+        is_event: bool,
+    ) -> Option<Record> {
         let Condition { kind, topic, severity, account, symbol, message } = condition;
         let key = (kind, topic.to_owned(), account.clone(), symbol.clone());
         self.change(|alerts| {
             if let Some(known) = alerts.standing.get_mut(&key) {
-                (known.seen_at, known.data) = (now, data);
-                if known.severity == severity && known.message == message {
+                if is_event && severity < known.severity {
                     return None;
                 }
-                if severity > known.severity {
+                (known.seen_at, known.data) = (now, data);
+                if !is_event && known.severity == severity && known.message == message {
+                    return None;
+                }
+                if is_event || severity > known.severity {
                     // Whoever saw it did not see this.
                     known.acknowledged = None;
                 }
@@ -184,7 +203,7 @@ impl Alerts {
         self.with(|alerts| alerts.standing.values().find(same).map(|alert| alert.severity))
     }
 
-    /// Accounts that a CRITICAL alert names, with the alerts: they take no order that adds. What a person saw does
+    /// Accounts that a CRITICAL alert names, with the alerts: they only reduce risk. What a person saw does
     /// not keep an account out any more, but for its margin, which is what it is. A net delta that is off is brought
     /// back by orders.
     pub(crate) fn blocking(&self) -> BTreeMap<AccountId, Vec<String>> {
@@ -271,6 +290,39 @@ mod tests {
         }
         assert!(alerts.standing().is_empty());
     }
+
+    /// Something worse than what stands is new to whoever saw that, and so is the same again; something lesser hides
+    /// nothing.
+    #[test]
+    fn what_happens_again_was_not_seen_yet() {
+        let alerts = Alerts::default();
+        let at = Timestamp::from_millis;
+        let happened = |severity, message: &str, seconds| {
+            let account: AccountId = "main".parse().unwrap();
+            let condition = Condition {
+                kind: AlertKind::Execution,
+                topic: "outside-activity",
+                severity,
+                account: Some(account),
+                symbol: None,
+                message: message.to_owned(),
+            };
+            alerts.happened(condition, at(seconds)).is_some()
+        };
+        let stands = || {
+            let alert = alerts.standing()[0].clone();
+            (alert.severity, alert.message.clone(), alert.acknowledged.is_some(), alerts.blocking().len())
+        };
+        assert!(happened(AlertSeverity::Critical, "-1 liquidated", 1));
+        let id = alerts.standing()[0].id.clone();
+        alerts.acknowledge(&id, "seen".to_owned(), at(2)).unwrap();
+        assert_eq!(stands(), (AlertSeverity::Critical, "-1 liquidated".to_owned(), true, 0));
+        assert!(!happened(AlertSeverity::Warn, "0.002 sold by hand", 3));
+        assert_eq!(stands(), (AlertSeverity::Critical, "-1 liquidated".to_owned(), true, 0));
+        assert!(happened(AlertSeverity::Critical, "-1 liquidated", 4), "another one of the same size");
+        assert_eq!(stands(), (AlertSeverity::Critical, "-1 liquidated".to_owned(), false, 1));
+    }
+
     #[test]
     fn an_alert_is_acknowledged_once_and_anew_when_it_gets_worse() {
         let alerts = Alerts::default();

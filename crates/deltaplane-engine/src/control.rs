@@ -427,7 +427,7 @@ pub fn decide(round: &Round<'_>, anchor: &Anchor) -> Verdict {
 }
 
 fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict, Box<Failure>> {
-    let accounts = plan_accounts(round, anchor).map_err(internal)?;
+    let mut accounts = plan_accounts(round, anchor).map_err(internal)?;
     let (needed, most_ratio) = match &round.spec.goal {
         Goal::Settle => {
             let reason = "nothing is planned".to_owned();
@@ -440,6 +440,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             let tolerance = effective_tolerance(*tolerance, *max_deviation);
             let ratio = deviation_ratio(net, *target, anchor.reference).map_err(internal)?;
             let needed = target.minus(net).map_err(internal)?;
+            accounts = those_that_may(round, accounts, (net, needed)).map_err(internal)?;
             let least = least_smallest_order(&accounts, needed, round.spec.max_slippage).map_err(internal)?;
             let least = least.unwrap_or_default();
             match Decision::of(ratio, tolerance, needed.abs(), least) {
@@ -464,6 +465,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         }
         Goal::Hedge { .. } => {
             let wanted = wanted_of_hedge(round, anchor).map_err(internal)?;
+            accounts = those_that_may(round, accounts, (net, wanted)).map_err(internal)?;
             let least = least_smallest_order(&accounts, wanted, round.spec.max_slippage).map_err(internal)?;
             if wanted.abs().value() < least.unwrap_or_default().value() || wanted.is_zero() {
                 if round.has_more_clips() {
@@ -494,7 +496,6 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         None => needed,
     };
     let target = net.plus(needed).map_err(internal)?;
-    let accounts = those_that_may(round, accounts, (net, target)).map_err(internal)?;
     let target = if let Goal::Delta { target, .. } = &round.spec.goal { *target } else { target };
     let input = PlanInput {
         symbol: round.spec.symbol.clone(),
@@ -524,11 +525,11 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
 fn those_that_may(
     round: &Round<'_>,
     accounts: Vec<PlanAccount>,
-    (before, after): (Delta, Delta),
+    (net, needed): (Delta, Delta),
 ) -> Result<Vec<PlanAccount>, MathError> {
     let elsewhere = elsewhere(round)?;
     let away = |net: Delta| net.plus(elsewhere)?.minus(round.spec.terms.aim).map(Delta::abs);
-    if away(after)? <= away(before)? {
+    if away(net.plus(needed)?)? <= away(net)? {
         return Ok(accounts);
     }
     let (restricted, free): (Vec<_>, Vec<_>) =
@@ -692,8 +693,10 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         // What trades both ways never opens again what it closed, not even in doubt.
         account.only_reduces |= round.spec.goal.is_two_sided();
     }
-    let finest = accounts.iter().map(|account| account.rules.lot_size).min()?;
     let best = deltaplane_math::shrink(interval, anchor.target).ok()?;
+    // From the middle of what is possible to the target.
+    let accounts = those_that_may(round, accounts, (anchor.target.minus(best).ok()?, best)).ok()?;
+    let finest = accounts.iter().map(|account| account.rules.lot_size).min()?;
     let needed = round_down_to_lot(best, finest).ok()?;
     if needed.is_zero() {
         return None;
@@ -703,7 +706,6 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         as_of: round.snapshot.as_of,
         reference_price: round.snapshot.reference_price,
         target: anchor.target,
-        // From the middle of what is possible to the target.
         net: anchor.target.minus(needed).ok()?,
         needed,
         max_slippage: round.spec.max_slippage,
@@ -821,8 +823,12 @@ fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
             restricted.iter().filter_map(|id| Some(round.snapshot.restrictions.get(*id)?.as_str())).collect();
         why.dedup();
         let text = if why.is_empty() { text } else { format!("{text}: {}", why.join("; ")) };
-        let remedy =
-            "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first";
+        let is_halted = restricted.iter().all(|id| round.snapshot.trading_of(id) == TradingState::Halted);
+        let remedy = if is_halted {
+            "nothing is traded while it is halted: see GET /api/v1/system/status for why, and clear it first"
+        } else {
+            "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first"
+        };
         failure(Code::RiskBlocked, text, remedy)
     } else if !alerts.is_empty() {
         let remedy = "accounts with CRITICAL alerts only reduce: mend what GET /api/v1/risk/alerts says, acknowledge it, or name other accounts";
@@ -922,7 +928,7 @@ fn refused_by_gate(round: &Round<'_>, refusal: &GateRefusal) -> Box<Failure> {
         | GateRefusal::AccountHalted { .. }
         | GateRefusal::NotReducing { .. }
         | GateRefusal::OpensDelta { .. } => {
-            return cannot(round, refusal.to_string(), "clear the halt first");
+            return cannot(round, refusal.to_string(), "clear what restricts trading first");
         }
         GateRefusal::NotReconciled { .. } => (Code::Conflict, "wait until the account is reconciled"),
         GateRefusal::TooFewPrices { .. } => (Code::MarketDataUnavailable, "wait for a second price source"),

@@ -38,6 +38,8 @@ const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after an operation that did not reach what it was for; each further one is twice as long, up to
 /// the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+/// How long what an operation found nothing to trade about is left alone where nothing changes.
+const LEFT_ALONE_FOR: Duration = Duration::from_secs(3_600);
 /// How long after a scheduled rebalance that failed the next one comes.
 const REBALANCE_AGAIN: Duration = Duration::from_secs(600);
 /// The same where an account is near its liquidation.
@@ -65,10 +67,10 @@ struct Entry {
     outside_since: Option<Timestamp>,
     running: Option<(OperationId, OperationKind)>,
     last_operation: Option<OperationId>,
-    /// Net delta when it acted last.
-    acted_on: Option<Delta>,
-    /// Net delta at which an operation found nothing to trade: dust, say. The next one would find the same.
-    left_alone: Option<Delta>,
+    /// Net delta and its deviation ratio when it acted last.
+    acted_on: Option<(Delta, Ratio)>,
+    /// What an operation found nothing to trade about: dust, say. The next one would find the same.
+    left_alone: Option<LeftAlone>,
     failures: u32,
     paused_until: Timestamp,
     /// What did not reach its end.
@@ -76,6 +78,25 @@ struct Entry {
     /// The accounts that its last operation traded, and its end: older states of theirs may not show what it did.
     traded: (BTreeSet<AccountId>, Timestamp),
     rebalanced_at: Timestamp,
+}
+
+/// A net delta that is left as it is, for a while.
+#[derive(Clone, Copy)]
+struct LeftAlone {
+    net: Delta,
+    ratio: Ratio,
+    since: Timestamp,
+}
+
+impl LeftAlone {
+    /// Whether another operation would find what this one found: the same net delta, no further from its target for
+    /// the size of the book. Prices move too, so it is looked at again in an hour.
+    fn holds(&self, group: &Group, now: Timestamp) -> bool {
+        let further = self.ratio.value().checked_mul(Decimal::new(11, 1));
+        self.net == group.net
+            && further.is_none_or(|further| group.ratio.value() <= further)
+            && now.since(self.since) < LEFT_ALONE_FOR
+    }
 }
 
 impl Entry {
@@ -225,8 +246,8 @@ impl Core {
             }
         }
         // One that goes on may be changed and switched off whatever became of its contracts.
-        let before = self.policy(&policy.symbol).map(|view| view.policy.accounts);
-        let is_new = policy.enabled && before.is_none_or(|before| before != policy.accounts);
+        let before = self.policy(&policy.symbol).map(|view| view.policy).filter(|before| before.enabled);
+        let is_new = policy.enabled && before.is_none_or(|before| before.accounts != policy.accounts);
         let strangers =
             if is_new { self.not_listed(&policy.symbol, &policy.accounts).await } else { Vec::new() };
         if !strangers.is_empty() && policy.accounts.len() < strangers.len() + 2 {
@@ -375,10 +396,13 @@ impl Core {
         }) else {
             return (PolicyStatus::Holding, "it was removed".to_owned());
         };
-        let left_alone = self.shared.policies.entry(symbol, |entry| entry.left_alone).flatten();
-        if since.is_some() && left_alone == Some(group.net) {
+        let left_alone = self.shared.policies.entry(symbol, |entry| {
+            entry.left_alone = entry.left_alone.filter(|left| outside && left.holds(group, now));
+            entry.left_alone
+        });
+        if left_alone.flatten().is_some() {
             let why = format!("net delta {} is left as it is: see its newest operation", group.net);
-            return (PolicyStatus::Within, why);
+            return (PolicyStatus::Holding, why);
         }
         if let Some(since) = since {
             let ratio = shown(group.ratio);
@@ -398,7 +422,7 @@ impl Core {
                 return (PolicyStatus::Holding, format!("no account can trade now: {}", names()));
             }
             // What these alone find nothing to do about is looked at again when the others are back.
-            let acted_on = cannot.is_empty().then_some(group.net);
+            let acted_on = cannot.is_empty().then_some((group.net, group.ratio));
             self.shared.policies.entry(symbol, |entry| entry.acted_on = acted_on);
             let held = self.held_by(&cannot, symbol).await;
             let Some((target, held)) = held.and_then(|held| Some((policy.target.minus(held).ok()?, held)))
@@ -470,11 +494,15 @@ impl Core {
         running.get(operation).is_some_and(|at_work| at_work.is_slow)
     }
 
-    /// The accounts that cannot trade the symbol now, or cannot even reduce: the others may do their part.
+    /// The accounts that cannot trade the symbol now, or cannot even reduce: the others may do their part. Where both
+    /// sides shrink, what cannot be read keeps the others waiting for nothing.
     fn cannot_trade(&self, policy: &Policy, to_reduce: bool) -> BTreeSet<AccountId> {
         let eyes = &self.shared.eyes;
         let cannot = |id: &&AccountId| {
-            let is_blocked = eyes.accounts.get(*id).is_none_or(|keeper| keeper.blocked().is_some());
+            let is_out = |keeper: &Arc<AccountKeeper>| {
+                keeper.blocked().is_some() || (to_reduce && keeper.health().failing)
+            };
+            let is_blocked = eyes.accounts.get(*id).is_none_or(is_out);
             let is_stopped = match eyes.trading.of(id, &policy.symbol) {
                 TradingState::Halted => true,
                 // What is paused still lets out.
@@ -590,9 +618,12 @@ impl Core {
                 (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
-                if did_nothing && kind == OperationKind::Policy {
-                    entry.left_alone = entry.acted_on;
-                } else if did_nothing && kind == OperationKind::Deleverage {
+                // What gave way before its first order found nothing out.
+                let found_nothing = did_nothing && !gave_way;
+                if found_nothing && kind == OperationKind::Policy {
+                    let alone = |(net, ratio)| LeftAlone { net, ratio, since: now };
+                    entry.left_alone = entry.acted_on.map(alone);
+                } else if found_nothing && kind == OperationKind::Deleverage {
                     (entry.paused_until, entry.paused_by) = (now.after(URGENT_PAUSE.1), Some(kind));
                 }
             }
@@ -601,7 +632,7 @@ impl Core {
             keeper.mark_changed();
             // At once: what moves meanwhile must not wait until the account is due.
             let keeper = keeper.clone();
-            self.at_work(async move { drop(keeper.refresh().await) });
+            self.at_work(async move { keeper.catch_up().await });
         }
         if failed.is_some() {
             let message = format!(

@@ -273,7 +273,7 @@ pub(crate) async fn explain(
         }
         keeper.explain(symbol, trades);
         records.push(Record::External(activity.clone()));
-        records.extend(shared.alerts.raise(condition(&activity), now));
+        records.extend(shared.alerts.happened(condition(&activity), now));
         shared.ledger.keep(activity.clone());
         recorded.push(activity);
     }

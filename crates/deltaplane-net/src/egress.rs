@@ -129,6 +129,26 @@ impl Proxy {
         })
     }
 
+    /// Whether somebody answers at an address through it, whatever the answer is.
+    async fn answers(&self, url: &str) -> Result<(), String> {
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .proxy(self.for_http().map_err(|error| error.to_string())?)
+            .timeout(CHECK_FOR)
+            .build()
+            .map_err(|error| error.to_string())?;
+        let answer = client.head(url).send().await;
+        let answer = answer.map_err(|error| with_causes(&error.without_url()))?;
+        // Without TLS an HTTP proxy answers in place of those whom it cannot reach.
+        let is_carried = self.kind == ProxyKind::Http && url.starts_with("http://");
+        match answer.status().as_u16() {
+            status @ (407 | 502..=504) if is_carried => Err(format!("it answers {status} itself")),
+            _ => Ok(()),
+        }
+    }
+
     /// Opens a connection to a host through it.
     async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, String> {
         let address = |authority: &str| format!("http://{authority}").parse::<hyper::Uri>();
@@ -283,34 +303,16 @@ impl Egress {
         &self,
         (host, port): (&str, u16),
         within: Duration,
-    ) -> Result<TcpStream, ConnectError> {
+    ) -> Result<Connected, ConnectError> {
         let Some(index) = self.active() else {
             let stream = tokio::time::timeout(within, TcpStream::connect((host, port))).await;
             let stream = stream.map_err(|_| ConnectError::Direct(LATE.to_owned()))?;
             let prompt = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-            return prompt.map_err(|error| ConnectError::Direct(error.to_string()));
+            let stream = prompt.map_err(|error| ConnectError::Direct(error.to_string()))?;
+            return Ok(Connected { stream, through: None });
         };
-        self.connect_through(index, (host, port), within).await
-    }
-
-    async fn connect_through(
-        &self,
-        index: usize,
-        (host, port): (&str, u16),
-        within: Duration,
-    ) -> Result<TcpStream, ConnectError> {
-        let Some(exit) = self.exits.get(index) else {
-            return Err(ConnectError::Proxy("there is no such proxy".to_owned()));
-        };
-        let connected = match tokio::time::timeout(within, exit.proxy.connect(host, port)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(LATE.to_owned()),
-        };
-        match connected {
-            Ok(stream) => {
-                self.worked(index);
-                Ok(stream)
-            }
+        match self.connect_through(index, (host, port), within).await {
+            Ok(stream) => Ok(Connected { stream, through: Some(index) }),
             Err(why) => {
                 self.failed(index, &why);
                 Err(ConnectError::Proxy(why))
@@ -318,21 +320,79 @@ impl Egress {
         }
     }
 
-    /// Looks at every proxy from time to time, by opening a connection to the exchange through it, as long as somebody
-    /// uses the pool.
-    pub fn keep_checking(self: &Arc<Self>, host: String, port: u16) {
+    async fn connect_through(
+        &self,
+        index: usize,
+        (host, port): (&str, u16),
+        within: Duration,
+    ) -> Result<TcpStream, String> {
+        let exit = self.exits.get(index).ok_or_else(|| "there is no such proxy".to_owned())?;
+        match tokio::time::timeout(within, exit.proxy.connect(host, port)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(LATE.to_owned()),
+        }
+    }
+
+    /// Asks the exchange for something through every proxy from time to time, as long as somebody uses the pool.
+    pub fn keep_checking(self: &Arc<Self>, url: &str) {
+        let Some((host, port)) = host_and_port(url) else { return };
+        let url = url.to_owned();
         let pool = Arc::downgrade(self);
         tokio::spawn(async move {
             while let Some(egress) = pool.upgrade() {
-                for index in 0..egress.exits.len() {
-                    // What came of it is kept.
-                    let _ = egress.connect_through(index, (&host, port), CHECK_FOR).await;
-                }
+                egress.check((&url, &host, port)).await;
                 drop(egress);
                 tokio::time::sleep(CHECK_EVERY).await;
             }
         });
     }
+
+    /// Looks at every proxy. One that cannot be reached, or reaches nobody, fails. Where nothing comes back through one,
+    /// it is that or the exchange: it fails where something comes back through another one.
+    async fn check(&self, (url, host, port): (&str, &str, u16)) {
+        let looks = self.exits.iter().enumerate().map(|(index, exit)| async move {
+            if let Err(why) = self.connect_through(index, (host, port), CHECK_FOR).await {
+                return Look::Fails(why);
+            }
+            match exit.proxy.answers(url).await {
+                Ok(()) => Look::Answers,
+                Err(why) => Look::Silent(why),
+            }
+        });
+        let looks = futures_util::future::join_all(looks).await;
+        for (index, _) in looks.iter().enumerate().filter(|(_, look)| **look == Look::Answers) {
+            self.worked(index);
+        }
+        let is_exchange_there = looks.contains(&Look::Answers);
+        for (index, look) in looks.iter().enumerate() {
+            match look {
+                Look::Fails(why) => self.failed(index, why),
+                Look::Silent(why) if is_exchange_there => {
+                    self.failed(index, &format!("nothing comes back through it: {why}"));
+                }
+                Look::Silent(_) | Look::Answers => {}
+            }
+        }
+    }
+}
+
+/// What a look at a proxy showed.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// The exchange answered through it.
+    Answers,
+    /// It opened a connection, and no answer came.
+    Silent(String),
+    /// It opened none.
+    Fails(String),
+}
+
+/// A connection, and the index of the proxy that it goes through: once something came back through that it
+/// [`worked`](Egress::worked).
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) stream: TcpStream,
+    pub(crate) through: Option<usize>,
 }
 
 impl Exits for Egress {
@@ -359,7 +419,7 @@ impl Exits for Egress {
 }
 
 /// Host and port of a URL.
-pub fn host_and_port(url: &str) -> Option<(String, u16)> {
+pub(crate) fn host_and_port(url: &str) -> Option<(String, u16)> {
     let url: reqwest::Url = url.parse().ok()?;
     let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = url.port().or(match url.scheme() {
@@ -413,6 +473,81 @@ mod tests {
     fn pool(failover: bool) -> Arc<Egress> {
         let proxy = |name: &str| Proxy::new(name, "http://127.0.0.1:1", None).unwrap();
         Egress::through(vec![proxy("a"), proxy("b"), proxy("c")], failover)
+    }
+
+    /// What a SOCKS 5 server does once its tunnel is open.
+    #[derive(Clone, Copy)]
+    enum Tunnel {
+        Passes,
+        Cuts,
+        SaysNothing,
+    }
+
+    async fn socks(what: Tunnel) -> Proxy {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("socks5://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut greeting = [0; 3];
+                    socket.read_exact(&mut greeting).await.unwrap();
+                    socket.write_all(&[5, 0]).await.unwrap();
+                    // CONNECT to an IPv4 address: four bytes of it and two of the port at the end.
+                    let mut asked = [0; 10];
+                    socket.read_exact(&mut asked).await.unwrap();
+                    socket.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+                    match what {
+                        Tunnel::Passes => {
+                            let port = u16::from_be_bytes([asked[8], asked[9]]);
+                            let mut other = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                            let _ = tokio::io::copy_bidirectional(&mut socket, &mut other).await;
+                        }
+                        Tunnel::Cuts => drop(socket),
+                        Tunnel::SaysNothing => tokio::time::sleep(Duration::from_secs(60)).await,
+                    }
+                });
+            }
+        });
+        Proxy::new("socks", &address, None).unwrap()
+    }
+
+    /// An exchange that answers everything with 404.
+    async fn exchange() -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut asked = [0; 1_024];
+                let _ = socket.read(&mut asked).await;
+                let _ = socket.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+            }
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_nothing_comes_back_through_fails_where_another_one_reaches_the_exchange() {
+        let url = exchange().await;
+        let (host, port) = host_and_port(&url).unwrap();
+        for what in [Tunnel::Cuts, Tunnel::SaysNothing] {
+            let egress = Egress::through(vec![socks(what).await, socks(Tunnel::Passes).await], true);
+            egress.check((&url, &host, port)).await;
+            let failing: Vec<Option<String>> =
+                egress.status().exits.into_iter().map(|exit| exit.failing).collect();
+            let why = failing[0].as_deref().unwrap_or_default();
+            assert!(why.starts_with("nothing comes back through it"), "{failing:?}");
+            assert_eq!((&failing[1], egress.active()), (&None, Some(1)));
+        }
+        // Alone it may be the exchange: that is nothing against the proxy.
+        let egress = Egress::through(vec![socks(Tunnel::Cuts).await], true);
+        egress.check((&url, &host, port)).await;
+        assert_eq!(egress.status().exits[0].failures, 0);
+        let egress = Egress::through(vec![socks(Tunnel::Passes).await, socks(Tunnel::Passes).await], true);
+        egress.check((&url, &host, port)).await;
+        assert_eq!((egress.status().exits[0].failures, egress.active()), (0, Some(0)));
+        assert!(egress.status().exits[0].worked_ago.is_some());
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod websocket;
 pub use backoff::Backoff;
 pub use budget::{Priority, WeightBudget};
 pub use clock::ClockOffset;
-pub use egress::{Egress, Proxy, ProxyError, ProxyKind, host_and_port};
+pub use egress::{Egress, Proxy, ProxyError, ProxyKind};
 pub use http::{
     HttpClient, HttpClientConfig, HttpRequest, HttpResponse, HttpTransport, Method, SetupError,
     TransportError, ask,

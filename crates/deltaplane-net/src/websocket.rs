@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
-use crate::egress::{ConnectError, Egress, LATE, host_and_port};
+use crate::egress::{ConnectError, Connected, Egress, LATE, host_and_port};
 
 /// The largest message.
 const MAX_MESSAGE: usize = 1024 * 1024;
@@ -78,13 +78,19 @@ impl WebSocket {
             WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_FRAME));
         let (host, port) = host_and_port(url)
             .ok_or_else(|| WebSocketError::Connect("the address has no host".to_owned()))?;
-        let stream = egress.connect((&host, port), timeout).await.map_err(|error| match error {
-            ConnectError::Proxy(why) => WebSocketError::Proxy(why),
-            ConnectError::Direct(why) => WebSocketError::Connect(why),
-        })?;
+        let Connected { stream, through } =
+            egress.connect((&host, port), timeout).await.map_err(|error| match error {
+                ConnectError::Proxy(why) => WebSocketError::Proxy(why),
+                ConnectError::Direct(why) => WebSocketError::Connect(why),
+            })?;
         let opening = client_async_tls_with_config(request, stream, Some(config), None);
         match tokio::time::timeout(timeout, opening).await {
-            Ok(Ok((inner, _))) => Ok(Self { inner, silence, heard: Instant::now() }),
+            Ok(Ok((inner, _))) => {
+                if let Some(index) = through {
+                    egress.worked(index);
+                }
+                Ok(Self { inner, silence, heard: Instant::now() })
+            }
             Ok(Err(error)) => Err(WebSocketError::Connect(error.to_string())),
             Err(_) => Err(WebSocketError::Connect(LATE.to_owned())),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Earned, EarnedDay, FeedCondition, FeedView, FeedsView, FundingView, HedgeTo, PastAlert, Policy,
-    PolicyLimits, PolicyStatus, PolicyView, RiskSample, StressLoss, StressMove, StressReport,
+    PolicyLimits, PolicyStatus, PolicyView, RiskSample, StressLoss, StressMove, StressReport, USD,
 };
 use deltaplane_types::{AccountId, FeedId, Notional, OperationId, Price, Ratio, Symbol, Timestamp};
 
@@ -316,13 +316,20 @@ fn earned_csv(earned: &Earned) -> String {
     format!("{funding},{fees},{basis},{residual},{total},{realized}")
 }
 
+/// The same without a sum.
+fn uncounted_csv(Earned { funding, fees, realized, .. }: &Earned) -> String {
+    format!("{funding},{fees},,,,{realized}")
+}
+
 /// The lines as text, each in its asset; nothing in them needs quotes.
 pub(crate) fn pnl_csv(lines: &[EarnedDay]) -> String {
     let mut text = format!("date,symbol,accountId,{EARNED},asset\r\n");
     for EarnedDay { day, symbol, account, asset, earned } in lines {
         // A venue gave the name.
         let asset = asset.replace(|letter: char| !letter.is_ascii_alphanumeric(), "");
-        let _ = write!(text, "{},{symbol},{account},{},{asset}\r\n", date(*day), earned_csv(earned));
+        // What counts in no sum has none.
+        let amounts = if asset.as_str() == USD { earned_csv(earned) } else { uncounted_csv(earned) };
+        let _ = write!(text, "{},{symbol},{account},{amounts},{asset}\r\n", date(*day));
     }
     text
 }
@@ -341,7 +348,7 @@ pub(crate) fn pnl_groups_csv(lines: &[EarnedDay], policies: &[PolicyView]) -> St
 
 #[cfg(test)]
 mod tests {
-    use deltaplane_ports::{Policy, USD};
+    use deltaplane_ports::Policy;
     use deltaplane_types::Decimal;
 
     use super::*;
@@ -400,7 +407,7 @@ mod tests {
         assert_eq!(groups, expected);
         let csv = pnl_groups_csv(&lines, &[view]);
         assert_eq!(csv.lines().nth(1), Some("1970-01-02,BTC-USD,true,a b,4,0,0,0,4,0"));
-        assert_eq!(pnl_csv(&lines).lines().last(), Some("1970-01-02,ETH-USD,c,500,0,0,0,500,0,BNB"));
+        assert_eq!(pnl_csv(&lines).lines().last(), Some("1970-01-02,ETH-USD,c,500,0,,,,0,BNB"));
         let json = serde_json::to_value(pnl(&lines, &[])).unwrap();
         assert_eq!(json["total"]["funding"].to_string(), "111");
         let expected = r#"[{"date":"1970-01-02","symbol":"ETH-USD","accountId":"c","asset":"BNB","funding":500,"fees":0,"realized":0}]"#;
