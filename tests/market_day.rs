@@ -789,16 +789,15 @@ async fn risk_follows_the_marks_and_not_only_the_readings() {
     assert_eq!((read.margin_ratio, carried.is_some()), (carried, true));
 }
 
-/// An account that is read and whose margin table nobody tells is not watched: that is told, and over when it is.
+/// An account that is read and whose margin table nobody told so far is not watched: that is told, and over when it is.
+/// One that was told once goes on with it, and its risk is seen.
 #[tokio::test(start_paused = true)]
 async fn an_account_that_cannot_be_valued_is_told() {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
+    ways[1].broken.table.store(true, Ordering::SeqCst);
     let engine = start(time, &ways).await;
     let pass = async |seconds: u32| pass(&ways, seconds * 10, [FIRST_PRICE; 3]).await;
-    pass(15).await;
-    assert_eq!(standing(&engine, "account-unvalued").await, []);
-    ways[1].broken.table.store(true, Ordering::SeqCst);
     pass(8).await;
     assert_eq!(standing(&engine, "account-unvalued").await, [], "not for a moment's sake");
     pass(8).await;
@@ -807,6 +806,14 @@ async fn an_account_that_cannot_be_valued_is_told() {
     ways[1].broken.table.store(false, Ordering::SeqCst);
     pass(3).await;
     assert_eq!(standing(&engine, "account-unvalued").await, []);
+    ways[1].broken.table.store(true, Ordering::SeqCst);
+    // 33,000 at ten times are 3,300 of margin.
+    let short_of = Command::SetWallet { account: "short".to_owned(), wallet: Decimal::from(3_400) };
+    ways[1].venue.apply(short_of).unwrap();
+    pass(20).await;
+    assert_eq!(standing(&engine, "account-unvalued").await, []);
+    let told: Vec<_> = standing(&engine, "utilization").await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(told, [Some("short".to_owned())]);
 }
 
 /// Two of three accounts are a book of 10,000 in all. One of their exchanges lets its price fall from 66,000 to 63,000: half

@@ -286,7 +286,7 @@ async fn what_was_earned_is_told_as_json_and_as_csv() {
     let groups = groups.text().await.unwrap();
     assert!(groups.starts_with("date,symbol,inPolicy,accounts,funding,fees,"), "{groups}");
     assert!(
-        text.starts_with("date,symbol,accountId,funding,fees,basis,residualDelta,total,realized\r\n"),
+        text.starts_with("date,symbol,accountId,funding,fees,basis,residualDelta,total,realized,asset\r\n"),
         "{text}"
     );
     for (query, named) in [
@@ -709,6 +709,11 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     let go = r#"{"targetFeed": "binance", "reason": "a look around"}"#;
     assert_eq!(server.post("/api/v1/market/failover", &[], go).await.0, 200);
     let alert = server.get("/api/v1/risk/alerts").await.1[0]["id"].as_str().unwrap().to_owned();
+    // A body is not needed; one that says something is a mistake.
+    for (body, status) in [("{\"now\": true}", 400), ("{\"now\"", 400)] {
+        let refused = server.post("/api/v1/system/stop", &[], body).await;
+        assert_eq!((refused.0, &refused.1["code"]), (status, &1000.into()), "{refused:?}");
+    }
     let stopped = server.post("/api/v1/system/stop", &[], "").await;
     assert_eq!(stopped, (200, serde_json::json!({"success": true, "status": "stopped"})));
     assert_eq!(server.post("/api/v1/system/stop", &[], "").await.1["status"], "stopped", "twice is once");

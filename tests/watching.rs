@@ -195,6 +195,37 @@ async fn both_sides_shrink_before_an_account_is_liquidated() {
     );
 }
 
+/// A hedge that gave way before its first order found nothing out: it comes again when both sides are small enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
+    let (world, _) = world(config()).await;
+    let off = Policy {
+        enabled: false,
+        deleverage: Some(Deleverage { trigger: ratio("0.08"), until: ratio("0.15") }),
+        ..policy(&world)
+    };
+    world.engine.put_policy(off.clone()).await.unwrap();
+    trade_by_hand(&world, 2, Side::Buy, "0.1");
+    until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
+    // While the third account is read, the hedge does not begin.
+    let late = Fault::new(FaultKind::Late { millis: 2_500 }, 3).on("GET", "/fapi/v3/account");
+    world.exchanges[2].sim().inject(late);
+    world.engine.put_policy(Policy { enabled: true, ..off }).await.unwrap();
+    until("a hedge begins", async || world.engine.policies().await[0].status == PolicyStatus::Acting).await;
+    set_wallet(&world, 0, "2500");
+    until("it gave way", async || {
+        let all = world.engine.operations(10).await;
+        let gave_way = |report: &deltaplane_ports::OperationReport| {
+            let failed = report.failure.as_ref().is_some_and(|one| one.details.contains_key("gaveWayTo"));
+            report.kind == OperationKind::Policy && report.orders.is_empty() && failed
+        };
+        all.iter().any(gave_way)
+    })
+    .await;
+    until("it shrinks", async || held(&world, 0) < delta("0.3")).await;
+    until("it is hedged", async || world.true_net().is_zero()).await;
+}
+
 /// Funding and fees come from the venues' statements; moves of the price cancel over a neutral book.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_book_earns_is_told_by_day_and_cancels_where_it_is_neutral() {
@@ -512,6 +543,36 @@ async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
     assert!(alert(&world, "delta").await.is_some(), "it still stands alone");
     trade_by_hand(&world, 0, Side::Sell, "0.5");
     until("it is over", async || alert(&world, "delta").await.is_none()).await;
+}
+
+/// What one side loses while the services are down is told at the next start, without any policy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_side_that_was_lost_while_nobody_watched_is_told() {
+    let config = || EngineConfig { delta_alert_after: Duration::from_secs(1), ..config() };
+    let (world, journal) = world(config()).await;
+    let report = world.control(DeltaControl { target: delta("0.1"), ..world.to_flat() }).await;
+    assert_eq!(report.failure, None);
+    world.engine.stop(Duration::from_secs(5)).await;
+    world.engine.end();
+    let left = [0, 1, 2].map(|index| held(&world, index));
+    let gone = Command::Deleverage {
+        account: world.accounts[1].to_string(),
+        symbol: "BTCUSDT".to_owned(),
+        quantity: left[1].abs().value(),
+    };
+    world.exchanges[1].sim().apply(gone).unwrap();
+    let World { exchanges, engine, accounts } = world;
+    drop(engine);
+    let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
+    let journal = Arc::new(MemoryJournal::with(journal.records()));
+    let engine = engine_through(&places(), &exchanges, &urls, journal, config()).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts };
+    assert_eq!([held(&world, 1), held(&world, 2)], [Delta::ZERO, Delta::ZERO], "one alone holds: {left:?}");
+    until("it is told", async || {
+        alert(&world, "delta").await.is_some_and(|alert| alert.severity == AlertSeverity::Critical)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -678,6 +678,12 @@ impl Places<'_> {
             holdings.aliases.insert(from.to_ascii_uppercase(), to.to_ascii_uppercase());
         }
         for (currency, rate) in &raw.rates {
+            if currency == "USD" {
+                bail!(
+                    "{}: rates.USD: it is what everything is counted in; leave it out",
+                    self.at(rate.span().start)
+                );
+            }
             let rate = self.amount(&format!("rates.{currency}"), Some(rate))?;
             holdings.rates.insert(currency.clone(), rate.map_or(Decimal::ONE, Notional::value));
         }

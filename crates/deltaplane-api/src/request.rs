@@ -456,10 +456,9 @@ impl<'a> Fields<'a> {
             .map(|(name, _)| name.to_string())
             .collect();
         for name in unknown {
-            let hint = nearest(&name, &known).map_or_else(
-                || format!("known fields are {}", known.join(", ")),
-                |word| format!("did you mean {word}?"),
-            );
+            let all = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let hint = nearest(&name, &known)
+                .map_or_else(|| format!("known fields are {all}"), |word| format!("did you mean {word}?"));
             self.problem(&pointer(&shown(&name)), format!("is not a known field; {hint}"));
         }
         if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }

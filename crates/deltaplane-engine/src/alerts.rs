@@ -11,6 +11,9 @@ use crate::breakers;
 /// Alerts that are over and still told.
 const KEPT: usize = 1_000;
 
+/// The topic of the kill switch.
+pub(crate) const KILL_SWITCH: &str = "kill-switch";
+
 /// What makes two sightings the same alert.
 type Key = (AlertKind, String, Option<AccountId>, Option<Symbol>);
 
@@ -219,11 +222,12 @@ impl Alerts {
         blocking
     }
 
-    /// The alerts of the circuit breakers that hold for a symbol, with the account that each stopped.
+    /// The alerts of the kill switch and of the circuit breakers that hold for a symbol, with the account that each
+    /// stopped.
     pub(crate) fn tripped(&self, symbol: &Symbol) -> Vec<(Option<AccountId>, String)> {
         let standing = self.standing();
         let holds = |alert: &&Alert| {
-            breakers::TOPICS.contains(&alert.topic.as_str())
+            (alert.topic == KILL_SWITCH || breakers::TOPICS.contains(&alert.topic.as_str()))
                 && alert.symbol.as_ref().is_none_or(|of| of == symbol)
         };
         let tripped = standing.iter().filter(holds);

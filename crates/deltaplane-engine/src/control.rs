@@ -673,7 +673,11 @@ fn decide_two_sided(
     let excluded = round.excluded.iter().filter(|id| left.contains_key(*id));
     let refused = excluded.map(|id| format!("{id}: it refused an order of this operation"));
     let reasons: Vec<String> = obstacles(&plan).into_iter().chain(refused).collect();
-    let reason = format!("nothing more can be traded: {}", reasons.join("; "));
+    let reason = if reasons.is_empty() {
+        "nothing can be traded".to_owned()
+    } else {
+        format!("nothing more can be traded: {}", reasons.join("; "))
+    };
     // Once an order was refused, the end is judged by that.
     if round.excluded.is_empty() && round.traded_by.values().all(|traded| traded.is_zero()) {
         let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";

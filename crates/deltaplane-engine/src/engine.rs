@@ -283,9 +283,16 @@ impl Engine {
         for activity in std::mem::take(&mut recovered.external) {
             core.shared.ledger.keep(activity);
         }
+        let mut holders = BTreeMap::<Symbol, usize>::new();
         for ((account, symbol), (position, at)) in recovered.positions() {
             core.shared.ledger.set(&account, &symbol, position, at);
+            if !position.is_zero() && core.shared.eyes.accounts.contains_key(&account) {
+                *holders.entry(symbol).or_default() += 1;
+            }
         }
+        // One side may have gone while nobody watched.
+        let hedged = holders.into_iter().filter(|(_, count)| *count > 1).map(|(symbol, _)| symbol);
+        core.shared.exposures.lock().unwrap_or_else(PoisonError::into_inner).were_hedged(hedged);
         for (symbol, (policy, since)) in std::mem::take(&mut recovered.policies) {
             core.shared.policies.set(&symbol, Some(policy), since);
         }
@@ -708,7 +715,7 @@ impl Core {
             return Ok(());
         };
         let text = trading.reason_for(account, &spec.symbol);
-        let remedy = "PUT /api/v1/trading-state RUNNING, or ask for what only reduces";
+        let remedy = "PUT /api/v1/trading-state RUNNING, or close both sides with POST /api/v1/delta/flatten";
         Err(failure(Code::RiskBlocked, text, remedy))
     }
 

@@ -249,6 +249,10 @@ impl Core {
                 }
                 None => None,
             };
+            // Tables change seldom: an old one shows more than none.
+            let key = (id.clone(), position.symbol.clone());
+            let last = || eyes.tables.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+            let instrument = instrument.or_else(last);
             let (Some(instrument), true) = (instrument, position.mark_price.is_some()) else {
                 let text = format!("the position of {id} in {} cannot be valued now", position.symbol);
                 let remedy = "wait until its venue tells the mark price and the margin table again";
@@ -262,7 +266,6 @@ impl Core {
                     position = carried.apply(&position, &mut snapshot).unwrap_or(position);
                 }
             }
-            let key = (id.clone(), position.symbol.clone());
             eyes.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(key, instrument.clone());
             valued.push((position, instrument));
         }

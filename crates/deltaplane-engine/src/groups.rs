@@ -41,6 +41,12 @@ impl Exposures {
         self.counted.get(id).is_some_and(|counted| Arc::ptr_eq(counted, snapshot))
     }
 
+    /// Takes the symbols that several accounts held when an earlier run ended.
+    pub(crate) fn were_hedged(&mut self, symbols: impl IntoIterator<Item = Symbol>) {
+        self.hedged.extend(symbols);
+        self.symbols.extend(self.hedged.iter().cloned());
+    }
+
     /// Takes what is new of the accounts; gives when the states of those that are known were asked for.
     fn follow(
         &mut self,

@@ -21,7 +21,7 @@ use deltaplane_types::{
     TradingState,
 };
 
-use crate::alerts::Condition;
+use crate::alerts::{Condition, KILL_SWITCH};
 use crate::breakers;
 use crate::canceling::Canceled;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
@@ -294,7 +294,7 @@ impl ControlPlane for Engine {
         if request.engaged {
             let condition = Condition {
                 kind: AlertKind::System,
-                topic: "kill-switch",
+                topic: KILL_SWITCH,
                 severity: AlertSeverity::Critical,
                 account: None,
                 symbol: None,
@@ -302,7 +302,7 @@ impl ControlPlane for Engine {
             };
             records.extend(shared.alerts.raise(condition, now));
         } else {
-            records.extend(shared.alerts.resolve("kill-switch", now, |_| true));
+            records.extend(shared.alerts.resolve(KILL_SWITCH, now, |_| true));
         }
         let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
         let (Canceled { orders: canceled, unreachable }, changed) = tokio::join!(canceling, changing);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode};
 use deltaplane_ports::{Failure, OperationReport, RequestMeta, Started, SystemCommand};
@@ -215,9 +215,18 @@ pub(crate) async fn system_stop(State(state): Shared, request: Request) -> Respo
     command(state, request, SystemCommand::Stop).await
 }
 
-/// Stops or restarts the services. A body is not needed; what it says is not read.
+/// Stops or restarts the services. A body is not needed; one that says something is refused.
 async fn command(state: Arc<ApiState>, request: Request, command: SystemCommand) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    if request.body().size_hint().exact() != Some(0) {
+        let asked = match read(request).await {
+            Ok(asked) => asked,
+            Err(reply) => return reply.into_response(),
+        };
+        if let Err(problems) = requests::nothing(&asked.body) {
+            return invalid(&problems, &path).into_response();
+        }
+    }
     // On a task of its own: what began is finished although the client goes away.
     let plane = state.plane.clone();
     let acting = tokio::spawn(async move { plane.command(command).await });
@@ -260,7 +269,7 @@ pub(crate) async fn resolve(
         let asked = read(request).await?;
         let id = id.parse().map_err(|_| {
             let failure = problem::failure(Code::NotFound, "no such operation", "see GET /api/v1/operations");
-            failed(&failure, "/api/v1/operations")
+            failed(&failure, &asked.path)
         })?;
         let parsed =
             requests::resolve(&asked.body, id).map_err(|problems| invalid(&problems, &asked.path))?;

@@ -119,7 +119,8 @@ pub(crate) async fn operation(State(state): Shared, Path(id): Path<String>) -> R
             let shown: String = id.chars().filter(|c| !c.is_control()).take(100).collect();
             let text = format!("no operation {shown:?}");
             let remedy = "GET /api/v1/operations lists the newest ones";
-            failed(&problem::failure(Code::NotFound, text, remedy), "/api/v1/operations").into_response()
+            let path = format!("/api/v1/operations/{shown}");
+            failed(&problem::failure(Code::NotFound, text, remedy), &path).into_response()
         }
     }
 }

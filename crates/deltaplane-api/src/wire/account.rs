@@ -1,7 +1,7 @@
 //! Accounts and the portfolio.
 
 use deltaplane_ports::{AccountRisk, AccountView, PortfolioView, PreflightReport, SyncReport};
-use deltaplane_types::{Notional, Price, Ratio, Symbol, Timestamp};
+use deltaplane_types::{Decimal, Notional, Price, Ratio, Symbol, Timestamp};
 
 use super::json::{JsonObject, Number};
 
@@ -94,17 +94,22 @@ pub(crate) fn sync(report: &SyncReport, symbol: &Symbol, now: Timestamp) -> Json
 pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
     let mut json = JsonObject::default();
     json.put("timestamp", &view.as_of.as_millis());
+    // Who was not read may hold anything: sums without it would be wrong by as much, and look right.
+    let is_unread = |account: &&AccountView| account.snapshot.is_none();
+    let unread: Vec<&str> =
+        view.accounts.iter().filter(is_unread).map(|account| account.account.as_str()).collect();
+    let known = |number: Decimal| unread.is_empty().then_some(Number(number));
     let symbols: Vec<JsonObject> = view
         .symbols
         .iter()
         .map(|symbol| {
             let mut json = JsonObject::default();
             json.put("symbol", symbol.symbol.as_str());
-            json.number("netDelta", symbol.net.value());
-            json.number("longExposure", symbol.long.value());
-            json.number("shortExposure", symbol.short.value());
+            json.put("netDelta", &known(symbol.net.value()));
+            json.put("longExposure", &known(symbol.long.value()));
+            json.put("shortExposure", &known(symbol.short.value()));
             json.put("referencePrice", &symbol.reference_price.map(|price| Number(price.value())));
-            json.put("deviationRatio", &symbol.deviation_ratio.map(|ratio| Number(ratio.value())));
+            json.put("deviationRatio", &symbol.deviation_ratio.and_then(|ratio| known(ratio.value())));
             let mut accounts = JsonObject::default();
             for (id, delta) in &symbol.accounts {
                 accounts.number(id.as_str(), delta.value());
@@ -115,6 +120,7 @@ pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
         })
         .collect();
     json.put("symbols", &symbols);
+    json.put("unread", &unread);
     let mut quotes = JsonObject::default();
     for quote in &view.quotes {
         let mut json = JsonObject::default();

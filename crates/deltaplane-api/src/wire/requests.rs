@@ -200,6 +200,11 @@ pub(crate) fn kill_switch(body: &[u8]) -> Result<KillSwitch, Problems> {
     Ok(request)
 }
 
+/// What takes no fields.
+pub(crate) fn nothing(body: &[u8]) -> Result<(), Problems> {
+    Fields::read(body)?.finish()
+}
+
 /// `PUT trading-state`.
 pub(crate) fn trading_state(body: &[u8]) -> Result<TradingChange, Problems> {
     let mut fields = Fields::read(body)?;

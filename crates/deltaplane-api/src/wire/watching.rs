@@ -225,10 +225,10 @@ fn date(day: Timestamp) -> String {
         .unwrap_or_default()
 }
 
-/// Whether an account belongs to the hedge group of a symbol: to the accounts of its policy, or any where none is.
-fn hedges(policies: &[PolicyView], symbol: &Symbol, account: &AccountId) -> bool {
+/// Whether an account is one of a symbol's policy.
+fn is_in_policy(policies: &[PolicyView], symbol: &Symbol, account: &AccountId) -> bool {
     let policy = policies.iter().find(|view| view.policy.symbol == *symbol);
-    policy.is_none_or(|view| view.policy.accounts.contains(account))
+    policy.is_some_and(|view| view.policy.accounts.contains(account))
 }
 
 /// What a hedge group earned in a day.
@@ -241,11 +241,12 @@ struct GroupDay<'a> {
     sum: Option<Earned>,
 }
 
-/// The sums of each hedge group and day: the accounts of a symbol's policy, and beside them those that are in none.
+/// The sums of each hedge group and day: the accounts of a symbol's policy, and beside them those that are in none,
+/// which is all where there is no policy.
 fn pnl_groups<'a>(lines: &'a [EarnedDay], policies: &[PolicyView]) -> Vec<GroupDay<'a>> {
     let mut groups = BTreeMap::<(Reverse<Timestamp>, &Symbol, bool), Vec<&EarnedDay>>::new();
     for line in lines.iter().filter(|line| line.counts()) {
-        let is_outside = !hedges(policies, &line.symbol, &line.account);
+        let is_outside = !is_in_policy(policies, &line.symbol, &line.account);
         groups.entry((Reverse(line.day), &line.symbol, is_outside)).or_default().push(line);
     }
     let group = |((Reverse(day), symbol, is_outside), lines): ((_, _, bool), Vec<&'a EarnedDay>)| GroupDay {
@@ -397,7 +398,7 @@ mod tests {
         let expected = [
             ("1970-01-02", "BTC-USD", 2, true, 4),
             ("1970-01-02", "BTC-USD", 1, false, 100),
-            ("1970-01-02", "ETH-USD", 2, true, 2),
+            ("1970-01-02", "ETH-USD", 2, false, 2),
             ("1970-01-01", "BTC-USD", 1, true, 5),
         ];
         let expected: Vec<_> = expected
