@@ -207,9 +207,11 @@ async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
     world.engine.put_policy(off.clone()).await.unwrap();
     trade_by_hand(&world, 2, Side::Buy, "0.1");
     until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
-    // While the third account is read, the hedge does not begin.
-    let late = Fault::new(FaultKind::Late { millis: 2_500 }, 3).on("GET", "/fapi/v3/account");
+    // While the third account, which changed, is read, the hedge does not begin.
+    let late = Fault { method: Some("GET".to_owned()), ..Fault::new(FaultKind::Late { millis: 1_600 }, 10) };
     world.exchanges[2].sim().inject(late);
+    set_wallet(&world, 2, "100001");
+    tokio::time::sleep(Duration::from_millis(50)).await;
     world.engine.put_policy(Policy { enabled: true, ..off }).await.unwrap();
     until("a hedge begins", async || world.engine.policies().await[0].status == PolicyStatus::Acting).await;
     set_wallet(&world, 0, "2500");
@@ -222,8 +224,13 @@ async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
         all.iter().any(gave_way)
     })
     .await;
+    world.exchanges[2].sim().clear_faults();
+    // What it gave way to is next, however often the hedge would come first.
     until("it shrinks", async || held(&world, 0) < delta("0.3")).await;
     until("it is hedged", async || world.true_net().is_zero()).await;
+    let began: Vec<OperationKind> =
+        world.engine.operations(10).await.iter().rev().map(|one| one.kind).collect();
+    assert_eq!(began[..2], [OperationKind::Policy, OperationKind::Deleverage], "{began:?}");
 }
 
 /// Funding and fees come from the venues' statements; moves of the price cancel over a neutral book.

@@ -71,6 +71,8 @@ struct Entry {
     acted_on: Option<(Delta, Ratio)>,
     /// What an operation found nothing to trade about: dust, say. The next one would find the same.
     left_alone: Option<LeftAlone>,
+    /// Its last operation gave way, and what that made room for was not looked at yet.
+    gave_way: bool,
     failures: u32,
     paused_until: Timestamp,
     /// What did not reach its end.
@@ -111,6 +113,7 @@ impl Entry {
             last_operation: None,
             acted_on: None,
             left_alone: None,
+            gave_way: false,
             failures: 0,
             paused_until: Timestamp::default(),
             paused_by: None,
@@ -370,6 +373,14 @@ impl Core {
             let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
             return self.begin(policy, OperationKind::Deleverage, spec, (why, true)).await;
         }
+        let gave_way = self.shared.policies.entry(symbol, |entry| {
+            entry.gave_way &= !with_margin;
+            entry.gave_way
+        });
+        if gave_way == Some(true) {
+            let why = "its last operation gave way: what that made room for comes first".to_owned();
+            return (PolicyStatus::Waiting, why);
+        }
         if is_paused {
             let seconds = paused_until.since(now).as_secs();
             let why = format!("its last operation did not reach its end: again in {seconds} s");
@@ -608,6 +619,7 @@ impl Core {
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since) = (None, None);
             entry.traded = (traded.clone(), now);
+            entry.gave_way = gave_way;
             if kind == OperationKind::Rebalance && !gave_way {
                 // One that failed holds up nothing else meanwhile.
                 entry.rebalanced_at = schedule_from(policy, failed.is_some(), now);
