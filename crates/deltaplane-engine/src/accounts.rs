@@ -160,6 +160,11 @@ impl AccountKeeper {
         })
     }
 
+    /// Whether the start of the services is what still keeps it out: that ends by itself.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.read(|state| state.blocked.is_none() && (!state.reconciled || state.findings.is_none()))
+    }
+
     /// Looks at everything that decides whether the account may trade, and keeps what was found.
     pub(crate) async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
         let findings = self.reader.preflight(symbol).await;

@@ -588,14 +588,19 @@ impl Core {
     pub(crate) fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
         self.check_configured(accounts)?;
         for id in accounts {
-            if let Some(reason) = self.shared.eyes.accounts.get(id).and_then(|keeper| keeper.blocked()) {
-                let text = format!("account {id} is out of trading: {reason}");
-                return Err(failure(
-                    Code::NotPermitted,
-                    text,
-                    "mend what is named, or leave the account out",
-                ));
+            let keeper = self.shared.eyes.accounts.get(id);
+            let Some((keeper, reason)) = keeper.and_then(|keeper| Some((keeper, keeper.blocked()?))) else {
+                continue;
+            };
+            let text = format!("account {id} is out of trading: {reason}");
+            if keeper.is_starting() {
+                // A venue whose budget is spent keeps this waiting for up to a minute.
+                let remedy = "wait until GET /readyz answers 200, or leave the account out";
+                let mut failed = failure(Code::NotPermitted, text, remedy);
+                failed.retry_after = Some(Duration::from_secs(5));
+                return Err(failed);
             }
+            return Err(failure(Code::NotPermitted, text, "mend what is named, or leave the account out"));
         }
         Ok(())
     }
