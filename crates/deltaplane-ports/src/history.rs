@@ -73,21 +73,33 @@ pub trait RiskHistory: Send + Sync {
     async fn earned(&self, query: PnlQuery) -> Result<Vec<EarnedDay>, HistoryError>;
 }
 
+/// Which samples, the newest first, are the newest of their spans.
+#[derive(Debug)]
+pub struct ThinOut {
+    /// Milliseconds; zero where every sample is told.
+    span: i64,
+    last: Option<i64>,
+}
+
+impl ThinOut {
+    /// By the interval of a query.
+    pub fn new(query: HistoryQuery) -> Self {
+        let span = query.interval.and_then(|interval| i64::try_from(interval.as_millis()).ok()).unwrap_or(0);
+        Self { span, last: None }
+    }
+
+    /// Whether a sample of this time is told; asked of each, the newest first.
+    pub fn keeps(&mut self, at: Timestamp) -> bool {
+        let place = (self.span > 0).then(|| at.as_millis().div_euclid(self.span));
+        let is_new = place.is_none() || place != self.last;
+        self.last = place;
+        is_new
+    }
+}
+
 /// Leaves the newest sample of each span, at most `limit`; `newest_first` is in that order.
 pub fn thin_out(newest_first: impl IntoIterator<Item = RiskSample>, query: HistoryQuery) -> Vec<RiskSample> {
-    let span = query.interval.and_then(|interval| i64::try_from(interval.as_millis()).ok()).unwrap_or(0);
-    let mut last = None;
-    let mut kept = Vec::new();
-    for sample in newest_first {
-        let place = (span > 0).then(|| sample.at.as_millis().div_euclid(span));
-        if place.is_some() && place == last {
-            continue;
-        }
-        last = place;
-        kept.push(sample);
-        if kept.len() >= query.limit {
-            break;
-        }
-    }
-    kept
+    let mut thinned = ThinOut::new(query);
+    let kept = newest_first.into_iter().filter(|sample| thinned.keeps(sample.at));
+    kept.take(query.limit).collect()
 }

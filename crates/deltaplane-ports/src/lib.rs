@@ -25,7 +25,7 @@ pub use control::{
 };
 pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, USD, day_of};
 pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
-pub use history::{EquityMark, GainPeak, HistoryError, RiskHistory, thin_out};
+pub use history::{EquityMark, GainPeak, HistoryError, RiskHistory, ThinOut, thin_out};
 pub use journal::{
     Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause,
     IntentRecord, Journal, JournalError, OutcomeRecord, PlannedLeg, Record, ScopedTrading, StoredRecord,

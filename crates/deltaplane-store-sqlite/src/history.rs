@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use deltaplane_ports::{
     DAY_MS, Drift, Earned, EarnedDay, EquityMark, GainPeak, HistoryError, HistoryQuery, Income, IncomeKind,
-    PnlQuery, RiskHistory, RiskSample, USD, day_of, thin_out,
+    PnlQuery, RiskHistory, RiskSample, ThinOut, USD, day_of,
 };
 use deltaplane_types::{AccountId, Notional, Ratio, Timestamp, read_back};
 use rusqlite::{Connection, params};
@@ -215,30 +215,28 @@ fn read(state: &State, account: &str, query: HistoryQuery) -> Result<Vec<RiskSam
     let mut statement = state
         .connection
         .prepare_cached(
-            "SELECT sample FROM samples WHERE account = ?1 AND span = ?2 AND at BETWEEN ?3 AND ?4
+            "SELECT at, sample FROM samples WHERE account = ?1 AND span = ?2 AND at BETWEEN ?3 AND ?4
              ORDER BY place DESC",
         )
         .map_err(failed)?;
+    let mut thinned = ThinOut::new(query);
     let mut found: Vec<RiskSample> = Vec::new();
     for (span, _) in KEPT {
         let mut rows = statement.query(params![account, span, since, until]).map_err(failed)?;
-        let mut all = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
-            let text: String = row.get(0).map_err(failed)?;
-            let row: SampleRow = serde_json::from_str(&text).map_err(failed)?;
-            all.push(RiskSample::try_from(row)?);
-            if query.interval.is_none() && found.len() + all.len() >= query.limit {
-                break;
-            }
-        }
-        if let Some(oldest) = all.last() {
+            let at: i64 = row.get(0).map_err(failed)?;
             // What a coarser span has from then on is known in more detail.
-            until = oldest.at.as_millis() - 1;
-        }
-        found.extend(all);
-        found = thin_out(found, query);
-        if found.len() >= query.limit {
-            break;
+            until = at - 1;
+            // What is left out needs not be read: a day has 86,400 seconds.
+            if !thinned.keeps(Timestamp::from_millis(at)) {
+                continue;
+            }
+            let text: String = row.get(1).map_err(failed)?;
+            let row: SampleRow = serde_json::from_str(&text).map_err(failed)?;
+            found.push(RiskSample::try_from(row)?);
+            if found.len() >= query.limit {
+                return Ok(found);
+            }
         }
     }
     Ok(found)
