@@ -208,10 +208,10 @@ async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
     trade_by_hand(&world, 2, Side::Buy, "0.1");
     until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
     // While the third account, which changed, is read, the hedge does not begin.
-    let late = Fault { method: Some("GET".to_owned()), ..Fault::new(FaultKind::Late { millis: 1_600 }, 10) };
+    let late = Fault { method: Some("GET".to_owned()), ..Fault::new(FaultKind::Late { millis: 1_800 }, 10) };
     world.exchanges[2].sim().inject(late);
     set_wallet(&world, 2, "100001");
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     world.engine.put_policy(Policy { enabled: true, ..off }).await.unwrap();
     until("a hedge begins", async || world.engine.policies().await[0].status == PolicyStatus::Acting).await;
     set_wallet(&world, 0, "2500");

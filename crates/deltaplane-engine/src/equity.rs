@@ -28,6 +28,8 @@ const MOVED: Decimal = Decimal::from_parts(1, 0, 0, false, 3);
 
 /// How long an account's margin table is waited for when its risk is valued.
 const TABLE_WITHIN: Duration = Duration::from_secs(2);
+/// The same where an older one is known.
+const KNOWN_TABLE_WITHIN: Duration = Duration::from_millis(20);
 
 /// Equity of one account over time.
 #[derive(Default)]
@@ -241,18 +243,7 @@ impl Core {
                 view.mark_at.is_some_and(|at| at.since(snapshot.as_of) >= READING)
             });
             let newer = newer.and_then(|view| view.mark);
-            // Kept for a minute by the connector; who looks at all accounts must not wait for one venue.
-            let instrument = match eyes.accounts.get(id) {
-                Some(keeper) => {
-                    let asked = keeper.reader.fetch_instrument(&position.symbol);
-                    tokio::time::timeout(TABLE_WITHIN, asked).await.ok().and_then(Result::ok)
-                }
-                None => None,
-            };
-            // Tables change seldom: an old one shows more than none.
-            let key = (id.clone(), position.symbol.clone());
-            let last = || eyes.tables.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-            let instrument = instrument.or_else(last);
+            let instrument = self.contract(id, &position.symbol).await;
             let (Some(instrument), true) = (instrument, position.mark_price.is_some()) else {
                 let text = format!("the position of {id} in {} cannot be valued now", position.symbol);
                 let remedy = "wait until its venue tells the mark price and the margin table again";
@@ -266,10 +257,27 @@ impl Core {
                     position = carried.apply(&position, &mut snapshot).unwrap_or(position);
                 }
             }
-            eyes.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(key, instrument.clone());
             valued.push((position, instrument));
         }
         Ok((snapshot, valued))
+    }
+
+    /// A contract with its margin table, as the venue tells it, else as it told it last: tables change seldom, and an old
+    /// one shows more than none. None where it was never told.
+    pub(crate) async fn contract(&self, id: &AccountId, symbol: &Symbol) -> Option<Instrument> {
+        let eyes = &self.shared.eyes;
+        let key = (id.clone(), symbol.clone());
+        let tables = || eyes.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = tables().get(&key).cloned();
+        // Kept for a minute by the connector, and asked for anew by whoever watches contracts: who looks at all
+        // accounts must not wait for one venue.
+        let within = if last.is_some() { KNOWN_TABLE_WITHIN } else { TABLE_WITHIN };
+        let asked = eyes.accounts.get(id)?.reader.fetch_instrument(symbol);
+        let told = tokio::time::timeout(within, asked).await.ok().and_then(Result::ok);
+        if let Some(told) = &told {
+            tables().insert(key, told.clone());
+        }
+        told.or(last)
     }
 
     /// The joint distance to liquidation of an account if its position in a symbol were another one, traded at the

@@ -44,6 +44,10 @@ const LEFT_ALONE_FOR: Duration = Duration::from_secs(3_600);
 const REBALANCE_AGAIN: Duration = Duration::from_secs(600);
 /// The same where an account is near its liquidation.
 const URGENT_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// What an operation of a policy gives way to where both sides must shrink.
+const A_DELEVERAGE: &str = "a deleverage";
+/// How old the state of an account that cannot be read may be where both sides shrink.
+const UNREAD_FOR: Duration = Duration::from_secs(10);
 /// The topic of a policy whose operations do not reach what they are for.
 const POLICY: &str = "policy";
 /// The steps in which a deleverage looks how much must be closed.
@@ -71,7 +75,7 @@ struct Entry {
     acted_on: Option<(Delta, Ratio)>,
     /// What an operation found nothing to trade about: dust, say. The next one would find the same.
     left_alone: Option<LeftAlone>,
-    /// Its last operation gave way, and what that made room for was not looked at yet.
+    /// Its last operation gave way to a deleverage, which was not looked at since.
     gave_way: bool,
     failures: u32,
     paused_until: Timestamp,
@@ -347,7 +351,7 @@ impl Core {
                 && let Some(deleverage) = policy.deleverage
                 && let Some((account, _)) = self.needs_deleverage(policy, deleverage).await
             {
-                self.ask_to_give_way(&running, &format!("a deleverage of {account}")).await;
+                self.ask_to_give_way(&running, &format!("{A_DELEVERAGE} of {account}")).await;
             } else if kind == OperationKind::Rebalance && self.is_critical(group) {
                 self.ask_to_give_way(&running, "a hedge of a critical net delta").await;
             }
@@ -374,11 +378,11 @@ impl Core {
             return self.begin(policy, OperationKind::Deleverage, spec, (why, true)).await;
         }
         let gave_way = self.shared.policies.entry(symbol, |entry| {
-            entry.gave_way &= !with_margin;
+            entry.gave_way &= !(with_margin && is_fresh);
             entry.gave_way
         });
         if gave_way == Some(true) {
-            let why = "its last operation gave way: what that made room for comes first".to_owned();
+            let why = "its last operation gave way to a deleverage, which comes first".to_owned();
             return (PolicyStatus::Waiting, why);
         }
         if is_paused {
@@ -408,10 +412,10 @@ impl Core {
             return (PolicyStatus::Holding, "it was removed".to_owned());
         };
         let left_alone = self.shared.policies.entry(symbol, |entry| {
-            entry.left_alone = entry.left_alone.filter(|left| outside && left.holds(group, now));
+            entry.left_alone = entry.left_alone.filter(|left| left.holds(group, now));
             entry.left_alone
         });
-        if left_alone.flatten().is_some() {
+        if outside && left_alone.flatten().is_some() {
             let why = format!("net delta {} is left as it is: see its newest operation", group.net);
             return (PolicyStatus::Holding, why);
         }
@@ -511,7 +515,8 @@ impl Core {
         let eyes = &self.shared.eyes;
         let cannot = |id: &&AccountId| {
             let is_out = |keeper: &Arc<AccountKeeper>| {
-                keeper.blocked().is_some() || (to_reduce && keeper.health().failing)
+                let is_unread = || keeper.health().failing && keeper.known(UNREAD_FOR).is_none();
+                keeper.blocked().is_some() || (to_reduce && is_unread())
             };
             let is_blocked = eyes.accounts.get(*id).is_none_or(is_out);
             let is_stopped = match eyes.trading.of(id, &policy.symbol) {
@@ -615,11 +620,15 @@ impl Core {
         // What gave way to something more urgent did not fail.
         let failed = report.and_then(|report| report.failure);
         let gave_way = failed.as_ref().is_some_and(|failed| failed.details.contains_key(GAVE_WAY_TO));
+        let to_deleverage = failed
+            .as_ref()
+            .and_then(|failed| failed.details.get(GAVE_WAY_TO))
+            .is_some_and(|to| to.iter().any(|to| to.starts_with(A_DELEVERAGE)));
         let failed = failed.filter(|_| !gave_way);
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since) = (None, None);
             entry.traded = (traded.clone(), now);
-            entry.gave_way = gave_way;
+            entry.gave_way = to_deleverage;
             if kind == OperationKind::Rebalance && !gave_way {
                 // One that failed holds up nothing else meanwhile.
                 entry.rebalanced_at = schedule_from(policy, failed.is_some(), now);
@@ -758,9 +767,7 @@ impl Core {
     ) -> Option<Decimal> {
         let mut largest = None;
         for id in accounts {
-            let keeper = self.shared.eyes.accounts.get(id)?;
-            let asked = keeper.reader.fetch_instrument(symbol);
-            let instrument = tokio::time::timeout(READ_FOR, asked).await.ok()?.ok()?;
+            let instrument = self.contract(id, symbol).await?;
             largest = largest.max(Some(instrument.lot_size.value()));
         }
         largest

@@ -17,6 +17,8 @@ use tower_service::Service;
 
 /// How often every proxy is looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(15);
+/// After so many looks without an answer a proxy fails.
+const SILENT_TWICE: u32 = 2;
 /// How long one look may take.
 const CHECK_FOR: Duration = Duration::from_secs(5);
 
@@ -139,7 +141,7 @@ impl Proxy {
             .timeout(CHECK_FOR)
             .build()
             .map_err(|error| error.to_string())?;
-        let answer = client.head(url).send().await;
+        let answer = client.get(url).send().await;
         let answer = answer.map_err(|error| with_causes(&error.without_url()))?;
         // Without TLS an HTTP proxy answers in place of those whom it cannot reach.
         let is_carried = self.kind == ProxyKind::Http && url.starts_with("http://");
@@ -228,6 +230,8 @@ struct Health {
     failing: Option<String>,
     failures: u64,
     worked_at: Option<Instant>,
+    /// How many looks in a row nothing came back through it, though something did through another one.
+    silent: u32,
 }
 
 impl Egress {
@@ -265,7 +269,7 @@ impl Egress {
     /// A proxy did its part.
     pub(crate) fn worked(&self, index: usize) {
         let Some(mut health) = self.health(index) else { return };
-        health.worked_at = Some(Instant::now());
+        (health.worked_at, health.silent) = (Some(Instant::now()), 0);
         if health.failing.take().is_some()
             && let Some(exit) = self.exits.get(index)
         {
@@ -351,27 +355,49 @@ impl Egress {
     /// it is that or the exchange: it fails where something comes back through another one.
     async fn check(&self, (url, host, port): (&str, &str, u16)) {
         let looks = self.exits.iter().enumerate().map(|(index, exit)| async move {
+            // What is seen counts at once: another proxy may take long.
             if let Err(why) = self.connect_through(index, (host, port), CHECK_FOR).await {
-                return Look::Fails(why);
+                self.failed(index, &why);
+                return Look::Fails;
             }
+            let opened = Instant::now();
             match exit.proxy.answers(url).await {
-                Ok(()) => Look::Answers,
-                Err(why) => Look::Silent(why),
+                Ok(()) => {
+                    self.worked(index);
+                    Look::Answers
+                }
+                Err(why) => Look::Silent { opened, why },
             }
         });
         let looks = futures_util::future::join_all(looks).await;
-        for (index, _) in looks.iter().enumerate().filter(|(_, look)| **look == Look::Answers) {
-            self.worked(index);
-        }
         let is_exchange_there = looks.contains(&Look::Answers);
-        for (index, look) in looks.iter().enumerate() {
-            match look {
-                Look::Fails(why) => self.failed(index, why),
-                Look::Silent(why) if is_exchange_there => {
+        for (index, look) in looks.into_iter().enumerate() {
+            if let Look::Silent { opened, why } = look {
+                self.said_nothing(index, opened, is_exchange_there.then_some(why));
+            }
+        }
+    }
+
+    /// A proxy opened a connection through which nothing came back; `why` is there where others reached the exchange.
+    fn said_nothing(&self, index: usize, opened: Instant, why: Option<String>) {
+        let Some(mut health) = self.health(index) else { return };
+        // Others may have had an answer through it meanwhile.
+        if health.worked_at.is_some_and(|at| at >= opened) {
+            return;
+        }
+        match why {
+            // One that is lost says nothing yet.
+            Some(why) => {
+                health.silent = health.silent.saturating_add(1);
+                let fails = health.silent >= SILENT_TWICE;
+                drop(health);
+                if fails {
                     self.failed(index, &format!("nothing comes back through it: {why}"));
                 }
-                Look::Silent(_) | Look::Answers => {}
             }
+            // It is reached again, and the exchange answers nobody.
+            None if health.silent == 0 => health.failing = None,
+            None => {}
         }
     }
 }
@@ -382,9 +408,9 @@ enum Look {
     /// The exchange answered through it.
     Answers,
     /// It opened a connection, and no answer came.
-    Silent(String),
+    Silent { opened: Instant, why: String },
     /// It opened none.
-    Fails(String),
+    Fails,
 }
 
 /// A connection, and the index of the proxy that it goes through: once something came back through that it
@@ -404,7 +430,7 @@ impl Exits for Egress {
             .enumerate()
             .map(|(index, exit)| {
                 let health = exit.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let Health { failing, failures, worked_at } = health;
+                let Health { failing, failures, worked_at, .. } = health;
                 ExitView {
                     proxy: exit.proxy.name.clone(),
                     is_active: active == Some(index),
@@ -534,6 +560,8 @@ mod tests {
         for what in [Tunnel::Cuts, Tunnel::SaysNothing] {
             let egress = Egress::through(vec![socks(what).await, socks(Tunnel::Passes).await], true);
             egress.check((&url, &host, port)).await;
+            assert_eq!(egress.active(), Some(0), "one answer may be lost");
+            egress.check((&url, &host, port)).await;
             let failing: Vec<Option<String>> =
                 egress.status().exits.into_iter().map(|exit| exit.failing).collect();
             let why = failing[0].as_deref().unwrap_or_default();
@@ -543,7 +571,12 @@ mod tests {
         // Alone it may be the exchange: that is nothing against the proxy.
         let egress = Egress::through(vec![socks(Tunnel::Cuts).await], true);
         egress.check((&url, &host, port)).await;
+        egress.check((&url, &host, port)).await;
         assert_eq!(egress.status().exits[0].failures, 0);
+        // One that could not be reached is reached again.
+        egress.failed(0, "refused");
+        egress.check((&url, &host, port)).await;
+        assert_eq!(egress.status().exits[0].failing, None);
         let egress = Egress::through(vec![socks(Tunnel::Passes).await, socks(Tunnel::Passes).await], true);
         egress.check((&url, &host, port)).await;
         assert_eq!((egress.status().exits[0].failures, egress.active()), (0, Some(0)));
