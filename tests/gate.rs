@@ -7,8 +7,8 @@ use deltaplane_engine::{BreakerSettings, EngineConfig, LimitOverride};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy, OperationReport,
-    OperationState, Pacing, Policy, RequestMeta, TradingChange,
+    ControlPlane as _, DeltaControl, Failure, Flatten, HedgeExecution, HedgeStrategy, KillSwitch,
+    OperationReport, OperationState, Pacing, Policy, RequestMeta, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, quantity, ratio};
 use deltaplane_tests::{Place, World, btc, config, engine_through, prompt_policy, ready, until};
@@ -129,6 +129,29 @@ async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
     say(&world, TradingScope::Account(account("long")), TradingState::Running).await;
     let report = world.control(alone).await;
     assert_eq!((report.state, held(&world, 0)), (OperationState::Succeeded, delta("0")));
+}
+
+/// The kill switch and the trading state are two things, each with its own reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kill_switch_and_the_state_of_trading_keep_their_reasons() {
+    let (world, _) = world(config()).await;
+    let kill = async |world: &World, engaged, reason: &str| {
+        let request = KillSwitch { engaged, reason: reason.to_owned(), cancel_open_orders: true };
+        world.engine.kill_switch(request).await.unwrap();
+    };
+    let opens = || DeltaControl { target: delta("1"), ..world.to_flat() };
+    let why = async |world: &World| failure(&world.control(opens()).await).error.clone();
+    say(&world, TradingScope::Global, TradingState::ReduceOnly).await;
+    kill(&world, true, "a fire").await;
+    let both = "the kill switch is engaged: a fire; trading is REDUCE_ONLY: a look around";
+    assert!(why(&world).await.contains(both), "{}", why(&world).await);
+    kill(&world, false, "it is out").await;
+    let told = why(&world).await;
+    assert!(told.contains("trading is REDUCE_ONLY: a look around") && !told.contains("it is out"), "{told}");
+    kill(&world, true, "another one").await;
+    say(&world, TradingScope::Global, TradingState::Running).await;
+    let told = why(&world).await;
+    assert!(told.contains("the kill switch is engaged: another one") && !told.contains("a look"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1158,6 +1158,10 @@ secret_env = "PATH"
         refused(&own("runway_days = [\"366\", \"3\"]"), "alerts.runway_days 366 must be 0 to 365");
         refused(&own("hysteresis = \"1.1\""), "line 17: alerts.hysteresis 1.1 must be 0 to 1");
         refused(&own("adl_rank = 6"), "line 17: alerts.adl_rank 6 must be 1 to 5");
+        refused(
+            &format!("{LIVE}[rates]\nUSD = \"0.9\""),
+            "line 17: rates.USD: it is what everything is counted in",
+        );
     }
 
     #[test]

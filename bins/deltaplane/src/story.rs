@@ -84,11 +84,12 @@ pub fn line(stored: &StoredRecord) -> String {
                 format!("; {scope} {} since {}: {}", scoped.state, time(scoped.at), scoped.reason)
             });
             format!(
-                "{} trading {}{}: {}{}",
+                "{} trading {}: {}; kill switch {}: {}{}",
                 time(order.at),
                 order.state,
-                if order.kill { ", kill switch engaged" } else { "" },
                 order.reason,
+                if order.kill { "engaged" } else { "clear" },
+                order.kill_reason,
                 scoped.collect::<String>()
             )
         }

@@ -276,7 +276,7 @@ impl ControlPlane for Engine {
         let now = shared.eyes.clock.now();
         let change = |order: &mut TradingOrder| {
             (order.kill, order.at) = (request.engaged, now);
-            order.reason.clone_from(&request.reason);
+            order.kill_reason.clone_from(&request.reason);
         };
         // First of all: from here on no order that adds exposure passes the gate.
         shared.eyes.trading.tighten(&change);

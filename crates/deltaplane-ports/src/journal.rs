@@ -136,8 +136,10 @@ pub struct TradingOrder {
     pub state: TradingState,
     /// Whether the kill switch is engaged: then only what reduces risk.
     pub kill: bool,
-    /// Why, in somebody's words.
+    /// Why the state is what it is, in somebody's words.
     pub reason: String,
+    /// Why the kill switch was engaged or cleared last.
+    pub kill_reason: String,
     /// When.
     pub at: Timestamp,
     /// What holds for single accounts and symbols beside that; those that are RUNNING are not in it.
@@ -180,8 +182,11 @@ impl TradingOrder {
 
     /// Why not everything may be traded anywhere.
     pub fn overall_reason(&self) -> String {
-        let what = if self.kill { "the kill switch is engaged" } else { "trading is restricted" };
-        format!("{what}: {}", self.reason)
+        let killed = self.kill.then(|| format!("the kill switch is engaged: {}", self.kill_reason));
+        let is_restricted = self.state > TradingState::Running || !self.kill;
+        let restricted = is_restricted.then(|| format!("trading is {}: {}", self.state, self.reason));
+        let both: Vec<String> = killed.into_iter().chain(restricted).collect();
+        both.join("; ")
     }
 
     fn scoped_of<'a>(

@@ -107,6 +107,8 @@ pub(crate) enum Row {
         state: String,
         kill: bool,
         reason: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        kill_reason: String,
         at: i64,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         scoped: Vec<ScopedTradingRow>,
@@ -345,6 +347,7 @@ impl From<&Record> for Row {
                 state: order.state.to_string(),
                 kill: order.kill,
                 reason: order.reason.clone(),
+                kill_reason: order.kill_reason.clone(),
                 at: order.at.as_millis(),
                 scoped: order.scoped.iter().map(ScopedTradingRow::from).collect(),
             },
@@ -706,13 +709,17 @@ impl TryFrom<Row> for Record {
                     at: at(time),
                 })
             }
-            Row::Trading { state, kill, reason, at: time, scoped } => Self::Trading(TradingOrder {
-                state: state.parse().map_err(bad)?,
-                kill,
-                reason,
-                at: at(time),
-                scoped: scoped.into_iter().map(ScopedTradingRow::read).collect::<Result<_, _>>()?,
-            }),
+            Row::Trading { state, kill, reason, kill_reason, at: time, scoped } => {
+                Self::Trading(TradingOrder {
+                    state: state.parse().map_err(bad)?,
+                    kill,
+                    // Earlier versions kept one reason for both.
+                    kill_reason: if kill && kill_reason.is_empty() { reason.clone() } else { kill_reason },
+                    reason,
+                    at: at(time),
+                    scoped: scoped.into_iter().map(ScopedTradingRow::read).collect::<Result<_, _>>()?,
+                })
+            }
             Row::Policy { symbol, policy, at: time } => {
                 let symbol: Symbol = symbol.parse().map_err(bad)?;
                 let policy = policy.map(|row| row.read(symbol.clone())).transpose()?;

@@ -117,7 +117,8 @@ fn every_record() -> Vec<Record> {
         let order = TradingOrder {
             state,
             kill: true,
-            reason: "a fire".to_owned(),
+            reason: "a look around".to_owned(),
+            kill_reason: "a fire".to_owned(),
             at: at(11),
             scoped: scoped.into_iter().collect(),
         };

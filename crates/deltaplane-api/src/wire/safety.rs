@@ -38,6 +38,7 @@ pub(crate) fn trading(order: &TradingOrder) -> JsonObject {
     json.put("state", &order.state.to_string());
     json.put("killSwitch", &order.kill);
     json.put("reason", &order.reason);
+    json.put("killSwitchReason", &order.kill_reason);
     json.put("timestamp", &order.at.as_millis());
     let scoped: Vec<JsonObject> = order
         .scoped
