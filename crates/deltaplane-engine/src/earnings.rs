@@ -1,7 +1,7 @@
 //! What positions earn: the venues' statements are read from time to time, and moves of prices are watched.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
@@ -319,7 +319,12 @@ impl Core {
                 let held = (id.clone(), position.symbol.clone());
                 shared.services.beat(NAME, &*shared.eyes.clock);
                 let asked = keeper.reader.fetch_instrument(&position.symbol);
-                match tokio::time::timeout(CONTRACT_FOR, asked).await {
+                let told = tokio::time::timeout(CONTRACT_FOR, asked).await;
+                if let Ok(Ok(contract)) = &told {
+                    let mut tables = shared.eyes.tables.lock().unwrap_or_else(PoisonError::into_inner);
+                    tables.insert(held.clone(), contract.clone());
+                }
+                match told {
                     Ok(Ok(Instrument { listed: true, ends_at: None, .. })) => {}
                     Ok(Ok(Instrument { listed: true, ends_at, .. })) => ending.push((held, ends_at)),
                     Ok(Ok(_) | Err(ReadError::UnknownSymbol(_))) => ending.push((held, None)),

@@ -28,8 +28,6 @@ const MOVED: Decimal = Decimal::from_parts(1, 0, 0, false, 3);
 
 /// How long an account's margin table is waited for when its risk is valued.
 const TABLE_WITHIN: Duration = Duration::from_secs(2);
-/// The same where an older one is known.
-const KNOWN_TABLE_WITHIN: Duration = Duration::from_millis(20);
 
 /// Equity of one account over time.
 #[derive(Default)]
@@ -262,22 +260,21 @@ impl Core {
         Ok((snapshot, valued))
     }
 
-    /// A contract with its margin table, as the venue tells it, else as it told it last: tables change seldom, and an old
-    /// one shows more than none. None where it was never told.
+    /// A contract with its margin table, as the venue told it last: tables change seldom, an old one shows more than none,
+    /// and who watches contracts asks anew for what is held. None where the venue does not tell it now and never did.
     pub(crate) async fn contract(&self, id: &AccountId, symbol: &Symbol) -> Option<Instrument> {
         let eyes = &self.shared.eyes;
         let key = (id.clone(), symbol.clone());
         let tables = || eyes.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let last = tables().get(&key).cloned();
-        // Kept for a minute by the connector, and asked for anew by whoever watches contracts: who looks at all
-        // accounts must not wait for one venue.
-        let within = if last.is_some() { KNOWN_TABLE_WITHIN } else { TABLE_WITHIN };
-        let asked = eyes.accounts.get(id)?.reader.fetch_instrument(symbol);
-        let told = tokio::time::timeout(within, asked).await.ok().and_then(Result::ok);
-        if let Some(told) = &told {
-            tables().insert(key, told.clone());
+        if last.is_some() {
+            return last;
         }
-        told.or(last)
+        // Who looks at all accounts must not wait for one venue.
+        let asked = eyes.accounts.get(id)?.reader.fetch_instrument(symbol);
+        let told = tokio::time::timeout(TABLE_WITHIN, asked).await.ok()?.ok()?;
+        tables().insert(key, told.clone());
+        Some(told)
     }
 
     /// The joint distance to liquidation of an account if its position in a symbol were another one, traded at the
