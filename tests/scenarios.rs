@@ -718,7 +718,17 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
         let account = world.accounts[1].to_string();
         let order = NewOrder::market("BTCUSDT", Side::Sell, Decimal::new(1, 2));
         world.exchanges[1].sim().apply(Command::Place { account, order }).unwrap();
-        let report = run(hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.01")).await;
+        let mut started = Err(());
+        // The stream tells of it in a moment; before that there is nothing to hedge.
+        for _ in 0..500 {
+            let request = hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.01");
+            started = world.engine.execute_hedge(request).await.map_err(drop);
+            if started.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let report = started.unwrap().report.await.unwrap();
         assert_eq!((report.failure.clone(), world.true_net()), (None, Decimal::ZERO), "{report:?}");
         assert!(!used(&report).contains(&"short".to_owned()), "round {round}: {report:?}");
     }
