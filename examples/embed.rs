@@ -49,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
         accounts,
         feeds,
         exits: Vec::new(),
+        budgets: Vec::new(),
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),
         clock: time.clone(),

@@ -121,8 +121,12 @@ pub async fn exchange_with(place: &Place, market: Market, mut accounts: Vec<Acco
     accounts.push(account);
     let config = ExchangeConfig::with_accounts(Dialect::Binance, accounts);
     let clock = SimClock::Running(Arc::new(WallClock));
-    let options =
-        SimOptions { latency: place.latency, ..SimOptions::new(Dialect::Binance, config, clock, market) };
+    let options = SimOptions {
+        latency: place.latency,
+        // Tests look at the exact state; those of lagging reads set a lag.
+        read_lag: Duration::ZERO..=Duration::ZERO,
+        ..SimOptions::new(Dialect::Binance, config, clock, market)
+    };
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     deltaplane_venue_sim::start(options, any, Some(any)).await.expect("loopback ports are free")
 }
@@ -193,6 +197,7 @@ pub async fn engine_through(
             proof_slack: Duration::from_millis(500),
             request_timeout: Duration::from_millis(1_000),
             egress: Egress::direct(),
+            tables: None,
         };
         let client = || -> Arc<dyn HttpTransport> {
             let config = HttpClientConfig { allow_plain: true, ..HttpClientConfig::default() };
@@ -221,6 +226,7 @@ pub async fn engine_through(
         accounts,
         feeds,
         exits: Vec::new(),
+        budgets: Vec::new(),
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),
         clock,

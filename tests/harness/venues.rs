@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport, WeightBudget};
 use deltaplane_ports::{
-    AccountEvent, AccountReader, Clock, NameRule, OrderGateway, OrderSighting, PriceFeed, SymbolMap,
+    AccountEvent, AccountReader, Clock, NameRule, OrderGateway, OrderSighting, PriceFeed, Priority, SymbolMap,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, ExecutionReport, Fill, MarketView, OrderIntent, Price, Quantity, Side,
@@ -202,13 +202,14 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
             feed: id().parse().expect("a feed id"),
             rest_url: setup.rest_url.clone().unwrap_or_else(|| running.rest()),
             stream_url: running.ws(),
-            credits: Arc::new(WeightBudget::new(1_000_000, Duration::from_secs(60))),
+            credits: Arc::new(WeightBudget::rolling(1_000_000, Duration::from_secs(60))),
             api_config_key: setup.config_key.map(Into::into),
             symbols: SymbolMap::new(kind.names()),
             expiry_window: WINDOW,
             proof_slack: Duration::from_millis(700),
             request_timeout: Duration::from_millis(2_000),
             egress: Egress::direct(),
+            tables: None,
         };
         let key = AccountKey::new(&SOLANA_AGENT_SECRET.into(), SOLANA_ACCOUNT).expect("a throwaway key");
         let budget = config.credits.clone();
@@ -228,6 +229,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
         proof_slack: Duration::from_millis(500),
         request_timeout: Duration::from_millis(2_000),
         egress: Egress::direct(),
+        tables: None,
     };
     let budget = config.weight.clone();
     let hmac = || HmacKey::new("thekey".into(), &"thesecret".into());
@@ -268,6 +270,7 @@ pub async fn start_exchange(kind: Kind, setup: &Setup) -> Running {
     let market = Market::Synthetic { seed: 3, venue: 1, mark: setup.frozen_price.then(|| exact("66000").0) };
     let options = SimOptions {
         latency: setup.latency,
+        read_lag: Duration::ZERO..=Duration::ZERO,
         switches: setup.switches,
         speed_bump: Duration::from_millis(20),
         credit_factor: setup.credit_factor,
@@ -306,7 +309,7 @@ impl Bench {
         let bench = Self { kind, running, reader, gateway, feed, events, budget, orders: 0 };
         bench
             .until("the stream is live and prices are there", || {
-                bench.reader.is_streaming()
+                bench.reader.stream().is_proven()
                     && symbols.iter().all(|symbol| {
                         bench
                             .feed
@@ -316,7 +319,7 @@ impl Bench {
             })
             .await;
         // The venue's clock is known from the first answer on.
-        bench.reader.fetch_account().await.expect("the account can be read");
+        bench.reader.fetch_account(Priority::Sync).await.expect("the account can be read");
         bench
     }
 
@@ -345,7 +348,8 @@ impl Bench {
     /// An order at a price on the tick, off the mid by a fraction of it: above zero is to the taking side.
     pub async fn order(&self, side: Side, quantity: &str, off: &str) -> OrderIntent {
         let symbol = crate::btc();
-        let instrument = self.reader.fetch_instrument(&symbol).await.expect("the instrument can be read");
+        let instrument =
+            self.reader.fetch_instrument(&symbol, Priority::Hedge).await.expect("the instrument can be read");
         let mid = self.view().mid().expect("a mid").value();
         let off = exact(off).0;
         let off = if side == Side::Buy { off } else { -off };
@@ -365,10 +369,24 @@ impl Bench {
 
     /// Places an order, decided now, and gives its name with what is known of it.
     pub async fn place(&mut self, order: &OrderIntent) -> (ClientOrderId, SubmitOutcome) {
+        self.place_for(order, Priority::Hedge).await
+    }
+
+    /// Places an order for an operation of this priority.
+    pub async fn place_for(
+        &mut self,
+        order: &OrderIntent,
+        priority: Priority,
+    ) -> (ClientOrderId, SubmitOutcome) {
         let id = self.next_id();
         let deadline = WallClock.now().after(self.gateway.rules().validity_window);
-        let outcome = self.gateway.submit(&id, &OrderIntent { deadline, ..order.clone() }).await;
+        let outcome = self.gateway.submit(&id, &OrderIntent { deadline, ..order.clone() }, priority).await;
         (id, outcome)
+    }
+
+    /// Waits until the account's stream is proven: an answer that cannot be read ends it.
+    pub async fn proven(&self) {
+        self.until("its stream is proven", || self.reader.stream().is_proven()).await;
     }
 
     /// Places an order that the venue takes in, and waits for its end.
@@ -383,7 +401,7 @@ impl Bench {
         for _ in 0..100 {
             let sighting = self
                 .gateway
-                .fetch_order(id, &crate::btc(), Self::lately())
+                .fetch_order(id, &crate::btc(), Self::lately(), Priority::Protect)
                 .await
                 .expect("orders can be asked for");
             if let OrderSighting::Found(report) = sighting
@@ -398,7 +416,7 @@ impl Bench {
 
     /// The account, read now.
     pub async fn account(&self) -> AccountSnapshot {
-        self.reader.fetch_account().await.expect("the account can be read")
+        self.reader.fetch_account(Priority::Sync).await.expect("the account can be read")
     }
 
     /// Waits for an event.
@@ -424,8 +442,8 @@ impl Bench {
         let total =
             |fills: &[Fill]| fills.iter().map(|fill| fill.quantity.value()).sum::<rust_decimal::Decimal>();
         while total(&fills) < sum.value() {
-            let wanted = |event: &AccountEvent| matches!(event, AccountEvent::Fill(fill) if fill.client_order_id.as_ref() == Some(id));
-            if let AccountEvent::Fill(fill) = self.event("a trade", wanted).await {
+            let wanted = |event: &AccountEvent| matches!(event, AccountEvent::Fill(fill, _) if fill.client_order_id.as_ref() == Some(id));
+            if let AccountEvent::Fill(fill, _) = self.event("a trade", wanted).await {
                 fills.push(fill);
             }
         }

@@ -337,6 +337,7 @@ impl Life {
             accounts,
             feeds,
             exits: Vec::new(),
+            budgets: Vec::new(),
             journal: Arc::new(SimJournal(self.world.clone())),
             history: Arc::new(deltaplane_engine::MemoryHistory::default()),
             clock,

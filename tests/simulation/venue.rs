@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Income, Journal,
-    JournalError, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, Record, StoredRecord,
-    VenueRules,
+    JournalError, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, Priority, ReadError,
+    Record, StoredRecord, StreamStatus, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -20,8 +20,8 @@ use rand::Rng as _;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::world::{
-    Due, MARKET, REQUEST_TIMEOUT, SHOWN_LATE_MS, State, Venue, WayBack, World, btc, fill_of, order_of,
-    report_of,
+    Due, Held, MARKET, POSITION_LATE_MS, PROOF_MS, REQUEST_TIMEOUT, State, Venue, WayBack, World, btc,
+    fill_of, left_of, order_of, report_of,
 };
 
 /// One account on its venue.
@@ -67,10 +67,15 @@ pub(crate) fn view(
 
 impl SimAccount {
     /// A question on its way: it takes time, it may fail, and the venue may be down.
-    async fn ask<T>(&self, answer: impl FnOnce(&mut State, i64) -> T) -> Result<T, ReadError> {
+    async fn ask<T>(
+        &self,
+        (priority, weight): (Priority, u64),
+        answer: impl FnOnce(&mut State, i64) -> T,
+    ) -> Result<T, ReadError> {
         self.world.alive().await;
         let (wait, fails) = {
             let mut state = self.world.lock();
+            self.pay(&mut state, priority, weight).map_err(ReadError::Withheld)?;
             let wait = state.rng.random_range(2..30);
             let chances = state.chances;
             let fails = state.chance("read fails", chances.read_fails);
@@ -90,61 +95,17 @@ impl SimAccount {
         answered
     }
 
-    fn venue<'a>(&self, state: &'a mut State) -> &'a mut Venue {
-        state.venues.get_mut(&self.account).expect("the account is in this world")
-    }
-}
-
-#[async_trait]
-impl AccountReader for SimAccount {
-    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
-        let asked = { Timestamp::from_millis(self.world.lock().now()) };
-        self.ask(|state, now| {
-            let late = state.chance("position shown late", state.chances.shown_late);
-            let lag = if late { state.rng.random_range(1..SHOWN_LATE_MS) } else { 0 };
-            let venue = self.venue(state);
-            let held = venue.position_at(now - lag);
-            let market = &venue.exchange.markets[MARKET];
-            let mark = market.mark;
-            let notional = held.abs() * mark;
-            let mut positions = BTreeMap::new();
-            if !held.is_zero() {
-                positions.insert(
-                    btc(),
-                    Position {
-                        symbol: btc(),
-                        delta: Delta::new(held),
-                        entry_price: Price::try_new(mark).ok(),
-                        mark_price: Price::try_new(mark).ok(),
-                        unrealized: Notional::ZERO,
-                        initial_margin: Notional::new(notional / Decimal::TEN),
-                        maintenance_margin: Notional::new(market.maintenance(notional)),
-                        leverage: Some(Decimal::TEN),
-                        liquidation_price: None,
-                        isolated_margin: None,
-                        updated_at: Timestamp::from_millis(now),
-                    },
-                );
-            }
-            let wallet = Decimal::from(1_000_000);
-            AccountSnapshot {
-                account: self.account.clone(),
-                venue: self.account.as_str().parse().expect("a venue id"),
-                as_of: asked,
-                wallet_balance: Notional::new(wallet),
-                unrealized: Notional::ZERO,
-                available: Notional::new(wallet - notional / Decimal::TEN),
-                initial_margin: Notional::new(notional / Decimal::TEN),
-                maintenance_margin: Notional::new(market.maintenance(notional)),
-                balances: BTreeMap::from([("USDT".to_owned(), wallet)]),
-                positions,
-                hedge_mode: false,
-            }
-        })
-        .await
+    /// Takes a request's weight from the venue's budget.
+    fn pay(&self, state: &mut State, priority: Priority, weight: u64) -> Result<(), Duration> {
+        let now = Timestamp::from_millis(state.now());
+        let spent = self.venue(state).budget.take(now, priority, weight);
+        if spent.is_err() {
+            *state.faults.entry("withheld").or_default() += 1;
+        }
+        spent.map(|spent| spent.answered(now, None))
     }
 
-    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+    fn instrument(symbol: &Symbol) -> Result<Instrument, ReadError> {
         if *symbol != btc() {
             return Err(ReadError::UnknownSymbol(symbol.clone()));
         }
@@ -183,12 +144,87 @@ impl AccountReader for SimAccount {
         })
     }
 
+    fn venue<'a>(&self, state: &'a mut State) -> &'a mut Venue {
+        state.venues.get_mut(&self.account).expect("the account is in this world")
+    }
+}
+
+#[async_trait]
+impl AccountReader for SimAccount {
+    async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+        let asked = { Timestamp::from_millis(self.world.lock().now()) };
+        self.ask((priority, 5), |state, now| {
+            let late = state.chance("position shown late", state.chances.shown_late);
+            let lag = if late { state.rng.random_range(1..POSITION_LATE_MS) } else { 0 };
+            let venue = self.venue(state);
+            let Held { delta: held, order, at } = venue.held_at(now - lag);
+            let numbered = venue.numbered;
+            let market = &venue.exchange.markets[MARKET];
+            let mark = market.mark;
+            let notional = held.abs() * mark;
+            let mut positions = BTreeMap::new();
+            if !held.is_zero() {
+                positions.insert(
+                    btc(),
+                    Position {
+                        symbol: btc(),
+                        delta: Delta::new(held),
+                        entry_price: Price::try_new(mark).ok(),
+                        mark_price: Price::try_new(mark).ok(),
+                        unrealized: Notional::ZERO,
+                        initial_margin: Notional::new(notional / Decimal::TEN),
+                        maintenance_margin: Notional::new(market.maintenance(notional)),
+                        leverage: Some(Decimal::TEN),
+                        liquidation_price: None,
+                        isolated_margin: None,
+                        updated_at: Timestamp::from_millis(at),
+                        order: (!numbered).then_some(order),
+                    },
+                );
+            }
+            let wallet = Decimal::from(1_000_000);
+            AccountSnapshot {
+                account: self.account.clone(),
+                venue: self.account.as_str().parse().expect("a venue id"),
+                as_of: asked,
+                valued_at: asked,
+                order: numbered.then_some(order),
+                wallet_balance: Notional::new(wallet),
+                unrealized: Notional::ZERO,
+                available: Notional::new(wallet - notional / Decimal::TEN),
+                initial_margin: Notional::new(notional / Decimal::TEN),
+                maintenance_margin: Notional::new(market.maintenance(notional)),
+                balances: BTreeMap::from([("USDT".to_owned(), wallet)]),
+                positions,
+                hedge_mode: false,
+            }
+        })
+        .await
+    }
+
+    async fn fetch_all_open_orders(&self, priority: Priority) -> Result<Vec<OpenOrder>, ReadError> {
+        self.ask((priority, 5), |state, _| {
+            let venue = self.venue(state);
+            let open = venue.exchange.orders.values().filter(|order| order.status.is_open());
+            open.map(left_of).collect()
+        })
+        .await
+    }
+
+    fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument> {
+        Self::instrument(symbol).ok()
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol, _: Priority) -> Result<Instrument, ReadError> {
+        Self::instrument(symbol)
+    }
+
     /// Nothing here is decided by what was earned.
-    async fn fetch_income(&self, _: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_income(&self, _: Timestamp, _: Priority) -> Result<Vec<Income>, ReadError> {
         Ok(Vec::new())
     }
 
-    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+    async fn fetch_adl_ranks(&self, _: Priority) -> Result<BTreeMap<Symbol, u8>, ReadError> {
         Ok(BTreeMap::new())
     }
 
@@ -200,24 +236,35 @@ impl AccountReader for SimAccount {
         Some(ours)
     }
 
-    fn is_streaming(&self) -> bool {
+    fn stream(&self) -> StreamStatus {
         let state = self.world.lock();
         let now = state.now();
-        state.venues.get(&self.account).is_some_and(|venue| now >= venue.down_until)
+        let Some(venue) = state.venues.get(&self.account) else { return StreamStatus::default() };
+        let is_connected = now >= venue.down_until && now >= venue.cut_until;
+        let (deaf_from, deaf_until) = venue.deaf;
+        let is_proven = is_connected && !(deaf_from + PROOF_MS..deaf_until).contains(&now);
+        let deaf_until = if now >= deaf_until { deaf_until } else { 0 };
+        let since = venue.down_until.max(venue.cut_until).max(deaf_until);
+        let proven_since = is_proven.then(|| Timestamp::from_millis(since));
+        StreamStatus { is_connected, proven_since }
     }
 
     fn pace(&self) -> Pace {
-        Pace { idle: Duration::from_millis(2_000), after_event: Duration::from_millis(150) }
+        Pace {
+            idle: Duration::from_millis(2_000),
+            after_event: Duration::from_millis(150),
+            audit: Duration::from_secs(10),
+        }
     }
 
-    async fn preflight(&self, _: &Symbol) -> Vec<Finding> {
+    async fn preflight(&self, _: &Symbol, _: Priority) -> Vec<Finding> {
         vec![Finding::fine(Check::Permissions, "simulated")]
     }
 }
 
 #[async_trait]
 impl OrderGateway for SimAccount {
-    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         self.world.alive().await;
         let definite = |reason, text: &str| {
             SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: text.to_owned() })
@@ -230,6 +277,9 @@ impl OrderGateway for SimAccount {
                 "send {id} {} {} {} at {} reduce-only {}",
                 intent.account, intent.side, intent.quantity, intent.limit_price, intent.reduce_only
             ));
+            if self.pay(&mut state, priority, 1).is_err() {
+                return definite(RefusalReason::KeptBack, "simulated");
+            }
             state.check_send(id, intent, now);
             let chances = state.chances;
             if state.chance("not sent", chances.not_sent) {
@@ -278,7 +328,7 @@ impl OrderGateway for SimAccount {
 
     async fn cancel(&self, id: &ClientOrderId, _: &Symbol) -> CancelOutcome {
         let result = self
-            .ask(|state, now| {
+            .ask((Priority::Protect, 1), |state, now| {
                 let lost = state.chance("cancel answer lost", state.chances.answer_lost);
                 state.note(format!("cancel {id}"));
                 let open = order_of(&self.venue(state).exchange, id).filter(|order| order.status.is_open());
@@ -297,7 +347,7 @@ impl OrderGateway for SimAccount {
 
     async fn fence(&self, id: &ClientOrderId, _: &Symbol) -> FenceOutcome {
         let result = self
-            .ask(|state, _| {
+            .ask((Priority::Resolve, 1), |state, _| {
                 let lost = state.chance("fence answer lost", state.chances.answer_lost);
                 let venue = self.venue(state);
                 if !venue.fences {
@@ -322,8 +372,9 @@ impl OrderGateway for SimAccount {
         id: &ClientOrderId,
         _: &Symbol,
         _: Timestamp,
+        priority: Priority,
     ) -> Result<OrderSighting, ReadError> {
-        self.ask(|state, now| {
+        self.ask((priority, 1), |state, now| {
             let venue = self.venue(state);
             let shown = venue.shown_at.get(id.as_str()).is_some_and(|at| now >= *at);
             match order_of(&venue.exchange, id).filter(|_| shown) {
@@ -334,9 +385,14 @@ impl OrderGateway for SimAccount {
         .await
     }
 
-    async fn fetch_fills(&self, _: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+    async fn fetch_fills(
+        &self,
+        _: &Symbol,
+        since: Timestamp,
+        priority: Priority,
+    ) -> Result<Vec<Fill>, ReadError> {
         let account = self.account.clone();
-        self.ask(move |state, now| {
+        self.ask((priority, 5), move |state, now| {
             let venue = state.venues.get(&account).expect("the account is in this world");
             let shown = venue.exchange.trades.iter().filter(|trade| {
                 trade.time >= since.as_millis()
@@ -348,8 +404,13 @@ impl OrderGateway for SimAccount {
         .await
     }
 
-    async fn fetch_order_names(&self, _: &Symbol, since: Timestamp) -> Result<Vec<OrderName>, ReadError> {
-        self.ask(|state, _| {
+    async fn fetch_order_names(
+        &self,
+        _: &Symbol,
+        since: Timestamp,
+        priority: Priority,
+    ) -> Result<Vec<OrderName>, ReadError> {
+        self.ask((priority, 5), |state, _| {
             let venue = self.venue(state);
             let mine = venue.exchange.orders.values().filter(|order| order.created >= since.as_millis());
             let named = mine.filter_map(|order| {
@@ -363,7 +424,7 @@ impl OrderGateway for SimAccount {
     }
 
     async fn count_down(&self, _: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
-        self.ask(|state, now| {
+        self.ask((Priority::Protect, 1), |state, now| {
             let until = after.map(|after| now + i64::try_from(after.as_millis()).expect("two minutes"));
             let (account, symbol) = (self.account.to_string(), MARKET.to_owned());
             let _ = state.command(now, &self.account, Command::CountDown { account, symbol, until });
@@ -371,8 +432,12 @@ impl OrderGateway for SimAccount {
         .await
     }
 
-    async fn fetch_open_orders(&self, _: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
-        self.ask(|state, _| {
+    async fn fetch_open_orders(
+        &self,
+        _: &Symbol,
+        priority: Priority,
+    ) -> Result<Vec<ExecutionReport>, ReadError> {
+        self.ask((priority, 1), |state, _| {
             let venue = self.venue(state);
             venue.exchange.orders.values().filter(|order| order.status.is_open()).map(report_of).collect()
         })
@@ -401,6 +466,10 @@ impl PriceFeed for SimAccount {
     }
 
     fn follow(&self, _: &Symbol) {}
+
+    fn not_followed(&self) -> Vec<Symbol> {
+        Vec::new()
+    }
 
     fn status(&self) -> FeedStatus {
         FeedStatus { connected: true, last_update: None, error_count: 0 }

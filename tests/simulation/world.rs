@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{AccountEvent, Clock, Record};
+use deltaplane_net::WeightBudget;
+use deltaplane_ports::{AccountEvent, Clock, OpenOrder, Record};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, ExecutionReport, Fill, FillCause, MarketView, Notional, OrderAck,
     OrderIntent, OrderStatus, Price, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
@@ -29,8 +30,15 @@ pub(crate) const MARKET: &str = "BTCUSDT";
 pub(crate) const ORIGIN_MS: i64 = 1_750_000_000_000;
 /// How long a request is waited for.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// A venue shows an order, a trade and a position at most this long after it happened.
+/// A venue shows an order and a trade at most this long after it happened.
 pub(crate) const SHOWN_LATE_MS: i64 = 900;
+/// A venue shows a position at most this long after it moved.
+pub(crate) const POSITION_LATE_MS: i64 = 3_000;
+/// A stream that tells nothing any more counts as proven for so long.
+pub(crate) const PROOF_MS: i64 = 1_500;
+/// What a venue answers in a minute: requests that come again and again use it up.
+const WEIGHT: u64 = 600;
+const WINDOW: Duration = Duration::from_secs(10);
 const PRICES_EVERY_MS: i64 = 250;
 
 pub(crate) fn btc() -> Symbol {
@@ -49,6 +57,7 @@ pub(crate) struct Chances {
     pub(crate) read_fails: u32,
     pub(crate) shown_late: u32,
     pub(crate) event_lost: u32,
+    pub(crate) key_dead: u32,
     pub(crate) event_twice: u32,
     pub(crate) event_late: u32,
     pub(crate) slow_disk: u32,
@@ -65,6 +74,7 @@ impl Chances {
         read_fails: 0,
         shown_late: 0,
         event_lost: 0,
+        key_dead: 0,
         event_twice: 0,
         event_late: 0,
         slow_disk: 0,
@@ -79,6 +89,7 @@ impl Chances {
         read_fails: 40,
         shown_late: 150,
         event_lost: 80,
+        key_dead: 20,
         event_twice: 80,
         event_late: 150,
         slow_disk: 20,
@@ -93,6 +104,7 @@ impl Chances {
         read_fails: 150,
         shown_late: 400,
         event_lost: 300,
+        key_dead: 60,
         event_twice: 200,
         event_late: 300,
         slow_disk: 80,
@@ -122,13 +134,30 @@ pub(crate) struct Venue {
     pub(crate) shown_at: BTreeMap<String, i64>,
     /// When a trade begins to show.
     pub(crate) trade_shown_at: BTreeMap<u64, i64>,
-    /// The position since a time.
-    pub(crate) history: Vec<(i64, Decimal)>,
+    /// Its events have numbers of their own; else their times order them.
+    pub(crate) numbered: bool,
+    number: u64,
+    /// Its stream is cut until then.
+    pub(crate) cut_until: i64,
+    /// Its stream is open and tells nothing from the first to the second: its key is dead.
+    pub(crate) deaf: (i64, i64),
+    /// The requests that it answers in a window.
+    pub(crate) budget: WeightBudget,
+    /// What was held since a time.
+    pub(crate) history: Vec<Held>,
     /// Orders whose place was taken before they arrived.
     pub(crate) burned: BTreeSet<String>,
     pub(crate) arrived: BTreeSet<String>,
     pub(crate) view: Option<Arc<MarketView>>,
     mid_offset: i64,
+}
+
+/// A position, and its place in the venue's order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) at: i64,
+    pub(crate) delta: Decimal,
+    pub(crate) order: u64,
 }
 
 /// What the venue's answer to a placement becomes on its way back.
@@ -212,7 +241,13 @@ impl World {
                 feed_stale_until: 0,
                 shown_at: BTreeMap::new(),
                 trade_shown_at: BTreeMap::new(),
-                history: vec![(0, dec(*position, 3))],
+                numbered: index % 2 == 0,
+                number: 1,
+                cut_until: 0,
+                deaf: (0, 0),
+                // Every other venue has room for a tenth of that.
+                budget: WeightBudget::fixed(if index % 2 == 0 { WEIGHT } else { WEIGHT / 10 }, WINDOW),
+                history: vec![Held { at: 0, delta: dec(*position, 3), order: 1 }],
                 burned: BTreeSet::new(),
                 arrived: BTreeSet::new(),
                 view: None,
@@ -554,9 +589,13 @@ impl State {
         let before = venue.exchange.trades.len();
         let events = venue.exchange.handle(now, command)?;
         let position = venue.exchange.accounts.values().map(|holder| holder.net(MARKET)).sum();
-        if venue.history.last().map(|(_, held)| *held) != Some(position) {
-            venue.history.push((now, position));
+        let moved = venue.history.last().map(|held| held.delta) != Some(position);
+        if moved {
+            venue.number += 1;
+            let order = if venue.numbered { venue.number } else { u64::try_from(now).unwrap_or(0) };
+            venue.history.push(Held { at: now, delta: position, order });
         }
+        let place = venue.history.last().map_or(0, |held| held.order);
         let fresh: Vec<u64> = venue.exchange.trades[before..].iter().map(|trade| trade.id).collect();
         for trade in fresh {
             let late = self.chance("trade shown late", self.chances.shown_late);
@@ -569,19 +608,53 @@ impl State {
             let Event::Order { order, execution } = event else { continue };
             let mut told = Vec::new();
             if let ExecutionType::Trade(trade) | ExecutionType::Calculated(trade) = execution {
-                told.push(AccountEvent::Fill(fill_of(account, &trade, Some(&order.client_id))));
+                told.push(AccountEvent::Fill(fill_of(account, &trade, Some(&order.client_id)), place));
             }
+            told.push(AccountEvent::Open(left_of(&order)));
             told.push(AccountEvent::Report(report_of(&order)));
             for event in told {
                 self.tell(now, account, event);
             }
+        }
+        if moved {
+            let event = AccountEvent::Position {
+                symbol: btc(),
+                delta: deltaplane_types::Delta::new(position),
+                entry_price: None,
+                unrealized: None,
+                order: place,
+                venue_time: Timestamp::from_millis(now),
+            };
+            self.tell(now, account, event);
         }
         self.oracle.on_positions(now, &self.venues, self.mid);
         Ok(())
     }
 
     fn tell(&mut self, now: i64, account: &AccountId, event: AccountEvent) {
+        let is_cut =
+            self.venues.get(account).is_some_and(|venue| now < venue.cut_until || now < venue.deaf.1);
+        if is_cut {
+            return;
+        }
+        if self.chance("key dead", self.chances.key_dead) {
+            // Nothing ends: from here on it tells nothing, until it connects again.
+            let until = now + self.rng.random_range(500..6_000);
+            if let Some(venue) = self.venues.get_mut(account) {
+                venue.deaf = (now, until);
+            }
+            self.schedule(until, Due::Told(account.clone(), AccountEvent::Disconnected));
+            self.schedule(until, Due::Told(account.clone(), AccountEvent::Connected));
+            return;
+        }
         if self.chance("event lost", self.chances.event_lost) {
+            // A connection loses nothing in its middle: it ends, and with it what was on its way.
+            let until = now + self.rng.random_range(100..2_500);
+            if let Some(venue) = self.venues.get_mut(account) {
+                venue.cut_until = until;
+                let _ = venue.events.send(AccountEvent::Disconnected);
+            }
+            self.schedule(until, Due::Told(account.clone(), AccountEvent::Connected));
             return;
         }
         let copies = if self.chance("event twice", self.chances.event_twice) { 2 } else { 1 };
@@ -636,8 +709,21 @@ impl Venue {
     }
 
     /// The position as it was at a time.
-    pub(crate) fn position_at(&self, at: i64) -> Decimal {
-        self.history.iter().rev().find(|(since, _)| *since <= at).map(|(_, held)| *held).unwrap_or_default()
+    pub(crate) fn held_at(&self, at: i64) -> Held {
+        let nothing = Held { at: 0, delta: Decimal::ZERO, order: 0 };
+        self.history.iter().rev().find(|held| held.at <= at).copied().unwrap_or(nothing)
+    }
+}
+
+/// What is left of an order.
+pub(crate) fn left_of(order: &Order) -> OpenOrder {
+    let left = if order.status.is_open() { order.quantity - order.executed } else { Decimal::ZERO };
+    OpenOrder {
+        symbol: btc(),
+        venue_order_id: order.id.to_string().parse().expect("digits"),
+        side: order.side,
+        left: Quantity::try_new(left).expect("not below zero"),
+        reduce_only: order.reduce_only,
     }
 }
 

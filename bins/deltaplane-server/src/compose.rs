@@ -24,6 +24,7 @@ use crate::logs;
 use crate::paper::{self, Paper};
 use crate::supervisor::{MakeEngine, Supervisor};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
+use crate::tables::TableFolder;
 
 /// Names the file with the API key.
 const API_KEY_FILE: &str = "DELTAPLANE_API_KEY_FILE";
@@ -39,6 +40,8 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// Paper mode replays this instead of a synthetic market.
     pub market_recording: Option<PathBuf>,
+    /// How long a message takes to a simulated exchange, and as long back.
+    pub paper_latency: Option<Duration>,
     /// Live mode is meant.
     pub live: bool,
     /// What is damaged or lost of the journal is accepted.
@@ -102,8 +105,9 @@ pub async fn run(options: Options) -> Result<()> {
     if config.mode == Mode::Paper {
         let thread = Thread::start("exchanges")?;
         let (paper_clock, recording) = (clock.clone(), options.market_recording.clone());
+        let latency = options.paper_latency.unwrap_or_default();
         let Paper { exchanges, accounts, running } =
-            thread.handle.spawn(async move { paper::start(paper_clock, recording).await }).await??;
+            thread.handle.spawn(async move { paper::start(paper_clock, recording, latency).await }).await??;
         (config.exchanges, config.accounts) = (exchanges, accounts);
         paper_exchanges = running;
         exchanges_thread = Some(thread);
@@ -120,6 +124,7 @@ pub async fn run(options: Options) -> Result<()> {
         journal: store.clone(),
         accept_quarantine: options.accept_quarantine,
         history,
+        tables: Arc::new(TableFolder::new(&data_dir)),
         clock: clock.clone(),
     };
     let engine = Supervisor::start(parts.maker(engine_thread.handle.clone())).await?;
@@ -158,6 +163,7 @@ struct Parts {
     journal: Arc<SqliteStore>,
     accept_quarantine: bool,
     history: Arc<dyn RiskHistory>,
+    tables: Arc<TableFolder>,
     clock: Arc<dyn Clock>,
 }
 
@@ -202,6 +208,9 @@ fn check_mode(config: &Config, options: &Options) -> Result<()> {
     }
     if config.mode != Mode::Paper && options.market_recording.is_some() {
         bail!("--market-recording is for paper mode only");
+    }
+    if config.mode != Mode::Paper && options.paper_latency.is_some() {
+        bail!("--paper-latency is for paper mode only: real exchanges take what they take");
     }
     if let Some(path) = options.market_recording.as_ref().filter(|path| !path.is_file()) {
         bail!("--market-recording {}: no such file", path.display());
@@ -299,16 +308,17 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     engine_config.holdings = config.holdings;
     engine_config.may_send = config.mode != Mode::Observe;
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
-    let (mut accounts, mut exits) = (Vec::new(), Vec::new());
+    let (mut accounts, mut exits, mut budgets) = (Vec::new(), Vec::new(), Vec::new());
     let mut waiting = config.accounts;
     for exchange in &config.exchanges {
-        let mut venue = connect::Exchange::new(exchange, clock.clone());
+        let mut venue = connect::Exchange::new(exchange, clock.clone(), parts.tables.clone());
         feeds.push(venue.feed(&config.symbols)?);
         let (here, elsewhere) = waiting.into_iter().partition(|account| account.exchange == exchange.id);
         waiting = elsewhere;
         for account in here {
             accounts.push(venue.account(account)?);
         }
+        budgets.extend(venue.budgets());
         exits.extend(venue.into_exits());
     }
     let parts = EngineParts {
@@ -316,6 +326,7 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
         accounts,
         feeds,
         exits,
+        budgets,
         journal,
         history,
         clock,

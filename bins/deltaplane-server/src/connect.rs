@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use deltaplane_engine::AccountParts;
 use deltaplane_net::{Egress, HttpClient, HttpClientConfig, HttpTransport, WeightBudget};
-use deltaplane_ports::{AccountReader, Clock, ExitUser, Exits, OrderGateway, PriceFeed, SymbolMap};
-use deltaplane_types::Symbol;
+use deltaplane_ports::{
+    AccountReader, BudgetUser, Clock, ExitUser, Exits, OrderGateway, PriceFeed, SymbolMap, TableStore,
+};
+use deltaplane_types::{AccountId, Symbol};
 use deltaplane_venue_fapi::FapiConfig;
 use deltaplane_venue_pacifica::{PacificaConfig, PacificaFeed, PacificaVenue};
 
@@ -24,6 +26,9 @@ pub(crate) struct Exchange<'a> {
     ways: Vec<(Pool, Exit)>,
     /// The pools of proxies, and who leaves through them.
     exits: Vec<(ExitUser, Arc<dyn Exits>)>,
+    /// Which accounts share which budget.
+    users: Vec<(AccountId, Arc<WeightBudget>)>,
+    tables: Arc<dyn TableStore>,
 }
 
 /// A way out with what its address may ask of the exchange.
@@ -44,9 +49,28 @@ impl Exit {
 }
 
 impl<'a> Exchange<'a> {
-    pub(crate) fn new(config: &'a config::Exchange, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        config: &'a config::Exchange,
+        clock: Arc<dyn Clock>,
+        tables: Arc<dyn TableStore>,
+    ) -> Self {
         let ways = vec![(config.pool.clone(), Exit::new(config, &config.pool))];
-        Self { config, clock, ways, exits: Vec::new() }
+        Self { config, clock, ways, exits: Vec::new(), users: Vec::new(), tables }
+    }
+
+    /// The request budgets of its addresses.
+    pub(crate) fn budgets(&self) -> Vec<BudgetUser> {
+        let user = |(pool, exit): &(Pool, Exit)| {
+            let names: Vec<&str> = pool.proxies.iter().map(deltaplane_net::Proxy::name).collect();
+            let sharing = self.users.iter().filter(|(_, budget)| Arc::ptr_eq(budget, &exit.budget));
+            BudgetUser {
+                venue: self.config.id.clone(),
+                egress: if names.is_empty() { "direct".to_owned() } else { names.join(", ") },
+                accounts: sharing.map(|(id, _)| id.clone()).collect(),
+                budget: exit.budget.clone(),
+            }
+        };
+        self.ways.iter().map(user).collect()
     }
 
     /// The way out through a pool; where it has no proxies, the exchange's own.
@@ -106,6 +130,7 @@ impl<'a> Exchange<'a> {
             proof_slack: PROOF_SLACK,
             request_timeout: self.config.request_timeout,
             egress: exit.egress.clone(),
+            tables: Some(self.tables.clone()),
         })
     }
 
@@ -123,6 +148,7 @@ impl<'a> Exchange<'a> {
             proof_slack: PROOF_SLACK,
             request_timeout: self.config.request_timeout,
             egress: exit.egress.clone(),
+            tables: Some(self.tables.clone()),
         })
     }
 
@@ -153,6 +179,7 @@ impl<'a> Exchange<'a> {
     pub(crate) fn account(&mut self, account: config::Account) -> Result<AccountParts> {
         let name = account.id.as_str();
         let exit = self.way(&account.pool);
+        self.users.push((account.id.clone(), exit.budget.clone()));
         self.watch(ExitUser::Account(account.id.clone()), &exit);
         let (client, clock) = (self.client(&exit)?, self.clock.clone());
         let (kind, credential) = (self.config.kind, account.credential);
@@ -218,7 +245,8 @@ secret_env = "PATH"
 "#;
         let config = Config::parse(text, "deltaplane.toml").unwrap();
         let clock = Arc::new(crate::system::WallClock::start());
-        let mut exchange = Exchange::new(&config.exchanges[0], clock);
+        let tables = Arc::new(crate::tables::TableFolder::new(std::path::Path::new("unused")));
+        let mut exchange = Exchange::new(&config.exchanges[0], clock, tables);
         let pool = |names: &[&str], failover| Pool {
             proxies: names.iter().map(|name| Proxy::new(name, "http://127.0.0.1:1", None).unwrap()).collect(),
             failover,

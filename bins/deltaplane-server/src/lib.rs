@@ -7,6 +7,7 @@ mod logs;
 mod paper;
 mod supervisor;
 mod system;
+mod tables;
 
 pub use compose::{Options, run};
 pub use logs::LogFormat;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use deltaplane_server::Options;
@@ -23,6 +24,9 @@ struct Arguments {
     /// Paper mode: replays this recording instead of a synthetic market.
     #[arg(long)]
     market_recording: Option<PathBuf>,
+    /// Paper mode: how long a request takes to a simulated exchange, and an answer or event back, milliseconds each way.
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u16).range(..=5_000))]
+    paper_latency: Option<u16>,
     /// Sends real orders; the configuration must say mode = "live" too.
     #[arg(long)]
     live: bool,
@@ -34,9 +38,11 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Arguments { config, listen, data_dir, market_recording, live, accept_quarantine } =
+    let Arguments { config, listen, data_dir, market_recording, paper_latency, live, accept_quarantine } =
         Arguments::parse();
-    let options = Options { config, listen, data_dir, market_recording, live, accept_quarantine };
+    let paper_latency = paper_latency.map(|millis| Duration::from_millis(millis.into()));
+    let options =
+        Options { config, listen, data_dir, market_recording, paper_latency, live, accept_quarantine };
     match deltaplane_server::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

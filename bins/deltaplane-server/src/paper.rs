@@ -104,7 +104,11 @@ fn keys(kind: Kind, name: &str) -> Result<(AccountConfig, Credential)> {
 }
 
 /// Starts the exchanges.
-pub(crate) async fn start(clock: Arc<dyn Clock>, recording: Option<PathBuf>) -> Result<Paper> {
+pub(crate) async fn start(
+    clock: Arc<dyn Clock>,
+    recording: Option<PathBuf>,
+    latency: Duration,
+) -> Result<Paper> {
     let mut paper = Paper { exchanges: Vec::new(), accounts: Vec::new(), running: BTreeMap::new() };
     for (venue, place) in (1..).zip(BOOK) {
         let (account, credential) = keys(place.kind, place.account)?;
@@ -115,7 +119,8 @@ pub(crate) async fn start(clock: Arc<dyn Clock>, recording: Option<PathBuf>) -> 
             None => Market::Synthetic { seed: SEED, venue, mark: None },
         };
         let config = ExchangeConfig::with_accounts(place.dialect, vec![account]);
-        let options = SimOptions::new(place.dialect, config, SimClock::Running(clock.clone()), market);
+        let mut options = SimOptions::new(place.dialect, config, SimClock::Running(clock.clone()), market);
+        options.latency = latency;
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let running = deltaplane_venue_sim::start(options, any_port, Some(any_port))
             .await

@@ -394,6 +394,7 @@ mod tests {
             accounts: Vec::new(),
             feeds: Vec::new(),
             exits: Vec::new(),
+            budgets: Vec::new(),
             journal: Arc::new(MemoryJournal::default()),
             history: Arc::new(MemoryHistory::default()),
             clock: Arc::new(Time(Instant::now())),

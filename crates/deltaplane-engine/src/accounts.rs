@@ -1,17 +1,24 @@
-//! The newest state of every account, read anew whenever it may have changed.
+//! The newest state of every account: folded from its stream while that is proven, else read by REST.
 //!
-//! Only whole snapshots are kept: an event on the account's stream says that something changed, not how the
-//! rest stands, so it only makes the next reading due at once.
+//! [`crate::account_fold`] decides what a state is; this reads and listens for it. Decisions take the folded state and
+//! wait for no reading as long as the stream is proven.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::account_fold::{AccountFold, Mismatch, Outcome};
 use crate::equity::EquityTrack;
-use deltaplane_ports::{AccountEvent, AccountReader, Check, Clock, Finding, ReadError, Severity};
+use crate::ids::IdKey;
+use deltaplane_ports::{
+    AccountEvent, AccountReader, Check, Clock, Finding, OpenOrder, Priority, ReadError, Severity,
+};
 use deltaplane_types::{AccountId, AccountSnapshot, Delta, Fill, Symbol, Timestamp, TradeId, VenueId};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// How often an account that may trade is checked.
@@ -31,20 +38,41 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(3);
 pub(crate) struct RecentTrades {
     pub(crate) before: Vec<Delta>,
     pub(crate) after: Delta,
+    /// What trades of others had moved by then, since the engine started.
+    pub(crate) foreign: Delta,
 }
 
 /// How soon a reading that failed is tried again, at the latest.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// The same where an operation waits to see what it did, and how often at most.
-const CATCH_UP_EVERY: Duration = Duration::from_secs(2);
-const CATCH_UP_TIMES: u32 = 15;
+/// Readings that check the fold are at least this far apart.
+const AUDIT_GAP: Duration = Duration::from_secs(1);
+/// A stream tells a trade of ours no later than this, or the account is read.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// Two readings, the second when reads can lag no longer, decide between a stream and a reading no later than this.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
+/// How often the proof of a stream is looked at.
+const PROOF_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct State {
+    fold: AccountFold,
+    /// The fold's state, shared with those who read it.
     snapshot: Option<Arc<AccountSnapshot>>,
-    /// Snapshots that began before this may lack what we know to have happened.
+    /// When the newest reading was asked for.
+    read_at: Timestamp,
+    /// The newest reading as the venue answered it.
+    reading: Option<Arc<AccountSnapshot>>,
+    /// Readings that began before this may lack what we know to have happened.
     changed_at: Timestamp,
+    /// When the fold is to be checked, earlier than its schedule.
+    audit_at: Option<Timestamp>,
+    /// Differences between stream and readings that nobody was told of yet.
+    mismatches: Vec<Mismatch>,
+    /// When differences lasted.
+    mismatched_at: Vec<Timestamp>,
     last_error: Option<String>,
+    /// When the last reading in the background failed; none where it did not.
+    failed_at: Option<Timestamp>,
     error_count: u64,
     last_beat: Timestamp,
     /// Why orders may not be sent for it, by somebody's decision.
@@ -66,8 +94,12 @@ pub(crate) struct AccountKeeper {
     pub(crate) exchange: String,
     pub(crate) reader: Arc<dyn AccountReader>,
     clock: Arc<dyn Clock>,
+    /// Tells orders of ours from others.
+    id_key: IdKey,
     state: RwLock<State>,
     wake: Notify,
+    /// One reading for a decision at a time: those who wait take its answer.
+    reading: tokio::sync::Mutex<()>,
     /// What its equity did.
     pub(crate) equity: EquityTrack,
     /// Counts whole states that were read.
@@ -105,6 +137,7 @@ impl AccountKeeper {
         exchange: String,
         reader: Arc<dyn AccountReader>,
         clock: Arc<dyn Clock>,
+        id_key: IdKey,
     ) -> Self {
         Self {
             id,
@@ -112,8 +145,10 @@ impl AccountKeeper {
             exchange,
             reader,
             clock,
+            id_key,
             state: RwLock::default(),
             wake: Notify::new(),
+            reading: tokio::sync::Mutex::default(),
             equity: EquityTrack::default(),
             readings: watch::Sender::new(0),
         }
@@ -132,10 +167,75 @@ impl AccountKeeper {
         self.read(|state| state.snapshot.clone())
     }
 
+    /// The newest reading as the venue answered it: without what the stream told.
+    pub(crate) fn reading(&self) -> Option<Arc<AccountSnapshot>> {
+        self.read(|state| state.reading.clone())
+    }
+
+    /// Whether the folded state is the account's state now: its stream is proven, and a reading and all events since then
+    /// are in it.
+    pub(crate) fn is_live(&self) -> bool {
+        self.reader.stream().is_proven() && self.read(|state| state.fold.is_synced())
+    }
+
+    /// When the newest state was true: now where the stream is proven.
+    pub(crate) fn confirmed_at(&self) -> Option<Timestamp> {
+        let newest = self.newest()?;
+        Some(if self.is_live() { self.clock.now() } else { newest.as_of })
+    }
+
     /// The newest snapshot, if it is not older than this.
     pub(crate) fn known(&self, within: Duration) -> Option<Arc<AccountSnapshot>> {
         let now = self.clock.now();
-        self.newest().filter(|snapshot| now.since(snapshot.as_of) <= within)
+        let is_live = self.is_live();
+        self.newest().filter(|snapshot| is_live || now.since(snapshot.as_of) <= within)
+    }
+
+    /// The open orders of all symbols, as far as they are known.
+    pub(crate) fn open_orders(&self) -> Option<Vec<OpenOrder>> {
+        self.read(|state| state.fold.open_orders())
+    }
+
+    /// What trades of others moved a position since the start, as far as the stream told.
+    pub(crate) fn foreign(&self, symbol: &Symbol) -> Delta {
+        self.read(|state| state.fold.foreign(symbol))
+    }
+
+    /// The newest trades of others in a symbol that were not named yet, oldest first, as the stream told them.
+    pub(crate) fn foreign_fills(&self, symbol: &Symbol) -> Vec<Fill> {
+        let fills = self.read(|state| state.fold.foreign_fills(symbol));
+        self.without_explained(fills)
+    }
+
+    /// Trades of ours that are known, with what they moved: the state is complete once it has them all.
+    pub(crate) fn expect_trades(&self, symbol: &Symbol, trades: Vec<(TradeId, Delta)>) {
+        let now = self.clock.now();
+        self.write(|state| state.fold.expect(symbol, trades, now));
+        self.wake.notify_one();
+    }
+
+    /// Whether the state is exact: live and settled.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.is_live() && self.is_settled()
+    }
+
+    /// Whether the state has every trade of ours that is known, every move has its trade, and no reading says otherwise.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.read(|state| if state.fold.is_synced() { state.fold.is_settled() } else { true })
+    }
+
+    /// Counts a mismatch; gives how many there were within this time.
+    pub(crate) fn count_mismatch(&self, at: Timestamp, within: Duration) -> usize {
+        self.write(|state| {
+            state.mismatched_at.retain(|earlier| at.since(*earlier) < within);
+            state.mismatched_at.push(at);
+            state.mismatched_at.len()
+        })
+    }
+
+    /// Differences between stream and readings since the last call.
+    pub(crate) fn take_mismatches(&self) -> Vec<Mismatch> {
+        self.write(|state| std::mem::take(&mut state.mismatches))
     }
 
     /// Why orders may not be sent for it.
@@ -167,7 +267,7 @@ impl AccountKeeper {
 
     /// Looks at everything that decides whether the account may trade, and keeps what was found.
     pub(crate) async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
-        let findings = self.reader.preflight(symbol).await;
+        let findings = self.reader.preflight(symbol, Priority::Sync).await;
         self.write(|state| {
             let before = state.findings.take().unwrap_or_default();
             state.findings = Some(merged(before, findings.clone()));
@@ -257,7 +357,8 @@ impl AccountKeeper {
         })
     }
 
-    /// Something happened on the account: what was read before does not count any more.
+    /// Something happened on the account that its stream may not tell: what was read before does not count any more
+    /// where the stream is not proven.
     pub(crate) fn mark_changed(&self) {
         self.note_change();
         self.wake.notify_one();
@@ -268,9 +369,16 @@ impl AccountKeeper {
         self.write(|state| state.changed_at = state.changed_at.max(now));
     }
 
-    /// Whether something happened after the newest reading began.
+    /// Has the fold checked by a reading soon.
+    pub(crate) fn audit_soon(&self) {
+        let now = self.clock.now();
+        self.write(|state| state.audit_at = Some(state.audit_at.map_or(now, |at| at.min(now))));
+        self.mark_changed();
+    }
+
+    /// Whether something happened that the newest state may lack.
     pub(crate) fn has_changed(&self) -> bool {
-        self.read(|state| state.snapshot.as_ref().is_none_or(|known| known.as_of <= state.changed_at))
+        !self.is_live() && self.read(|state| state.snapshot.is_none() || state.read_at <= state.changed_at)
     }
 
     /// Keeps what our newest trades made of a position.
@@ -308,135 +416,283 @@ impl AccountKeeper {
         })
     }
 
-    /// A snapshot that is younger than `max_age` and newer than every change that we know of.
-    pub(crate) async fn fresh(&self, max_age: Duration) -> Result<AccountSnapshot, ReadError> {
-        let now = self.clock.now();
-        let usable = self.read(|state| {
-            state.snapshot.clone().filter(|known| {
-                known.as_of > state.changed_at
-                    && now.since(known.as_of) <= max_age
-                    && self.reader.is_streaming()
-            })
-        });
+    /// The state now: folded where the stream is proven, else a reading that is younger than `max_age` and newer than
+    /// every change that we know of.
+    pub(crate) async fn fresh(
+        &self,
+        max_age: Duration,
+        priority: Priority,
+    ) -> Result<AccountSnapshot, ReadError> {
+        if let Some(snapshot) = self.usable(max_age, Timestamp::default()) {
+            return Ok(snapshot);
+        }
+        if self.is_live() && self.settles(priority).await {
+            return self.refresh_unless(self.usable(max_age, Timestamp::default()), priority).await;
+        }
+        let asked = self.clock.now();
+        // What protects waits for nobody else's reading.
+        let _turn = if priority == Priority::Protect { None } else { Some(self.reading.lock().await) };
+        self.refresh_unless(self.usable(max_age, asked), priority).await
+    }
+
+    async fn refresh_unless(
+        &self,
+        usable: Option<AccountSnapshot>,
+        priority: Priority,
+    ) -> Result<AccountSnapshot, ReadError> {
         match usable {
-            Some(snapshot) => Ok((*snapshot).clone()),
-            None => self.refresh().await,
+            Some(snapshot) => Ok(snapshot),
+            None => self.refresh(priority).await,
         }
     }
 
-    /// Reads the account now.
-    pub(crate) async fn refresh(&self) -> Result<AccountSnapshot, ReadError> {
-        let result = self.reader.fetch_account().await;
+    /// The state by a question to the venue, which decides where stream and readings differ.
+    pub(crate) async fn anew(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+        let read = self.refresh(priority).await?;
+        if self.is_live() && !self.is_settled() {
+            self.settles(priority).await;
+        }
+        Ok(self.usable(Duration::ZERO, Timestamp::default()).unwrap_or(read))
+    }
+
+    /// Waits for a while until the state is settled; gives whether it is. Who protects waits less.
+    async fn settles(&self, priority: Priority) -> bool {
+        let within = if priority == Priority::Protect { TOLD_WITHIN } else { SETTLED_WITHIN };
+        let mut readings = self.readings();
+        let told = async {
+            while !self.is_settled() {
+                if readings.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(within, told).await.is_ok()
+    }
+
+    /// The state, where it needs no reading, or one that was asked for since `asked` came.
+    fn usable(&self, max_age: Duration, asked: Timestamp) -> Option<AccountSnapshot> {
         let now = self.clock.now();
-        self.write(|state| {
+        if self.is_live() {
+            let newest = self.newest().filter(|_| self.is_settled())?;
+            return Some(AccountSnapshot { as_of: now, ..(*newest).clone() });
+        }
+        self.read(|state| {
+            let is_young = now.since(state.read_at) <= max_age && state.read_at > state.changed_at;
+            let is_new = asked != Timestamp::default() && state.read_at >= asked;
+            let streams = self.reader.stream().is_connected;
+            state.snapshot.as_deref().filter(|_| is_new || (is_young && streams)).cloned()
+        })
+    }
+
+    /// Reads the account now and gives its state with that.
+    pub(crate) async fn refresh(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+        let result = self.reader.fetch_account(priority).await;
+        let now = self.clock.now();
+        let is_proven = self.reader.stream().is_proven();
+        let changed = self.write(|state| {
             state.last_beat = now;
             match &result {
-                Ok(snapshot) => {
+                Ok(reading) => {
                     state.last_error = None;
-                    if state.snapshot.as_ref().is_none_or(|known| known.as_of <= snapshot.as_of) {
-                        state.snapshot = Some(Arc::new(snapshot.clone()));
+                    if reading.as_of >= state.read_at {
+                        state.read_at = reading.as_of;
+                        state.reading = Some(Arc::new(reading.clone()));
                     }
-                    self.readings.send_modify(|count| *count = count.wrapping_add(1));
+                    let terms = |symbol: &Symbol| self.reader.known_instrument(symbol);
+                    let outcome = state.fold.on_reading(reading.clone(), is_proven, now, &terms);
+                    Self::take(state, outcome, now);
+                    true
                 }
                 Err(error) => {
                     state.error_count = state.error_count.saturating_add(1);
                     state.last_error = Some(error.to_string());
+                    false
                 }
             }
         });
-        result
+        if changed {
+            self.tell();
+            self.wake.notify_one();
+        }
+        result.map(|reading| self.newest().as_deref().cloned().unwrap_or(reading))
     }
 
-    /// Reads the account now, again and again where that fails: a venue's budget may be spent for a moment.
-    pub(crate) async fn catch_up(&self) {
-        for _ in 0..CATCH_UP_TIMES {
-            if self.refresh().await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(CATCH_UP_EVERY).await;
+    /// Takes what the fold asks for, and shares its state.
+    fn take(state: &mut State, outcome: Outcome, now: Timestamp) {
+        if outcome.resync {
+            (state.audit_at, state.changed_at) = (Some(now), now);
+        }
+        if let Some(after) = outcome.audit_after {
+            let at = now.after(after);
+            state.audit_at = Some(state.audit_at.map_or(at, |known| known.min(at)));
+        }
+        state.mismatches.extend(outcome.mismatches);
+        if outcome.changed || state.snapshot.is_none() {
+            state.snapshot = state.fold.snapshot().cloned().map(Arc::new);
         }
     }
 
-    /// Keeps the state fresh until dropped.
+    fn tell(&self) {
+        self.readings.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Takes an event of the stream.
+    fn on_event(&self, event: &AccountEvent) {
+        let now = self.clock.now();
+        let is_ours =
+            |fill: &Fill| fill.client_order_id.as_ref().is_some_and(|name| self.id_key.read(name).is_some());
+        let terms = |symbol: &Symbol| self.reader.known_instrument(symbol);
+        let changed = self.write(|state| {
+            // Where the stream is not proven, an event says that something changed.
+            state.changed_at = state.changed_at.max(now);
+            let was_unsettled = !state.fold.is_settled();
+            let outcome = state.fold.apply(event, now, is_ours, &terms);
+            let changed = outcome.changed || (was_unsettled && state.fold.is_settled());
+            Self::take(state, outcome, now);
+            changed
+        });
+        if changed {
+            self.tell();
+        }
+    }
+
+    /// Checks the fold by a reading of the account and of its open orders.
+    async fn audit(self: Arc<Self>) {
+        let began = self.clock.now();
+        // Taken before the question: what asks for another one meanwhile is heard.
+        self.write(|state| state.audit_at = None);
+        let read = self.refresh(Priority::Sync).await;
+        if let Err(error) = &read {
+            let now = self.clock.now();
+            if self.write(|state| state.failed_at.replace(now)).is_none() {
+                tracing::warn!(account = %self.id, %error, "account cannot be read");
+            }
+            return;
+        }
+        self.write(|state| state.failed_at = None);
+        if let Ok(orders) = self.reader.fetch_all_open_orders(Priority::Sync).await {
+            self.write(|state| state.fold.on_open_orders(orders, began));
+        }
+    }
+
+    /// Keeps the state fresh until dropped: takes every event, and reads when that is due.
     pub(crate) async fn keep(self: Arc<Self>) {
         let mut events = self.reader.subscribe();
-        let mut failing = false;
+        let mut reading: Option<BoxFuture<'static, ()>> = Some(self.clone().audit().boxed());
+        let mut proof = tokio::time::interval(PROOF_EVERY);
+        let mut was_proven = None;
+        let mut audits = 0_u32;
         loop {
-            match self.refresh().await {
-                Ok(_) => failing = false,
-                Err(error) if !failing => {
-                    failing = true;
-                    tracing::warn!(account = %self.id, %error, "account cannot be read");
-                }
-                Err(_) => {}
-            }
-            self.wait_until_due(&mut events).await;
-        }
-    }
-
-    /// Waits until the account should be read again: a while after something happened, else when what is known
-    /// is old. What an operation read in the meantime counts.
-    async fn wait_until_due(&self, events: &mut broadcast::Receiver<AccountEvent>) {
-        // What could not be read is not left alone as long as what was.
-        let idle = self.reader.pace().idle;
-        let is_failing = self.read(|state| state.last_error.is_some());
-        let mut due = Instant::now() + if is_failing { idle.min(AGAIN_AFTER) } else { idle };
-        loop {
-            let pace = self.reader.pace();
+            let due = self.due_at(audits);
             tokio::select! {
                 biased;
-                event = events.recv() => {
-                    // A lagging receiver lost events: something did change. A closed one ends with the venue.
-                    if matches!(event, Err(RecvError::Closed)) {
-                        tokio::time::sleep(pace.idle).await;
-                        return;
-                    }
-                    self.note_change();
-                    due = due.min(Instant::now() + pace.after_event);
+                event = events.recv() => match event {
+                    Ok(event) => self.on_event(&event),
+                    // Lost events: as after a disconnect.
+                    Err(RecvError::Lagged(_)) => self.on_event(&AccountEvent::Unreadable),
+                    Err(RecvError::Closed) => return,
+                },
+                () = async { if let Some(reading) = reading.as_mut() { reading.await } }, if reading.is_some() => {
+                    reading = None;
+                    audits = audits.wrapping_add(1);
                 }
-                () = self.wake.notified() => due = due.min(Instant::now() + pace.after_event),
-                () = tokio::time::sleep_until(due) => {
-                    let rest = pace.idle.saturating_sub(self.age());
-                    if self.has_changed() || rest.is_zero() {
-                        return;
+                () = self.wake.notified() => {}
+                _ = proof.tick() => {
+                    let now = self.clock.now();
+                    let status = self.reader.stream();
+                    if status.is_connected && !self.read(|state| state.fold.is_connected()) {
+                        // It connected before anybody listened.
+                        self.on_event(&AccountEvent::Connected);
                     }
-                    due = Instant::now() + rest;
+                    let proven = status.proven_since;
+                    if was_proven.is_some() && proven != was_proven {
+                        // The proof failed or begins again: what came between is read.
+                        self.on_event(&AccountEvent::Unreadable);
+                    }
+                    was_proven = proven;
+                    self.write(|state| {
+                        state.last_beat = now;
+                        let outcome = state.fold.on_time(now);
+                        Self::take(state, outcome, now);
+                    });
+                }
+                () = tokio::time::sleep_until(due), if reading.is_none() => {
+                    reading = Some(self.clone().audit().boxed());
                 }
             }
         }
     }
 
-    /// The age of the newest snapshot.
-    fn age(&self) -> Duration {
-        self.newest().map_or(Duration::MAX, |snapshot| self.clock.now().since(snapshot.as_of))
+    /// When the account is to be read next.
+    fn due_at(&self, audits: u32) -> Instant {
+        let pace = self.reader.pace();
+        let now = self.clock.now();
+        let is_live = self.is_live();
+        let wait = self.read(|state| {
+            let age = now.since(state.read_at);
+            if let Some(failed_at) = state.failed_at {
+                return AGAIN_AFTER.min(pace.idle).saturating_sub(now.since(failed_at));
+            }
+            let asked = state.audit_at.map(|at| at.since(now).max(AUDIT_GAP.saturating_sub(age)));
+            let scheduled = if is_live {
+                self.spread(pace.audit, audits).saturating_sub(age)
+            } else if state.changed_at >= state.read_at {
+                pace.after_event.saturating_sub(age)
+            } else {
+                pace.idle.saturating_sub(age)
+            };
+            asked.map_or(scheduled, |asked| asked.min(scheduled))
+        });
+        Instant::now() + wait
+    }
+
+    /// The time to the next audit: accounts are read at different moments, a tenth earlier or later each time.
+    fn spread(&self, every: Duration, audits: u32) -> Duration {
+        let mut hasher = DefaultHasher::new();
+        (self.id.as_str(), audits).hash(&mut hasher);
+        let part = u32::try_from(hasher.finish() % 201).unwrap_or(100);
+        every.saturating_mul(900 + part) / 1_000
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use deltaplane_ports::{MockAccountReader, Pace, ReadError};
+    use deltaplane_ports::{MockAccountReader, Pace, ReadError, StreamStatus};
     use deltaplane_testkit::{TestClock, account_snapshot};
     use deltaplane_types::{Refusal, RefusalReason};
+    use tokio::sync::broadcast;
 
     use super::*;
 
+    /// A stream that is connected and not proven.
+    fn unproven() -> Arc<Mutex<StreamStatus>> {
+        Arc::new(Mutex::new(StreamStatus { is_connected: true, proven_since: None }))
+    }
+
     /// A keeper at work, the count of its readings, and the account's stream.
-    fn kept(pace: Pace) -> (Arc<AccountKeeper>, Arc<AtomicUsize>, broadcast::Sender<AccountEvent>) {
+    fn kept(
+        pace: Pace,
+        proof: Arc<Mutex<StreamStatus>>,
+    ) -> (Arc<AccountKeeper>, Arc<AtomicUsize>, broadcast::Sender<AccountEvent>) {
         let clock = Arc::new(TestClock::default());
         let readings = Arc::new(AtomicUsize::new(0));
         let (events, _) = broadcast::channel(64);
         let mut reader = MockAccountReader::new();
         let (count, at, stream) = (readings.clone(), clock.clone(), events.clone());
-        reader.expect_fetch_account().returning(move || {
+        reader.expect_fetch_account().returning(move |_| {
             count.fetch_add(1, Ordering::SeqCst);
             let mut snapshot = account_snapshot("main");
-            snapshot.as_of = at.now();
+            (snapshot.as_of, snapshot.valued_at) = (at.now(), at.now());
             Ok(snapshot)
         });
         reader.expect_subscribe().returning(move || stream.subscribe());
-        reader.expect_is_streaming().return_const(true);
+        reader.expect_fetch_all_open_orders().returning(|_| Ok(Vec::new()));
+        reader.expect_known_instrument().returning(|_| None);
+        let status = proof.clone();
+        reader.expect_stream().returning(move || *status.lock().unwrap());
         reader.expect_pace().return_const(pace);
         let keeper = Arc::new(AccountKeeper::new(
             "main".parse().unwrap(),
@@ -444,6 +700,7 @@ mod tests {
             "binance".to_owned(),
             Arc::new(reader),
             clock,
+            IdKey::new(b"tests"),
         ));
         tokio::spawn(keeper.clone().keep());
         (keeper, readings, events)
@@ -453,11 +710,15 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
-    const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_secs(1) };
+    const PACE: Pace = Pace {
+        idle: Duration::from_secs(5),
+        after_event: Duration::from_secs(1),
+        audit: Duration::from_secs(60),
+    };
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_of_events_is_served_by_one_reading() {
-        let (_keeper, readings, events) = kept(PACE);
+        let (_keeper, readings, events) = kept(PACE, unproven());
         pass(500).await;
         assert_eq!(readings.load(Ordering::SeqCst), 1, "at the start");
         for _ in 0..5 {
@@ -471,10 +732,14 @@ mod tests {
         }
         pass(600).await;
         assert_eq!(readings.load(Ordering::SeqCst), 2, "a second after the first event");
-        pass(4_000).await;
+        pass(2_800).await;
         assert_eq!(readings.load(Ordering::SeqCst), 2, "nothing happened since");
+        pass(300).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 3, "reads of the stream's first moments may have lagged");
+        pass(4_500).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 3, "nothing happened since");
         pass(1_000).await;
-        assert_eq!(readings.load(Ordering::SeqCst), 3, "five seconds later");
+        assert_eq!(readings.load(Ordering::SeqCst), 4, "five seconds later");
     }
 
     #[test]
@@ -504,21 +769,55 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_decision_read_is_not_read_again() {
-        let (keeper, readings, _events) = kept(PACE);
+        let (keeper, readings, _events) = kept(PACE, unproven());
         pass(500).await;
         keeper.mark_changed();
         pass(100).await;
-        keeper.fresh(Duration::from_secs(2)).await.unwrap();
+        keeper.fresh(Duration::from_secs(2), Priority::Hedge).await.unwrap();
         assert_eq!(readings.load(Ordering::SeqCst), 2, "at once: it changed");
-        pass(4_900).await;
-        assert_eq!(readings.load(Ordering::SeqCst), 2, "until that one is five seconds old");
-        pass(200).await;
+        // With the open orders, which the connection asked for; and once more when reads cannot lag any more.
+        pass(1_100).await;
         assert_eq!(readings.load(Ordering::SeqCst), 3);
+        pass(3_200).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 3);
+        pass(500).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 4);
+        pass(4_600).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 4, "until that one is five seconds old");
+        pass(500).await;
+        assert_eq!(readings.load(Ordering::SeqCst), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proven_stream_replaces_readings_and_its_end_brings_them_back() {
+        let proven = StreamStatus { is_connected: true, proven_since: Some(Timestamp::default()) };
+        let proof = Arc::new(Mutex::new(proven));
+        let (keeper, readings, events) = kept(PACE, proof.clone());
+        pass(10).await;
+        events.send(AccountEvent::Connected).unwrap();
+        // One at the start, one for the connection, and one more after reads can lag no longer.
+        pass(10_000).await;
+        let at_start = readings.load(Ordering::SeqCst);
+        assert!(keeper.is_live() && at_start == 3, "{at_start}");
+        for _ in 0..20 {
+            let snapshot = keeper.fresh(Duration::from_secs(2), Priority::Hedge).await.unwrap();
+            assert_eq!(snapshot.as_of, keeper.now(), "the state of now");
+            pass(1_000).await;
+        }
+        assert_eq!(readings.load(Ordering::SeqCst), at_start, "decisions read nothing");
+        pass(60_000).await;
+        let audited = readings.load(Ordering::SeqCst) - at_start;
+        assert!((1..=2).contains(&audited), "{audited} audits in 80 s");
+        *proof.lock().unwrap() = StreamStatus { is_connected: true, proven_since: None };
+        pass(10_500).await;
+        assert!(!keeper.is_live());
+        let again = readings.load(Ordering::SeqCst) - at_start - audited;
+        assert!((2..=4).contains(&again), "{again} readings in 10 s");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_trade_is_explained_by_its_symbol_and_number() {
-        let (keeper, _, _) = kept(PACE);
+        let (keeper, _, _) = kept(PACE, unproven());
         let fill = |symbol: &str| Fill {
             account: "main".parse().unwrap(),
             symbol: symbol.parse().unwrap(),

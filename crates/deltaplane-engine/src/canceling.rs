@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use deltaplane_ports::{CancelOutcome, OrderGateway};
+use deltaplane_ports::{CancelOutcome, OrderGateway, Priority};
 use deltaplane_types::{AccountId, AlertKind, AlertSeverity, ClientOrderId, Symbol};
 
 use crate::alerts::Condition;
@@ -122,7 +122,7 @@ impl Core {
         symbols.extend(self.at_work_on(account));
         let mut found = Canceled::default();
         for symbol in symbols {
-            let open = match gateway.fetch_open_orders(&symbol).await {
+            let open = match gateway.fetch_open_orders(&symbol, Priority::Protect).await {
                 Ok(open) => open,
                 Err(error) => {
                     found.unreachable.insert(account.clone(), error.to_string());

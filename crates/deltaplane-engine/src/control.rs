@@ -137,6 +137,8 @@ pub struct Anchor {
     pub net_all: Option<Delta>,
     /// What the caller should know.
     pub warnings: Vec<String>,
+    /// How old the oldest of the accounts' states was.
+    pub state_age: Duration,
 }
 
 /// How near an operation came to what it wants when nothing more is to be done.
@@ -279,8 +281,8 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         .collect();
     let warnings = unnamed
         .iter()
-        .map(|(id, delta)| format!("account {id} holds {delta} of {} and is not named", spec.symbol))
-        .collect();
+        .map(|(id, delta)| format!("account {id} holds {delta} of {} and is not named", spec.symbol));
+    let warnings = warnings.chain(snapshot.stale.iter().cloned()).collect();
     let net_all = if unnamed.is_empty() {
         None
     } else {
@@ -319,6 +321,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         rebalance,
         net_all,
         warnings,
+        state_age: snapshot.age,
     };
     if matches!(spec.goal, Goal::Flatten) {
         // Legs elsewhere, or holdings that these positions hedge, would stand alone.

@@ -7,6 +7,32 @@ use deltaplane_ports::{IntentRecord, Journal, JournalError, Record};
 use tokio::sync::watch;
 
 /// Proof that a value is durable. It has no public maker, is not `Clone`, and is consumed by its use.
+///
+/// A journal append is the only maker:
+///
+/// ```
+/// # use deltaplane_engine::{Durable, Recorder};
+/// # use deltaplane_ports::{IntentRecord, JournalError};
+/// async fn make(
+///     recorder: &Recorder,
+///     intent: IntentRecord,
+/// ) -> Result<Vec<Durable<IntentRecord>>, JournalError> {
+///     recorder.reserve(vec![intent], Vec::new()).await
+/// }
+/// ```
+///
+/// The constructor is private:
+///
+/// ```compile_fail,E0423
+/// # use deltaplane_engine::{Durable, Recorder};
+/// # use deltaplane_ports::{IntentRecord, JournalError};
+/// async fn make(
+///     recorder: &Recorder,
+///     intent: IntentRecord,
+/// ) -> Result<Vec<Durable<IntentRecord>>, JournalError> {
+///     Ok(vec![Durable(intent)])
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Durable<T>(T);
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
-use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, PnlQuery, ReadError, USD};
+use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, PnlQuery, Priority, ReadError, USD};
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, ArithmeticError, Code, Decimal, Delta, Instrument, Notional, Ratio,
     Symbol, Timestamp,
@@ -160,7 +160,8 @@ impl Core {
         let now = shared.eyes.clock.now();
         let newest = shared.history.newest_income(&keeper.id).await.map_err(|error| error.to_string())?;
         let since = newest.map_or_else(|| now.before(FIRST), |newest| newest.before(LATE));
-        let rows = keeper.reader.fetch_income(since).await.map_err(|error| error.to_string())?;
+        let rows =
+            keeper.reader.fetch_income(since, Priority::Data).await.map_err(|error| error.to_string())?;
         shared.history.add_income(&keeper.id, rows).await.map_err(|error| error.to_string())
     }
 
@@ -275,7 +276,10 @@ impl Core {
         let shared = &self.shared;
         let asked = shared.eyes.accounts.iter().map(|(id, keeper)| async move {
             // Of what does not answer nothing new is said.
-            let ranks = tokio::time::timeout(ASK_FOR, keeper.reader.fetch_adl_ranks()).await.ok()?.ok()?;
+            let ranks = tokio::time::timeout(ASK_FOR, keeper.reader.fetch_adl_ranks(Priority::Data))
+                .await
+                .ok()?
+                .ok()?;
             Some((id.clone(), ranks))
         });
         let told: BTreeMap<AccountId, BTreeMap<Symbol, u8>> =
@@ -318,7 +322,7 @@ impl Core {
                 // Kept for a minute by the connector; of what does not answer nothing new is said.
                 let held = (id.clone(), position.symbol.clone());
                 shared.services.beat(NAME, &*shared.eyes.clock);
-                let asked = keeper.reader.fetch_instrument(&position.symbol);
+                let asked = keeper.reader.fetch_instrument(&position.symbol, Priority::Data);
                 let told = tokio::time::timeout(CONTRACT_FOR, asked).await;
                 if let Ok(Ok(contract)) = &told {
                     let mut tables = shared.eyes.tables.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountReader, AccountView, Alert, Clock, ExitUser, Exits, Failure, HedgeExecution, HedgeStrategy,
-    IdSource, Journal, JournalError, OperationKind, OperationReport, OperationState, OrderGateway, Pacing,
-    PriceFeed, Record, RequestMeta, RiskHistory, Started, TradingOrder, VenueRules,
+    AccountReader, AccountView, Alert, BudgetUser, Clock, ExitUser, Exits, Failure, HedgeExecution,
+    HedgeStrategy, IdSource, Journal, JournalError, OperationKind, OperationReport, OperationState,
+    OrderGateway, Pacing, PriceFeed, Priority, Record, RequestMeta, RiskHistory, Started, TradingOrder,
+    VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, Side, Symbol, Timestamp,
-    TradingState, VenueId,
+    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, Side, Symbol,
+    Timestamp, TradingState, VenueId,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -42,7 +43,7 @@ use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
 use crate::services::{Services, revived, supervised};
-use crate::snapshot::{Eyes, KNOWN_FOR};
+use crate::snapshot::{Eyes, KNOWN_FOR, Reading};
 use crate::trading::Trading;
 use crate::watch;
 
@@ -76,6 +77,8 @@ pub struct EngineParts {
     pub feeds: Vec<Arc<dyn PriceFeed>>,
     /// The pools of proxies that accounts and feeds leave through, to be watched; a pool may be there for several.
     pub exits: Vec<(ExitUser, Arc<dyn Exits>)>,
+    /// The request budgets of its accounts' addresses, to be shown.
+    pub budgets: Vec<BudgetUser>,
     /// What survives it.
     pub journal: Arc<dyn Journal>,
     /// What is kept of the past to be looked at; [`MemoryHistory`](crate::MemoryHistory) keeps an hour.
@@ -107,6 +110,8 @@ pub enum StartError {
 
 /// The topic of orders on an account that is not configured any more.
 const ACCOUNT_GONE: &str = "account-gone";
+/// A dry run takes what is known, and asks only where the budget has plenty of room.
+const DRY: Reading = Reading { anew: false, priority: Priority::Data, is_dry: true };
 /// How long the first look at the accounts is waited for.
 const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
 
@@ -151,7 +156,7 @@ impl Engine {
     ///
     /// [`StartError`] if the journal cannot be used or the parts do not fit together.
     pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
-        let EngineParts { config, accounts, feeds, exits, journal, history, clock, ids } = parts;
+        let EngineParts { config, accounts, feeds, exits, budgets, journal, history, clock, ids } = parts;
         let mut recovered = Recovered::read(journal.load().await?);
         let recorder = Recorder::new(journal);
         let epoch = recovered.epoch.wrapping_add(1);
@@ -187,7 +192,8 @@ impl Engine {
                 return Err(StartError::UnknownFeed { account: account.id, feed: account.feed });
             }
             let AccountParts { id, venue, exchange, reader, gateway, feed } = account;
-            let keeper = AccountKeeper::new(id.clone(), venue, exchange, reader, clock.clone());
+            let keeper =
+                AccountKeeper::new(id.clone(), venue, exchange, reader, clock.clone(), config.id_key.clone());
             if keepers.insert(id.clone(), Arc::new(keeper)).is_some() {
                 return Err(StartError::RepeatedAccount(id));
             }
@@ -217,7 +223,6 @@ impl Engine {
                 revived(name, move || run(keeper.clone(), symbol.clone()))
             };
             tasks.spawn(of_account("account", |keeper, _| keeper.keep().boxed()));
-            tasks.spawn(of_account("equity", |keeper, _| equity::keep_track(keeper).boxed()));
             tasks.spawn(of_account("checks", |keeper, symbol| keeper.keep_checking(symbol).boxed()));
             tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
         }
@@ -254,6 +259,7 @@ impl Engine {
             services: Services::default(),
             feeds: board,
             exits,
+            budgets,
             policies: Policies::default(),
             history,
             running: Mutex::default(),
@@ -323,6 +329,7 @@ impl Engine {
                 revived(name, move || run(core.clone(), keeper.clone()))
             };
             tasks.spawn(of_account("reconcile", |core, keeper| watch::keep_reconciled(core, keeper).boxed()));
+            tasks.spawn(of_account("equity", |core, keeper| equity::keep_track(core, keeper).boxed()));
             tasks.spawn(of_account("risk", |core, keeper| monitor::keep_looking_at(core, keeper).boxed()));
             tasks.spawn(of_account("statement", |core, keeper| {
                 earnings::keep_statements(core, keeper).boxed()
@@ -621,7 +628,7 @@ impl Core {
         let is_doubtful =
             |keeper: &AccountKeeper| request.accounts.contains(&keeper.id) || keeper.has_changed();
         let doubtful = eyes.accounts.values().filter(|keeper| is_doubtful(keeper)).map(async |keeper| {
-            let read = keeper.fresh(eyes.config.max_account_age);
+            let read = keeper.fresh(eyes.config.max_account_age, Priority::Hedge);
             let _ = tokio::time::timeout(READ_FOR, read).await;
         });
         futures_util::future::join_all(doubtful).await;
@@ -834,11 +841,16 @@ impl Core {
     }
 
     pub(crate) fn view(keeper: &AccountKeeper) -> AccountView {
+        let snapshot = keeper.newest().as_deref().cloned();
+        let as_of = keeper.confirmed_at();
+        let snapshot = snapshot.zip(as_of).map(|(known, as_of)| AccountSnapshot { as_of, ..known });
         AccountView {
             account: keeper.id.clone(),
             venue: keeper.venue.clone(),
             exchange: keeper.exchange.clone(),
-            snapshot: keeper.newest().as_deref().cloned(),
+            snapshot,
+            is_streamed: keeper.is_live(),
+            open_orders: keeper.open_orders(),
             blocked: keeper.blocked(),
         }
     }
@@ -848,7 +860,7 @@ impl Core {
 async fn warm(keeper: Arc<AccountKeeper>, symbol: Symbol) {
     let mut wait = Duration::from_secs(1);
     loop {
-        if keeper.reader.fetch_instrument(&symbol).await.is_ok() {
+        if keeper.reader.fetch_instrument(&symbol, Priority::Data).await.is_ok() {
             wait = Duration::from_secs(1);
             tokio::time::sleep(Duration::from_secs(50)).await;
         } else {
@@ -873,19 +885,15 @@ impl DryRun {
         // All of it at once: how it is spread over time changes nothing in what is traded.
         let spec = Spec { terms: Terms { pacing: Pacing::default(), ..spec.terms }, ..spec };
         let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
-        let snapshot = match tokio::time::timeout(
-            timeout,
-            self.eyes.snapshot((&symbol, None), &accounts, false),
-        )
-        .await
-        {
-            Ok(snapshot) => snapshot,
-            Err(_) => Err(failure(
-                Code::Timeout,
-                "the timeout passed while accounts and prices were read",
-                "raise timeout",
-            )),
-        };
+        let snapshot =
+            match tokio::time::timeout(timeout, self.eyes.snapshot((&symbol, None), &accounts, DRY)).await {
+                Ok(snapshot) => snapshot,
+                Err(_) => Err(failure(
+                    Code::Timeout,
+                    "the timeout passed while accounts and prices were read",
+                    "raise timeout",
+                )),
+            };
         machine.dry_report(snapshot, self.eyes.clock.now())
     }
 }

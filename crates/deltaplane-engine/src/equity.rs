@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use deltaplane_math::{MarkedPosition, joint_liquidation_distance, shared_equity};
 use deltaplane_math::{MathError, div, mul_rounded};
-use deltaplane_ports::{AccountEvent, AccountRisk, BalanceCause, EquityMark, Failure, PositionRisk};
+use deltaplane_ports::{
+    AccountEvent, AccountRisk, BalanceCause, EquityMark, Failure, PositionRisk, Priority,
+};
 use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, Instrument, MarginBracket, MarginPrice, Notional,
@@ -19,6 +21,11 @@ use crate::report::failure;
 
 /// A reading counts when no money moved for this long after it: the two are told apart by nothing else.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// How often the equity of an account is observed that is not read because its stream is proven.
+const OBSERVED_EVERY: Duration = Duration::from_secs(2);
+/// How long valuing it may take.
+const VALUED_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long a reading takes at most, as a rule: marks that came within it may be older than what it tells.
 const READING: Duration = Duration::from_secs(1);
@@ -67,7 +74,7 @@ impl EquityTrack {
     /// Takes a reading that was asked for at `as_of`, unless money moved since: that may be in it or not.
     fn observe(&self, equity: Notional, as_of: Timestamp) {
         self.with(|state| {
-            if state.flowed_at > as_of {
+            if state.flowed_at >= as_of && state.flowed_at != Timestamp::default() {
                 return;
             }
             let flow = match (state.unknown_flow, state.last) {
@@ -83,6 +90,11 @@ impl EquityTrack {
             // A number that cannot be held changes nothing.
             let _ = state.drawdown.observe(EquityPoint { equity, flow });
         });
+    }
+
+    /// Whether money moved from outside within this time.
+    fn flowed_within(&self, within: Duration, now: Timestamp) -> bool {
+        self.with(|state| state.flowed_at != Timestamp::default() && now.since(state.flowed_at) < within)
     }
 
     fn max_drawdown(&self) -> Ratio {
@@ -118,29 +130,44 @@ impl EquityTrack {
 }
 
 /// Follows an account's equity until dropped.
-pub(crate) async fn keep_track(keeper: Arc<AccountKeeper>) {
+pub(crate) async fn keep_track(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
     let mut readings = keeper.readings();
     let mut events = keeper.reader.subscribe();
+    let mut tick = tokio::time::interval(OBSERVED_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             event = events.recv() => if !note(&keeper, &event) { return },
-            changed = readings.changed() => {
-                let (Ok(()), Some(snapshot)) = (changed, keeper.newest()) else { return };
-                // What comes in this moment decides whether the reading counts.
-                let quiet = tokio::time::sleep(QUIET);
-                tokio::pin!(quiet);
-                loop {
-                    tokio::select! {
-                        biased;
-                        event = events.recv() => if !note(&keeper, &event) { return },
-                        () = &mut quiet => break,
-                    }
-                }
-                if let Ok(equity) = snapshot.equity() {
-                    keeper.equity.observe(equity, snapshot.as_of);
-                }
+            // While the stream is proven nothing is read: the state goes on with the marks.
+            () = async { if readings.changed().await.is_err() { std::future::pending().await } } => {}
+            _ = tick.tick(), if keeper.is_live() => {}
+        }
+        readings.mark_unchanged();
+        // Money that moved a moment ago may be in the state or not.
+        let now = keeper.now();
+        let Some((snapshot, as_of)) = keeper.newest().zip(keeper.confirmed_at()) else { continue };
+        if keeper.equity.flowed_within(QUIET, now) {
+            continue;
+        }
+        let valued = match tokio::time::timeout(VALUED_WITHIN, core.valued(&keeper.id, &snapshot)).await {
+            Ok(Ok((valued, _))) => valued,
+            // Without a mark or a table the venue's own figures count, when they are read.
+            _ if snapshot.as_of == snapshot.valued_at => (*snapshot).clone(),
+            _ => continue,
+        };
+        // What comes in this moment decides whether the state counts.
+        let quiet = tokio::time::sleep(QUIET);
+        tokio::pin!(quiet);
+        loop {
+            tokio::select! {
+                biased;
+                event = events.recv() => if !note(&keeper, &event) { return },
+                () = &mut quiet => break,
             }
+        }
+        if let Ok(equity) = valued.equity() {
+            keeper.equity.observe(equity, as_of);
         }
     }
 }
@@ -238,7 +265,7 @@ impl Core {
             position.mark_price = position.mark_price.or(streamed);
             let newer = view.filter(|view| {
                 // A reading takes a moment: what it tells is newer than when it was asked for.
-                view.mark_at.is_some_and(|at| at.since(snapshot.as_of) >= READING)
+                view.mark_at.is_some_and(|at| at.since(snapshot.valued_at) >= READING)
             });
             let newer = newer.and_then(|view| view.mark);
             let instrument = self.contract(id, &position.symbol).await;
@@ -271,7 +298,7 @@ impl Core {
             return last;
         }
         // Who looks at all accounts must not wait for one venue.
-        let asked = eyes.accounts.get(id)?.reader.fetch_instrument(symbol);
+        let asked = eyes.accounts.get(id)?.reader.fetch_instrument(symbol, Priority::Sync);
         let told = tokio::time::timeout(TABLE_WITHIN, asked).await.ok()?.ok()?;
         tables().insert(key, told.clone());
         Some(told)
@@ -360,7 +387,7 @@ impl Core {
             }
             Ok(AccountRisk {
                 account: id.clone(),
-                as_of: snapshot.as_of,
+                as_of: keeper.confirmed_at().unwrap_or(snapshot.as_of),
                 equity,
                 unrealized: worth(snapshot.unrealized, own_rate)?,
                 utilization: over_equity(worth(snapshot.initial_margin, own_rate)?)?,
@@ -478,6 +505,7 @@ mod tests {
             liquidation_price: None,
             isolated_margin: None,
             updated_at: at(0),
+            order: None,
         };
         let bracket = MarginBracket {
             floor: notional("0"),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{Clock, IntentRecord, JournalError, OrderGateway, PlannedLeg, Record};
+use deltaplane_ports::{Clock, IntentRecord, JournalError, OrderGateway, PlannedLeg, Priority, Record};
 use deltaplane_risk::{Limits, Overrides};
 use deltaplane_types::{
     AccountId, Decimal, OperationId, OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
@@ -44,10 +44,35 @@ type Lane = (AccountId, Symbol, Side);
 /// Before it sends, it checks again what no later decision may change: the kill switch, the deadline, what the
 /// durable plan still allows. It reads that from what is in the journal and not from fills.
 ///
-/// ```compile_fail
-/// # async fn f(gate: deltaplane_engine::OrderGate, intent: deltaplane_ports::IntentRecord) {
-/// gate.send(intent).await; // an intent that is not durable
-/// # }
+/// A durable intent is sent once:
+///
+/// ```
+/// # use deltaplane_engine::{Durable, OrderGate};
+/// # use deltaplane_ports::{IntentRecord, Priority};
+/// async fn send(gate: &OrderGate, intent: Durable<IntentRecord>) {
+///     gate.send(intent, Priority::Hedge).await;
+/// }
+/// ```
+///
+/// An intent that is not durable is no argument:
+///
+/// ```compile_fail,E0308
+/// # use deltaplane_engine::OrderGate;
+/// # use deltaplane_ports::{IntentRecord, Priority};
+/// async fn send(gate: &OrderGate, intent: IntentRecord) {
+///     gate.send(intent, Priority::Hedge).await;
+/// }
+/// ```
+///
+/// The first call consumes the intent, so a second call has none:
+///
+/// ```compile_fail,E0382
+/// # use deltaplane_engine::{Durable, OrderGate};
+/// # use deltaplane_ports::{IntentRecord, Priority};
+/// async fn send(gate: &OrderGate, intent: Durable<IntentRecord>) {
+///     gate.send(intent, Priority::Hedge).await;
+///     gate.send(intent, Priority::Hedge).await;
+/// }
 /// ```
 pub struct OrderGate {
     gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
@@ -135,8 +160,8 @@ impl OrderGate {
         lock(&self.parents).remove(operation);
     }
 
-    /// Sends a durable intent: one attempt, or a definite refusal before it.
-    pub async fn send(&self, intent: Durable<IntentRecord>) -> SubmitOutcome {
+    /// Sends a durable intent with the priority of its operation: one attempt, or a definite refusal before it.
+    pub async fn send(&self, intent: Durable<IntentRecord>, priority: Priority) -> SubmitOutcome {
         let intent = intent.into_value();
         let order = &intent.order;
         let kept_back = |text: &str| {
@@ -161,7 +186,7 @@ impl OrderGate {
         if order.time_in_force == TimeInForce::ImmediateOrCancel {
             self.note_sent(&intent);
         }
-        gateway.submit(&intent.client_order_id, &intent.order).await
+        gateway.submit(&intent.client_order_id, &intent.order, priority).await
     }
 
     /// What may have changed since the plan, checked at the last moment.
@@ -272,10 +297,24 @@ impl OrderGate {
 
 /// All that a dry run has: it reads and plans. No gateway is in it, so nothing can be signed.
 ///
-/// ```compile_fail
-/// # async fn f(dry: deltaplane_engine::DryRun, intent: deltaplane_engine::Durable<deltaplane_ports::IntentRecord>) {
-/// dry.send(intent).await; // there is nothing to send with
-/// # }
+/// A gate sends:
+///
+/// ```
+/// # use deltaplane_engine::{Durable, OrderGate};
+/// # use deltaplane_ports::{IntentRecord, Priority};
+/// async fn send(gate: &OrderGate, intent: Durable<IntentRecord>) {
+///     gate.send(intent, Priority::Hedge).await;
+/// }
+/// ```
+///
+/// A dry run has no such method:
+///
+/// ```compile_fail,E0599
+/// # use deltaplane_engine::{DryRun, Durable};
+/// # use deltaplane_ports::{IntentRecord, Priority};
+/// async fn send(dry: &DryRun, intent: Durable<IntentRecord>) {
+///     dry.send(intent, Priority::Hedge).await;
+/// }
 /// ```
 #[derive(Clone)]
 pub struct DryRun {

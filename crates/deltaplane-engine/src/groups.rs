@@ -67,7 +67,8 @@ impl Exposures {
         }
         let mut known = BTreeMap::new();
         for (id, snapshot) in newest {
-            let as_of = snapshot.as_of;
+            let as_of =
+                eyes.accounts.get(id).and_then(|keeper| keeper.confirmed_at()).unwrap_or(snapshot.as_of);
             if !self.has_counted(id, &snapshot) {
                 let delta = |symbol: &Symbol| {
                     Some((symbol.clone(), eyes.config.holdings.delta(&snapshot, symbol).ok()?))

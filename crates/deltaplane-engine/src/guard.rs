@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::OrderGateway;
+use deltaplane_ports::{OrderGateway, Priority};
 use deltaplane_types::{AccountId, Symbol};
 use tokio::time::Instant;
 
@@ -98,7 +98,8 @@ impl DeadMan {
         if guarded {
             return Ok(());
         }
-        let open = gateway.fetch_open_orders(symbol).await.map_err(|error| error.to_string())?;
+        let open =
+            gateway.fetch_open_orders(symbol, Priority::Protect).await.map_err(|error| error.to_string())?;
         if let Some(foreign) = open.iter().find(|order| self.key.read(&order.client_order_id).is_none()) {
             return Err(format!(
                 "the order {} that is not ours rests on {symbol}: the venue's countdown would cancel it too",
@@ -116,7 +117,7 @@ impl DeadMan {
         for (account, symbol) in armed {
             let Some(gateway) = self.gateways.get(&account) else { continue };
             let _turn = self.turn(&account, &symbol).await;
-            let Ok(open) = gateway.fetch_open_orders(&symbol).await else { continue };
+            let Ok(open) = gateway.fetch_open_orders(&symbol, Priority::Protect).await else { continue };
             let ours = open.iter().any(|order| self.key.read(&order.client_order_id).is_some());
             if !ours && gateway.count_down(&symbol, None).await.is_ok() {
                 self.with(|armed| armed.remove(&(account, symbol)));
@@ -132,7 +133,7 @@ impl DeadMan {
             beat();
             let Some(gateway) = self.gateways.get(&account) else { continue };
             let _turn = self.turn(&account, &symbol).await;
-            let Ok(open) = gateway.fetch_open_orders(&symbol).await else {
+            let Ok(open) = gateway.fetch_open_orders(&symbol, Priority::Protect).await else {
                 // Unknown is not none: the countdown goes on, towards the safe side.
                 continue;
             };
@@ -198,7 +199,7 @@ mod tests {
                 venue_time: Timestamp::default(),
             })
             .collect();
-        gateway.expect_fetch_open_orders().returning(move |_| Ok(open.clone()));
+        gateway.expect_fetch_open_orders().returning(move |_, _| Ok(open.clone()));
         let log = told.clone();
         gateway.expect_count_down().returning(move |_, after| {
             log.lock().unwrap().push(after.map(|after| after.as_millis()));

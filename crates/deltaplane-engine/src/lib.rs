@@ -9,6 +9,7 @@
 //!
 //! [`OrderGateway::submit`]: deltaplane_ports::OrderGateway::submit
 
+mod account_fold;
 mod accounts;
 mod alerts;
 mod breakers;
@@ -36,6 +37,7 @@ mod orders;
 mod outlook;
 mod plane;
 mod policies;
+mod readiness;
 mod reconcile;
 mod recovery;
 mod report;

@@ -35,6 +35,10 @@ const SILENT: &str = "account-silent";
 const UNVALUED: &str = "account-unvalued";
 const UNVALUED_AFTER: Duration = Duration::from_secs(10);
 const SILENT_AFTER: Duration = Duration::from_secs(60);
+/// The same where its stream is down and a reading failed.
+const UNREAD_AFTER: Duration = Duration::from_secs(10);
+/// The topic of symbols that a price feed does not follow.
+const UNFOLLOWED: &str = "not-followed";
 /// The topic of a net delta that is off.
 pub(crate) const DELTA: &str = "delta";
 
@@ -63,6 +67,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
         for symbol in core.shared.policies.all().keys() {
             core.shared.eyes.follow(symbol);
         }
+        core.look_for_unfollowed().await;
         core.look_at_feeds().await;
         core.look_at_exits().await;
         let risks = core.look_at_risk(&mut looks).await;
@@ -131,6 +136,33 @@ impl Core {
         let marks: Vec<Decimal> = marks.collect::<Option<_>>()?;
         let sum = marks.iter().try_fold(Decimal::ZERO, |sum, mark| sum.checked_add(*mark))?;
         sum.checked_div(Decimal::from(marks.len()))
+    }
+
+    /// Tells of symbols that a price feed does not follow because it follows as many as it can.
+    async fn look_for_unfollowed(&self) {
+        let shared = &self.shared;
+        let now = shared.eyes.clock.now();
+        let mut records = Vec::new();
+        for feed in shared.eyes.feeds.values() {
+            for symbol in feed.not_followed() {
+                let id = feed.id();
+                let condition = Condition {
+                    kind: AlertKind::System,
+                    topic: UNFOLLOWED,
+                    severity: AlertSeverity::Warn,
+                    account: None,
+                    symbol: Some(symbol.clone()),
+                    message: format!(
+                        "{id} follows as many symbols as it can and {symbol} is not among them: it has no prices there. Restart the server without the symbols that nobody needs any more."
+                    ),
+                };
+                records.extend(shared.alerts.raise(condition, now));
+            }
+        }
+        if !records.is_empty() {
+            // A failure stops all sending by itself; the alerts stand in memory in any case.
+            let _ = shared.hands.recorder.append(records).await;
+        }
     }
 
     async fn look_at_risk(&self, looks: &mut Looks) -> BTreeMap<AccountId, Arc<AccountRisk>> {
@@ -231,11 +263,12 @@ impl Core {
         let shared = &self.shared;
         let mut records = Vec::new();
         for (id, keeper) in &shared.eyes.accounts {
-            if keeper.known(SILENT_AFTER).is_some() {
+            let within = if keeper.health().failing { UNREAD_AFTER } else { SILENT_AFTER };
+            if keeper.known(within).is_some() {
                 records
                     .extend(shared.alerts.resolve(SILENT, now, |alert| alert.account.as_ref() == Some(id)));
-            } else if now.since(self.started_at()) >= SILENT_AFTER {
-                let since = keeper.newest().map_or_else(|| self.started_at(), |newest| newest.as_of);
+            } else if now.since(self.started_at()) >= within {
+                let since = keeper.confirmed_at().unwrap_or_else(|| self.started_at());
                 let condition = Condition {
                     kind: AlertKind::System,
                     topic: SILENT,

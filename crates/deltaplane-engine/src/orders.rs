@@ -123,9 +123,9 @@ impl TrackedOrder {
         self.priced().max(self.reported)
     }
 
-    /// The names of its trades.
-    pub(crate) fn trade_ids(&self) -> Vec<TradeId> {
-        self.fills.keys().cloned().collect()
+    /// The names of its trades, with what they moved.
+    pub(crate) fn trades(&self) -> Vec<(TradeId, Delta)> {
+        self.fills.iter().map(|(id, fill)| (id.clone(), fill.quantity.signed(fill.side))).collect()
     }
 
     /// What traded with known prices.

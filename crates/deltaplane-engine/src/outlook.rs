@@ -6,7 +6,7 @@ use deltaplane_math::{
     MarkedPosition, MathError, add, div, joint_liquidation_distance, maintenance_margin, mul_rounded,
 };
 use deltaplane_ports::{
-    Failure, FundingView, StressAccount, StressLoss, StressMove, StressReport, StressRequest,
+    Failure, FundingView, Priority, StressAccount, StressLoss, StressMove, StressReport, StressRequest,
 };
 use deltaplane_types::{AccountId, Code, Decimal, Delta, Notional, Price, Ratio, Symbol};
 
@@ -29,7 +29,7 @@ impl Core {
             symbols.insert(eyes.config.primary_symbol.clone());
             for symbol in symbols {
                 // Who does not answer once is not waited for again and again.
-                let asked = keeper.reader.fetch_instrument(&symbol);
+                let asked = keeper.reader.fetch_instrument(&symbol, Priority::Data);
                 let Ok(answer) = tokio::time::timeout(ASK_FOR, asked).await else { return found };
                 let Ok(instrument) = answer else { continue };
                 let view = feed.and_then(|feed| feed.view(&symbol));

@@ -12,7 +12,7 @@ use deltaplane_ports::{
     AccountRisk, AccountView, Alert, ControlPlane, DeltaControl, EarnedDay, ExternalActivity, Failover,
     Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HistoryQuery, KillReport, KillSwitch,
     MarketSummary, OperationKind, OperationReport, PastAlert, PnlQuery, Policy, PolicyView, PortfolioView,
-    PreflightReport, ReadError, ResolveOrder, RiskSample, ScopedTrading, ServiceState, ServiceView,
+    PreflightReport, Priority, ReadError, ResolveOrder, RiskSample, ScopedTrading, ServiceState, ServiceView,
     Settlement, Started, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest, SystemCommand,
     SystemPhase, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
 };
@@ -34,9 +34,6 @@ use crate::snapshot::KNOWN_FOR;
 /// How long running operations may go on when a person stops the services.
 const STOP_TIME: Duration = Duration::from_secs(20);
 
-/// How long after the start every feed is waited for; later one that is down keeps nobody else waiting.
-const FIRST_PRICES: Duration = Duration::from_secs(5);
-
 fn read_failure(error: &ReadError) -> (Code, String) {
     let code = match error {
         ReadError::Unreachable(_) => Code::Timeout,
@@ -46,6 +43,7 @@ fn read_failure(error: &ReadError) -> (Code, String) {
             RefusalReason::RateLimited => Code::TooManyRequests,
             _ => Code::HedgeFailed,
         },
+        ReadError::Withheld(_) => Code::TooManyRequests,
         ReadError::Unreadable(_) | ReadError::UnknownSymbol(_) => Code::HedgeFailed,
     };
     (code, error.to_string())
@@ -132,7 +130,7 @@ impl ControlPlane for Engine {
         let syncs = request.accounts.iter().filter_map(|id| self.core.shared.eyes.accounts.get(id)).map(
             |keeper| async move {
                 let error = if wanted {
-                    match tokio::time::timeout(request.timeout, keeper.refresh()).await {
+                    match tokio::time::timeout(request.timeout, keeper.refresh(Priority::Sync)).await {
                         Ok(Ok(_)) => None,
                         Ok(Err(error)) => Some(read_failure(&error)),
                         Err(_) => Some((
@@ -497,32 +495,8 @@ impl ControlPlane for Engine {
                 mid: feed.view(&eyes.config.primary_symbol).and_then(|view| view.mid()),
             })
             .collect();
-        let unread: Vec<&str> = eyes
-            .accounts
-            .iter()
-            .filter(|(_, keeper)| keeper.newest().is_none())
-            .map(|(id, _)| id.as_str())
-            .collect();
-        let starting = now.since(self.core.started_at()) < FIRST_PRICES;
-        let silent: Vec<&str> = eyes
-            .feeds
-            .iter()
-            .filter(|(_, feed)| starting && feed.view(&eyes.config.primary_symbol).is_none())
-            .map(|(id, _)| id.as_str())
-            .collect();
-        let because = self.core.not_ready_because().or_else(|| {
-            if self.core.recovering.load(Ordering::SeqCst) > 0 {
-                Some("orders of an earlier run are being settled".to_owned())
-            } else if !unread.is_empty() {
-                Some(format!("accounts not read yet: {}", unread.join(", ")))
-            } else if !silent.is_empty() {
-                Some(format!("no prices yet from {}", silent.join(", ")))
-            } else if eyes.reference_price(&eyes.config.primary_symbol).is_none() {
-                Some(format!("no healthy price feed for {}", eyes.config.primary_symbol))
-            } else {
-                None
-            }
-        });
+        let accounts = self.core.account_readiness();
+        let because = self.core.not_usable_because(&accounts, now);
         let stopped = self.core.stopping.load(Ordering::SeqCst);
         SystemView {
             phase: if stopped { SystemPhase::Stopped } else { SystemPhase::Running },
@@ -536,6 +510,8 @@ impl ControlPlane for Engine {
             uptime: now.since(self.core.started_at()),
             primary_symbol: eyes.config.primary_symbol.clone(),
             market,
+            budgets: self.core.budgets(now),
+            accounts,
         }
     }
 

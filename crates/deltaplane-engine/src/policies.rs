@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use deltaplane_math::{MathError, floor_to_step, mul_rounded};
 use deltaplane_ports::{
-    Deleverage, Failure, OnShortfall, OperationKind, OperationState, Policy, PolicyStatus, PolicyView,
-    ReadError, Record, RequestMeta,
+    Deleverage, Failure, OnShortfall, OpenOrder, OperationKind, OperationState, Policy, PolicyStatus,
+    PolicyView, Priority, ReadError, Record, RequestMeta,
 };
 use deltaplane_risk::LimitOverride;
 use deltaplane_types::{
@@ -46,8 +46,8 @@ const REBALANCE_AGAIN: Duration = Duration::from_secs(600);
 const URGENT_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// What an operation of a policy gives way to where both sides must shrink.
 const A_DELEVERAGE: &str = "a deleverage";
-/// How old the state of an account that cannot be read may be where both sides shrink.
-const UNREAD_FOR: Duration = Duration::from_secs(10);
+/// The state of an account that cannot be read counts for so many times `max_account_age`; then the policy holds.
+const UNREAD_TIMES: u32 = 10;
 /// The topic of a policy whose operations do not reach what they are for.
 const POLICY: &str = "policy";
 /// The steps in which a deleverage looks how much must be closed.
@@ -289,7 +289,8 @@ impl Core {
         let one_each: BTreeMap<&VenueId, &Arc<AccountKeeper>> =
             keepers().map(|keeper| (&keeper.venue, keeper)).collect();
         let asked = one_each.into_iter().map(async |(venue, keeper)| {
-            let answer = tokio::time::timeout(READ_FOR, keeper.reader.fetch_instrument(symbol)).await;
+            let answer =
+                tokio::time::timeout(READ_FOR, keeper.reader.fetch_instrument(symbol, Priority::Hedge)).await;
             matches!(answer, Ok(Err(ReadError::UnknownSymbol(_)))).then_some(venue)
         });
         let strangers: BTreeSet<&VenueId> =
@@ -363,8 +364,12 @@ impl Core {
         }
         let traded = self.shared.policies.entry(symbol, |entry| entry.traded.clone());
         let (traded, ended) = traded.unwrap_or_default();
+        let is_settled =
+            |id: &AccountId| self.shared.eyes.accounts.get(id).is_none_or(|keeper| keeper.is_settled());
         let is_fresh = group.is_none_or(|group| {
-            traded.iter().all(|id| group.read_at.get(id).is_none_or(|read_at| *read_at >= ended))
+            traded
+                .iter()
+                .all(|id| group.read_at.get(id).is_none_or(|read_at| *read_at >= ended) && is_settled(id))
         });
         if with_margin
             && is_fresh
@@ -432,6 +437,16 @@ impl Core {
             }
             // The others bring net delta to the target with what these hold.
             let cannot = self.cannot_trade(policy, false);
+            let oldest = self.oldest(policy);
+            let most = self.shared.eyes.config.max_account_age.saturating_mul(UNREAD_TIMES);
+            if let Some((id, age)) = oldest.filter(|(_, age)| *age > most) {
+                let text = format!(
+                    "{id} could not be read for {} s (limit {} s): nothing is traded on a state so old",
+                    age.as_secs(),
+                    most.as_secs()
+                );
+                return (PolicyStatus::Holding, text);
+            }
             let names = || cannot.iter().map(AccountId::as_str).collect::<Vec<_>>().join(", ");
             if cannot.len() == policy.accounts.len() {
                 return (PolicyStatus::Holding, format!("no account can trade now: {}", names()));
@@ -514,10 +529,7 @@ impl Core {
     fn cannot_trade(&self, policy: &Policy, to_reduce: bool) -> BTreeSet<AccountId> {
         let eyes = &self.shared.eyes;
         let cannot = |id: &&AccountId| {
-            let is_out = |keeper: &Arc<AccountKeeper>| {
-                let is_unread = || keeper.health().failing && keeper.known(UNREAD_FOR).is_none();
-                keeper.blocked().is_some() || (to_reduce && is_unread())
-            };
+            let is_out = |keeper: &Arc<AccountKeeper>| keeper.blocked().is_some() || self.is_unread(keeper);
             let is_blocked = eyes.accounts.get(*id).is_none_or(is_out);
             let is_stopped = match eyes.trading.of(id, &policy.symbol) {
                 TradingState::Halted => true,
@@ -530,8 +542,9 @@ impl Core {
         policy.accounts.iter().filter(cannot).cloned().collect()
     }
 
-    /// What accounts hold together, read as anew as for an operation of theirs; none while that is not known, or another
-    /// operation trades one of them: an old position would set the target of the others' orders.
+    /// What accounts hold together; none while that is not known, or another operation trades one of them: an old
+    /// position would set the target of the others' orders. An account that cannot be read counts with the middle of what
+    /// it may hold: its last known position, moved by its open orders.
     async fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
         let eyes = &self.shared.eyes;
         let mut sum = Delta::ZERO;
@@ -539,11 +552,35 @@ impl Core {
             if self.lanes.is_held(symbol, id) {
                 return None;
             }
-            let read = eyes.accounts.get(id)?.fresh(eyes.config.max_account_age);
-            let snapshot = tokio::time::timeout(READ_FOR, read).await.ok()?.ok()?;
-            sum = sum.plus(eyes.config.holdings.delta(&snapshot, symbol).ok()?).ok()?;
+            let keeper = eyes.accounts.get(id)?;
+            let delta = if self.is_unread(keeper) {
+                let known = eyes.config.holdings.delta(&*keeper.newest()?, symbol).ok()?;
+                known.plus(middle_of(&keeper.open_orders().unwrap_or_default(), symbol)?).ok()?
+            } else {
+                let read = keeper.fresh(eyes.config.max_account_age, Priority::Hedge);
+                let snapshot = tokio::time::timeout(READ_FOR, read).await.ok()?.ok()?;
+                eyes.config.holdings.delta(&snapshot, symbol).ok()?
+            };
+            sum = sum.plus(delta).ok()?;
         }
         Some(sum)
+    }
+
+    /// Whether an account's stream is not proven and readings of it fail: its state is old, and asking for it again holds
+    /// the others up.
+    fn is_unread(&self, keeper: &AccountKeeper) -> bool {
+        keeper.health().failing && keeper.known(self.shared.eyes.config.max_account_age).is_none()
+    }
+
+    /// The account of a policy whose state is the oldest.
+    fn oldest(&self, policy: &Policy) -> Option<(AccountId, Duration)> {
+        let eyes = &self.shared.eyes;
+        let now = eyes.clock.now();
+        let age = |id: &AccountId| {
+            let confirmed = eyes.accounts.get(id)?.confirmed_at()?;
+            Some((id.clone(), now.since(confirmed)))
+        };
+        policy.accounts.iter().filter_map(age).max_by_key(|(_, age)| *age)
     }
 
     fn spec_of(policy: &Policy, cannot: &BTreeSet<AccountId>, goal: Goal, only_reduces: bool) -> Spec {
@@ -635,7 +672,11 @@ impl Core {
             } else if failed.is_some() {
                 let (first, longest) = if kind == OperationKind::Deleverage { URGENT_PAUSE } else { PAUSE };
                 let pause = first.saturating_mul(1 << entry.failures.min(10)).min(longest);
-                entry.failures = entry.failures.saturating_add(1);
+                // A spent budget comes back at a known time.
+                let pause = failed.as_ref().and_then(|failed| failed.retry_after).unwrap_or_else(|| {
+                    entry.failures = entry.failures.saturating_add(1);
+                    pause
+                });
                 (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
@@ -651,9 +692,6 @@ impl Core {
         });
         for keeper in traded.iter().filter_map(|id| self.shared.eyes.accounts.get(id)) {
             keeper.mark_changed();
-            // At once: what moves meanwhile must not wait until the account is due.
-            let keeper = keeper.clone();
-            self.at_work(async move { keeper.catch_up().await });
         }
         if failed.is_some() {
             let message = format!(
@@ -772,6 +810,13 @@ impl Core {
         }
         largest
     }
+}
+
+/// The middle of what open orders may still make of a position.
+fn middle_of(orders: &[OpenOrder], symbol: &Symbol) -> Option<Delta> {
+    let of_symbol = orders.iter().filter(|order| order.symbol == *symbol);
+    let sum = of_symbol.map(|order| order.left.signed(order.side)).try_fold(Delta::ZERO, Delta::plus).ok()?;
+    Some(Delta::new(sum.value().checked_div(Decimal::TWO)?))
 }
 
 /// From when a policy's schedule counts after a rebalance: one that failed is tried again after ten minutes, however long

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{ExternalActivity, ExternalCause, OrderGateway, ReadError, Record};
+use deltaplane_ports::{ExternalActivity, ExternalCause, OrderGateway, Priority, ReadError, Record};
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, Delta, Fill, FillCause, Symbol, Timestamp, TradeId,
 };
@@ -23,6 +23,8 @@ const OVERLAP: Duration = Duration::from_secs(5);
 /// Before a move counts as nobody's they are looked for from this long before it on: a position that was shown late may
 /// have agreed by chance.
 const FURTHER_BACK: Duration = Duration::from_secs(600);
+/// A stream that tells nothing any more is noticed within this time: until then a position counts that may be older.
+const UNHEARD: Duration = Duration::from_secs(90);
 /// The topic of alerts about what others did.
 pub(crate) const OUTSIDE: &str = "outside-activity";
 /// An alert about what others did stands for this long after the last sighting.
@@ -55,6 +57,8 @@ pub(crate) enum Compared {
     Agrees,
     /// They differ, and may come to agree.
     Differs,
+    /// They have differed for long enough by the account's stream alone: a reading decides.
+    Unread,
     /// They have differed for long enough.
     Broken {
         /// What we know.
@@ -85,6 +89,11 @@ impl Ledger {
         });
     }
 
+    /// What a lane holds by all that we know.
+    pub(crate) fn position(&self, account: &AccountId, symbol: &Symbol) -> Option<Delta> {
+        self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.position))
+    }
+
     /// When a lane was last seen to hold what we know.
     pub(crate) fn agreed_at(&self, account: &AccountId, symbol: &Symbol) -> Option<Timestamp> {
         self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.agreed_at))
@@ -102,13 +111,14 @@ impl Ledger {
         })
     }
 
-    /// Compares a lane with what the venue showed when it was asked at `as_of`.
+    /// Compares a lane with what is shown at `as_of`; `read_at` says when the newest reading was asked for that shows the
+    /// same.
     pub(crate) fn compare(
         &self,
-        account: &AccountId,
-        symbol: &Symbol,
+        (account, symbol): (&AccountId, &Symbol),
         shown: Delta,
         as_of: Timestamp,
+        read_at: Option<Timestamp>,
     ) -> Compared {
         self.lanes(|lanes| {
             let fresh = Lane { position: shown, known_since: as_of, agreed_at: as_of, other: None };
@@ -125,6 +135,9 @@ impl Ledger {
                 Some((other, since)) if other == shown => {
                     if as_of.since(since) < SETTLE {
                         return Compared::Differs;
+                    }
+                    if read_at.is_none_or(|at| at.since(since) < SETTLE) {
+                        return Compared::Unread;
                     }
                     Compared::Broken { expected: lane.position, since: lane.agreed_at }
                 }
@@ -204,12 +217,12 @@ async fn foreign_since(
     symbol: &Symbol,
     from: Timestamp,
 ) -> Result<Vec<Fill>, ReadError> {
-    let trades = gateway.fetch_fills(symbol, from).await?;
+    let trades = gateway.fetch_fills(symbol, from, Priority::Resolve).await?;
     // Each trade is named once.
     let mut foreign = keeper.without_explained(trades);
     if foreign.iter().any(|fill| fill.client_order_id.is_none()) {
         // Some venues tell by the order alone whose a trade was.
-        let names = gateway.fetch_order_names(symbol, from).await?;
+        let names = gateway.fetch_order_names(symbol, from, Priority::Resolve).await?;
         for fill in &mut foreign {
             if let Some(order) = names.iter().find(|order| order.venue_order_id == fill.venue_order_id) {
                 fill.client_order_id.get_or_insert_with(|| order.client_order_id.clone());
@@ -244,7 +257,8 @@ pub(crate) async fn explain(
     let mut named = causes(expected, found, &foreign);
     let known_since = shared.ledger.known_since(account, symbol);
     let is_whole = |named: &[Named]| named.iter().all(|(cause, ..)| *cause != ExternalCause::Correction);
-    if let Some(earlier) = known_since.map(|at| at.max(since.before(FURTHER_BACK))).filter(|at| *at < from)
+    if let Some(earlier) =
+        known_since.map(|at| at.before(UNHEARD).max(since.before(FURTHER_BACK))).filter(|at| *at < from)
         && !is_whole(&named)
     {
         let foreign = foreign_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
@@ -253,6 +267,37 @@ pub(crate) async fn explain(
             named = further;
         }
     }
+    Ok(record(shared, (keeper, symbol), (expected, found), as_of, named).await)
+}
+
+/// Names what moved a position by the trades of others that the account's stream told, where these explain all of it.
+pub(crate) async fn explain_by_stream(
+    shared: &Shared,
+    (account, symbol): (&AccountId, &Symbol),
+    (expected, found): (Delta, Delta),
+    as_of: Timestamp,
+) -> Option<Vec<ExternalActivity>> {
+    let keeper = shared.eyes.accounts.get(account)?;
+    let fills = keeper.foreign_fills(symbol);
+    if fills.is_empty() {
+        return None;
+    }
+    let named = causes(expected, found, &fills);
+    if named.iter().any(|(cause, ..)| *cause == ExternalCause::Correction) {
+        return None;
+    }
+    Some(record(shared, (keeper, symbol), (expected, found), as_of, named).await)
+}
+
+/// Records what moved a position, tells people, and takes the position as the truth.
+async fn record(
+    shared: &Shared,
+    (keeper, symbol): (&AccountKeeper, &Symbol),
+    (expected, found): (Delta, Delta),
+    as_of: Timestamp,
+    named: Vec<Named>,
+) -> Vec<ExternalActivity> {
+    let account = &keeper.id;
     let now = shared.eyes.clock.now();
     let mut position = expected;
     let mut recorded = Vec::new();
@@ -280,7 +325,7 @@ pub(crate) async fn explain(
     shared.ledger.add(account, symbol, found.minus(expected).unwrap_or_default());
     // A failure stops all sending by itself; there is nothing to take back.
     let _ = shared.hands.recorder.append(records).await;
-    Ok(recorded)
+    recorded
 }
 
 fn condition(activity: &ExternalActivity) -> Condition {
@@ -370,7 +415,10 @@ mod tests {
         let ledger = Ledger::default();
         let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
         let at = |ms| Timestamp::from_millis(ms);
-        let compare = |shown, ms| ledger.compare(&account, &symbol, delta(shown), at(ms));
+        let told = |shown, ms, read: Option<i64>| {
+            ledger.compare((&account, &symbol), delta(shown), at(ms), read.map(at))
+        };
+        let compare = |shown, ms| told(shown, ms, Some(ms));
         assert_eq!(compare("0.5", 0), Compared::Agrees, "the first sighting is taken as it is");
         assert_eq!(compare("0.4", 1_000), Compared::Differs);
         assert_eq!(compare("0.5", 2_000), Compared::Agrees, "it was shown late");
@@ -379,5 +427,8 @@ mod tests {
         assert_eq!(compare("0.3", 6_999), Compared::Differs);
         let broken = Compared::Broken { expected: delta("0.5"), since: at(2_000) };
         assert_eq!(compare("0.3", 7_000), broken);
+        assert_eq!(told("0.3", 7_100, None), Compared::Unread, "a stream may have lost an event");
+        assert_eq!(told("0.3", 7_200, Some(6_999)), Compared::Unread, "a reading may be late");
+        assert_eq!(told("0.3", 7_300, Some(7_000)), broken);
     }
 }

@@ -357,6 +357,7 @@ impl RecoveredOperation {
             interval: None,
             rebalance: None,
             warnings: vec!["of an earlier run: only what the journal keeps is shown".to_owned()],
+            state_age: None,
             net_delta_all: None,
             failure,
             timeline: Vec::new(),

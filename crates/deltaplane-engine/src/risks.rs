@@ -17,24 +17,33 @@ const TOLD_FOR: Duration = Duration::from_secs(1);
 
 /// What was found last of each account.
 #[derive(Default)]
-pub(crate) struct RiskBoard(Mutex<BTreeMap<AccountId, (Timestamp, Arc<AccountRisk>)>>);
+pub(crate) struct RiskBoard(Mutex<BTreeMap<AccountId, Found>>);
+
+/// When it was found, and from which state.
+struct Found {
+    at: Timestamp,
+    state: Timestamp,
+    risk: Arc<AccountRisk>,
+}
 
 impl RiskBoard {
-    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<AccountId, (Timestamp, Arc<AccountRisk>)>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<AccountId, Found>) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn publish(&self, risk: AccountRisk, now: Timestamp) -> Arc<AccountRisk> {
+    /// Keeps what was found of a state, which was new at `state`.
+    fn publish(&self, risk: AccountRisk, state: Timestamp, now: Timestamp) -> Arc<AccountRisk> {
         let risk = Arc::new(risk);
-        self.with(|board| board.insert(risk.account.clone(), (now, risk.clone())));
+        let found = Found { at: now, state, risk: risk.clone() };
+        self.with(|board| board.insert(risk.account.clone(), found));
         risk
     }
 
-    /// What was found of an account from a state that was asked for at `as_of`, while prices cannot have moved far.
-    fn of(&self, account: &AccountId, as_of: Timestamp, now: Timestamp) -> Option<Arc<AccountRisk>> {
+    /// What was found of an account from a state that was new at `state`, while prices cannot have moved far.
+    fn of(&self, account: &AccountId, state: Timestamp, now: Timestamp) -> Option<Arc<AccountRisk>> {
         self.with(|board| {
-            let (found_at, risk) = board.get(account)?;
-            (risk.as_of == as_of && now.since(*found_at) < TOLD_FOR).then(|| risk.clone())
+            let found = board.get(account)?;
+            (found.state == state && now.since(found.at) < TOLD_FOR).then(|| found.risk.clone())
         })
     }
 }
@@ -76,7 +85,9 @@ impl Core {
     }
 
     fn publish_risk(&self, risk: AccountRisk, groups: &[Group]) -> Arc<AccountRisk> {
-        self.shared.risks.publish(in_groups(risk, groups), self.shared.eyes.clock.now())
+        let keeper = self.shared.eyes.accounts.get(&risk.account);
+        let state = keeper.and_then(|keeper| keeper.newest()).map(|newest| newest.as_of).unwrap_or_default();
+        self.shared.risks.publish(in_groups(risk, groups), state, self.shared.eyes.clock.now())
     }
 }
 
@@ -111,7 +122,7 @@ mod tests {
         let board = RiskBoard::default();
         let account: AccountId = "main".parse().unwrap();
         assert!(board.of(&account, at(100), at(100)).is_none());
-        let told = board.publish(risk(at(100)), at(150));
+        let told = board.publish(risk(at(100)), at(100), at(150));
         assert!(Arc::ptr_eq(&board.of(&account, at(100), at(1_149)).unwrap(), &told));
         assert!(board.of(&account, at(100), at(1_150)).is_none(), "prices may have moved");
         assert!(board.of(&account, at(160), at(200)).is_none(), "the account was read anew");

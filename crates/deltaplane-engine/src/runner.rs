@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway,
-    OrderSighting, ReadError, RiskHistory,
+    AccountEvent, BudgetUser, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OperationState,
+    OrderGateway, OrderSighting, Priority, ReadError, RiskHistory,
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
@@ -29,12 +29,12 @@ use crate::groups::Exposures;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
 use crate::losses::Losses;
-use crate::operation::{Draft, Effect, Event, Operation};
+use crate::operation::{Draft, Effect, Event, Operation, Pause};
 use crate::policies::Policies;
 use crate::reconcile::{self, Ledger};
 use crate::risks::RiskBoard;
 use crate::services::Services;
-use crate::snapshot::Eyes;
+use crate::snapshot::{Eyes, Reading};
 
 /// Reports kept in memory; older ones are in the journal.
 const KEPT_REPORTS: usize = 1_000;
@@ -155,6 +155,7 @@ pub(crate) struct Shared {
     pub(crate) services: Services,
     pub(crate) feeds: FeedBoard,
     pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,
+    pub(crate) budgets: Vec<BudgetUser>,
     pub(crate) policies: Policies,
     pub(crate) history: Arc<dyn RiskHistory>,
     /// Where what others decide reaches the operations that run.
@@ -268,7 +269,8 @@ pub(crate) async fn run(
     }
     for (account, trades) in operation.trades() {
         if let Some(keeper) = shared.eyes.accounts.get(account) {
-            keeper.explain(symbol, trades);
+            keeper.explain(symbol, trades.iter().map(|(id, _)| id.clone()));
+            keeper.expect_trades(symbol, trades);
             keeper.mark_changed();
         }
     }
@@ -284,9 +286,16 @@ async fn listen(account: AccountId, mut stream: broadcast::Receiver<AccountEvent
     loop {
         let event = match stream.recv().await {
             Ok(AccountEvent::Report(report)) => Event::Report(report),
-            Ok(AccountEvent::Fill(fill)) => Event::Fill(fill),
-            Ok(AccountEvent::Position { .. } | AccountEvent::BalanceChanged { .. }) => continue,
-            Ok(AccountEvent::Connected | AccountEvent::Disconnected)
+            Ok(AccountEvent::Fill(fill, _)) => Event::Fill(fill),
+            Ok(
+                AccountEvent::Position { .. }
+                | AccountEvent::Open(_)
+                | AccountEvent::Wallet(_)
+                | AccountEvent::Totals(_)
+                | AccountEvent::SettingsChanged
+                | AccountEvent::BalanceChanged { .. },
+            ) => continue,
+            Ok(AccountEvent::Connected | AccountEvent::Disconnected | AccountEvent::Unreadable)
             | Err(broadcast::error::RecvError::Lagged(_)) => Event::StreamChanged(account.clone()),
             Err(broadcast::error::RecvError::Closed) => return,
         };
@@ -358,7 +367,12 @@ impl Shell {
             self.shared.breakers.on_submitted(account, outcome, &self.shared.eyes.config.breakers);
         }
         if let Some(keeper) = account.and_then(|account| self.shared.eyes.accounts.get(&account)) {
-            keeper.mark_changed();
+            if matches!(event, Event::Submitted(_, SubmitOutcome::Unknown(_)) | Event::Proof(..)) {
+                // The stream may tell what no answer told, or miss it too.
+                keeper.audit_soon();
+            } else {
+                keeper.mark_changed();
+            }
         }
     }
 
@@ -367,16 +381,21 @@ impl Shell {
         let now = shared.eyes.clock.now();
         for effect in effects {
             match effect {
-                Effect::Read { reading, anew, after } => {
+                Effect::Read { reading, anew, pause } => {
                     let (symbol, accounts) =
                         (operation.spec().symbol.clone(), operation.spec().accounts.clone());
                     let id = operation.id().clone();
-                    let eyes = shared.eyes.clone();
+                    let (eyes, priority) = (shared.eyes.clone(), operation.kind().priority());
                     self.work.push(Box::pin(async move {
-                        if !after.is_zero() {
+                        if let Pause::Change(after) = pause {
+                            eyes.until_changed(&accounts, after).await;
+                        } else if let Pause::Whole(after) = pause
+                            && !after.is_zero()
+                        {
                             tokio::time::sleep(after).await;
                         }
-                        let snapshot = eyes.snapshot((&symbol, Some(&id)), &accounts, anew).await;
+                        let how = Reading { anew, priority, is_dry: false };
+                        let snapshot = eyes.snapshot((&symbol, Some(&id)), &accounts, how).await;
                         Done::Event(Event::Read(reading, snapshot))
                     }));
                 }
@@ -390,12 +409,12 @@ impl Shell {
                         Done::Reserved(shared.hands.gate.reserve(intents, records).await)
                     }));
                 }
-                Effect::Send(ids) => self.send(ids),
+                Effect::Send(ids) => self.send(ids, operation.kind().priority()),
                 Effect::Sight(id) => {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         let since = search_start(operation.sent_at(&id).unwrap_or(now));
                         self.work.push(Box::pin(async move {
-                            let sighting = gateway.fetch_order(&id, &symbol, since).await;
+                            let sighting = gateway.fetch_order(&id, &symbol, since, Priority::Resolve).await;
                             Done::Event(Event::Sighted(id, sighting))
                         }));
                     }
@@ -420,7 +439,7 @@ impl Shell {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         let since = search_start(operation.sent_at(&id).unwrap_or(now));
                         self.work.push(Box::pin(async move {
-                            let fills = gateway.fetch_fills(&symbol, since).await;
+                            let fills = gateway.fetch_fills(&symbol, since, Priority::Resolve).await;
                             Done::Event(Event::TradesRead(id, fills))
                         }));
                     }
@@ -442,14 +461,21 @@ impl Shell {
                     let _ = shared.hands.recorder.append(records).await;
                 }
                 Effect::Outside { account, expected, found, as_of } => {
+                    let symbol = operation.spec().symbol.clone();
                     if let Some(keeper) = shared.eyes.accounts.get(&account) {
                         // What this operation traded is explained by itself.
-                        keeper.explain(
-                            &operation.spec().symbol,
-                            operation.trades().filter(|(of, _)| **of == account).flat_map(|(_, ids)| ids),
-                        );
+                        let mine = operation.trades().filter(|(of, _)| **of == account);
+                        keeper.explain(&symbol, mine.flat_map(|(_, trades)| trades).map(|(id, _)| id));
                     }
-                    let (shared, symbol) = (shared.clone(), operation.spec().symbol.clone());
+                    // What others did meanwhile, as far as the stream told it, was not named yet either.
+                    let traded = operation.traded_in_this_run().into_iter().find(|(of, _)| *of == account);
+                    let known = shared.ledger.position(&account, &symbol).zip(traded);
+                    let expected =
+                        known.and_then(|(held, (_, traded))| held.plus(traded).ok()).unwrap_or(expected);
+                    if expected == found {
+                        continue;
+                    }
+                    let shared = shared.clone();
                     let since = shared.ledger.agreed_at(&account, &symbol);
                     let since = since.map_or(operation.started_at(), |at| at.min(operation.started_at()));
                     // An operation that aims at a net delta plans with what was lost.
@@ -478,12 +504,12 @@ impl Shell {
         }
     }
 
-    fn send(&mut self, ids: Vec<ClientOrderId>) {
+    fn send(&mut self, ids: Vec<ClientOrderId>, priority: Priority) {
         for id in ids {
             let Some(token) = self.tokens.remove(&id) else { continue };
             let shared = self.shared.clone();
             // On a task of its own: what is sent goes on whatever becomes of this loop.
-            let sending = tokio::spawn(async move { shared.hands.gate.send(token).await });
+            let sending = tokio::spawn(async move { shared.hands.gate.send(token, priority).await });
             self.work.push(Box::pin(async move {
                 let outcome = sending
                     .await
@@ -505,9 +531,10 @@ impl Shell {
         let since = search_start(operation.sent_at(&id).unwrap_or_default());
         self.work.push(Box::pin(async move {
             let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
-                let sighting = gateway.fetch_order(&id, &symbol, since).await?;
-                let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since).await?);
-                let position = keeper.refresh().await?.position(&symbol);
+                let sighting = gateway.fetch_order(&id, &symbol, since, Priority::Resolve).await?;
+                let fills =
+                    keeper.without_explained(gateway.fetch_fills(&symbol, since, Priority::Resolve).await?);
+                let position = keeper.refresh(Priority::Resolve).await?.position(&symbol);
                 Ok((sighting, fills, position))
             }
             .await;

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
 use deltaplane_math::{MarginUse, MarkedPosition, MathError};
-use deltaplane_ports::{Clock, PriceFeed};
+use deltaplane_ports::{Clock, PriceFeed, Priority, ReadError};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarketView,
     Notional, OperationId, Position, Price, Ratio, Symbol, Timestamp, TradingState,
@@ -37,6 +38,10 @@ pub struct AccountFacts {
     pub gross_elsewhere: Option<Notional>,
     /// Its positions in other symbols at their marks, USD; none of them where one cannot be valued.
     pub others: Vec<MarkedPosition>,
+    /// What trades of others moved its position in the symbol since the engine started, as far as its stream told.
+    pub foreign: Delta,
+    /// Its state was folded from its proven stream and has every trade of operations that ended.
+    pub is_exact: bool,
 }
 
 /// What was true at one time.
@@ -66,6 +71,21 @@ pub struct Snapshot {
     pub tripped: Vec<(Option<AccountId>, String)>,
     /// Delta of every configured account in the symbol, as far as it is known.
     pub all_deltas: BTreeMap<AccountId, Option<Delta>>,
+    /// The age of the oldest state of a named account.
+    pub age: Duration,
+    /// Named accounts whose state is older than it should be, as a dry run tells it.
+    pub stale: Vec<String>,
+}
+
+/// How accounts are read for a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    /// The venues are asked even where the accounts' streams are proven.
+    pub(crate) anew: bool,
+    /// Whom the questions serve.
+    pub(crate) priority: Priority,
+    /// What is known counts where the request budget has no room for a question.
+    pub(crate) is_dry: bool,
 }
 
 /// All that reads and nothing that sends.
@@ -85,10 +105,10 @@ pub(crate) struct Eyes {
 
 /// The state of an account that nobody reads for a decision counts as known for this long: longer than the
 /// slowest pace of reading in the background.
-pub(crate) const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(30);
+pub(crate) const KNOWN_FOR: Duration = Duration::from_secs(30);
 
-/// When to ask again where a venue's budget is spent: its windows are of a minute, and some of it comes back before.
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+/// When to ask again where a venue refused for want of budget and did not say for how long.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 type Failed = Box<deltaplane_ports::Failure>;
 
@@ -177,12 +197,43 @@ impl Eyes {
         consensus(views.map(|view| (view, self.config.holdings.rate(&view.quote))))
     }
 
-    /// Reads accounts and prices once. With `anew` every account is asked again.
+    /// Waits until the state of one of the accounts changes, so long at most.
+    pub(crate) async fn until_changed(&self, accounts: &[AccountId], within: Duration) {
+        let keepers = accounts.iter().filter_map(|id| self.accounts.get(id));
+        let changes = keepers.map(|keeper| {
+            let mut readings = keeper.readings();
+            Box::pin(async move {
+                if readings.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            })
+        });
+        let changes: Vec<_> = changes.collect();
+        if changes.is_empty() {
+            return tokio::time::sleep(within).await;
+        }
+        let _ = tokio::time::timeout(within, futures_util::future::select_all(changes)).await;
+    }
+
+    /// An account's state for a snapshot.
+    async fn state_of(&self, keeper: &AccountKeeper, how: Reading) -> Result<AccountSnapshot, ReadError> {
+        if how.anew {
+            return keeper.anew(how.priority).await;
+        }
+        match keeper.fresh(self.config.max_account_age, how.priority).await {
+            Err(error @ ReadError::Withheld(_)) if how.is_dry => {
+                keeper.newest().as_deref().cloned().ok_or(error)
+            }
+            state => state,
+        }
+    }
+
+    /// Takes accounts and prices as they are now.
     pub(crate) async fn snapshot(
         &self,
         (symbol, operation): (&Symbol, Option<&OperationId>),
         named: &[AccountId],
-        anew: bool,
+        how: Reading,
     ) -> Result<Snapshot, Failed> {
         let as_of = self.clock.now();
         let external = self.config.holdings.external(symbol, as_of)?;
@@ -191,19 +242,17 @@ impl Eyes {
         // Instruments may take long when they are not known yet: states are read after all of them.
         let instruments = named.iter().map(|id| async move {
             let keeper = self.accounts.get(id)?;
-            Some((id, keeper, keeper.reader.fetch_instrument(symbol).await))
+            Some((id, keeper, keeper.reader.fetch_instrument(symbol, how.priority).await))
         });
         let instruments = futures_util::future::join_all(instruments).await;
         let readings = instruments.into_iter().map(|found| async move {
             let (id, keeper, instrument) = found?;
-            let state =
-                if anew { keeper.refresh().await } else { keeper.fresh(self.config.max_account_age).await };
-            Some((id.clone(), (state, instrument)))
+            Some((id.clone(), (self.state_of(keeper, how).await, instrument)))
         });
         let readings = futures_util::future::join_all(readings).await;
         // A symbol that a venue does not list is the caller's mistake, not a missing price.
         for (id, (_, instrument)) in readings.iter().flatten() {
-            if let Err(error @ deltaplane_ports::ReadError::UnknownSymbol(_)) = instrument {
+            if let Err(error @ ReadError::UnknownSymbol(_)) = instrument {
                 return Err(unreadable(id, error));
             }
         }
@@ -222,6 +271,8 @@ impl Eyes {
         };
         let off = self.off(&views);
         let mut accounts = BTreeMap::new();
+        let (mut age, mut stale) = (Duration::ZERO, Vec::new());
+        let now = self.clock.now();
         for (id, (state, instrument)) in readings.into_iter().flatten() {
             let (account, instrument) = match (state, instrument) {
                 (Ok(account), Ok(instrument)) => (account, instrument),
@@ -229,14 +280,37 @@ impl Eyes {
             };
             let feed = self.feed_of.get(&id);
             let Some(market) = feed.and_then(|feed| views.get(feed)) else {
-                let feed = feed.map_or("none", FeedId::as_str);
-                return Err(failure(
-                    Code::MarketDataUnavailable,
-                    format!("the price feed {feed} of account {id} is not healthy"),
-                    "wait for the feed to recover, or leave the account out",
-                ));
+                let name = feed.map_or("none", FeedId::as_str);
+                let refuses = feed
+                    .and_then(|feed| self.feeds.get(feed))
+                    .is_some_and(|feed| feed.not_followed().contains(symbol));
+                let (text, solution) = if refuses {
+                    (
+                        format!(
+                            "the price feed {name} of account {id} follows no more symbols than it does: {symbol} is not among them"
+                        ),
+                        "restart the server without the symbols that nobody needs any more, or leave the account out",
+                    )
+                } else {
+                    (
+                        format!("the price feed {name} of account {id} is not healthy"),
+                        "wait for the feed to recover, or leave the account out",
+                    )
+                };
+                return Err(failure(Code::MarketDataUnavailable, text, solution));
             };
+            let old = now.since(account.as_of);
+            age = age.max(old);
+            if old > self.config.max_account_age {
+                let seconds = old.as_secs();
+                stale.push(format!(
+                    "stale: the state of {id} is {seconds} s old, the request budget of its exchange is nearly spent"
+                ));
+            }
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
+            let keeper = self.accounts.get(&id);
+            let foreign = keeper.map(|keeper| keeper.foreign(symbol)).unwrap_or_default();
+            let is_exact = keeper.is_some_and(|keeper| keeper.is_exact());
             let quote_rate = self.config.holdings.rate(&instrument.quote);
             let elsewhere = self.elsewhere(&account, symbol, feed);
             let gross_elsewhere = gross(&elsewhere, quote_rate);
@@ -251,6 +325,8 @@ impl Eyes {
                 quote_rate,
                 gross_elsewhere,
                 others,
+                foreign,
+                is_exact,
             };
             accounts.insert(id, facts);
         }
@@ -280,6 +356,8 @@ impl Eyes {
             blocked_by: self.alerts.blocking(),
             tripped: self.alerts.tripped(symbol),
             all_deltas,
+            age,
+            stale,
         })
     }
 }
@@ -297,8 +375,7 @@ fn beyond_arithmetic(error: impl std::fmt::Display) -> Failed {
     failure(Code::Internal, error.to_string(), "report this defect")
 }
 
-fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Failed {
-    use deltaplane_ports::ReadError;
+fn unreadable(account: &AccountId, error: &ReadError) -> Failed {
     use deltaplane_types::RefusalReason;
     let (code, solution) = match error {
         ReadError::Proxy(_) => (Code::ProxyFailed, "check the account's proxy"),
@@ -308,12 +385,13 @@ fn unreadable(account: &AccountId, error: &deltaplane_ports::ReadError) -> Faile
         ReadError::Refused(refusal) if refusal.reason == RefusalReason::RateLimited => {
             (Code::TooManyRequests, "wait for the venue's budget to recover")
         }
+        ReadError::Withheld(_) => (Code::TooManyRequests, "wait until the request budget's window ends"),
         ReadError::UnknownSymbol(_) => (Code::InvalidRequest, "use a symbol that the account's venue lists"),
         _ => (Code::HedgeFailed, "check the venue's connection, or leave the account out"),
     };
     let mut failed = failure(code, format!("account {account} cannot be read: {error}"), solution);
     if code == Code::TooManyRequests {
-        failed.retry_after = Some(RETRY_AFTER);
+        failed.retry_after = Some(if let ReadError::Withheld(wait) = error { *wait } else { RETRY_AFTER });
     }
     failed
 }

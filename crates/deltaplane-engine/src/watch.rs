@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_ports::{Record, TradingOrder};
+use deltaplane_ports::{Priority, Record, TradingOrder};
 use deltaplane_types::{AlertKind, AlertSeverity, Symbol, Timestamp, TradingState};
 
+use crate::account_fold::Mismatch;
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::engine::Core;
@@ -18,26 +19,63 @@ pub(crate) const ALERTS: &str = "alerts";
 /// Orders that the journal lost are looked for from this long before its last word on.
 const TAIL_OVERLAP_MS: i64 = 600_000;
 
+/// A difference is compared again after this time, where nothing else happens.
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
+/// The topic of a stream that told something else than readings show.
+const MISMATCH: &str = "state-mismatch";
+/// From so many mismatches in [`MISMATCH_WITHIN`] on they are CRITICAL; the alert stands until that time is over.
+const MISMATCHES: usize = 3;
+const MISMATCH_WITHIN: Duration = Duration::from_secs(3_600);
+
+/// Tells of differences between stream and readings that lasted: the readings count.
+async fn report_mismatches(core: &Arc<Core>, keeper: &AccountKeeper) {
+    for Mismatch { symbol, folded, read, at } in keeper.take_mismatches() {
+        let count = keeper.count_mismatch(at, MISMATCH_WITHIN);
+        tracing::warn!(
+            account = %keeper.id, %symbol, stream = %folded, rest = %read, count,
+            "the account's stream and two readings differ: the readings count"
+        );
+        let severity = if count >= MISMATCHES { AlertSeverity::Critical } else { AlertSeverity::Warn };
+        let condition = Condition {
+            kind: AlertKind::System,
+            topic: MISMATCH,
+            severity,
+            account: Some(keeper.id.clone()),
+            symbol: Some(symbol.clone()),
+            message: format!(
+                "{}: its stream came to a position of {folded} {symbol}, two readings show {read} ({count} such differences in an hour). The readings count. Check the connection to the exchange.",
+                keeper.id
+            ),
+        };
+        core.shared.raise(condition).await;
+    }
+}
+
 /// Compares an account with what we know, whenever it was read, until dropped.
 pub(crate) async fn keep_reconciled(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
     let mut readings = keeper.readings();
     let mut tail_checked = false;
     loop {
+        readings.mark_unchanged();
+        let mut agrees = true;
         if let Some(snapshot) = keeper.newest() {
             tail_checked = tail_checked || check_tail(&core, &keeper).await;
             if tail_checked {
-                let agrees = compare(&core, &keeper, &snapshot).await;
+                agrees = compare(&core, &keeper, &snapshot).await;
                 if agrees && !keeper.is_reconciled() {
                     keeper.set_reconciled();
                     tracing::info!(account = %keeper.id, "reconciled");
                 } else if !agrees {
-                    // The next reading is due soon.
+                    // Where the stream is not proven the next reading is due soon.
                     keeper.mark_changed();
                 }
             }
         }
+        report_mismatches(&core, &keeper).await;
         if tail_checked {
-            if readings.changed().await.is_err() {
+            // A difference that stays is looked at again without a new event.
+            let wait = if agrees { Duration::from_secs(3_600) } else { COMPARE_AGAIN };
+            if let Ok(Err(_)) = tokio::time::timeout(wait, readings.changed()).await {
                 return;
             }
         } else {
@@ -65,12 +103,24 @@ async fn compare(
             continue;
         }
         let shown = snapshot.position(&symbol);
-        match shared.ledger.compare(&keeper.id, &symbol, shown, snapshot.as_of) {
+        let as_of = keeper.confirmed_at().unwrap_or(snapshot.as_of);
+        let lane = (&keeper.id, &symbol);
+        let read_at = keeper.reading().filter(|reading| reading.position(&symbol) == shown);
+        match shared.ledger.compare(lane, shown, as_of, read_at.map(|reading| reading.as_of)) {
             Compared::Agrees => {}
-            Compared::Differs => agree = false,
+            Compared::Unread => {
+                agree = false;
+                keeper.audit_soon();
+            }
+            Compared::Differs => {
+                let expected = shared.ledger.position(&keeper.id, &symbol).unwrap_or(shown);
+                match reconcile::explain_by_stream(shared, lane, (expected, shown), as_of).await {
+                    Some(moved) => shared.losses.moved(&moved),
+                    None => agree = false,
+                }
+            }
             Compared::Broken { expected, since } => {
-                let lane = (&keeper.id, &symbol);
-                match reconcile::explain(shared, lane, (expected, shown), (since, snapshot.as_of)).await {
+                match reconcile::explain(shared, lane, (expected, shown), (since, as_of)).await {
                     Ok(moved) => shared.losses.moved(&moved),
                     Err(error) => {
                         agree = false;
@@ -94,7 +144,7 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
     symbols.insert(config.primary_symbol.clone());
     let mut newest = None;
     for symbol in symbols {
-        match gateway.fetch_order_names(&symbol, since).await {
+        match gateway.fetch_order_names(&symbol, since, Priority::Resolve).await {
             Err(error) => {
                 tracing::warn!(account = %keeper.id, %error, "its orders cannot be asked for: it stays out of trading");
                 return false;
@@ -147,7 +197,10 @@ pub(crate) async fn keep_alerts(core: Arc<Core>) {
     loop {
         core.shared.services.beat(ALERTS, &*core.shared.eyes.clock);
         tokio::time::sleep(Duration::from_secs(30)).await;
-        let records = reconcile::let_alerts_go(&core.shared, core.shared.eyes.clock.now());
+        let now = core.shared.eyes.clock.now();
+        let mut records = reconcile::let_alerts_go(&core.shared, now);
+        let is_over = |alert: &deltaplane_ports::Alert| now.since(alert.seen_at) >= MISMATCH_WITHIN;
+        records.extend(core.shared.alerts.resolve(MISMATCH, now, is_over));
         let _ = core.shared.hands.recorder.append(records).await;
     }
 }

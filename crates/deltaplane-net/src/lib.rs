@@ -7,14 +7,16 @@ mod budget;
 mod clock;
 mod egress;
 mod http;
+mod proof;
 mod websocket;
 
 pub use backoff::Backoff;
-pub use budget::{Priority, WeightBudget};
+pub use budget::{Spent, WeightBudget};
 pub use clock::ClockOffset;
 pub use egress::{Egress, Proxy, ProxyError, ProxyKind};
 pub use http::{
     HttpClient, HttpClientConfig, HttpRequest, HttpResponse, HttpTransport, Method, SetupError,
     TransportError, ask,
 };
-pub use websocket::{WebSocket, WebSocketError};
+pub use proof::{ProofPart, ProofTimes, StreamProof};
+pub use websocket::{Received, WebSocket, WebSocketError};

@@ -44,6 +44,17 @@ pub struct WebSocket {
     inner: WebSocketStream<MaybeTlsStream<TcpStream>>,
     silence: Duration,
     heard: Instant,
+    /// The number of the newest ping.
+    ping: u64,
+}
+
+/// What came over a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// A text message.
+    Text(Utf8Bytes),
+    /// The answer to the newest ping of ours.
+    Pong,
 }
 
 impl WebSocket {
@@ -89,7 +100,7 @@ impl WebSocket {
                 if let Some(index) = through {
                     egress.worked(index);
                 }
-                Ok(Self { inner, silence, heard: Instant::now() })
+                Ok(Self { inner, silence, heard: Instant::now(), ping: 0 })
             }
             Ok(Err(error)) => Err(WebSocketError::Connect(error.to_string())),
             Err(_) => Err(WebSocketError::Connect(LATE.to_owned())),
@@ -103,6 +114,19 @@ impl WebSocket {
     /// Cancel safe: a message is either returned or still to come.
     pub async fn next_text(&mut self) -> Result<Utf8Bytes, WebSocketError> {
         loop {
+            if let Received::Text(text) = self.next().await? {
+                return Ok(text);
+            }
+        }
+    }
+
+    /// The next text message, or the answer to a ping of ours. Pings of the other side are answered on the way.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a message is either returned or still to come.
+    pub async fn next(&mut self) -> Result<Received, WebSocketError> {
+        loop {
             // Counted from the last message, however often the caller begins to wait anew.
             let until = self.heard + self.silence;
             let Ok(message) = tokio::time::timeout_at(until, self.inner.next()).await else {
@@ -110,7 +134,10 @@ impl WebSocket {
             };
             self.heard = Instant::now();
             match message {
-                Some(Ok(Message::Text(text))) => return Ok(text),
+                Some(Ok(Message::Text(text))) => return Ok(Received::Text(text)),
+                Some(Ok(Message::Pong(payload))) if payload == self.ping.to_be_bytes().as_slice() => {
+                    return Ok(Received::Pong);
+                }
                 Some(Ok(Message::Close(_))) | None => return Err(WebSocketError::Closed),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(WebSocketError::Broken(error.to_string())),
@@ -118,10 +145,21 @@ impl WebSocket {
         }
     }
 
+    /// Asks the other side for a sign of life; [`Received::Pong`] is its answer to the newest ping.
+    pub async fn send_ping(&mut self) -> Result<(), WebSocketError> {
+        self.ping = self.ping.wrapping_add(1);
+        let payload = self.ping.to_be_bytes().to_vec();
+        self.send(Message::Ping(payload.into())).await
+    }
+
     /// Sends a text message.
     pub async fn send_text(&mut self, text: String) -> Result<(), WebSocketError> {
+        self.send(Message::Text(text.into())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), WebSocketError> {
         // A peer that reads nothing any more is as silent as one that says nothing.
-        match tokio::time::timeout(self.silence, self.inner.send(Message::Text(text.into()))).await {
+        match tokio::time::timeout(self.silence, self.inner.send(message)).await {
             Ok(sent) => sent.map_err(|error| WebSocketError::Broken(error.to_string())),
             Err(_) => Err(WebSocketError::Silent(self.silence)),
         }

@@ -10,9 +10,11 @@ use deltaplane_types::{
     Price, Quantity, Ratio, Side, Symbol, Timestamp, TradingScope, TradingState, VenueId,
 };
 
+use crate::budget::{BudgetView, Priority};
 use crate::earnings::{EarnedDay, PnlQuery};
 use crate::journal::{Alert, ExternalActivity, TradingOrder};
 use crate::preflight::Finding;
+use crate::venue::OpenOrder;
 
 /// Where a delta control shall stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -275,6 +277,15 @@ impl OperationKind {
         matches!(self, Self::Flatten | Self::LossResponse | Self::Policy | Self::Deleverage)
     }
 
+    /// How urgent the requests are that operations of the kind make.
+    pub const fn priority(self) -> Priority {
+        match self {
+            Self::Flatten | Self::LossResponse | Self::Deleverage => Priority::Protect,
+            Self::Recovery => Priority::Resolve,
+            Self::DeltaControl | Self::Hedge | Self::Rebalance | Self::Policy => Priority::Hedge,
+        }
+    }
+
     /// How operation ids of the kind begin.
     pub const fn prefix(self) -> &'static str {
         match self {
@@ -415,6 +426,9 @@ pub struct OperationReport {
     pub max_transient_delta: Delta,
     /// Accounts that hold the symbol and are not named, and the like.
     pub warnings: Vec<String>,
+    /// How old the oldest of the accounts' states was that its first plan was made from; zero where the stream of every
+    /// account is proven, none where nothing was planned.
+    pub state_age: Option<Duration>,
     /// Net delta over all accounts, where accounts that hold the symbol are not named.
     pub net_delta_all: Option<Delta>,
     /// The bound that its newest plan gave, base units.
@@ -943,8 +957,38 @@ pub struct AccountView {
     pub exchange: String,
     /// Its newest state; none where the venue never answered.
     pub snapshot: Option<AccountSnapshot>,
+    /// Whether the state comes from its proven stream; else it was read by REST.
+    pub is_streamed: bool,
+    /// Its open orders in all symbols, whoever placed them; none where they are not known.
+    pub open_orders: Option<Vec<OpenOrder>>,
     /// Why orders may not be sent for it, where that is so.
     pub blocked: Option<String>,
+}
+
+/// Where an account's state comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountSource {
+    /// From its proven stream.
+    Stream,
+    /// From readings by REST: its stream is not proven.
+    Rest,
+    /// It cannot be read.
+    None,
+}
+
+/// Whether an account can be traded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountReadiness {
+    /// The account.
+    pub account: AccountId,
+    /// Where its state comes from.
+    pub source: AccountSource,
+    /// Whether orders may be sent for it and its state is known.
+    pub can_trade: bool,
+    /// Whether an enabled policy names it.
+    pub is_needed: bool,
+    /// What is wrong with it; none where nothing is.
+    pub reason: Option<String>,
 }
 
 /// What a sync brought.
@@ -1095,6 +1139,10 @@ pub struct SystemView {
     pub primary_symbol: Symbol,
     /// Mids by feed.
     pub market: Vec<MarketSummary>,
+    /// The request budgets of its addresses.
+    pub budgets: Vec<BudgetView>,
+    /// How every account stands.
+    pub accounts: Vec<AccountReadiness>,
 }
 
 /// What a facade may ask of the engine.

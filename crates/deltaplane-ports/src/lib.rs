@@ -3,6 +3,7 @@
 //! Each port is small, `dyn`, and chosen once at start-up. Its documentation is the contract that a second
 //! implementation can be written from. No port has a default method that pretends success.
 
+mod budget;
 mod control;
 mod earnings;
 mod exits;
@@ -10,18 +11,21 @@ mod history;
 mod journal;
 mod preflight;
 mod symbols;
+mod tables;
 mod time;
 mod venue;
 
+pub use budget::{BudgetStatus, BudgetUser, BudgetView, Priority, RequestBudget};
 pub use control::{
-    AccountRisk, AccountView, ControlPlane, Deleverage, DeltaControl, Failover, Failure, FeedCondition,
-    FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HedgeStrategy, HedgeTo, HistoryQuery,
-    IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall, OperationKind, OperationReport,
-    OperationState, OrderReport, Pacing, PastAlert, Policy, PolicyLimits, PolicyStatus, PolicyView,
-    PortfolioView, PositionRisk, PreflightReport, QuoteExposure, RebalanceLine, RebalanceView, RequestMeta,
-    ResolveOrder, RiskSample, ScheduledRebalance, ServiceState, ServiceView, Settlement, Started,
-    StressAccount, StressLoss, StressMove, StressReport, StressRequest, SymbolView, SyncReport, SyncRequest,
-    SystemCommand, SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer, UtilizationRebalance,
+    AccountReadiness, AccountRisk, AccountSource, AccountView, ControlPlane, Deleverage, DeltaControl,
+    Failover, Failure, FeedCondition, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
+    HedgeStrategy, HedgeTo, HistoryQuery, IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall,
+    OperationKind, OperationReport, OperationState, OrderReport, Pacing, PastAlert, Policy, PolicyLimits,
+    PolicyStatus, PolicyView, PortfolioView, PositionRisk, PreflightReport, QuoteExposure, RebalanceLine,
+    RebalanceView, RequestMeta, ResolveOrder, RiskSample, ScheduledRebalance, ServiceState, ServiceView,
+    Settlement, Started, StressAccount, StressLoss, StressMove, StressReport, StressRequest, SymbolView,
+    SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer,
+    UtilizationRebalance,
 };
 pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, USD, day_of};
 pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
@@ -33,10 +37,12 @@ pub use journal::{
 };
 pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
+pub use tables::TableStore;
 pub use time::{Clock, IdSource};
 pub use venue::{
-    AccountEvent, AccountReader, BalanceCause, CancelOutcome, Capabilities, FeedStatus, FenceOutcome,
-    OrderEntry, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError, VenueRules,
+    AccountEvent, AccountReader, AccountTotals, BalanceCause, CancelOutcome, Capabilities, FeedStatus,
+    FenceOutcome, OpenOrder, OrderEntry, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError,
+    StreamStatus, VenueRules, WalletChange,
 };
 
 #[cfg(feature = "mock")]

@@ -102,7 +102,7 @@ impl Finding {
                 "check the key, its rights and its address limits by what the venue said",
             ),
             ReadError::UnknownSymbol(_) => (Severity::Warning, "do not trade the symbol on this account"),
-            ReadError::Refused(_) | ReadError::Unreadable(_) => {
+            ReadError::Refused(_) | ReadError::Unreadable(_) | ReadError::Withheld(_) => {
                 (Severity::Unknown, "see what the venue said; it is asked again shortly")
             }
         };

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountSnapshot, ClientOrderId, Delta, ExecutionReport, FeedId, Fill, FillCause, Instrument, MarketView,
-    Notional, OrderIntent, Refusal, SubmitOutcome, Symbol, Timestamp, UnknownCause, VenueOrderId,
+    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause, Instrument,
+    MarketView, Notional, OrderIntent, Price, Quantity, Refusal, Side, SubmitOutcome, Symbol, Timestamp,
+    UnknownCause, VenueOrderId,
 };
 use tokio::sync::{broadcast, watch};
 
+use crate::budget::Priority;
 use crate::earnings::Income;
 use crate::preflight::Finding;
 
@@ -29,27 +31,86 @@ pub enum ReadError {
     /// The venue refused the question.
     #[error("{0}")]
     Refused(Refusal),
+    /// Not asked: the share of the request budget that this priority may use is spent for so long.
+    #[error("withheld: the exchange's request budget has no room for it for {} ms", .0.as_millis())]
+    Withheld(Duration),
     /// The venue has no such instrument.
     #[error("the venue has no instrument for {0}")]
     UnknownSymbol(Symbol),
 }
 
+/// An order that is open at the venue, whoever placed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenOrder {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// The venue's id, unique in the symbol.
+    pub venue_order_id: VenueOrderId,
+    /// Buys or sells.
+    pub side: Side,
+    /// What may still trade, base units.
+    pub left: Quantity,
+    /// It only reduces a position.
+    pub reduce_only: bool,
+}
+
+/// The wallet balance of one asset as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalletChange {
+    /// The venue's name of the asset.
+    pub asset: String,
+    /// The balance, units of the asset.
+    pub balance: Decimal,
+    /// Whether a unit of it counts as a unit of the account's quote currency.
+    pub is_money: bool,
+}
+
+/// The sums of an account as a venue's stream tells them, quote currency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccountTotals {
+    /// Wallet balance without unrealized profit.
+    pub wallet_balance: Notional,
+    /// Equity: wallet balance and unrealized profit.
+    pub equity: Notional,
+    /// What new positions may use.
+    pub available: Notional,
+    /// Initial margin in use.
+    pub initial_margin: Notional,
+    /// Maintenance margin of positions that share the account's margin, where it is told.
+    pub maintenance_margin: Option<Notional>,
+}
+
 /// What an account's stream tells.
+///
+/// `order` is the place of an event in the venue's own order of what happens to one symbol of the account: the
+/// transaction time in milliseconds on Binance and Aster, `li` on Pacifica. It is compared within a symbol only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccountEvent {
     /// State of one order; may repeat and may come before the order's own acknowledgement.
     Report(ExecutionReport),
-    /// One trade; may repeat.
-    Fill(Fill),
-    /// A position as of a venue time, absolute.
+    /// What is left of one open order; nothing left where it ended.
+    Open(OpenOrder),
+    /// One trade, and its place; may repeat.
+    Fill(Fill, u64),
+    /// A position after everything up to its place, absolute.
     Position {
         /// The symbol.
         symbol: Symbol,
-        /// Base units, signed.
+        /// Base units, signed; the net of both sides.
         delta: Delta,
+        /// The average entry price, where it is told.
+        entry_price: Option<Price>,
+        /// Profit not yet realized, quote, where it is told.
+        unrealized: Option<Notional>,
+        /// Its place.
+        order: u64,
         /// The venue's time.
         venue_time: Timestamp,
     },
+    /// Wallet balances as they are now; assets that are not named did not change.
+    Wallet(Vec<WalletChange>),
+    /// The account's sums as they are now.
+    Totals(AccountTotals),
     /// Money moved without a trade: funding, a deposit, a withdrawal, a transfer.
     BalanceChanged {
         /// What the wallet gained, where the venue tells, quote.
@@ -57,10 +118,33 @@ pub enum AccountEvent {
         /// What moved it.
         cause: BalanceCause,
     },
+    /// A leverage or a margin mode was changed.
+    SettingsChanged,
+    /// Something happened to positions or money that could not be read: the account must be read again.
+    Unreadable,
     /// The stream broke; what happens until [`AccountEvent::Connected`] may never be told.
     Disconnected,
     /// The stream is live again; whoever waits for an order must ask for it.
     Connected,
+}
+
+/// Whether an account's private stream is proven to tell everything.
+///
+/// Proven means: connected, every subscription acknowledged, and the other side answered lately to something that only
+/// this connection can answer. Silence proves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamStatus {
+    /// Whether a connection is open.
+    pub is_connected: bool,
+    /// Since when it is proven without a gap; none where it is not.
+    pub proven_since: Option<Timestamp>,
+}
+
+impl StreamStatus {
+    /// Whether it is proven now.
+    pub const fn is_proven(&self) -> bool {
+        self.proven_since.is_some()
+    }
 }
 
 /// What moved money without an order.
@@ -175,13 +259,15 @@ pub struct VenueRules {
     pub counts_down: bool,
 }
 
-/// How often an account is read in the background. A decision that needs its state reads it at once.
+/// How often an account is read by REST in the background.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// When nothing happens.
+    /// While its stream is not proven and nothing happens.
     pub idle: Duration,
-    /// After something happened; what happens in between is served by the same reading.
+    /// While its stream is not proven, after something happened; what happens in between is served by the same reading.
     pub after_event: Duration,
+    /// While its stream is proven: each reading only checks what the stream told.
+    pub audit: Duration,
 }
 
 /// Reads one account.
@@ -190,27 +276,33 @@ pub struct Pace {
 pub trait AccountReader: Send + Sync {
     /// Asks the venue for balances, margin and all positions.
     ///
-    /// `as_of` of the answer is the time before the question was sent: nothing in it is older.
-    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError>;
+    /// `as_of` of the answer is the time before the question was sent: nothing in it is older, unless the venue's reads
+    /// lag behind its matching.
+    async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError>;
 
-    /// Gives the instrument of a symbol with the account's fees, leverage and margin table.
-    ///
-    /// May come from a cache that is refreshed in the background.
-    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError>;
+    /// Asks for the open orders of all symbols.
+    async fn fetch_all_open_orders(&self, priority: Priority) -> Result<Vec<OpenOrder>, ReadError>;
+
+    /// Gives the instrument of a symbol with the account's fees, leverage and margin table, from what is known where it
+    /// is known. Tables are read again in the background.
+    async fn fetch_instrument(&self, symbol: &Symbol, priority: Priority) -> Result<Instrument, ReadError>;
+
+    /// The instrument as it is known now, without asking.
+    fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument>;
 
     /// Asks for the account's statement since a time: what funding, fees and trades brought. Of a long one it may be the
     /// older part, whole up to its newest row.
-    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError>;
+    async fn fetch_income(&self, since: Timestamp, priority: Priority) -> Result<Vec<Income>, ReadError>;
 
     /// Asks where the account's positions stand in the venue's queue for auto-deleveraging: 0 is last, 4 is closed first.
     /// Of two sides in hedge mode the nearer one counts. Empty where the venue does not tell.
-    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError>;
+    async fn fetch_adl_ranks(&self, priority: Priority) -> Result<BTreeMap<Symbol, u8>, ReadError>;
 
     /// Follows the account's stream from now on. A receiver that lags must treat it as a disconnect.
     fn subscribe(&self) -> broadcast::Receiver<AccountEvent>;
 
-    /// Whether the account's stream is live.
-    fn is_streaming(&self) -> bool;
+    /// Whether the account's stream is proven.
+    fn stream(&self) -> StreamStatus;
 
     /// What the venue's clock shows when ours shows this; none where that is not known well enough to time prices.
     fn venue_clock(&self, ours: Timestamp) -> Option<Timestamp>;
@@ -220,7 +312,7 @@ pub trait AccountReader: Send + Sync {
 
     /// Looks at everything that decides whether the account may trade a symbol. What cannot be asked is a
     /// blocking finding.
-    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding>;
+    async fn preflight(&self, symbol: &Symbol, priority: Priority) -> Vec<Finding>;
 }
 
 /// Places, cancels and finds orders of one account on one venue.
@@ -232,12 +324,13 @@ pub trait OrderGateway: Send + Sync {
     /// # Cancel safety
     ///
     /// Dropping the future does not take the order back: its fate is then unknown.
-    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome;
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome;
 
-    /// Cancels the order with our `id`.
+    /// Cancels the order with our `id`; always with [`Priority::Protect`].
     async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome;
 
-    /// Keeps an order that may never have arrived from being carried out, where the venue has means for it.
+    /// Keeps an order that may never have arrived from being carried out, where the venue has means for it; always with
+    /// [`Priority::Resolve`].
     async fn fence(&self, id: &ClientOrderId, symbol: &Symbol) -> FenceOutcome;
 
     /// Asks for the order with our `id`, which was not placed before `since`: so far back a venue must be searched
@@ -247,18 +340,28 @@ pub trait OrderGateway: Send + Sync {
         id: &ClientOrderId,
         symbol: &Symbol,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<OrderSighting, ReadError>;
 
     /// Asks for all trades of the account in a symbol since a time, oldest first.
-    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError>;
+    async fn fetch_fills(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+        priority: Priority,
+    ) -> Result<Vec<Fill>, ReadError>;
 
     /// Asks for the names of the account's orders in a symbol since a time, ended ones too. What no client and no
     /// venue named is left out.
-    async fn fetch_order_names(&self, symbol: &Symbol, since: Timestamp)
-    -> Result<Vec<OrderName>, ReadError>;
+    async fn fetch_order_names(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+        priority: Priority,
+    ) -> Result<Vec<OrderName>, ReadError>;
 
     /// Lets the venue cancel **all** orders of the account in a symbol after this time unless it is told again
-    /// before; none ends that. Foreign orders go with ours.
+    /// before; none ends that. Foreign orders go with ours. Always with [`Priority::Protect`].
     ///
     /// # Errors
     ///
@@ -266,7 +369,11 @@ pub trait OrderGateway: Send + Sync {
     async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError>;
 
     /// Asks for all open orders in a symbol.
-    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError>;
+    async fn fetch_open_orders(
+        &self,
+        symbol: &Symbol,
+        priority: Priority,
+    ) -> Result<Vec<ExecutionReport>, ReadError>;
 
     /// The venue's evidence rules.
     fn rules(&self) -> VenueRules;
@@ -295,6 +402,9 @@ pub trait PriceFeed: Send + Sync {
     /// Follows one more symbol from now on; its view comes after a moment. Nothing happens where it is followed already, or
     /// its venue does not list it.
     fn follow(&self, symbol: &Symbol);
+
+    /// Symbols that were asked for and are not followed, because the venue allows no more connections.
+    fn not_followed(&self) -> Vec<Symbol>;
 
     /// What it says of itself.
     fn status(&self) -> FeedStatus;

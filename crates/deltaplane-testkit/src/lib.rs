@@ -45,6 +45,8 @@ pub fn account_snapshot(name: &str) -> AccountSnapshot {
         account: name.parse().expect("an account id"),
         venue: name.parse().expect("a venue id"),
         as_of: Timestamp::default(),
+        valued_at: Timestamp::default(),
+        order: None,
         wallet_balance: Notional::ZERO,
         unrealized: Notional::ZERO,
         available: Notional::ZERO,

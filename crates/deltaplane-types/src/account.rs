@@ -31,6 +31,8 @@ pub struct Position {
     pub isolated_margin: Option<Notional>,
     /// The venue's time of the last change.
     pub updated_at: Timestamp,
+    /// The place of the last change in the venue's own order of what happens to the symbol, where a reading tells it.
+    pub order: Option<u64>,
 }
 
 /// What was true of an account at one time.
@@ -40,8 +42,13 @@ pub struct AccountSnapshot {
     pub account: AccountId,
     /// Where it trades.
     pub venue: VenueId,
-    /// When the venue was asked, by our clock: nothing in here is older.
+    /// When positions and balances were true, by our clock: when the venue was asked, or when its stream was last
+    /// proven to have told everything.
     pub as_of: Timestamp,
+    /// When the venue was asked for marks and margins, by our clock.
+    pub valued_at: Timestamp,
+    /// The place up to which the whole set of positions tells everything, where a reading tells it.
+    pub order: Option<u64>,
     /// Wallet balance without unrealized profit, quote.
     pub wallet_balance: Notional,
     /// Sum of unrealized profit, quote.

@@ -16,7 +16,6 @@ pub mod digest;
 mod errors;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use deltaplane_net::HttpTransport;
 use deltaplane_ports::{Capabilities, Clock, NameRule, OrderEntry};
@@ -50,8 +49,8 @@ const STREAMS: Streams = Streams {
     books: "/stream?streams=",
     marks: "/stream?streams=",
     user: "/ws/",
-    // It pings every five minutes.
-    user_silence: Duration::from_secs(320),
+    // Its PUT names no key.
+    extends_by_post: true,
 };
 
 const ORDERS: OrderStyle = OrderStyle { not_found: &[-2011, -2013], nonce_used: &[-4226] };

@@ -13,7 +13,6 @@
 mod errors;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use deltaplane_net::HttpTransport;
 use deltaplane_ports::{Capabilities, Clock, NameRule, OrderEntry};
@@ -73,8 +72,7 @@ pub static DIALECT: Dialect = Dialect {
         books: "/public/stream?streams=",
         marks: "/market/stream?streams=",
         user: "/private/ws?listenKey=",
-        // It pings every three minutes.
-        user_silence: Duration::from_secs(200),
+        extends_by_post: false,
     },
     orders: OrderStyle { not_found: &[-2011, -2013], nonce_used: &[] },
     definite: errors::definite,

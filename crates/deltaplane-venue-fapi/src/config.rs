@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_net::{Egress, WeightBudget};
-use deltaplane_ports::SymbolMap;
+use deltaplane_ports::{SymbolMap, TableStore};
 use deltaplane_types::{AccountId, FeedId, VenueId};
 
 /// Where and how an account is reached.
@@ -32,11 +32,13 @@ pub struct FapiConfig {
     pub request_timeout: Duration,
     /// Where its streams leave from; the transport has its own.
     pub egress: Arc<Egress>,
+    /// Keeps tables over restarts; none where they are asked for at each start.
+    pub tables: Option<Arc<dyn TableStore>>,
 }
 
 impl FapiConfig {
     /// A budget of an address as `exchangeInfo` gives it for everyone: 2,400 in a minute.
     pub fn weight_budget() -> Arc<WeightBudget> {
-        Arc::new(WeightBudget::new(2_400, Duration::from_secs(60)))
+        Arc::new(WeightBudget::fixed(2_400, Duration::from_secs(60)))
     }
 }

@@ -122,8 +122,8 @@ pub struct Streams {
     pub marks: &'static str,
     /// User events: the listen key follows.
     pub user: &'static str,
-    /// A user stream that is silent for longer is dead: the venue pings more often than this.
-    pub user_silence: Duration,
+    /// Whether a listen key is extended by asking for it again, which names the key that is live.
+    pub extends_by_post: bool,
 }
 
 /// How orders are written.

@@ -23,8 +23,8 @@ const DEPTH: usize = 50;
 /// A market stream that is silent for this long is given up.
 const SILENCE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
-/// More symbols are not followed: each has connections of its own.
-const MOST_FOLLOWED: usize = 50;
+/// More symbols are not followed: each has two connections, and the venues let an address open 300 in five minutes.
+const MOST_FOLLOWED: usize = 140;
 /// A symbol that the venue does not list is looked for this often.
 const UNLISTED: Duration = Duration::from_secs(600);
 /// The venue's code for a symbol that it does not list.
@@ -48,6 +48,7 @@ pub struct FapiFeed {
     config: FapiConfig,
     runtime: tokio::runtime::Handle,
     followed: Mutex<(BTreeSet<Symbol>, JoinSet<()>)>,
+    not_followed: Mutex<BTreeSet<Symbol>>,
 }
 
 impl FapiFeed {
@@ -75,6 +76,7 @@ impl FapiFeed {
             config: config.clone(),
             runtime: tokio::runtime::Handle::current(),
             followed: Mutex::default(),
+            not_followed: Mutex::default(),
         };
         for symbol in symbols {
             feed.follow(symbol);
@@ -99,7 +101,7 @@ impl PriceFeed for FapiFeed {
             return;
         }
         if symbols.len() >= MOST_FOLLOWED {
-            tracing::warn!(feed = %self.shared.id, %symbol, "not followed: {MOST_FOLLOWED} symbols are already");
+            self.not_followed.lock().unwrap_or_else(PoisonError::into_inner).insert(symbol.clone());
             return;
         }
         symbols.insert(symbol.clone());
@@ -114,6 +116,10 @@ impl PriceFeed for FapiFeed {
             in_step: watch::channel(false).0,
         };
         tasks.spawn_on(session.run(), &self.runtime);
+    }
+
+    fn not_followed(&self) -> Vec<Symbol> {
+        self.not_followed.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn status(&self) -> FeedStatus {

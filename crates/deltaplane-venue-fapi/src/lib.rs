@@ -13,6 +13,7 @@ mod feed;
 mod hmac_key;
 mod map;
 mod rest;
+mod tables;
 mod user_stream;
 mod venue;
 pub mod wire;

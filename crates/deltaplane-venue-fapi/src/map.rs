@@ -1,6 +1,6 @@
 //! Wire to domain: pure, total, invents nothing.
 
-use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
+use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OpenOrder, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, MarginPrice, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp,
@@ -179,8 +179,8 @@ pub(crate) struct InstrumentParts<'a> {
     /// Whether positions of the symbol have margin of their own.
     pub(crate) isolated: bool,
     pub(crate) funding_interval_hours: u32,
-    /// The settlements of the last 24 hours.
-    pub(crate) settled: &'a [FundingRate],
+    /// The mean of the settlements of the last 24 hours, where it is known.
+    pub(crate) mean_funding_rate: Option<Ratio>,
 }
 
 /// The mean of funding rates; none where there are none.
@@ -202,7 +202,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         leverage,
         isolated,
         funding_interval_hours,
-        settled,
+        mean_funding_rate,
     } = parts;
     let (mut tick, mut lot, mut notional, mut band) = (None, None, None, (None, None));
     for filter in &info.filters {
@@ -262,7 +262,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
             })
             .collect(),
         funding_interval_hours: *funding_interval_hours,
-        mean_funding_rate: mean_rate(settled),
+        mean_funding_rate: *mean_funding_rate,
         // Plans count on margin that is shared over the account.
         tradable: listed && !isolated,
         listed,
@@ -273,6 +273,17 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
 
 pub(crate) fn delta(number: Number, contract: &Contract) -> Result<Delta, MapError> {
     Ok(Delta::new(contract.base_units(number.0)?))
+}
+
+/// An open order of the account.
+pub(crate) fn open_order(
+    row: &crate::wire::RestingOrder,
+    (symbol, contract): (Symbol, &Contract),
+) -> Result<OpenOrder, MapError> {
+    let left =
+        contract.base_quantity(row.orig_qty.0)?.saturating_minus(contract.base_quantity(row.executed_qty.0)?);
+    let venue_order_id = venue_id(row.order_id)?;
+    Ok(OpenOrder { symbol, venue_order_id, side: row.side.into(), left, reduce_only: row.reduce_only })
 }
 
 /// A row of the statement that tells of funding, a fee or a trade; others are none of ours.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use deltaplane_net::{
-    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Priority, TransportError, WeightBudget,
+    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Spent, TransportError, WeightBudget,
 };
-use deltaplane_ports::{Clock, ReadError};
+use deltaplane_ports::{Clock, Priority, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -49,11 +50,7 @@ impl From<RestError> for ReadError {
             RestError::Transport(error) => Self::Unreachable(error.to_string()),
             RestError::Refused(refusal) => Self::Refused(refusal),
             RestError::Unreadable(text) => Self::Unreadable(text),
-            RestError::Budget(_) => Self::Refused(Refusal {
-                reason: RefusalReason::RateLimited,
-                code: None,
-                text: error.to_string(),
-            }),
+            RestError::Budget(wait) => Self::Withheld(wait),
             RestError::Clock => {
                 Self::Refused(Refusal { reason: RefusalReason::Clock, code: None, text: error.to_string() })
             }
@@ -77,7 +74,8 @@ pub(crate) struct Rest {
     pub(crate) offset: ClockOffset,
     /// Shared by everyone who reaches the venue from this address.
     pub(crate) weight: Arc<WeightBudget>,
-    pub(crate) orders: WeightBudget,
+    /// Orders of this account in ten seconds, and in a minute.
+    pub(crate) orders: [WeightBudget; 2],
     pub(crate) timeout: Duration,
     pub(crate) receive_window: Duration,
 }
@@ -105,22 +103,21 @@ impl Rest {
         HttpRequest { method, url, headers, body, timeout }
     }
 
-    /// Takes the venue's counts from an answer.
-    fn observe(&self, response: &HttpResponse) {
+    /// Takes the venue's counts from an answer to a request that took these parts of the budgets.
+    fn observe(&self, response: &HttpResponse, weight: Spent, orders: Option<[Spent; 2]>) {
         let now = self.clock.now();
-        let count = |name| response.header(name).and_then(|value| value.parse::<u64>().ok());
-        if let Some(used) = count("x-mbx-used-weight-1m") {
-            self.weight.observe(now, used);
-        }
-        if let Some(used) = count("x-mbx-order-count-10s") {
-            self.orders.observe(now, used);
+        let count = |name| response.header(name).and_then(|value| self.weight.read_count(value));
+        weight.answered(now, count("x-mbx-used-weight-1m"));
+        if let Some([short, long]) = orders {
+            short.answered(now, count("x-mbx-order-count-10s"));
+            long.answered(now, count("x-mbx-order-count-1m"));
         }
         if matches!(response.status, 429 | 418) {
             let wait = count("retry-after").unwrap_or(60).clamp(1, 3 * 24 * 3_600);
             let until = banned_until(&response.body).unwrap_or_else(|| now.after(Duration::from_secs(wait)));
             if String::from_utf8_lossy(&response.body).contains("-1015") {
                 // Only the order count is spent: questions and cancels go on.
-                self.orders.silence_until(now, now.after(Duration::from_secs(10)));
+                self.orders[0].silence_until(now, now.after(Duration::from_secs(10)));
             } else if response.status == 429 {
                 self.weight.silence_until(now, until);
             } else {
@@ -132,9 +129,18 @@ impl Rest {
         }
     }
 
-    async fn read<T: for<'de> Deserialize<'de>>(&self, request: HttpRequest) -> Result<T, RestError> {
+    async fn read<T: for<'de> Deserialize<'de>>(
+        &self,
+        request: HttpRequest,
+        spent: Spent,
+    ) -> Result<T, RestError> {
+        let text = self.read_text(request, spent).await?;
+        serde_json::from_slice(&text).map_err(|error| RestError::Unreadable(error.to_string()))
+    }
+
+    async fn read_text(&self, request: HttpRequest, spent: Spent) -> Result<Bytes, RestError> {
         let response = deltaplane_net::ask(self.transport.as_ref(), request).await?;
-        self.observe(&response);
+        self.observe(&response, spent, None);
         if response.status != 200 {
             let refusal = errors::read_refusal(self.dialect, response.status, &response.body);
             if refusal.as_ref().is_some_and(|refusal| refusal.reason == RefusalReason::Clock) {
@@ -145,10 +151,10 @@ impl Rest {
                 RestError::Refused,
             ));
         }
-        serde_json::from_slice(&response.body).map_err(|error| RestError::Unreadable(error.to_string()))
+        Ok(response.body)
     }
 
-    fn take(&self, priority: Priority, weight: u64) -> Result<(), RestError> {
+    fn take(&self, priority: Priority, weight: u64) -> Result<Spent, RestError> {
         self.weight.take(self.clock.now(), priority, weight).map_err(RestError::Budget)
     }
 
@@ -156,10 +162,10 @@ impl Rest {
         &self,
         path: &str,
         params: Params<'_>,
-        weight: u64,
+        (priority, weight): (Priority, u64),
     ) -> Result<T, RestError> {
-        self.take(Priority::Data, weight)?;
-        self.read(self.request(Method::Get, path, &encode(params), String::new(), self.timeout)).await
+        let spent = self.take(priority, weight)?;
+        self.read(self.request(Method::Get, path, &encode(params), String::new(), self.timeout), spent).await
     }
 
     /// The venue's time now, if it is known well enough to sign.
@@ -180,36 +186,60 @@ impl Rest {
         &self,
         path: &str,
         params: Params<'_>,
-        priority: Priority,
-        weight: u64,
+        (priority, weight): (Priority, u64),
     ) -> Result<T, RestError> {
-        self.take(priority, weight)?;
-        if self.venue_now().is_err() {
-            self.time().await?;
-        }
-        let signed = self.signed(params, self.fresh(Duration::from_secs(5))?)?;
-        self.read(self.request(Method::Get, path, &signed.query, String::new(), self.timeout)).await
+        let text = self.private_text(path, params, (priority, weight)).await?;
+        serde_json::from_slice(&text).map_err(|error| RestError::Unreadable(error.to_string()))
     }
 
-    pub(crate) async fn time(&self) -> Result<(), RestError> {
-        self.take(Priority::Data, 1)?;
+    async fn private_text(
+        &self,
+        path: &str,
+        params: Params<'_>,
+        (priority, weight): (Priority, u64),
+    ) -> Result<Bytes, RestError> {
+        let spent = self.take(priority, weight)?;
+        if self.venue_now().is_err() {
+            self.time(priority).await?;
+        }
+        let signed = self.signed(params, self.fresh(Duration::from_secs(5))?)?;
+        let request = self.request(Method::Get, path, &signed.query, String::new(), self.timeout);
+        self.read_text(request, spent).await
+    }
+
+    pub(crate) async fn time(&self, priority: Priority) -> Result<(), RestError> {
+        let spent = self.take(priority, 1)?;
         let sent = self.clock.now();
         let request = self.request(Method::Get, self.dialect.paths.time, "", String::new(), self.timeout);
-        let time: wire::ServerTime = self.read(request).await?;
-        self.offset.observe(sent, Timestamp::from_millis(time.server_time), self.clock.now());
+        let time: wire::ServerTime = self.read(request, spent).await?;
+        let now = self.clock.now();
+        self.offset.observe(sent, Timestamp::from_millis(time.server_time), now);
+        if let Some(venue) = self.offset.venue_time(now, i64::MAX) {
+            let ahead = venue.as_millis().saturating_sub(now.as_millis());
+            self.weight.follow_clock(ahead);
+            self.orders.iter().for_each(|orders| orders.follow_clock(ahead));
+        }
         Ok(())
     }
 
-    pub(crate) async fn exchange_info(&self) -> Result<wire::ExchangeInfo, RestError> {
-        self.public(self.dialect.paths.exchange_info, &[], 1).await
-    }
-
     pub(crate) async fn depth(&self, symbol: &str) -> Result<wire::DepthSnapshot, RestError> {
-        self.public(self.dialect.paths.depth, &[("symbol", symbol), ("limit", "1000")], 20).await
+        let params = [("symbol", symbol), ("limit", "500")];
+        self.public(self.dialect.paths.depth, &params, (Priority::Hedge, 10)).await
     }
 
-    pub(crate) async fn funding_info(&self) -> Result<Vec<wire::FundingInfo>, RestError> {
-        self.public(self.dialect.paths.funding_info, &[], 0).await
+    /// A table of the exchange or of the account as it is written, for [`crate::tables`].
+    pub(crate) async fn table(
+        &self,
+        path: &str,
+        params: Params<'_>,
+        (priority, weight): (Priority, u64),
+    ) -> Result<Bytes, RestError> {
+        if path == self.dialect.paths.exchange_info || path == self.dialect.paths.funding_info {
+            let spent = self.take(priority, weight)?;
+            let request = self.request(Method::Get, path, &encode(params), String::new(), self.timeout);
+            return self.read_text(request, spent).await;
+        }
+        self.private_text(path, params, (priority, weight)).await
     }
 
     /// Settlements of a symbol since a time, oldest first.
@@ -217,83 +247,72 @@ impl Rest {
         &self,
         symbol: &str,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Vec<wire::FundingRate>, RestError> {
         let since = since.to_string();
-        self.public(self.dialect.paths.funding_rate, &[("symbol", symbol), ("startTime", &since)], 1).await
+        let params = [("symbol", symbol), ("startTime", since.as_str())];
+        self.public(self.dialect.paths.funding_rate, &params, (priority, 1)).await
     }
 
-    pub(crate) async fn account(&self) -> Result<wire::Account, RestError> {
-        self.private(self.dialect.paths.account, &[], Priority::Sync, 5).await
+    pub(crate) async fn account(&self, priority: Priority) -> Result<wire::Account, RestError> {
+        self.private(self.dialect.paths.account, &[], (priority, 5)).await
     }
 
-    pub(crate) async fn position_risk(&self) -> Result<Vec<wire::PositionRisk>, RestError> {
-        self.private(self.dialect.paths.position_risk, &[], Priority::Sync, 5).await
+    pub(crate) async fn position_risk(
+        &self,
+        priority: Priority,
+    ) -> Result<Vec<wire::PositionRisk>, RestError> {
+        self.private(self.dialect.paths.position_risk, &[], (priority, 5)).await
     }
 
     /// Places in the queue for auto-deleveraging, where the exchange has an endpoint for them.
-    pub(crate) async fn adl_quantiles(&self) -> Result<Option<Vec<wire::AdlQuantile>>, RestError> {
+    pub(crate) async fn adl_quantiles(
+        &self,
+        priority: Priority,
+    ) -> Result<Option<Vec<wire::AdlQuantile>>, RestError> {
         let Some(path) = self.dialect.paths.adl_quantile else { return Ok(None) };
-        Ok(Some(match self.private(path, &[], Priority::Data, 5).await? {
+        Ok(Some(match self.private(path, &[], (priority, 5)).await? {
             wire::AdlQuantiles::Rows(rows) => rows,
             wire::AdlQuantiles::None {} => Vec::new(),
         }))
     }
 
-    pub(crate) async fn position_mode(&self) -> Result<wire::PositionMode, RestError> {
-        self.private(self.dialect.paths.position_mode, &[], Priority::Sync, 30).await
-    }
-
-    /// The settings of a symbol, where the exchange has an endpoint for them.
-    pub(crate) async fn symbol_config(
-        &self,
-        symbol: &str,
-    ) -> Result<Option<Vec<wire::SymbolConfig>>, RestError> {
-        let Some(path) = self.dialect.paths.symbol_config else { return Ok(None) };
-        self.private(path, &[("symbol", symbol)], Priority::Sync, 5).await.map(Some)
-    }
-
     /// What the key may do, as far as the exchange tells.
-    pub(crate) async fn account_rights(&self) -> Result<wire::AccountRights, RestError> {
+    pub(crate) async fn account_rights(&self, priority: Priority) -> Result<wire::AccountRights, RestError> {
         let path = self.dialect.paths.account_config.unwrap_or(self.dialect.paths.account);
-        self.private(path, &[], Priority::Sync, 5).await
+        self.private(path, &[], (priority, 5)).await
     }
 
     /// The agents of the account, where the exchange has such.
-    pub(crate) async fn agents(&self) -> Result<Option<Vec<wire::Agent>>, RestError> {
+    pub(crate) async fn agents(&self, priority: Priority) -> Result<Option<Vec<wire::Agent>>, RestError> {
         let Some(path) = self.dialect.paths.agents else { return Ok(None) };
-        self.private(path, &[], Priority::Sync, 1).await.map(Some)
-    }
-
-    pub(crate) async fn commission_rate(&self, symbol: &str) -> Result<wire::CommissionRate, RestError> {
-        self.private(self.dialect.paths.commission_rate, &[("symbol", symbol)], Priority::Sync, 20).await
-    }
-
-    /// The venue's page shows one object for one symbol, clients report an array: both are read.
-    pub(crate) async fn leverage_bracket(&self, symbol: &str) -> Result<wire::LeverageBracket, RestError> {
-        let answer: Box<serde_json::value::RawValue> = self
-            .private(self.dialect.paths.leverage_bracket, &[("symbol", symbol)], Priority::Sync, 1)
-            .await?;
-        let text = answer.get();
-        let unreadable = |error: serde_json::Error| RestError::Unreadable(error.to_string());
-        if text.starts_with('[') {
-            let all: Vec<wire::LeverageBracket> = serde_json::from_str(text).map_err(unreadable)?;
-            let found = all.into_iter().find(|bracket| bracket.symbol == symbol);
-            return found.ok_or_else(|| RestError::Unreadable(format!("no margin table of {symbol}")));
-        }
-        serde_json::from_str(text).map_err(unreadable)
+        self.private(path, &[], (priority, 1)).await.map(Some)
     }
 
     pub(crate) async fn order_get(
         &self,
         symbol: &str,
         client_id: &str,
+        priority: Priority,
     ) -> Result<wire::OrderAnswer, RestError> {
         let params = [("symbol", symbol), ("origClientOrderId", client_id)];
-        self.private(self.dialect.paths.order, &params, Priority::Resolve, 1).await
+        self.private(self.dialect.paths.order, &params, (priority, 1)).await
     }
 
-    pub(crate) async fn open_orders(&self, symbol: &str) -> Result<Vec<wire::OrderAnswer>, RestError> {
-        self.private(self.dialect.paths.open_orders, &[("symbol", symbol)], Priority::Protect, 1).await
+    pub(crate) async fn open_orders(
+        &self,
+        symbol: &str,
+        priority: Priority,
+    ) -> Result<Vec<wire::OrderAnswer>, RestError> {
+        self.private(self.dialect.paths.open_orders, &[("symbol", symbol)], (priority, 1)).await
+    }
+
+    /// The open orders of all symbols.
+    pub(crate) async fn all_open_orders(
+        &self,
+        priority: Priority,
+    ) -> Result<Vec<wire::RestingOrder>, RestError> {
+        self.private(self.dialect.paths.open_orders, &[], (priority, 40)).await
     }
 
     /// The names of the newest thousand orders of a symbol since a time.
@@ -301,9 +320,10 @@ impl Rest {
         &self,
         symbol: &str,
         since: &str,
+        priority: Priority,
     ) -> Result<Vec<wire::OrderName>, RestError> {
         let params = [("symbol", symbol), ("startTime", since), ("limit", "1000")];
-        self.private(self.dialect.paths.all_orders, &params, Priority::Resolve, 5).await
+        self.private(self.dialect.paths.all_orders, &params, (priority, 5)).await
     }
 
     /// Lets the venue cancel all orders of a symbol after some milliseconds; zero ends that.
@@ -312,14 +332,14 @@ impl Rest {
         symbol: &str,
         after_ms: u128,
     ) -> Result<HttpResponse, RestError> {
-        self.take(Priority::Protect, 10)?;
+        let spent = self.take(Priority::Protect, 10)?;
         let after = after_ms.to_string();
         let params = [("symbol", symbol), ("countdownTime", after.as_str())];
         let signed = self.signed(&params, self.fresh(self.receive_window)?)?;
         let path = self.dialect.paths.countdown;
         let request = self.request(Method::Post, path, "", signed.query, self.timeout);
         let response = self.transport.send(request).await?;
-        self.observe(&response);
+        self.observe(&response, spent, None);
         Ok(response)
     }
 
@@ -328,15 +348,20 @@ impl Rest {
         &self,
         symbol: &str,
         since: &str,
+        priority: Priority,
     ) -> Result<Vec<wire::UserTrade>, RestError> {
         let params = [("symbol", symbol), ("startTime", since), ("limit", "1000")];
-        self.private(self.dialect.paths.user_trades, &params, Priority::Resolve, 5).await
+        self.private(self.dialect.paths.user_trades, &params, (priority, 5)).await
     }
 
     /// The account's statement since a time, oldest first, at most 1,000 rows.
-    pub(crate) async fn income(&self, since: &str) -> Result<Vec<wire::IncomeRow>, RestError> {
+    pub(crate) async fn income(
+        &self,
+        since: &str,
+        priority: Priority,
+    ) -> Result<Vec<wire::IncomeRow>, RestError> {
         let params = [("startTime", since), ("limit", "1000")];
-        self.private(self.dialect.paths.income, &params, Priority::Data, 30).await
+        self.private(self.dialect.paths.income, &params, (priority, 30)).await
     }
 
     /// Places an order: one attempt, and whatever came of it. `decided` is our time of the decision: the
@@ -348,13 +373,23 @@ impl Rest {
         (decided, window): (Timestamp, Duration),
         timeout: Duration,
     ) -> (Submitted, Option<i64>) {
-        if let Err(wait) = self.orders.take(self.clock.now(), priority, 1) {
-            let text = format!("the venue's order budget is spent for {wait:?}");
-            return (Submitted::KeptBack(text), None);
-        }
-        if let Err(wait) = self.weight.take(self.clock.now(), priority, 0) {
-            return (Submitted::KeptBack(format!("the venue asked for silence for {wait:?}")), None);
-        }
+        let now = self.clock.now();
+        let [short, long] = &self.orders;
+        let orders =
+            match short.take(now, priority, 1).and_then(|short| Ok([short, long.take(now, priority, 1)?])) {
+                Ok(orders) => orders,
+                Err(wait) => {
+                    let text = format!("the exchange's order limit has no room for {} ms", wait.as_millis());
+                    return (Submitted::KeptBack(text), None);
+                }
+            };
+        let weight = match self.weight.take(now, priority, 0) {
+            Ok(weight) => weight,
+            Err(wait) => {
+                let text = format!("the exchange's request limit has no room for {} ms", wait.as_millis());
+                return (Submitted::KeptBack(text), None);
+            }
+        };
         let Some(at) = self.offset.venue_time(decided, CLOCK_UNCERTAINTY_MS) else {
             return (Submitted::KeptBack(RestError::Clock.to_string()), None);
         };
@@ -363,21 +398,27 @@ impl Rest {
             Err(error) => return (Submitted::KeptBack(error.to_string()), None),
         };
         let request = self.request(Method::Post, self.dialect.paths.order, "", signed.query, timeout);
-        (self.send(request).await, signed.nonce)
+        (self.send(request, weight, Some(orders)).await, signed.nonce)
     }
 
     /// Cancels an order.
     pub(crate) async fn order_delete(&self, symbol: &str, client_id: &str) -> Submitted {
-        if let Err(wait) = self.weight.take(self.clock.now(), Priority::Protect, 1) {
-            return Submitted::KeptBack(format!("the venue asked for silence for {wait:?}"));
-        }
+        let spent = match self.weight.take(self.clock.now(), Priority::Protect, 1) {
+            Ok(spent) => spent,
+            Err(wait) => {
+                return Submitted::KeptBack(format!(
+                    "the exchange's request limit has no room for {} ms",
+                    wait.as_millis()
+                ));
+            }
+        };
         let params = [("symbol", symbol), ("origClientOrderId", client_id)];
         let signed = self.fresh(self.receive_window).and_then(|freshness| self.signed(&params, freshness));
         match signed {
             Ok(signed) => {
                 let path = self.dialect.paths.order;
-                self.send(self.request(Method::Delete, path, &signed.query, String::new(), self.timeout))
-                    .await
+                let request = self.request(Method::Delete, path, &signed.query, String::new(), self.timeout);
+                self.send(request, spent, None).await
             }
             Err(error) => Submitted::KeptBack(error.to_string()),
         }
@@ -387,16 +428,20 @@ impl Rest {
     pub(crate) async fn noop(&self, nonce: i64) -> Option<Submitted> {
         let path = self.dialect.paths.noop?;
         let query = self.signer.as_ref()?.sign_again(&[], nonce)?;
-        if let Err(wait) = self.weight.take(self.clock.now(), Priority::Resolve, 1) {
-            return Some(Submitted::KeptBack(format!("the venue asked for silence for {wait:?}")));
-        }
-        Some(self.send(self.request(Method::Post, path, "", query, self.timeout)).await)
+        let spent = match self.weight.take(self.clock.now(), Priority::Resolve, 1) {
+            Ok(spent) => spent,
+            Err(wait) => {
+                let text = format!("the exchange's request limit has no room for {} ms", wait.as_millis());
+                return Some(Submitted::KeptBack(text));
+            }
+        };
+        Some(self.send(self.request(Method::Post, path, "", query, self.timeout), spent, None).await)
     }
 
-    async fn send(&self, request: HttpRequest) -> Submitted {
+    async fn send(&self, request: HttpRequest, weight: Spent, orders: Option<[Spent; 2]>) -> Submitted {
         match self.transport.send(request).await {
             Ok(response) => {
-                self.observe(&response);
+                self.observe(&response, weight, orders);
                 Submitted::Answer(response)
             }
             Err(error) => Submitted::Lost(error),
@@ -407,7 +452,7 @@ impl Rest {
         let signed = self.signer.as_ref().is_some_and(|signer| signer.signs_listen_keys());
         let query = if signed {
             if self.venue_now().is_err() {
-                self.time().await?;
+                self.time(Priority::Resolve).await?;
             }
             self.signed(&[], self.fresh(Duration::from_secs(5))?)?.query
         } else {
@@ -416,15 +461,17 @@ impl Rest {
         Ok(self.request(method, self.dialect.paths.listen_key, &query, String::new(), self.timeout))
     }
 
+    /// Makes the account's listen key, or extends it; gives the key that is live then.
     pub(crate) async fn listen_key_post(&self) -> Result<wire::ListenKey, RestError> {
-        self.take(Priority::Sync, 1)?;
-        self.read(self.listen_key_request(Method::Post).await?).await
+        let spent = self.take(Priority::Resolve, 1)?;
+        self.read(self.listen_key_request(Method::Post).await?, spent).await
     }
 
-    pub(crate) async fn listen_key_put(&self) -> Result<(), RestError> {
-        self.take(Priority::Sync, 1)?;
+    /// Extends the account's listen key; gives its name, where the answer has it.
+    pub(crate) async fn listen_key_put(&self) -> Result<Option<String>, RestError> {
+        let spent = self.take(Priority::Resolve, 1)?;
         let request = self.listen_key_request(Method::Put).await?;
-        self.read::<IgnoredAny>(request).await.map(|_| ())
+        Ok(self.read::<wire::ExtendedKey>(request, spent).await?.listen_key)
     }
 }
 

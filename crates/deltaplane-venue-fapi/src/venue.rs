@@ -1,15 +1,14 @@
 //! The ports: build, call, map.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deltaplane_net::{ClockOffset, HttpTransport, Priority, WeightBudget};
+use deltaplane_net::{ClockOffset, HttpTransport, StreamProof, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
-    OrderGateway, OrderName, OrderSighting, Pace, ReadError, VenueRules,
+    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -24,27 +23,29 @@ use crate::dialect::{Dialect, Signer};
 use crate::errors;
 use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{Rest, RestError, Submitted};
-use crate::user_stream::UserStream;
-use crate::wire::{AccountPosition, OrderAnswer, PositionRisk, SymbolInfo};
+use crate::tables::Tables;
+use crate::user_stream::{PROOF, UserStream};
+use crate::wire::{AccountPosition, OrderAnswer, PositionRisk};
 
-/// Orders of an account in ten seconds.
 /// Pages of a statement that are read at once; the next reading goes on from there.
 const INCOME_PAGES: usize = 10;
 /// A list of trades this long may not be all of them.
 const MOST_ROWS: usize = 1_000;
+/// Orders of an account in ten seconds and in a minute, until the exchange tells its own limits.
 const ORDERS_PER_TEN_SECONDS: u64 = 300;
+const ORDERS_PER_MINUTE: u64 = 1_200;
 /// How often the venue's clock is read.
 const CLOCK_EVERY: Duration = Duration::from_secs(30);
-/// A day, over which funding is averaged.
-const DAY_MS: i64 = 24 * 3_600 * 1_000;
-/// How long instruments are believed.
-const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
-/// After a refused order an instrument is read anew, where it was not just read.
-const DOUBTED_AFTER: Duration = Duration::from_secs(1);
+/// How old position mode and settings may be when an account is checked before trading.
+const SETTINGS_AGE: Duration = Duration::from_secs(600);
 /// Orders whose nonce is kept.
 const REMEMBERED_NONCES: usize = 1_000;
 /// How often an account is read: each time costs little of the budget.
-const PACE: Pace = Pace { idle: Duration::from_millis(1_500), after_event: Duration::from_millis(100) };
+const PACE: Pace = Pace {
+    idle: Duration::from_millis(1_500),
+    after_event: Duration::from_millis(100),
+    audit: Duration::from_secs(60),
+};
 /// Our clock may differ this much from the venue's before somebody should look.
 const NOTABLE_SKEW_MS: i64 = 1_000;
 /// How long entry and liquidation prices of an unchanged position are believed.
@@ -65,11 +66,9 @@ pub enum ConnectError {
 pub struct FapiVenue {
     config: FapiConfig,
     rest: Arc<Rest>,
+    tables: Arc<Tables>,
     events: broadcast::Sender<AccountEvent>,
-    live: Arc<AtomicBool>,
-    hedge_mode: AtomicBool,
-    infos: RwLock<BTreeMap<String, SymbolInfo>>,
-    instruments: RwLock<BTreeMap<Symbol, (Timestamp, Instrument)>>,
+    proof: Arc<StreamProof>,
     details: RwLock<(Timestamp, Vec<PositionRisk>)>,
     /// The nonces of the newest orders, oldest first.
     nonces: Mutex<Vec<(ClientOrderId, i64)>>,
@@ -91,7 +90,10 @@ pub(crate) fn rest_of(
         clock,
         offset: ClockOffset::default(),
         weight: config.weight.clone(),
-        orders: WeightBudget::new(ORDERS_PER_TEN_SECONDS, Duration::from_secs(10)),
+        orders: [
+            WeightBudget::fixed(ORDERS_PER_TEN_SECONDS, Duration::from_secs(10)),
+            WeightBudget::fixed(ORDERS_PER_MINUTE, Duration::from_secs(60)),
+        ],
         timeout: config.request_timeout,
         receive_window: config.receive_window,
     }
@@ -109,33 +111,35 @@ impl FapiVenue {
     ) -> Arc<Self> {
         let rest = Arc::new(rest_of(&config, dialect, Some(signer), transport, clock));
         let events = broadcast::channel(4_096).0;
-        let live = Arc::new(AtomicBool::new(false));
+        let proof = Arc::new(StreamProof::new(PROOF));
+        let prefix = format!("{}-{}", config.venue, config.account);
+        let tables = Arc::new(Tables::new(rest.clone(), config.tables.clone(), prefix));
         let mut tasks = JoinSet::new();
         let clock_rest = rest.clone();
         tasks.spawn(async move {
             loop {
-                let known = clock_rest.time().await.is_ok();
+                let known = clock_rest.time(Priority::Sync).await.is_ok();
                 tokio::time::sleep(if known { CLOCK_EVERY } else { Duration::from_secs(1) }).await;
             }
         });
+        tasks.spawn(tables.clone().keep());
         let stream = UserStream {
             rest: rest.clone(),
+            tables: tables.clone(),
             url: config.stream_url.trim_end_matches('/').to_owned(),
             egress: config.egress.clone(),
             account: config.account.clone(),
             symbols: config.symbols.clone(),
             events: events.clone(),
-            live: live.clone(),
+            proof: proof.clone(),
         };
         tasks.spawn(stream.run());
         Arc::new(Self {
             config,
             rest,
+            tables,
             events,
-            live,
-            hedge_mode: AtomicBool::new(false),
-            infos: RwLock::default(),
-            instruments: RwLock::default(),
+            proof,
             details: RwLock::default(),
             nonces: Mutex::default(),
             _tasks: tasks,
@@ -148,22 +152,25 @@ impl FapiVenue {
     ///
     /// [`ConnectError`] names the question that was not answered.
     pub async fn handshake(&self) -> Result<(), ConnectError> {
-        self.rest.time().await.map_err(ConnectError::Time)?;
-        let mode = self.rest.position_mode().await.map_err(ConnectError::PositionMode)?;
-        self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
-        Ok(())
+        self.rest.time(Priority::Sync).await.map_err(ConnectError::Time)?;
+        let mode = self.tables.fetch_hedge_mode(SETTINGS_AGE, Priority::Sync).await;
+        mode.map(|_| ()).map_err(ConnectError::PositionMode)
     }
 
     fn position_side(&self, intent: &OrderIntent) -> Option<&'static str> {
         // Hedge mode: a closing sale works on the long position, an opening one on the short.
-        self.hedge_mode.load(Ordering::SeqCst).then_some(match (intent.side, intent.reduce_only) {
+        self.tables.hedge_mode().then_some(match (intent.side, intent.reduce_only) {
             (Side::Buy, false) | (Side::Sell, true) => "LONG",
             (Side::Sell, false) | (Side::Buy, true) => "SHORT",
         })
     }
 
     /// Entry and liquidation prices: asked for when a position changed, else now and then.
-    async fn position_details(&self, positions: &[AccountPosition]) -> Result<Vec<PositionRisk>, ReadError> {
+    async fn position_details(
+        &self,
+        positions: &[AccountPosition],
+        priority: Priority,
+    ) -> Result<Vec<PositionRisk>, ReadError> {
         let now = self.rest.clock.now();
         let known = {
             let details = self.details.read().unwrap_or_else(PoisonError::into_inner);
@@ -177,19 +184,9 @@ impl FapiVenue {
         if let Some(known) = known {
             return Ok(known);
         }
-        let rows = self.rest.position_risk().await?;
+        let rows = self.rest.position_risk(priority).await?;
         *self.details.write().unwrap_or_else(PoisonError::into_inner) = (now, rows.clone());
         Ok(rows)
-    }
-
-    async fn symbol_info(&self, symbol: &Symbol) -> Result<Contract, ReadError> {
-        let unknown = || ReadError::UnknownSymbol(symbol.clone());
-        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
-        let info = self.rest.exchange_info().await?;
-        let mut infos = self.infos.write().unwrap_or_else(PoisonError::into_inner);
-        *infos = info.symbols.into_iter().map(|info| (info.symbol.clone(), info)).collect();
-        let known = infos.contains_key(&contract.name);
-        if known { Ok(contract) } else { Err(unknown()) }
     }
 
     /// How long after its decision the venue may still take an order in.
@@ -210,35 +207,23 @@ impl FapiVenue {
         nonces.push((id.clone(), nonce));
     }
 
-    /// Leverage and whether margin is isolated, from wherever the exchange tells them.
-    async fn symbol_settings(&self, name: &str) -> Result<(Decimal, bool), ReadError> {
-        if let Some(configs) = self.rest.symbol_config(name).await? {
-            let config = configs.iter().find(|config| config.symbol == name);
-            let isolated = config.and_then(|c| c.margin_type.as_deref()) == Some("ISOLATED");
-            return Ok((config.map_or(Decimal::ONE, |config| config.leverage.0), isolated));
-        }
-        let rows = self.rest.position_risk().await?;
-        let row = rows.iter().find(|row| row.symbol == name);
-        let isolated = row.and_then(|row| row.margin_type.as_deref()) == Some("isolated");
-        Ok((row.and_then(|row| row.leverage).map_or(Decimal::ONE, |leverage| leverage.0), isolated))
-    }
-
-    /// An order was refused: perhaps its rules are not those that we know any more.
-    fn doubt_instrument(&self, symbol: &Symbol) {
-        let now = self.rest.clock.now();
-        let mut known = self.instruments.write().unwrap_or_else(PoisonError::into_inner);
-        if known.get(symbol).is_some_and(|(at, _)| now.since(*at) >= DOUBTED_AFTER) {
-            known.remove(symbol);
-        }
-    }
-
-    fn cached(&self, symbol: &Symbol) -> Option<Instrument> {
-        let now = self.rest.clock.now();
-        let known = self.instruments.read().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(symbol)
-            .filter(|(at, _)| now.since(*at) < INSTRUMENT_AGE)
-            .map(|(_, instrument)| instrument.clone())
+    /// The instrument that the tables make of a contract.
+    fn instrument(
+        symbol: &Symbol,
+        contract: &Contract,
+        tables: &crate::tables::InstrumentTables,
+    ) -> Result<Instrument, MapError> {
+        map::instrument(&InstrumentParts {
+            symbol,
+            contract,
+            info: &tables.info,
+            rates: &tables.rates,
+            brackets: &tables.brackets,
+            leverage: tables.leverage,
+            isolated: tables.isolated,
+            funding_interval_hours: tables.funding_interval_hours,
+            mean_funding_rate: tables.mean_funding_rate,
+        })
     }
 }
 
@@ -256,10 +241,10 @@ impl From<MapError> for RestError {
 
 #[async_trait]
 impl AccountReader for FapiVenue {
-    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+    async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
         let as_of = self.rest.clock.now();
-        let account = self.rest.account().await?;
-        let details = self.position_details(&account.positions).await?;
+        let account = self.rest.account(priority).await?;
+        let details = self.position_details(&account.positions, priority).await?;
         let mut positions: BTreeMap<Symbol, Position> = BTreeMap::new();
         for row in &account.positions {
             if row.position_amt.0.is_zero() {
@@ -280,13 +265,14 @@ impl AccountReader for FapiVenue {
                 other.unrealized = sum(other.unrealized, unrealized)?;
                 other.initial_margin = sum(other.initial_margin, initial)?;
                 other.maintenance_margin = sum(other.maintenance_margin, maintenance)?;
+                other.order = other.order.max(u64::try_from(row.update_time).ok());
                 if let Some(own) = map::isolated_margin(row) {
                     other.isolated_margin = Some(sum(other.isolated_margin.unwrap_or_default(), own)?);
                 }
                 continue;
             }
             let told = row.leverage.map(|leverage| leverage.0);
-            let leverage = told.or_else(|| self.cached(&symbol).map(|instrument| instrument.leverage));
+            let leverage = told.or_else(|| self.tables.known(&row.symbol).map(|tables| tables.leverage));
             let price = |number| map::price_or_none(number, &contract);
             positions.insert(
                 symbol.clone(),
@@ -302,6 +288,7 @@ impl AccountReader for FapiVenue {
                     liquidation_price: detail.and_then(|detail| price(detail.liquidation_price)),
                     isolated_margin: map::isolated_margin(row),
                     updated_at: Timestamp::from_millis(row.update_time),
+                    order: u64::try_from(row.update_time).ok(),
                 },
             );
         }
@@ -310,6 +297,8 @@ impl AccountReader for FapiVenue {
             account: self.config.account.clone(),
             venue: self.config.venue.clone(),
             as_of,
+            valued_at: as_of,
+            order: None,
             wallet_balance: Notional::new(account.total_wallet_balance.0),
             unrealized: Notional::new(account.total_unrealized_profit.0),
             available: Notional::new(account.available_balance.0),
@@ -317,55 +306,36 @@ impl AccountReader for FapiVenue {
             maintenance_margin: Notional::new(account.total_maint_margin.0),
             balances: account.assets.into_iter().map(|row| (row.asset, row.wallet_balance.0)).collect(),
             positions,
-            hedge_mode: self.hedge_mode.load(Ordering::SeqCst),
+            hedge_mode: self.tables.hedge_mode(),
         })
     }
 
-    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
-        if let Some(instrument) = self.cached(symbol) {
-            return Ok(instrument);
-        }
-        let contract = self.symbol_info(symbol).await?;
-        let name = &contract.name;
-        let yesterday = Timestamp::from_millis(self.rest.clock.now().as_millis().saturating_sub(DAY_MS));
-        let (rates, brackets, funding, settled, mode) = tokio::try_join!(
-            self.rest.commission_rate(name),
-            self.rest.leverage_bracket(name),
-            self.rest.funding_info(),
-            self.rest.funding_rate(name, yesterday),
-            self.rest.position_mode(),
-        )?;
-        self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
-        let (leverage, isolated) = self.symbol_settings(name).await?;
-        // A symbol that is not listed has the usual interval.
-        let told = funding.iter().find(|row| row.symbol == *name).and_then(|row| row.funding_interval_hours);
-        let hours = told.and_then(|hours| u32::try_from(hours.0).ok()).unwrap_or(8);
-        let instrument = {
-            let infos = self.infos.read().unwrap_or_else(PoisonError::into_inner);
-            let info = infos.get(name).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))?;
-            map::instrument(&InstrumentParts {
-                symbol,
-                contract: &contract,
-                info,
-                rates: &rates,
-                brackets: &brackets,
-                leverage,
-                isolated,
-                funding_interval_hours: hours,
-                settled: &settled,
-            })?
-        };
-        let now = self.rest.clock.now();
-        let mut known = self.instruments.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert(symbol.clone(), (now, instrument.clone()));
-        Ok(instrument)
+    async fn fetch_all_open_orders(&self, priority: Priority) -> Result<Vec<OpenOrder>, ReadError> {
+        let rows = self.rest.all_open_orders(priority).await?;
+        let of_ours = rows.iter().filter_map(|row| {
+            let (symbol, contract) = self.config.symbols.canonical(&row.symbol)?;
+            Some(map::open_order(row, (symbol, &contract)))
+        });
+        Ok(of_ours.collect::<Result<_, MapError>>()?)
     }
 
-    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_instrument(&self, symbol: &Symbol, priority: Priority) -> Result<Instrument, ReadError> {
+        let unknown = || ReadError::UnknownSymbol(symbol.clone());
+        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
+        let tables = self.tables.of(&contract.name, priority).await?.ok_or_else(unknown)?;
+        Ok(Self::instrument(symbol, &contract, &tables)?)
+    }
+
+    fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument> {
+        let contract = self.config.symbols.own_contract(symbol)?;
+        Self::instrument(symbol, &contract, &self.tables.known(&contract.name)?).ok()
+    }
+
+    async fn fetch_income(&self, since: Timestamp, priority: Priority) -> Result<Vec<Income>, ReadError> {
         let mut from = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
         let mut found = BTreeMap::new();
         for _ in 0..INCOME_PAGES {
-            let rows = self.rest.income(&from.to_string()).await?;
+            let rows = self.rest.income(&from.to_string(), priority).await?;
             let last = rows.last().map(|row| row.time);
             let is_all = rows.len() < MOST_ROWS;
             for row in rows {
@@ -382,8 +352,8 @@ impl AccountReader for FapiVenue {
         Ok(found.into_values().collect())
     }
 
-    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
-        let told: Vec<(String, u8)> = match self.rest.adl_quantiles().await? {
+    async fn fetch_adl_ranks(&self, priority: Priority) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+        let told: Vec<(String, u8)> = match self.rest.adl_quantiles(priority).await? {
             Some(rows) => {
                 // `HEDGE` says that both sides are held, and is no place in the queue.
                 let places = |row: crate::wire::AdlQuantile| {
@@ -393,7 +363,7 @@ impl AccountReader for FapiVenue {
                 rows.into_iter().flat_map(places).collect()
             }
             None => {
-                let rows = self.rest.position_risk().await?.into_iter();
+                let rows = self.rest.position_risk(priority).await?.into_iter();
                 let held = rows.filter(|row| !row.position_amt.0.is_zero());
                 held.filter_map(|row| Some((row.symbol, row.adl?))).collect()
             }
@@ -416,17 +386,17 @@ impl AccountReader for FapiVenue {
         self.rest.offset.timing(ours)
     }
 
-    fn is_streaming(&self) -> bool {
-        self.live.load(Ordering::SeqCst)
+    fn stream(&self) -> StreamStatus {
+        self.proof.status()
     }
 
     fn pace(&self) -> Pace {
         PACE
     }
 
-    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
-        let mut found = vec![self.check_clock().await];
-        match self.rest.account().await {
+    async fn preflight(&self, symbol: &Symbol, priority: Priority) -> Vec<Finding> {
+        let mut found = vec![self.check_clock(priority).await];
+        match self.rest.account(priority).await {
             Err(error) => {
                 found.push(self.unreachable_account(error));
                 return found;
@@ -436,25 +406,24 @@ impl AccountReader for FapiVenue {
                 found.extend(check_isolated_sides(&account));
             }
         }
-        found.push(match self.rest.account_rights().await {
+        found.push(match self.rest.account_rights(priority).await {
             Ok(rights) => check_rights(&rights),
             Err(error) => cannot_ask(Check::Permissions, error),
         });
-        match self.rest.agents().await {
+        match self.rest.agents(priority).await {
             Ok(Some(agents)) => found.extend(self.check_agents(&agents)),
             Ok(None) => {}
             Err(error) => found.push(cannot_ask(Check::Agent, error)),
         }
-        found.push(match self.rest.position_mode().await {
-            Ok(mode) => {
-                self.hedge_mode.store(mode.dual_side_position, Ordering::SeqCst);
-                let name = if mode.dual_side_position { "hedge" } else { "one-way" };
+        found.push(match self.tables.fetch_hedge_mode(SETTINGS_AGE, priority).await {
+            Ok(is_hedge_mode) => {
+                let name = if is_hedge_mode { "hedge" } else { "one-way" };
                 Finding::fine(Check::PositionMode, format!("positions are held in {name} mode"))
             }
             Err(error) => cannot_ask(Check::PositionMode, error),
         });
         let name = self.config.symbols.contract(symbol).name;
-        found.push(match self.symbol_settings(&name).await {
+        found.push(match self.tables.fetch_setting(&name, SETTINGS_AGE, priority).await.map_err(ReadError::from) {
             Ok((leverage, true)) => Finding::blocking(
                 Check::Margin,
                 format!(
@@ -521,8 +490,8 @@ fn check_rights(rights: &crate::wire::AccountRights) -> Finding {
 }
 
 impl FapiVenue {
-    async fn check_clock(&self) -> Finding {
-        if let Err(error) = self.rest.time().await {
+    async fn check_clock(&self, priority: Priority) -> Finding {
+        if let Err(error) = self.rest.time(priority).await {
             return cannot_ask(Check::Clock, error);
         }
         let now = self.rest.clock.now();
@@ -606,7 +575,7 @@ fn kept_back(text: String) -> Refusal {
 
 #[async_trait]
 impl OrderGateway for FapiVenue {
-    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         let left = intent.deadline.since(self.rest.clock.now());
         if left.is_zero() {
             return SubmitOutcome::NotAccepted(kept_back("its deadline has passed".to_owned()));
@@ -656,7 +625,6 @@ impl OrderGateway for FapiVenue {
             None if intent.reduce_only => params.push(("reduceOnly", "true")),
             None => {}
         }
-        let priority = if intent.reduce_only { Priority::Protect } else { Priority::Hedge };
         // An answer that comes after the window would tell of an order that is already being looked for.
         let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
         // The venue may take it in no later than its deadline, however long the journal took.
@@ -683,7 +651,7 @@ impl OrderGateway for FapiVenue {
                         self.rest.offset.invalidate();
                     }
                     SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Rejected => {
-                        self.doubt_instrument(&intent.symbol);
+                        self.tables.doubt();
                     }
                     _ => {}
                 }
@@ -754,10 +722,11 @@ impl OrderGateway for FapiVenue {
         id: &ClientOrderId,
         symbol: &Symbol,
         _: Timestamp,
+        priority: Priority,
     ) -> Result<OrderSighting, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         let absent = |code: i64| self.rest.dialect.orders.not_found.contains(&code);
-        match self.rest.order_get(&contract.name, id.as_str()).await {
+        match self.rest.order_get(&contract.name, id.as_str(), priority).await {
             Ok(order) => Ok(OrderSighting::Found(map::report(&order, &contract)?)),
             Err(RestError::Refused(refusal)) if refusal.code.is_some_and(absent) => {
                 Ok(OrderSighting::NotFound)
@@ -766,11 +735,16 @@ impl OrderGateway for FapiVenue {
         }
     }
 
-    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+    async fn fetch_fills(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+        priority: Priority,
+    ) -> Result<Vec<Fill>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
-        let trades = self.rest.user_trades(&contract.name, &since.to_string()).await?;
+        let trades = self.rest.user_trades(&contract.name, &since.to_string(), priority).await?;
         if trades.len() >= MOST_ROWS {
             // The rest was not told: what is missing here may be there.
             return Err(ReadError::Unreadable(format!("{} trades or more since {since}", trades.len())));
@@ -786,12 +760,13 @@ impl OrderGateway for FapiVenue {
         &self,
         symbol: &Symbol,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Vec<OrderName>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         // The venue tells of less than seven days at a time: the newest are asked for.
         let week = self.rest.clock.now().as_millis().saturating_sub(6 * 24 * 3_600_000);
         let since = since.as_millis().max(week);
-        let orders = self.rest.all_orders(&contract.name, &since.to_string()).await?;
+        let orders = self.rest.all_orders(&contract.name, &since.to_string(), priority).await?;
         Ok(orders.iter().filter_map(map::order_name).collect())
     }
 
@@ -808,9 +783,13 @@ impl OrderGateway for FapiVenue {
         }
     }
 
-    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+    async fn fetch_open_orders(
+        &self,
+        symbol: &Symbol,
+        priority: Priority,
+    ) -> Result<Vec<ExecutionReport>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
-        let orders = self.rest.open_orders(&contract.name).await?;
+        let orders = self.rest.open_orders(&contract.name, priority).await?;
         let reports: Result<Vec<ExecutionReport>, MapError> =
             orders.iter().map(|order| map::report(order, &contract)).collect();
         Ok(reports?)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_net::{Egress, WeightBudget};
-use deltaplane_ports::SymbolMap;
+use deltaplane_ports::{SymbolMap, TableStore};
 use deltaplane_types::{AccountId, FeedId, VenueId};
 use secrecy::SecretString;
 
@@ -36,11 +36,13 @@ pub struct PacificaConfig {
     pub request_timeout: Duration,
     /// Where its streams leave from; the transport has its own.
     pub egress: Arc<Egress>,
+    /// Keeps tables over restarts; none where they are asked for at each start.
+    pub tables: Option<Arc<dyn TableStore>>,
 }
 
 impl PacificaConfig {
     /// A budget of an address: 100 credits in a minute, 300 with an API config key.
     pub fn credit_budget(with_key: bool) -> Arc<WeightBudget> {
-        Arc::new(WeightBudget::new(if with_key { 3_000 } else { 1_000 }, Duration::from_secs(60)))
+        Arc::new(WeightBudget::rolling(if with_key { 3_000 } else { 1_000 }, Duration::from_secs(60)))
     }
 }

@@ -24,8 +24,8 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const STALE_BOOK: Duration = Duration::from_secs(8);
 const SILENCE: Duration = Duration::from_secs(8);
 const HOUR_MS: i64 = 3_600_000;
-/// More symbols are not followed: each has a connection of its own.
-const MOST_FOLLOWED: usize = 50;
+/// More symbols are not followed: each has a connection of its own, and the venue allows 300 for an address.
+const MOST_FOLLOWED: usize = 250;
 /// Connections on which a symbol must be missing before it counts as not listed: a venue may begin with half of its
 /// prices.
 const MISSING_TRIES: u32 = 3;
@@ -47,6 +47,7 @@ pub struct PacificaFeed {
     config: PacificaConfig,
     runtime: tokio::runtime::Handle,
     followed: Mutex<(BTreeSet<Symbol>, JoinSet<()>)>,
+    not_followed: Mutex<BTreeSet<Symbol>>,
 }
 
 impl PacificaFeed {
@@ -66,6 +67,7 @@ impl PacificaFeed {
             config: config.clone(),
             runtime: tokio::runtime::Handle::current(),
             followed: Mutex::default(),
+            not_followed: Mutex::default(),
         };
         for symbol in symbols {
             feed.follow(symbol);
@@ -90,7 +92,7 @@ impl PriceFeed for PacificaFeed {
             return;
         }
         if symbols.len() >= MOST_FOLLOWED {
-            tracing::warn!(feed = %self.shared.id, %symbol, "not followed: {MOST_FOLLOWED} symbols are already");
+            self.not_followed.lock().unwrap_or_else(PoisonError::into_inner).insert(symbol.clone());
             return;
         }
         symbols.insert(symbol.clone());
@@ -102,6 +104,10 @@ impl PriceFeed for PacificaFeed {
             egress: self.config.egress.clone(),
         };
         tasks.spawn_on(follower.run(), &self.runtime);
+    }
+
+    fn not_followed(&self) -> Vec<Symbol> {
+        self.not_followed.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn status(&self) -> FeedStatus {

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
-    MarginBracket, MarginPrice, Notional, OrderStatus, Price, Ratio, Side, Symbol, Timestamp,
+    MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, Ratio, Side, Symbol, Timestamp,
 };
 
 use crate::wire::{
-    Account, BookSide, Market, OpenOrder, OrderState, OrderUpdate, PastFunding, PastOrder, PastTrade,
+    Account, BookSide, Market, Number, OpenOrder, OrderState, OrderUpdate, PastFunding, PastOrder, PastTrade,
     TradeCause, TradeSide, TradeUpdate,
 };
 
@@ -172,6 +172,38 @@ pub(crate) fn past_report(
     }))
 }
 
+/// An open order of the account.
+pub(crate) fn open_order(
+    row: &OpenOrder,
+    (symbol, contract): (Symbol, &Contract),
+) -> Result<deltaplane_ports::OpenOrder, MapError> {
+    let quantity = |number: Number| contract.base_quantity(number.0);
+    let canceled = row.cancelled_amount.map_or(Ok(Quantity::ZERO), quantity)?;
+    let left = quantity(row.initial_amount)?
+        .saturating_minus(quantity(row.filled_amount)?)
+        .saturating_minus(canceled);
+    let side = if row.side == BookSide::Bid { Side::Buy } else { Side::Sell };
+    let reduce_only = row.reduce_only;
+    Ok(deltaplane_ports::OpenOrder { symbol, venue_order_id: id(row.order_id)?, side, left, reduce_only })
+}
+
+/// What is left of an order that the stream told of.
+pub(crate) fn left_open(
+    update: &OrderUpdate,
+    (symbol, contract): (Symbol, &Contract),
+) -> Result<deltaplane_ports::OpenOrder, MapError> {
+    let quantity = |number: Number| contract.base_quantity(number.0);
+    let left = quantity(update.a)?.saturating_minus(quantity(update.f)?);
+    let is_over = OrderStatus::from(update.os).is_terminal();
+    Ok(deltaplane_ports::OpenOrder {
+        symbol,
+        venue_order_id: id(update.i)?,
+        side: if update.d == BookSide::Bid { Side::Buy } else { Side::Sell },
+        left: if is_over { Quantity::ZERO } else { left },
+        reduce_only: update.r,
+    })
+}
+
 /// Wallet balances by asset.
 pub(crate) fn balances(account: &Account) -> BTreeMap<String, Decimal> {
     let mut all: BTreeMap<String, Decimal> =
@@ -185,7 +217,8 @@ pub(crate) struct InstrumentParts<'a> {
     pub(crate) symbol: &'a Symbol,
     pub(crate) contract: &'a Contract,
     pub(crate) market: &'a Market,
-    pub(crate) account: &'a Account,
+    /// None where it was not read yet: the fees of the lowest tier.
+    pub(crate) account: Option<&'a Account>,
     /// None where it was never set: the market's highest.
     pub(crate) leverage: Option<u32>,
     /// Whether positions of the market have margin of their own.
@@ -228,8 +261,8 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         reduce_only_exempt: false,
         price_band_up: None,
         price_band_down: None,
-        taker_rate: rate(account.taker_fee, TAKER),
-        maker_rate: rate(account.maker_fee, MAKER),
+        taker_rate: rate(account.and_then(|account| account.taker_fee), TAKER),
+        maker_rate: rate(account.and_then(|account| account.maker_fee), MAKER),
         leverage: Decimal::from(leverage.unwrap_or(market.max_leverage).max(1)),
         brackets: vec![MarginBracket {
             floor: Notional::ZERO,

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use deltaplane_net::{
-    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Priority, TransportError, WeightBudget,
+    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Spent, TransportError, WeightBudget,
 };
-use deltaplane_ports::{Clock, ReadError};
+use deltaplane_ports::{Clock, Priority, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp, UnknownCause};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
@@ -32,6 +33,14 @@ const HISTORY_PAGES: usize = 10;
 /// Whether all that comes after a page is older than a time: its rows get older and its last one is.
 fn is_older(first: &wire::PastOrder, last: &wire::PastOrder, since: Timestamp) -> bool {
     last.created_at < since.as_millis() && last.created_at < first.created_at
+}
+
+/// What is used by the exchange's own count, and its quota: `r` and `q`, both in tenths of a credit. A quota of zero or
+/// more left than there is says nothing.
+pub(crate) fn believed(credits: &WeightBudget, told: Option<(u64, u64)>) -> Option<u64> {
+    let (left, quota) = told.filter(|(left, quota)| *quota > 0 && left <= quota)?;
+    credits.set_limit(quota);
+    Some(quota - left)
 }
 
 /// Why a question has no answer.
@@ -66,7 +75,7 @@ impl From<RestError> for ReadError {
             RestError::Refused(refusal) => Self::Refused(refusal),
             RestError::Unreadable(text) => Self::Unreadable(text),
             RestError::TooManyPages => Self::Unreadable(error.to_string()),
-            RestError::Budget(_) => refused(RefusalReason::RateLimited, error.to_string()),
+            RestError::Budget(wait) => Self::Withheld(wait),
             RestError::Clock => refused(RefusalReason::Clock, error.to_string()),
         }
     }
@@ -120,17 +129,16 @@ impl Rest {
     }
 
     /// Takes the venue's count of credits and its time from an answer.
-    fn observe(&self, sent: Timestamp, response: &HttpResponse) {
+    fn observe(&self, sent: Timestamp, response: &HttpResponse, spent: Spent) {
         let now = self.clock.now();
         let number = |header: &str, name: &str| -> Option<u64> {
             let text = response.header(header)?;
             let digits =
                 text.split(';').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))?;
-            digits.parse().ok()
+            self.credits.read_count(digits)
         };
-        if let (Some(left), Some(quota)) = (number("ratelimit", "r"), number("ratelimit-policy", "q")) {
-            self.credits.observe_share(now, quota.saturating_sub(left), quota);
-        }
+        let told = number("ratelimit", "r").zip(number("ratelimit-policy", "q"));
+        spent.answered(now, believed(&self.credits, told));
         if response.status == 429 {
             let wait = number("ratelimit", "t").unwrap_or(10).clamp(1, 60);
             self.credits.silence_until(now, now.after(Duration::from_secs(wait)));
@@ -157,11 +165,22 @@ impl Rest {
         query: Query<'_>,
         (priority, cost): (Priority, u64),
     ) -> Result<Answer<T>, RestError> {
+        let body = self.get_text(path, query, (priority, cost)).await?;
+        wire::answer(&body).map_err(RestError::Unreadable)
+    }
+
+    /// An answer as it is written.
+    pub(crate) async fn get_text(
+        &self,
+        path: &str,
+        query: Query<'_>,
+        (priority, cost): (Priority, u64),
+    ) -> Result<Bytes, RestError> {
         let sent = self.clock.now();
-        self.credits.take(sent, priority, cost).map_err(RestError::Budget)?;
+        let spent = self.credits.take(sent, priority, cost).map_err(RestError::Budget)?;
         let question = self.request(Method::Get, path, query, String::new());
         let response = deltaplane_net::ask(self.transport.as_ref(), question).await?;
-        self.observe(sent, &response);
+        self.observe(sent, &response, spent);
         if response.status != 200 {
             return Err(match errors::of_answer(response.status, &response.body) {
                 Verdict::Refused(refusal) => RestError::Refused(refusal),
@@ -181,30 +200,36 @@ impl Rest {
                 Verdict::Unknown(_) => RestError::Unreadable(format!("status {}", response.status)),
             });
         }
-        wire::answer(&response.body).map_err(RestError::Unreadable)
+        Ok(response.body)
     }
 
-    pub(crate) async fn info(&self) -> Result<Vec<wire::Market>, RestError> {
-        Ok(self.get("/info", &[], (Priority::Data, ORDINARY)).await?.data)
+    /// The markets, as they are written.
+    pub(crate) async fn info(&self, priority: Priority) -> Result<Bytes, RestError> {
+        self.get_text("/info", &[], (priority, ORDINARY)).await
     }
 
-    pub(crate) async fn prices(&self) -> Result<Vec<wire::PriceRow>, RestError> {
-        Ok(self.get("/info/prices", &[], (Priority::Data, ORDINARY)).await?.data)
+    pub(crate) async fn prices(&self, priority: Priority) -> Result<Vec<wire::PriceRow>, RestError> {
+        Ok(self.get("/info/prices", &[], (priority, ORDINARY)).await?.data)
     }
 
     /// The newest day of hourly settlements.
     pub(crate) async fn funding_rate_history(
         &self,
         market: &str,
+        priority: Priority,
     ) -> Result<Vec<wire::PastFunding>, RestError> {
         let query = [("symbol", market), ("limit", "24")];
-        Ok(self.get("/funding_rate/history", &query, (Priority::Data, ORDINARY)).await?.data)
+        Ok(self.get("/funding_rate/history", &query, (priority, ORDINARY)).await?.data)
     }
 
     /// The account; old answers wrap it in an array.
-    pub(crate) async fn account(&self, account: &str) -> Result<wire::Account, RestError> {
+    pub(crate) async fn account(
+        &self,
+        account: &str,
+        priority: Priority,
+    ) -> Result<wire::Account, RestError> {
         let query = [("account", account)];
-        let answer: Value = self.get("/account", &query, (Priority::Sync, ORDINARY)).await?.data;
+        let answer: Value = self.get("/account", &query, (priority, ORDINARY)).await?.data;
         let one = match answer {
             Value::Array(mut rows) if rows.len() == 1 => rows.remove(0),
             other => other,
@@ -213,26 +238,27 @@ impl Rest {
         serde_json::from_str(&one.to_string()).map_err(|error| RestError::Unreadable(error.to_string()))
     }
 
-    /// Markets whose settings differ from the defaults; of old the array itself.
-    pub(crate) async fn settings(&self, account: &str) -> Result<Vec<wire::MarginSetting>, RestError> {
-        let query = [("account", account)];
-        let answer: Value = self.get("/account/settings", &query, (Priority::Sync, ORDINARY)).await?.data;
-        let text = answer.to_string();
-        let unreadable = |error: serde_json::Error| RestError::Unreadable(error.to_string());
-        if answer.is_array() {
-            return serde_json::from_str(&text).map_err(unreadable);
-        }
-        serde_json::from_str::<wire::Settings>(&text)
-            .map(|settings| settings.margin_settings)
-            .map_err(unreadable)
+    /// Markets whose settings differ from the defaults, as they are written.
+    pub(crate) async fn settings(&self, account: &str, priority: Priority) -> Result<Bytes, RestError> {
+        self.get_text("/account/settings", &[("account", account)], (priority, ORDINARY)).await
     }
 
-    pub(crate) async fn positions(&self, account: &str) -> Result<Vec<wire::PositionRow>, RestError> {
-        Ok(self.get("/positions", &[("account", account)], (Priority::Sync, ORDINARY)).await?.data)
+    /// Positions, and the place up to which the whole set tells everything.
+    pub(crate) async fn positions(
+        &self,
+        account: &str,
+        priority: Priority,
+    ) -> Result<(Vec<wire::PositionRow>, Option<u64>), RestError> {
+        let answer = self.get("/positions", &[("account", account)], (priority, ORDINARY)).await?;
+        Ok((answer.data, answer.last_id))
     }
 
-    pub(crate) async fn open_orders(&self, account: &str) -> Result<Vec<wire::OpenOrder>, RestError> {
-        Ok(self.get("/orders", &[("account", account)], (Priority::Protect, ORDINARY)).await?.data)
+    pub(crate) async fn open_orders(
+        &self,
+        account: &str,
+        priority: Priority,
+    ) -> Result<Vec<wire::OpenOrder>, RestError> {
+        Ok(self.get("/orders", &[("account", account)], (priority, ORDINARY)).await?.data)
     }
 
     /// The past orders with a name that were not placed before `since`, from the pages of the history.
@@ -241,10 +267,11 @@ impl Rest {
         account: &str,
         name: &str,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Vec<wire::PastOrder>, RestError> {
         let mut cursor = None;
         for _ in 0..HISTORY_PAGES {
-            let (mut rows, next) = self.order_page(account, cursor.as_deref(), since).await?;
+            let (mut rows, next) = self.order_page(account, cursor.as_deref(), since, priority).await?;
             rows.retain(|row| row.client_order_id.as_deref() == Some(name));
             if next.is_none() || !rows.is_empty() {
                 return Ok(rows);
@@ -259,11 +286,12 @@ impl Rest {
         &self,
         account: &str,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Vec<wire::PastOrder>, RestError> {
         let mut found = Vec::new();
         let mut cursor = None;
         for _ in 0..HISTORY_PAGES {
-            let (rows, next) = self.order_page(account, cursor.as_deref(), since).await?;
+            let (rows, next) = self.order_page(account, cursor.as_deref(), since, priority).await?;
             found.extend(rows.into_iter().filter(|row| row.created_at >= since.as_millis()));
             cursor = next;
             if cursor.is_none() {
@@ -282,11 +310,12 @@ impl Rest {
         account: &str,
         cursor: Option<&str>,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<(Vec<wire::PastOrder>, Option<String>), RestError> {
         let mut query = vec![("account", account), ("limit", "100")];
         query.extend(cursor.map(|cursor| ("cursor", cursor)));
         let page: Answer<Vec<wire::PastOrder>> =
-            self.get("/orders/history", &query, (Priority::Resolve, HEAVY / 4)).await?;
+            self.get("/orders/history", &query, (priority, HEAVY / 4)).await?;
         let ends = page.data.first().zip(page.data.last());
         let rest_is_older = ends.is_some_and(|(first, last)| is_older(first, last, since));
         Ok((page.data, page.next_cursor.filter(|_| !rest_is_older)))
@@ -325,6 +354,7 @@ impl Rest {
         &self,
         account: &str,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<(Vec<wire::PaidFunding>, Timestamp), RestError> {
         let mut all: Vec<wire::PaidFunding> = Vec::new();
         let mut cursor: Option<String> = None;
@@ -332,7 +362,7 @@ impl Rest {
             let mut query = vec![("account", account), ("limit", "1000")];
             query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
             let page: Answer<Vec<wire::PaidFunding>> =
-                self.get("/funding/history", &query, (Priority::Data, HEAVY / 4)).await?;
+                self.get("/funding/history", &query, (priority, HEAVY / 4)).await?;
             let is_older = page.data.iter().any(|row| row.created_at < since.as_millis());
             all.extend(page.data.into_iter().filter(|row| row.created_at >= since.as_millis()));
             cursor = page.next_cursor.filter(|_| !is_older);
@@ -358,14 +388,14 @@ impl Rest {
     }
 
     /// Sends a signed operation: one attempt, and whatever came of it.
-    pub(crate) async fn post(&self, signed: &SignedOperation, timeout: Duration) -> Submitted {
+    pub(crate) async fn post(&self, signed: &SignedOperation, spent: Spent, timeout: Duration) -> Submitted {
         let sent = self.clock.now();
         let mut request = self.request(Method::Post, signed.path, &[], signed.body.clone());
         request.timeout = timeout;
         match self.transport.send(request).await {
             Err(error) => errors::of_transport(&error).into(),
             Ok(response) => {
-                self.observe(sent, &response);
+                self.observe(sent, &response, spent);
                 if response.status != 200 {
                     return errors::of_answer(response.status, &response.body).into();
                 }

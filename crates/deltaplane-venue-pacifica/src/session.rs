@@ -1,12 +1,15 @@
-//! The account's WebSocket: its channels, and orders.
+//! The account's WebSocket: its channels, their proof, and orders.
+//!
+//! The stream is proven while pings are answered and every channel of the account was acknowledged.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, Egress, WebSocket, WebSocketError, WeightBudget};
-use deltaplane_ports::{AccountEvent, BalanceCause, Clock, SymbolMap};
+use deltaplane_net::{
+    Backoff, Egress, ProofPart, ProofTimes, Spent, StreamProof, WebSocket, WebSocketError, WeightBudget,
+};
+use deltaplane_ports::{AccountEvent, AccountTotals, BalanceCause, Clock, SymbolMap, WalletChange};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, ExecutionReport, Notional, Price, Symbol, Timestamp,
     UnknownCause,
@@ -19,18 +22,27 @@ use tokio::time::Instant;
 
 use crate::errors;
 use crate::map::{self, MapError};
-use crate::rest::{SignedOperation, Submitted};
+use crate::rest::{self, SignedOperation, Submitted};
 use crate::wire::{AccountInfo, Frame, OrderUpdate, PositionUpdate, PriceRow, Subscribed, TradeUpdate};
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// The venue cuts off who says nothing for a minute.
-const PING_EVERY: Duration = Duration::from_secs(15);
+/// The venue cuts off who says nothing for a minute, and an answer proves the stream.
+const PING_EVERY: Duration = Duration::from_secs(8);
+/// How long an answer to a ping proves the stream; subscriptions hold as long as the connection.
+pub(crate) const PROOF: ProofTimes = ProofTimes { ping: Duration::from_secs(20), subscription: None };
 /// Prices come every second: silence for longer is a dead connection.
 const SILENCE: Duration = Duration::from_secs(20);
 /// A channel that is not acknowledged by then is not subscribed to: the venue answers a bad request with nothing.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-const CHANNELS: [&str; 5] =
-    ["account_order_updates", "account_trades", "account_positions", "account_info", "prices"];
+const CHANNELS: [&str; 7] = [
+    "account_order_updates",
+    "account_trades",
+    "account_positions",
+    "account_info",
+    "account_margin",
+    "account_leverage",
+    "prices",
+];
 /// Deposits, withdrawals and transfers. Not waited for: without it they count as gains and losses, and nothing breaks.
 const TRANSFERS: &str = "account_transfers";
 /// Reports kept for those who ask by our name.
@@ -39,13 +51,14 @@ const KEPT_REPORTS: usize = 2_000;
 /// What a placement over the socket came to.
 pub(crate) enum Reply {
     /// It was never written: it may go another way.
-    NotWritten(SignedOperation),
+    NotWritten(SignedOperation, Spent),
     /// It was written, and this came of it.
     Came(Submitted),
 }
 
 struct Outgoing {
     signed: SignedOperation,
+    spent: Spent,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -53,20 +66,20 @@ struct Outgoing {
 #[derive(Clone)]
 pub(crate) struct Orders {
     queue: mpsc::Sender<Outgoing>,
-    live: Arc<AtomicBool>,
+    proof: Arc<StreamProof>,
 }
 
 impl Orders {
     /// Writes an operation to the socket and waits for its reply.
-    pub(crate) async fn send(&self, signed: SignedOperation, timeout: Duration) -> Reply {
-        if !self.live.load(Ordering::SeqCst) {
-            return Reply::NotWritten(signed);
+    pub(crate) async fn send(&self, signed: SignedOperation, spent: Spent, timeout: Duration) -> Reply {
+        if !self.proof.status().is_proven() {
+            return Reply::NotWritten(signed, spent);
         }
         let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Outgoing { signed, reply }) {
+        match self.queue.try_send(Outgoing { signed, spent, reply }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back)) => {
-                return Reply::NotWritten(back.signed);
+                return Reply::NotWritten(back.signed, back.spent);
             }
         }
         match tokio::time::timeout(timeout, answer).await {
@@ -95,6 +108,14 @@ impl Told {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).get(symbol).copied()
     }
 
+    /// Takes marks for markets that the stream told none of.
+    pub(crate) fn lack_no_mark(&self, marks: impl Iterator<Item = (Symbol, Price)>) {
+        let mut known = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        for (symbol, mark) in marks {
+            known.entry(symbol).or_insert(mark);
+        }
+    }
+
     fn keep(&self, report: &ExecutionReport) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let id = &report.client_order_id;
@@ -116,7 +137,7 @@ pub(crate) struct Session {
     pub(crate) account: AccountId,
     pub(crate) symbols: SymbolMap,
     pub(crate) events: broadcast::Sender<AccountEvent>,
-    pub(crate) live: Arc<AtomicBool>,
+    pub(crate) proof: Arc<StreamProof>,
     pub(crate) told: Arc<Told>,
     /// Raises the credits of what goes over the socket.
     pub(crate) api_config_key: Option<SecretString>,
@@ -132,24 +153,41 @@ enum SessionError {
     NotAcknowledged(&'static str),
     #[error("pings are not answered")]
     NoPong,
+    #[error("a frame cannot be read: {0}")]
+    NoFrame(String),
 }
 
 /// One connection's memory.
 struct Connection {
-    acknowledged: BTreeMap<&'static str, bool>,
-    pending: BTreeMap<String, oneshot::Sender<Reply>>,
+    acknowledged: BTreeSet<&'static str>,
+    /// Operations that wait for their reply, with what they cost.
+    pending: BTreeMap<String, (oneshot::Sender<Reply>, Spent)>,
     last_pong: Instant,
     /// Counter of the newest whole set of positions.
     positions_id: Option<u64>,
-    held: BTreeMap<Symbol, Delta>,
+    /// Positions with their entry prices, as they were told last.
+    held: BTreeMap<Symbol, (Delta, Option<Price>)>,
     balance: Option<Decimal>,
+}
+
+impl Connection {
+    fn new() -> Self {
+        Self {
+            acknowledged: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            last_pong: Instant::now(),
+            positions_id: None,
+            held: BTreeMap::new(),
+            balance: None,
+        }
+    }
 }
 
 impl Session {
     /// The session's own end and the end for orders.
     pub(crate) fn with_orders(self) -> (impl Future<Output = ()> + Send, Orders) {
         let (queue, receiver) = mpsc::channel(256);
-        let orders = Orders { queue, live: self.live.clone() };
+        let orders = Orders { queue, proof: self.proof.clone() };
         (self.run(receiver), orders)
     }
 
@@ -160,12 +198,12 @@ impl Session {
             if let Err(error) = self.follow(&mut queue).await {
                 tracing::warn!(account = %self.account, %error, "account stream lost");
             }
-            if self.live.swap(false, Ordering::SeqCst) {
+            if self.proof.disconnected() {
                 self.tell(AccountEvent::Disconnected);
             }
             // What still waits was never written.
             while let Ok(outgoing) = queue.try_recv() {
-                let _ = outgoing.reply.send(Reply::NotWritten(outgoing.signed));
+                let _ = outgoing.reply.send(Reply::NotWritten(outgoing.signed, outgoing.spent));
             }
             if began.elapsed() > Duration::from_secs(30) {
                 backoff.reset();
@@ -189,27 +227,22 @@ impl Session {
             };
             socket.send_text(json!({"method": "subscribe", "params": params}).to_string()).await?;
         }
-        let mut connection = Connection {
-            acknowledged: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            last_pong: Instant::now(),
-            positions_id: None,
-            held: BTreeMap::new(),
-            balance: None,
-        };
+        let mut connection = Connection::new();
+        self.proof.connected();
+        self.tell(AccountEvent::Connected);
         let opened = Instant::now();
         let mut ping = tokio::time::interval(PING_EVERY);
         loop {
             tokio::select! {
                 biased;
-                text = socket.next_text() => self.on_text(&text?, &mut connection),
+                text = socket.next_text() => self.on_text(&text?, &mut connection)?,
                 Some(outgoing) = queue.recv() => {
                     let id = uuid::Uuid::new_v4().to_string();
-                    let Outgoing { signed, reply } = outgoing;
+                    let Outgoing { signed, spent, reply } = outgoing;
                     let frame = format!(
                         r#"{{"id":"{id}","params":{{"{}":{}}}}}"#, signed.operation, signed.body
                     );
-                    connection.pending.insert(id, reply);
+                    connection.pending.insert(id, (reply, spent));
                     // From here on it may have been written: the reply or the query decides.
                     socket.send_text(frame).await?;
                 }
@@ -220,46 +253,52 @@ impl Session {
                     socket.send_text(r#"{"method":"ping"}"#.to_owned()).await?;
                 }
             }
-            let missing = CHANNELS.iter().find(|channel| !connection.acknowledged.contains_key(*channel));
-            match missing {
-                Some(channel) if opened.elapsed() > ACKNOWLEDGE => {
-                    return Err(SessionError::NotAcknowledged(channel));
-                }
-                None if !self.live.swap(true, Ordering::SeqCst) => self.tell(AccountEvent::Connected),
-                _ => {}
+            if opened.elapsed() > ACKNOWLEDGE
+                && let Some(channel) =
+                    CHANNELS.iter().find(|channel| !connection.acknowledged.contains(*channel))
+            {
+                return Err(SessionError::NotAcknowledged(channel));
             }
         }
     }
 
-    fn on_text(&self, text: &str, connection: &mut Connection) {
-        if let Err(reason) = self.take(text, connection) {
-            // One message of somebody else's must not break the stream; whoever waits asks instead.
+    fn on_text(&self, text: &str, connection: &mut Connection) -> Result<(), SessionError> {
+        let frame: Frame<'_> =
+            serde_json::from_str(text).map_err(|error| SessionError::NoFrame(error.to_string()))?;
+        if let Err(reason) = self.take(frame, connection) {
+            // One odd message must not break the stream; the account is read again instead.
             tracing::warn!(account = %self.account, %reason, "an account message cannot be read");
-            self.tell(AccountEvent::Connected);
+            self.tell(AccountEvent::Unreadable);
         }
+        Ok(())
     }
 
-    fn take(&self, text: &str, connection: &mut Connection) -> Result<(), String> {
-        let frame: Frame<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    fn take(&self, frame: Frame<'_>, connection: &mut Connection) -> Result<(), String> {
         let data = frame.data.map_or("null", RawValue::get);
         if let Some(channel) = frame.channel.as_deref() {
             match channel {
-                "pong" => connection.last_pong = Instant::now(),
+                "pong" => {
+                    connection.last_pong = Instant::now();
+                    self.proof.answered(ProofPart::Ping, self.clock.now());
+                }
                 "subscribe" => {
                     let params: Subscribed = serde_json::from_str(data).map_err(|error| error.to_string())?;
                     if let Some(known) = CHANNELS.iter().find(|known| **known == params.source) {
-                        connection.acknowledged.insert(known, true);
+                        connection.acknowledged.insert(known);
+                        if connection.acknowledged.len() == CHANNELS.len() {
+                            self.proof.answered(ProofPart::Subscription, self.clock.now());
+                        }
                     }
                 }
                 _ => self.on_channel(channel, data, frame.li, connection)?,
             }
             return Ok(());
         }
-        self.observe_credits(&frame);
-        let Some(reply) = frame.id.as_ref().and_then(|id| connection.pending.remove(id)) else {
-            // A frame that names no request decides nothing: whoever waits for it asks in the end.
-            return Ok(());
-        };
+        let waiting = frame.id.as_ref().and_then(|id| connection.pending.remove(id));
+        let (reply, spent) = waiting.unzip();
+        self.observe_credits(&frame, spent);
+        // A frame that names no request decides nothing: whoever waits for it asks in the end.
+        let Some(reply) = reply else { return Ok(()) };
         let came = match frame.code {
             Some(200) => Submitted::Done(serde_json::from_str(data).unwrap_or(Value::Null)),
             Some(code) => errors::of_reply(code, &frame.err.or(frame.error).unwrap_or_default()).into(),
@@ -271,10 +310,13 @@ impl Session {
     }
 
     /// Takes the venue's count of credits from a reply.
-    fn observe_credits(&self, frame: &Frame<'_>) {
+    fn observe_credits(&self, frame: &Frame<'_>, spent: Option<Spent>) {
         let now = self.clock.now();
-        if let Some(left) = frame.rl {
-            self.credits.observe_share(now, left.q.saturating_sub(left.r), left.q);
+        let used = rest::believed(&self.credits, frame.rl.map(|left| (left.r, left.q)));
+        match (spent, used) {
+            (Some(spent), used) => spent.answered(now, used),
+            (None, Some(used)) => self.credits.observe(now, used),
+            (None, None) => {}
         }
         if frame.code == Some(429) {
             let wait = frame.rl.map_or(10, |left| left.t).clamp(1, 60);
@@ -294,7 +336,9 @@ impl Session {
         match channel {
             "account_order_updates" => {
                 for update in serde_json::from_str::<Vec<OrderUpdate>>(data).map_err(unreadable)? {
-                    let Some((_, contract)) = map::of_market(&self.symbols, &update.s) else { continue };
+                    let Some((symbol, contract)) = map::of_market(&self.symbols, &update.s) else { continue };
+                    let open = map::left_open(&update, (symbol, &contract)).map_err(impossible)?;
+                    self.tell(AccountEvent::Open(open));
                     if let Some(report) = map::update_report(&update, &contract).map_err(impossible)? {
                         self.told.keep(&report);
                         self.tell(AccountEvent::Report(report));
@@ -305,12 +349,25 @@ impl Session {
                 for update in serde_json::from_str::<Vec<TradeUpdate>>(data).map_err(unreadable)? {
                     let Some((symbol, contract)) = map::of_market(&self.symbols, &update.s) else { continue };
                     let fill = map::update_fill(&update, &self.account, (&symbol, &contract));
-                    self.tell(AccountEvent::Fill(fill.map_err(impossible)?));
+                    // Without its place it counts as told by the position already; a reading checks that.
+                    let order = update.li.or(li).unwrap_or(0);
+                    self.tell(AccountEvent::Fill(fill.map_err(impossible)?, order));
                 }
             }
             "account_positions" => self.on_positions(data, li, connection)?,
             "account_info" => {
                 let info: AccountInfo = serde_json::from_str(data).map_err(unreadable)?;
+                let wallet = WalletChange { asset: "USDC".to_owned(), balance: info.b.0, is_money: true };
+                self.tell(AccountEvent::Wallet(vec![wallet]));
+                if let (Some(equity), Some(available), Some(used)) = (info.ae, info.available, info.mu) {
+                    self.tell(AccountEvent::Totals(AccountTotals {
+                        wallet_balance: Notional::new(info.b.0),
+                        equity: Notional::new(equity.0),
+                        available: Notional::new(available.0),
+                        initial_margin: Notional::new(used.0),
+                        maintenance_margin: info.cm.map(|margin| Notional::new(margin.0)),
+                    }));
+                }
                 let before = connection.balance.replace(info.b.0);
                 if let Some(change) = before.and_then(|before| info.b.0.checked_sub(before))
                     && !change.is_zero()
@@ -320,6 +377,7 @@ impl Session {
                     self.tell(AccountEvent::BalanceChanged { amount, cause: BalanceCause::Other });
                 }
             }
+            "account_margin" | "account_leverage" => self.tell(AccountEvent::SettingsChanged),
             // How much moves when, and what of it is pending for how long, is not documented: the count of gains begins
             // anew with the next reading.
             TRANSFERS => {
@@ -349,27 +407,83 @@ impl Session {
         if li.zip(connection.positions_id).is_some_and(|(new, known)| new < known) {
             return Ok(());
         }
-        connection.positions_id = li.or(connection.positions_id);
+        // A set without a number comes after the one before it on this connection.
+        let order = li.unwrap_or_else(|| connection.positions_id.unwrap_or(0).saturating_add(1));
+        connection.positions_id = Some(order);
         let rows: Vec<PositionUpdate> = serde_json::from_str(data).map_err(|error| error.to_string())?;
         let mut held = BTreeMap::new();
         let mut newest = 0;
         for row in &rows {
             let Some((symbol, contract)) = map::of_market(&self.symbols, &row.s) else { continue };
-            held.insert(symbol, map::delta(row.d, row.a.0, &contract).map_err(|error| error.to_string())?);
+            let delta = map::delta(row.d, row.a.0, &contract).map_err(|error| error.to_string())?;
+            held.insert(symbol, (delta, row.p.and_then(|price| contract.base_price(price.0).ok())));
             newest = newest.max(row.t);
         }
         let venue_time = Timestamp::from_millis(newest);
         let flat = connection.held.keys().filter(|symbol| !held.contains_key(*symbol)).cloned();
         let flat: Vec<Symbol> = flat.collect();
+        let told = |symbol: &Symbol, delta, entry_price| AccountEvent::Position {
+            symbol: symbol.clone(),
+            delta,
+            entry_price,
+            unrealized: None,
+            order,
+            venue_time,
+        };
         for symbol in flat {
-            self.tell(AccountEvent::Position { symbol, delta: Delta::ZERO, venue_time });
+            self.tell(told(&symbol, Delta::ZERO, None));
         }
-        for (symbol, delta) in &held {
-            if connection.held.get(symbol) != Some(delta) {
-                self.tell(AccountEvent::Position { symbol: symbol.clone(), delta: *delta, venue_time });
+        for (symbol, held) in &held {
+            if connection.held.get(symbol) != Some(held) {
+                self.tell(told(symbol, held.0, held.1));
             }
         }
         connection.held = held;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_ports::{NameRule, SymbolMap};
+
+    use super::*;
+
+    struct At(Timestamp);
+
+    impl Clock for At {
+        fn now(&self) -> Timestamp {
+            self.0
+        }
+    }
+
+    /// A stream counts as proven when every channel was acknowledged, and not when they were only asked for.
+    #[tokio::test]
+    async fn a_stream_is_proven_when_every_channel_was_acknowledged() {
+        let session = Session {
+            url: String::new(),
+            egress: Egress::direct(),
+            address: "address".to_owned(),
+            account: "main".parse().expect("an account's name"),
+            symbols: SymbolMap::new(NameRule::BaseOnly),
+            events: broadcast::channel(8).0,
+            proof: Arc::new(StreamProof::new(PROOF)),
+            told: Arc::default(),
+            api_config_key: None,
+            credits: Arc::new(WeightBudget::rolling(1_000, Duration::from_secs(60))),
+            clock: Arc::new(At(Timestamp::from_millis(1_764_000_000_000))),
+        };
+        let mut connection = Connection::new();
+        session.proof.connected();
+        session.on_text(r#"{"channel":"pong"}"#, &mut connection).expect("a pong");
+        let (last, others) = CHANNELS.split_last().expect("channels");
+        for source in others {
+            let answer = json!({"channel": "subscribe", "data": {"source": source, "account": "address"}});
+            session.on_text(&answer.to_string(), &mut connection).expect("an acknowledgement");
+            assert!(!session.proof.status().is_proven(), "{source} is not the last one");
+        }
+        let answer = json!({"channel": "subscribe", "data": {"source": last}});
+        session.on_text(&answer.to_string(), &mut connection).expect("an acknowledgement");
+        assert!(session.proof.status().is_proven());
     }
 }

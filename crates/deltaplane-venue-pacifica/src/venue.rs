@@ -1,15 +1,15 @@
 //! The ports: build, call, map.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deltaplane_net::{ClockOffset, HttpTransport, Priority};
+use deltaplane_net::{ClockOffset, HttpTransport, Spent, StreamProof};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
-    IncomeKind, OrderGateway, OrderName, OrderSighting, Pace, ReadError, VenueRules,
+    IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
+    VenueRules,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -25,20 +25,37 @@ use crate::config::PacificaConfig;
 use crate::errors;
 use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
-use crate::session::{Orders, Reply, Session, Told};
-use crate::wire::{MarginSetting, Market, PaidTrade, PastTrade, Placed, PlacedReply, PositionRow};
+use crate::session::{Orders, PROOF, Reply, Session, Told};
+use crate::wire::{
+    self, Account, MarginSetting, Market, PaidTrade, PastFunding, PastTrade, Placed, PlacedReply, PositionRow,
+};
 
-/// How often an account is read: each time costs two credits of a hundred in a minute.
-const PACE: Pace = Pace { idle: Duration::from_secs(5), after_event: Duration::from_millis(100) };
+/// How often an account is read: each time costs two credits of a hundred in a minute, with its orders three.
+const PACE: Pace = Pace {
+    idle: Duration::from_secs(5),
+    after_event: Duration::from_millis(100),
+    audit: Duration::from_secs(50),
+};
 /// How often it is read when a third of the credits is used: the rest is for decisions and orders.
-const SPARING: Pace = Pace { idle: Duration::from_secs(20), after_event: Duration::from_secs(10) };
+const SPARING: Pace = Pace {
+    idle: Duration::from_secs(20),
+    after_event: Duration::from_secs(10),
+    audit: Duration::from_secs(60),
+};
 const SPARE_FROM_PERCENT: u64 = 33;
 /// How long the venue holds back an order that takes.
 const SPEED_BUMP: Duration = Duration::from_millis(250);
-/// How long instruments and settings are believed.
-const INSTRUMENT_AGE: Duration = Duration::from_secs(60);
-/// After a refused order an instrument is read anew, where it was not just read.
+/// How long markets, settings and past fundings are believed.
+const TABLE_AGE: Duration = Duration::from_secs(3_600);
+/// A list that lacks a market is read again where it is older than this.
+const LACKING_AGE: Duration = Duration::from_secs(60);
+/// How old settings may be when an account is checked before trading.
+const SETTINGS_AGE: Duration = Duration::from_secs(600);
+/// After a refused order the tables behind it are read again, where they were not just read.
 const DOUBTED_AFTER: Duration = Duration::from_secs(1);
+/// How often the background looks for what is old, and its pause after a failure.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
 const NOTABLE_SKEW_MS: i64 = 3_000;
 
@@ -48,11 +65,17 @@ const SHORTEST_WINDOW: Duration = Duration::from_secs(600);
 const CREATE: (&str, &str) = ("create_order", "/orders/create");
 const CANCEL: (&str, &str) = ("cancel_order", "/orders/cancel");
 
+/// Tables with the times at which they were asked for.
 #[derive(Default)]
 struct Known {
-    markets: (Timestamp, BTreeMap<String, Market>),
-    settings: (Timestamp, Vec<MarginSetting>),
-    instruments: BTreeMap<Symbol, (Timestamp, Instrument)>,
+    markets: Option<(Timestamp, BTreeMap<String, Market>)>,
+    settings: Option<(Timestamp, Vec<MarginSetting>)>,
+    /// An order was refused: the rules behind it may not be those that are known.
+    is_doubted: bool,
+    account: Option<Account>,
+    settled: BTreeMap<String, (Timestamp, Vec<PastFunding>)>,
+    /// Markets whose past fundings are read in the background.
+    wanted: BTreeSet<String>,
 }
 
 /// One account on Pacifica. Dropping it ends its stream.
@@ -63,9 +86,12 @@ pub struct PacificaVenue {
     orders: Orders,
     told: Arc<Told>,
     events: broadcast::Sender<AccountEvent>,
-    live: Arc<AtomicBool>,
+    proof: Arc<StreamProof>,
     known: RwLock<Known>,
-    _tasks: JoinSet<()>,
+    /// One question for a table at a time: those who wait take its answer.
+    asking: tokio::sync::Mutex<()>,
+    asking_prices: tokio::sync::Mutex<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl PacificaVenue {
@@ -78,7 +104,7 @@ impl PacificaVenue {
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
         let events = broadcast::channel(4_096).0;
-        let live = Arc::new(AtomicBool::new(false));
+        let proof = Arc::new(StreamProof::new(PROOF));
         let told = Arc::new(Told::default());
         let session = Session {
             url: format!("{}/ws", config.stream_url.trim_end_matches('/')),
@@ -87,7 +113,7 @@ impl PacificaVenue {
             account: config.account.clone(),
             symbols: config.symbols.clone(),
             events: events.clone(),
-            live: live.clone(),
+            proof: proof.clone(),
             told: told.clone(),
             api_config_key: config.api_config_key.clone(),
             credits: config.credits.clone(),
@@ -106,17 +132,23 @@ impl PacificaVenue {
             credits: config.credits.clone(),
             timeout: config.request_timeout,
         };
-        Arc::new(Self {
+        let venue = Arc::new(Self {
             config,
             key,
             rest,
             orders,
             told,
             events,
-            live,
+            proof,
             known: RwLock::default(),
-            _tasks: tasks,
-        })
+            asking: tokio::sync::Mutex::default(),
+            asking_prices: tokio::sync::Mutex::default(),
+            tasks: Mutex::new(tasks),
+        });
+        venue.load_tables();
+        let keeping = Self::keep_tables(Arc::downgrade(&venue));
+        venue.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(keeping);
+        venue
     }
 
     fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
@@ -127,61 +159,215 @@ impl PacificaVenue {
         write(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn is_young(&self, at: Timestamp) -> bool {
-        self.rest.clock.now().since(at) < INSTRUMENT_AGE
+    fn is_older(&self, at: Option<Timestamp>, age: Duration) -> bool {
+        let now = self.rest.clock.now();
+        at.is_none_or(|at| {
+            now.since(at) >= age || (self.known(|known| known.is_doubted) && now.since(at) >= DOUBTED_AFTER)
+        })
     }
 
-    async fn market(&self, name: &str) -> Result<Option<Market>, ReadError> {
-        let (at, found) = self.known(|known| (known.markets.0, known.markets.1.get(name).cloned()));
-        if self.is_young(at) {
-            return Ok(found);
-        }
-        let rows = self.rest.info().await?;
+    fn table_name(&self, table: &str) -> String {
+        format!("{}-{}-{table}", self.config.venue, self.config.account)
+    }
+
+    /// Takes the tables that an earlier run kept.
+    fn load_tables(&self) {
+        let Some(store) = &self.config.tables else { return };
         let now = self.rest.clock.now();
-        let markets: BTreeMap<String, Market> = rows
-            .into_iter()
-            .filter(Market::is_perpetual)
-            .map(|market| (market.symbol.clone(), market))
-            .collect();
-        let found = markets.get(name).cloned();
-        self.learn(|known| known.markets = (now, markets));
-        Ok(found)
+        if let Some((at, text)) = store.load(&self.table_name("markets"))
+            && let Err(error) = self.take_markets(at.min(now), text.as_bytes())
+        {
+            tracing::info!(%error, "the kept markets cannot be read: they are asked for again");
+        }
+        if let Some((at, text)) = store.load(&self.table_name("settings"))
+            && let Err(error) = self.take_settings(at.min(now), text.as_bytes())
+        {
+            tracing::info!(%error, "the kept settings cannot be read: they are asked for again");
+        }
+    }
+
+    fn keep_table(&self, table: &str, at: Timestamp, text: &[u8]) {
+        if let (Some(store), Ok(text)) = (&self.config.tables, std::str::from_utf8(text)) {
+            store.store(&self.table_name(table), at, text);
+        }
+    }
+
+    fn take_markets(&self, at: Timestamp, text: &[u8]) -> Result<(), RestError> {
+        let rows: Vec<Market> = wire::answer(text).map_err(RestError::Unreadable)?.data;
+        let perpetual = rows.into_iter().filter(Market::is_perpetual);
+        let markets = perpetual.map(|market| (market.symbol.clone(), market)).collect();
+        self.learn(|known| (known.markets, known.is_doubted) = (Some((at, markets)), false));
+        Ok(())
+    }
+
+    /// Takes the settings; of old they are the array itself.
+    fn take_settings(&self, at: Timestamp, text: &[u8]) -> Result<(), RestError> {
+        let answer: Value = wire::answer(text).map_err(RestError::Unreadable)?.data;
+        let text = answer.to_string();
+        let unreadable = |error: serde_json::Error| RestError::Unreadable(error.to_string());
+        let rows = if answer.is_array() {
+            serde_json::from_str(&text).map_err(unreadable)?
+        } else {
+            serde_json::from_str::<wire::Settings>(&text).map_err(unreadable)?.margin_settings
+        };
+        self.learn(|known| known.settings = Some((at, rows)));
+        Ok(())
+    }
+
+    async fn ensure_markets(&self, age: Duration, priority: Priority) -> Result<(), RestError> {
+        let at = || self.known(|known| known.markets.as_ref().map(|(at, _)| *at));
+        if !self.is_older(at(), age) {
+            return Ok(());
+        }
+        let _turn = self.asking.lock().await;
+        if self.is_older(at(), age) {
+            let asked = self.rest.clock.now();
+            let text = self.rest.info(priority).await?;
+            self.take_markets(asked, &text)?;
+            self.keep_table("markets", asked, &text);
+        }
+        Ok(())
+    }
+
+    async fn ensure_settings(&self, age: Duration, priority: Priority) -> Result<(), RestError> {
+        let at = || self.known(|known| known.settings.as_ref().map(|(at, _)| *at));
+        if !self.is_older(at(), age) {
+            return Ok(());
+        }
+        let _turn = self.asking.lock().await;
+        if self.is_older(at(), age) {
+            let asked = self.rest.clock.now();
+            let text = self.rest.settings(self.key.account(), priority).await?;
+            self.take_settings(asked, &text)?;
+            self.keep_table("settings", asked, &text);
+        }
+        Ok(())
+    }
+
+    fn known_market(&self, name: &str) -> Option<Market> {
+        self.known(|known| known.markets.as_ref()?.1.get(name).cloned())
     }
 
     /// The settings of a market; none where it has the defaults.
-    async fn setting(&self, name: &str) -> Result<Option<MarginSetting>, ReadError> {
-        let (at, rows) = self.known(|known| known.settings.clone());
-        let rows = if self.is_young(at) {
-            rows
-        } else {
-            let rows = self.rest.settings(self.key.account()).await?;
-            let now = self.rest.clock.now();
-            self.learn(|known| known.settings = (now, rows.clone()));
-            rows
-        };
-        Ok(rows.into_iter().find(|row| row.symbol == name))
+    fn known_setting(&self, name: &str) -> Option<MarginSetting> {
+        self.known(|known| known.settings.as_ref()?.1.iter().find(|row| row.symbol == name).cloned())
+    }
+
+    async fn market(&self, name: &str, priority: Priority) -> Result<Option<Market>, ReadError> {
+        self.ensure_markets(Duration::MAX, priority).await?;
+        if self.known_market(name).is_none() {
+            // Listed a moment ago, perhaps.
+            self.ensure_markets(LACKING_AGE, priority).await?;
+        }
+        Ok(self.known_market(name))
+    }
+
+    async fn setting(
+        &self,
+        name: &str,
+        age: Duration,
+        priority: Priority,
+    ) -> Result<Option<MarginSetting>, ReadError> {
+        self.ensure_settings(age, priority).await?;
+        Ok(self.known_setting(name))
+    }
+
+    /// Reads again what is old, until the account is dropped.
+    async fn keep_tables(venue: Weak<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let Some(venue) = venue.upgrade() else { return };
+            let refreshed = venue.refresh_one().await;
+            drop(venue);
+            match refreshed {
+                Ok(()) => {}
+                Err(RestError::Budget(wait)) => tokio::time::sleep(wait).await,
+                Err(error) => {
+                    tracing::debug!(%error, "a table is not read again yet");
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+
+    async fn refresh_one(&self) -> Result<(), RestError> {
+        if self.known(|known| known.markets.is_some()) {
+            self.ensure_markets(TABLE_AGE, Priority::Data).await?;
+        }
+        if self.known(|known| known.settings.is_some()) {
+            self.ensure_settings(TABLE_AGE, Priority::Data).await?;
+        }
+        let now = self.rest.clock.now();
+        let old = self.known(|known| {
+            let is_old =
+                |name: &&String| known.settled.get(*name).is_none_or(|(at, _)| now.since(*at) >= TABLE_AGE);
+            known.wanted.iter().find(is_old).cloned()
+        });
+        if let Some(name) = old {
+            let rows = self.rest.funding_rate_history(&name, Priority::Data).await?;
+            self.learn(|known| drop(known.settled.insert(name, (now, rows))));
+        }
+        Ok(())
+    }
+
+    /// The instrument that the tables make of a market.
+    fn instrument(
+        &self,
+        symbol: &Symbol,
+        contract: &Contract,
+        market: &Market,
+    ) -> Result<Instrument, MapError> {
+        let setting = self.known_setting(&contract.name);
+        let mark = self.told.mark(symbol);
+        self.known(|known| {
+            let settled =
+                known.settled.get(&contract.name).map(|(_, rows)| rows.as_slice()).unwrap_or_default();
+            map::instrument(&InstrumentParts {
+                symbol,
+                contract,
+                market,
+                account: known.account.as_ref(),
+                isolated: setting.as_ref().is_some_and(|setting| setting.isolated),
+                leverage: setting.map(|setting| setting.leverage),
+                mark,
+                settled,
+            })
+        })
     }
 
     /// The mark that the stream told last, else the one that REST tells.
-    async fn mark(&self, symbol: &Symbol, contract: &Contract) -> Result<Option<Price>, ReadError> {
+    async fn mark(&self, symbol: &Symbol, priority: Priority) -> Result<Option<Price>, ReadError> {
         if let Some(mark) = self.told.mark(symbol) {
             return Ok(Some(mark));
         }
-        let rows = self.rest.prices().await?;
-        let row = rows.iter().find(|row| row.symbol == contract.name);
-        Ok(row.and_then(|row| contract.base_price(row.mark.0).ok()))
+        // One list has all markets: who else needs it takes it from there.
+        let _turn = self.asking_prices.lock().await;
+        if self.told.mark(symbol).is_none() {
+            let rows = self.rest.prices(priority).await?;
+            let marks = rows.iter().filter_map(|row| {
+                let (symbol, contract) = map::of_market(&self.config.symbols, &row.symbol)?;
+                Some((symbol, contract.base_price(row.mark.0).ok()?))
+            });
+            self.told.lack_no_mark(marks);
+        }
+        Ok(self.told.mark(symbol))
     }
 
-    async fn position(&self, row: &PositionRow) -> Result<Option<Position>, ReadError> {
+    async fn position(
+        &self,
+        row: &PositionRow,
+        order: Option<u64>,
+        priority: Priority,
+    ) -> Result<Option<Position>, ReadError> {
         // Markets without a canonical name are not ours to manage.
         let Some((symbol, contract)) = map::of_market(&self.config.symbols, &row.symbol) else {
             return Ok(None);
         };
         let delta = map::delta(row.side, row.amount.0, &contract)?;
         let entry = contract.base_price(row.entry_price.0).ok();
-        let mark = self.mark(&symbol, &contract).await?;
-        let market = self.market(&row.symbol).await?;
-        let setting = self.setting(&row.symbol).await?;
+        let mark = self.mark(&symbol, priority).await?;
+        let market = self.market(&row.symbol, priority).await?;
+        let setting = self.setting(&row.symbol, Duration::MAX, priority).await?;
         let max_leverage = market.map_or(1, |market| market.max_leverage.max(1));
         let leverage = setting.map_or(max_leverage, |setting| setting.leverage.max(1));
         let value = |price: Option<Price>| {
@@ -206,14 +392,15 @@ impl PacificaVenue {
                 .isolated
                 .then(|| Notional::new(row.margin.as_ref().map_or(Decimal::ZERO, |margin| margin.0))),
             updated_at: Timestamp::from_millis(row.updated_at),
+            order,
         }))
     }
 
     /// Sends a signed operation once: over the socket while it is up, else over REST.
-    async fn send(&self, signed: SignedOperation, timeout: Duration) -> Submitted {
-        match self.orders.send(signed, timeout).await {
+    async fn send(&self, signed: SignedOperation, spent: Spent, timeout: Duration) -> Submitted {
+        match self.orders.send(signed, spent, timeout).await {
             Reply::Came(submitted) => submitted,
-            Reply::NotWritten(signed) => self.rest.post(&signed, timeout).await,
+            Reply::NotWritten(signed, spent) => self.rest.post(&signed, spent, timeout).await,
         }
     }
 
@@ -223,13 +410,14 @@ impl PacificaVenue {
         id: &ClientOrderId,
         contract: &Contract,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Option<ExecutionReport>, ReadError> {
         let mine = |name: Option<&String>| name.is_some_and(|name| name == id.as_str());
-        let open = self.rest.open_orders(self.key.account()).await?;
+        let open = self.rest.open_orders(self.key.account(), priority).await?;
         if let Some(row) = open.iter().find(|row| mine(row.client_order_id.as_ref())) {
             return Ok(map::open_report(row, contract)?);
         }
-        let past = self.rest.order_history(self.key.account(), id.as_str(), since).await?;
+        let past = self.rest.order_history(self.key.account(), id.as_str(), since, priority).await?;
         // A changed order keeps our name and gets a new id: the newest one counts.
         let row = past.iter().max_by_key(|row| row.order_id);
         Ok(row.map(|row| map::past_report(row, contract)).transpose()?.flatten())
@@ -248,13 +436,15 @@ fn kept_back(text: impl Into<String>) -> Refusal {
 
 #[async_trait]
 impl AccountReader for PacificaVenue {
-    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
+    async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
         let as_of = self.rest.clock.now();
-        let account = self.rest.account(self.key.account()).await?;
-        let rows = self.rest.positions(self.key.account()).await?;
+        let address = self.key.account();
+        let (account, (rows, order)) =
+            tokio::try_join!(self.rest.account(address, priority), self.rest.positions(address, priority))?;
+        self.learn(|known| known.account = Some(account.clone()));
         let mut positions = BTreeMap::new();
         for row in &rows {
-            if let Some(position) = self.position(row).await? {
+            if let Some(position) = self.position(row, order, priority).await? {
                 positions.insert(position.symbol.clone(), position);
             }
         }
@@ -276,6 +466,8 @@ impl AccountReader for PacificaVenue {
             account: self.config.account.clone(),
             venue: self.config.venue.clone(),
             as_of,
+            valued_at: as_of,
+            order,
             wallet_balance: Notional::new(account.balance.0),
             unrealized: Notional::new(equity.saturating_sub(account.balance.0)),
             available: Notional::new(account.available_to_spend.0),
@@ -287,39 +479,35 @@ impl AccountReader for PacificaVenue {
         })
     }
 
-    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
-        let known = self.known(|known| known.instruments.get(symbol).cloned());
-        if let Some((_, instrument)) = known.filter(|(at, _)| self.is_young(*at)) {
-            return Ok(instrument);
-        }
-        let unknown = || ReadError::UnknownSymbol(symbol.clone());
-        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
-        let market = self.market(&contract.name).await?.ok_or_else(unknown)?;
-        let setting = self.setting(&contract.name).await?;
-        let account = self.rest.account(self.key.account()).await?;
-        let settled = self.rest.funding_rate_history(&contract.name).await?;
-        let mark = self.mark(symbol, &contract).await?;
-        let instrument = map::instrument(&InstrumentParts {
-            symbol,
-            contract: &contract,
-            market: &market,
-            account: &account,
-            isolated: setting.as_ref().is_some_and(|setting| setting.isolated),
-            leverage: setting.map(|setting| setting.leverage),
-            mark,
-            settled: &settled,
-        })?;
-        let now = self.rest.clock.now();
-        self.learn(|known| {
-            known.instruments.insert(symbol.clone(), (now, instrument.clone()));
+    async fn fetch_all_open_orders(&self, priority: Priority) -> Result<Vec<OpenOrder>, ReadError> {
+        let rows = self.rest.open_orders(self.key.account(), priority).await?;
+        let of_ours = rows.iter().filter_map(|row| {
+            let (symbol, contract) = map::of_market(&self.config.symbols, &row.symbol)?;
+            Some(map::open_order(row, (symbol, &contract)))
         });
-        Ok(instrument)
+        Ok(of_ours.collect::<Result<_, MapError>>()?)
     }
 
-    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
+    async fn fetch_instrument(&self, symbol: &Symbol, priority: Priority) -> Result<Instrument, ReadError> {
+        let unknown = || ReadError::UnknownSymbol(symbol.clone());
+        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
+        let market = self.market(&contract.name, priority).await?.ok_or_else(unknown)?;
+        self.ensure_settings(Duration::MAX, priority).await?;
+        self.learn(|known| known.wanted.extend([contract.name.clone()]));
+        // The stream told it, or what it allows at most is not known: the largest order is told in money.
+        self.mark(symbol, priority).await?;
+        Ok(self.instrument(symbol, &contract, &market)?)
+    }
+
+    fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument> {
+        let contract = self.config.symbols.own_contract(symbol)?;
+        self.instrument(symbol, &contract, &self.known_market(&contract.name)?).ok()
+    }
+
+    async fn fetch_income(&self, since: Timestamp, priority: Priority) -> Result<Vec<Income>, ReadError> {
         let venue_time = |ours| self.rest.offset.venue_time(ours, i64::MAX - 1).unwrap_or(ours);
         let (since, now) = (venue_time(since), venue_time(self.rest.clock.now()));
-        let (funding, funding_from) = self.rest.paid_funding(self.key.account(), since).await?;
+        let (funding, funding_from) = self.rest.paid_funding(self.key.account(), since, priority).await?;
         if funding_from > since {
             tracing::warn!(account = %self.config.account, "older funding than the statement's last pages is not counted");
         }
@@ -332,8 +520,7 @@ impl AccountReader for PacificaVenue {
         let (mut from, mut window) = (since, now.since(since));
         while from < now {
             let until = Some(from.after(window)).filter(|until| *until < now);
-            let trades =
-                self.rest.trade_history(self.key.account(), None, (from, until), Priority::Data).await;
+            let trades = self.rest.trade_history(self.key.account(), None, (from, until), priority).await;
             match trades {
                 Ok(trades) => self.incomes_of(trades).for_each(&mut add),
                 Err(RestError::TooManyPages) if window > SHORTEST_WINDOW => {
@@ -358,7 +545,7 @@ impl AccountReader for PacificaVenue {
         Ok(found.into_values().collect())
     }
 
-    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+    async fn fetch_adl_ranks(&self, _: Priority) -> Result<BTreeMap<Symbol, u8>, ReadError> {
         // The venue has such a queue and tells nobody's place in it.
         Ok(BTreeMap::new())
     }
@@ -371,8 +558,8 @@ impl AccountReader for PacificaVenue {
         self.rest.offset.timing(ours)
     }
 
-    fn is_streaming(&self) -> bool {
-        self.live.load(Ordering::SeqCst)
+    fn stream(&self) -> StreamStatus {
+        self.proof.status()
     }
 
     fn pace(&self) -> Pace {
@@ -380,9 +567,9 @@ impl AccountReader for PacificaVenue {
         if used < SPARE_FROM_PERCENT { PACE } else { SPARING }
     }
 
-    async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
+    async fn preflight(&self, symbol: &Symbol, priority: Priority) -> Vec<Finding> {
         let mut found = Vec::new();
-        match self.rest.account(self.key.account()).await {
+        match self.rest.account(self.key.account(), priority).await {
             Ok(account) => {
                 let equity = account.account_equity.0.normalize();
                 found.push(Finding::fine(Check::Deposit, "the venue knows the account"));
@@ -410,7 +597,7 @@ impl AccountReader for PacificaVenue {
             }
         }
         found.push(self.check_clock());
-        found.push(self.check_binding(symbol).await);
+        found.push(self.check_binding(symbol, priority).await);
         found.push(Finding::fine(Check::PositionMode, "positions are held in one-way mode"));
         found.push(match self.key.agent() {
             Some(_) => Finding::fine(Check::Permissions, "an agent signs"),
@@ -422,8 +609,8 @@ impl AccountReader for PacificaVenue {
         });
         let name = self.config.symbols.contract(symbol).name;
         let isolated_only =
-            self.market(&name).await.ok().flatten().is_some_and(|market| market.isolated_only);
-        found.push(match self.setting(&name).await {
+            self.market(&name, priority).await.ok().flatten().is_some_and(|market| market.isolated_only);
+        found.push(match self.setting(&name, SETTINGS_AGE, priority).await {
             Ok(_) if isolated_only => Finding::blocking(
                 Check::Margin,
                 format!("{name} has isolated margin only: plans count on margin that is shared"),
@@ -486,7 +673,11 @@ impl PacificaVenue {
     }
 
     /// Cancels an order that cannot exist: whatever the engine says of it, the signature and the binding passed.
-    async fn check_binding(&self, symbol: &Symbol) -> Finding {
+    async fn check_binding(&self, symbol: &Symbol, priority: Priority) -> Finding {
+        let spent = match self.config.credits.take(self.rest.clock.now(), priority, rest::CANCEL) {
+            Ok(spent) => spent,
+            Err(wait) => return Finding::untold(Check::Agent, &ReadError::Withheld(wait)),
+        };
         let name = self.config.symbols.contract(symbol).name;
         let nobody = uuid::Uuid::new_v4().to_string();
         let signed = match self.rest.sign(CANCEL, cancel_payload(&name, &nobody), self.config.expiry_window) {
@@ -496,7 +687,7 @@ impl PacificaVenue {
             }
         };
         let who = self.key.agent().map_or("the account's key".to_owned(), |agent| format!("agent {agent}"));
-        match self.rest.post(&signed, self.config.request_timeout).await {
+        match self.rest.post(&signed, spent, self.config.request_timeout).await {
             Submitted::Refused(refusal) if refusal.reason == RefusalReason::NotPermitted => {
                 Finding::blocking(
                     Check::Agent,
@@ -541,7 +732,7 @@ fn cancel_payload(market: &str, client_id: &str) -> Map<String, Value> {
 
 #[async_trait]
 impl OrderGateway for PacificaVenue {
-    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         let left = intent.deadline.since(self.rest.clock.now());
         if left.is_zero() {
             return SubmitOutcome::NotAccepted(kept_back("its deadline has passed"));
@@ -570,31 +761,26 @@ impl OrderGateway for PacificaVenue {
         let Value::Object(payload) = payload else {
             return SubmitOutcome::NotAccepted(kept_back("the order cannot be written"));
         };
-        let priority = if intent.reduce_only { Priority::Protect } else { Priority::Hedge };
-        if let Err(wait) = self.config.credits.take(self.rest.clock.now(), priority, rest::ORDINARY) {
-            return SubmitOutcome::NotAccepted(kept_back(format!(
-                "the venue's credits are spent for {wait:?}"
-            )));
-        }
+        let spent = match self.config.credits.take(self.rest.clock.now(), priority, rest::ORDINARY) {
+            Ok(spent) => spent,
+            Err(wait) => {
+                let text = format!("the exchange's credits have no room for {} ms", wait.as_millis());
+                return SubmitOutcome::NotAccepted(kept_back(text));
+            }
+        };
         // The venue may take it in no later than its deadline, however long the journal took.
         let signed = match self.rest.sign(CREATE, payload, self.config.expiry_window.min(left)) {
             Ok(signed) => signed,
             Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
         };
         let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
-        match self.send(signed, timeout).await {
+        match self.send(signed, spent, timeout).await {
             Submitted::Done(data) => acknowledged(&data),
             Submitted::Refused(refusal) => {
                 match refusal.reason {
                     RefusalReason::Clock => self.rest.offset.invalidate(),
                     // Perhaps the rules are not those that we know any more.
-                    RefusalReason::Rejected => self.learn(|known| {
-                        let now = self.rest.clock.now();
-                        let old = |(at, _): &(Timestamp, Instrument)| now.since(*at) >= DOUBTED_AFTER;
-                        if known.instruments.get(&intent.symbol).is_some_and(old) {
-                            known.instruments.remove(&intent.symbol);
-                        }
-                    }),
+                    RefusalReason::Rejected => self.learn(|known| known.is_doubted = true),
                     _ => {}
                 }
                 SubmitOutcome::NotAccepted(refusal)
@@ -605,20 +791,26 @@ impl OrderGateway for PacificaVenue {
 
     async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
         let contract = self.config.symbols.contract(symbol);
-        if let Err(wait) = self.config.credits.take(self.rest.clock.now(), Priority::Protect, rest::CANCEL) {
-            return CancelOutcome::Refused(kept_back(format!("the venue's credits are spent for {wait:?}")));
-        }
+        let spent = match self.config.credits.take(self.rest.clock.now(), Priority::Protect, rest::CANCEL) {
+            Ok(spent) => spent,
+            Err(wait) => {
+                let text = format!("the exchange's credits have no room for {} ms", wait.as_millis());
+                return CancelOutcome::Refused(kept_back(text));
+            }
+        };
         let payload = cancel_payload(&contract.name, id.as_str());
         let signed = match self.rest.sign(CANCEL, payload, self.config.expiry_window) {
             Ok(signed) => signed,
             Err(error) => return CancelOutcome::Refused(kept_back(error.to_string())),
         };
-        match self.send(signed, self.config.request_timeout).await {
+        match self.send(signed, spent, self.config.request_timeout).await {
             // The answer does not say what had traded by then.
-            Submitted::Done(_) => match self.fetch_order(id, symbol, Timestamp::default()).await {
-                Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
-                _ => CancelOutcome::Unknown(UnknownCause::Unreadable),
-            },
+            Submitted::Done(_) => {
+                match self.fetch_order(id, symbol, Timestamp::default(), Priority::Protect).await {
+                    Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
+                    _ => CancelOutcome::Unknown(UnknownCause::Unreadable),
+                }
+            }
             Submitted::Refused(refusal) if errors::is_gone(&refusal.text, refusal.code) => {
                 CancelOutcome::NotOpen
             }
@@ -639,6 +831,7 @@ impl OrderGateway for PacificaVenue {
         id: &ClientOrderId,
         symbol: &Symbol,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<OrderSighting, ReadError> {
         // What the stream told of an order's end does not change any more.
         if let Some(report) = self.told.report(id).filter(|report| report.status.is_terminal()) {
@@ -647,11 +840,11 @@ impl OrderGateway for PacificaVenue {
         let contract = self.config.symbols.contract(symbol);
         // The history bears the venue's own times.
         let told = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
-        if let Some(report) = self.search(id, &contract, told).await? {
+        if let Some(report) = self.search(id, &contract, told, priority).await? {
             return Ok(OrderSighting::Found(report));
         }
         // A trade under our name is a sighting too, though it does not tell the end.
-        let fills = self.fetch_fills(symbol, since).await?;
+        let fills = self.fetch_fills(symbol, since, priority).await?;
         let mine: Vec<&Fill> =
             fills.iter().filter(|fill| fill.client_order_id.as_ref() == Some(id)).collect();
         let Some(last) = mine.last() else { return Ok(OrderSighting::NotFound) };
@@ -666,13 +859,18 @@ impl OrderGateway for PacificaVenue {
         }))
     }
 
-    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+    async fn fetch_fills(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+        priority: Priority,
+    ) -> Result<Vec<Fill>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
         let (market, times) = (Some(contract.name.as_str()), (since, None));
         let mut trades: Vec<PastTrade> =
-            self.rest.trade_history(self.key.account(), market, times, Priority::Resolve).await?;
+            self.rest.trade_history(self.key.account(), market, times, priority).await?;
         trades.sort_by_key(|trade| trade.history_id);
         trades.dedup_by_key(|trade| trade.history_id);
         let fills: Result<Vec<Fill>, MapError> = trades
@@ -686,10 +884,11 @@ impl OrderGateway for PacificaVenue {
         &self,
         symbol: &Symbol,
         since: Timestamp,
+        priority: Priority,
     ) -> Result<Vec<OrderName>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
-        let rows = self.rest.orders_since(self.key.account(), since).await?;
+        let rows = self.rest.orders_since(self.key.account(), since, priority).await?;
         let names = rows.iter().filter(|row| row.symbol == contract.name);
         Ok(names.filter_map(map::order_name).collect())
     }
@@ -698,9 +897,13 @@ impl OrderGateway for PacificaVenue {
         Err(ReadError::Unreadable("Pacifica has no countdown that cancels orders".to_owned()))
     }
 
-    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+    async fn fetch_open_orders(
+        &self,
+        symbol: &Symbol,
+        priority: Priority,
+    ) -> Result<Vec<ExecutionReport>, ReadError> {
         let contract = self.config.symbols.contract(symbol);
-        let rows = self.rest.open_orders(self.key.account()).await?;
+        let rows = self.rest.open_orders(self.key.account(), priority).await?;
         let mine = rows.iter().filter(|row| row.symbol == contract.name);
         let reports: Result<Vec<Option<ExecutionReport>>, MapError> =
             mine.map(|row| map::open_report(row, &contract)).collect();

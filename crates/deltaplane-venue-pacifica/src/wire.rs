@@ -197,7 +197,7 @@ pub struct OfMarket {
 }
 
 /// `GET /account`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Account {
     /// Settled USDC.
     pub balance: Number,
@@ -221,7 +221,7 @@ pub struct Account {
 }
 
 /// One spot asset of an account.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct SpotBalance {
     /// The asset.
     pub symbol: String,
@@ -342,6 +342,16 @@ pub struct OpenOrder {
     pub filled_amount: Number,
     /// When it changed.
     pub updated_at: i64,
+    /// Side.
+    pub side: BookSide,
+    /// Quantity of the order.
+    pub initial_amount: Number,
+    /// What was canceled of it.
+    #[serde(default)]
+    pub cancelled_amount: Option<Number>,
+    /// Whether it only reduces.
+    #[serde(default)]
+    pub reduce_only: bool,
 }
 
 /// One row of `GET /orders/history`.
@@ -421,7 +431,7 @@ pub struct PaidFunding {
 }
 
 /// One row of `GET /funding_rate/history`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct PastFunding {
     /// The rate that was paid.
     pub funding_rate: Number,
@@ -496,6 +506,13 @@ pub struct OrderUpdate {
     pub os: OrderState,
     /// When.
     pub ut: i64,
+    /// Side.
+    pub d: BookSide,
+    /// Quantity of the order.
+    pub a: Number,
+    /// Whether it only reduces.
+    #[serde(default)]
+    pub r: bool,
 }
 
 /// One row of `account_trades`.
@@ -522,6 +539,9 @@ pub struct TradeUpdate {
     pub f: Number,
     /// When.
     pub t: i64,
+    /// The place in the exchange's order.
+    #[serde(default)]
+    pub li: Option<u64>,
 }
 
 /// One row of `account_positions`.
@@ -535,6 +555,9 @@ pub struct PositionUpdate {
     pub a: Number,
     /// When.
     pub t: i64,
+    /// Entry price.
+    #[serde(default)]
+    pub p: Option<Number>,
 }
 
 /// `account_info`, as far as it is used.
@@ -542,6 +565,18 @@ pub struct PositionUpdate {
 pub struct AccountInfo {
     /// Settled USDC.
     pub b: Number,
+    /// Equity.
+    #[serde(default)]
+    pub ae: Option<Number>,
+    /// What may be spent.
+    #[serde(rename = "as", default)]
+    pub available: Option<Number>,
+    /// Initial margin in use.
+    #[serde(default)]
+    pub mu: Option<Number>,
+    /// Maintenance margin of positions that share the account's margin.
+    #[serde(default)]
+    pub cm: Option<Number>,
 }
 
 /// The data of a reply to a placement or cancel.

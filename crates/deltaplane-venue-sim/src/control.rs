@@ -93,6 +93,8 @@ pub(crate) fn router(sim: Arc<Sim>) -> Router {
         .route("/funding/settle", post(settle_funding))
         .route("/faults", post(add_fault).delete(clear_faults))
         .route("/listen-keys/expire", post(expire_listen_keys))
+        .route("/listen-keys/kill", post(kill_listen_keys))
+        .route("/reads", put(set_reads))
         .route("/clock", put(set_clock))
         .route("/accounts/{id}/key", put(set_key))
         .route("/truth", get(truth))
@@ -166,6 +168,30 @@ async fn set_rules(
     let change =
         Command::SetContract { symbol, is_trading, funding_rate, funding_interval_hours, delivers_at };
     apply(&sim, change)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SetReads {
+    lag_from: u64,
+    lag_to: u64,
+}
+
+/// Sets by how many milliseconds reads lag behind the matching.
+async fn set_reads(State(sim): State<Arc<Sim>>, request: Result<Json<SetReads>, JsonRejection>) -> Answer {
+    let SetReads { lag_from, lag_to } = body(request)?;
+    if lag_from > lag_to || lag_to > 5_000 {
+        let text = format!("lagFrom {lag_from} must not be above lagTo {lag_to}, and that not above 5000");
+        return Err(refuse(StatusCode::BAD_REQUEST, text));
+    }
+    let millis = std::time::Duration::from_millis;
+    sim.set_read_lag(millis(lag_from)..=millis(lag_to));
+    Ok(Json(json!({})))
+}
+
+async fn kill_listen_keys(State(sim): State<Arc<Sim>>) -> Answer {
+    sim.kill_listen_keys();
+    Ok(Json(json!({})))
 }
 
 async fn set_price(

@@ -11,6 +11,7 @@ mod control;
 pub mod core;
 mod dialect;
 mod fault;
+mod lag;
 mod market;
 pub mod pacifica;
 mod ports;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, BalanceCause, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome,
-    Finding, Income, IncomeKind, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError,
-    VenueRules,
+    Finding, Income, IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed,
+    Priority, ReadError, StreamStatus, VenueRules, WalletChange,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -32,6 +33,9 @@ pub struct InProcessVenue {
     clock: Arc<dyn Clock>,
     events: broadcast::Sender<AccountEvent>,
     changes: watch::Sender<u64>,
+    started_at: Timestamp,
+    /// Number of the newest event, which is its place in the exchange's order.
+    told: AtomicU64,
 }
 
 fn venue_symbol(symbol: &Symbol) -> String {
@@ -67,6 +71,8 @@ impl InProcessVenue {
             sim,
             account: id,
             feed,
+            started_at: clock.now(),
+            told: AtomicU64::new(1),
             clock,
             events: broadcast::channel(1_024).0,
             changes: watch::channel(0).0,
@@ -115,105 +121,57 @@ impl InProcessVenue {
     }
 
     fn tell(&self, events: &[Event]) {
+        // Without a listener nobody misses it.
+        let send = |event| drop(self.events.send(event));
+        // What one step of the exchange did has one place in its order.
+        let place = self.told.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         for event in events {
-            if let Event::Account { reason: "ADMIN_DEPOSIT", balance_change, .. } = event {
-                let (amount, cause) = (Some(Notional::new(*balance_change)), BalanceCause::Transfer);
-                let _ = self.events.send(AccountEvent::BalanceChanged { amount, cause });
-            }
-            let Event::Order { order, execution } = event else { continue };
-            if let ExecutionType::Trade(trade) = execution
-                && let Ok(fill) = self.fill(trade, Some(&order.client_id))
-            {
-                // Nobody listens between operations.
-                let _ = self.events.send(AccountEvent::Fill(fill));
-            }
-            if let Ok(report) = report(order) {
-                let _ = self.events.send(AccountEvent::Report(report));
+            match event {
+                Event::Order { order, execution } => {
+                    if let ExecutionType::Trade(trade) | ExecutionType::Calculated(trade) = execution
+                        && let Ok(fill) = self.fill(trade, Some(&order.client_id))
+                    {
+                        send(AccountEvent::Fill(fill, place));
+                    }
+                    if let Some(open) = open_order(order) {
+                        send(AccountEvent::Open(open));
+                    }
+                    if let Ok(report) = report(order) {
+                        send(AccountEvent::Report(report));
+                    }
+                }
+                Event::Account { reason, wallet, balance_change, positions, .. } => {
+                    for (name, _, held) in positions {
+                        let Some(symbol) = canonical(name) else { continue };
+                        send(AccountEvent::Position {
+                            symbol,
+                            delta: Delta::new(held.amount),
+                            entry_price: Price::try_new(held.entry).ok(),
+                            unrealized: None,
+                            order: place,
+                            venue_time: Timestamp::from_millis(held.updated),
+                        });
+                    }
+                    let asset = "USDT".to_owned();
+                    send(AccountEvent::Wallet(vec![WalletChange {
+                        asset,
+                        balance: *wallet,
+                        is_money: true,
+                    }]));
+                    if *reason == "ADMIN_DEPOSIT" {
+                        let (amount, cause) = (Some(Notional::new(*balance_change)), BalanceCause::Transfer);
+                        send(AccountEvent::BalanceChanged { amount, cause });
+                    }
+                }
+                Event::Leverage { .. } => send(AccountEvent::SettingsChanged),
+                Event::Funding { .. } => {}
             }
         }
     }
 
-    fn fill(&self, trade: &core::Trade, client_id: Option<&str>) -> Result<Fill, ReadError> {
-        Ok(Fill {
-            account: self.account.clone(),
-            symbol: canonical(&trade.symbol).ok_or_else(|| unreadable(&trade.symbol))?,
-            trade_id: trade.id.to_string().parse().map_err(unreadable)?,
-            venue_order_id: trade.order_id.to_string().parse().map_err(unreadable)?,
-            client_order_id: client_id.and_then(|id| id.parse().ok()),
-            side: trade.side,
-            quantity: Quantity::try_new(trade.quantity).map_err(unreadable)?,
-            price: Price::try_new(trade.price).map_err(unreadable)?,
-            fee: Notional::new(trade.fee),
-            cause: FillCause::Order,
-            venue_time: Timestamp::from_millis(trade.time),
-        })
-    }
-}
-
-fn report(order: &core::Order) -> Result<ExecutionReport, ReadError> {
-    Ok(ExecutionReport {
-        client_order_id: order.client_id.parse().map_err(unreadable)?,
-        venue_order_id: order.id.to_string().parse().map_err(unreadable)?,
-        status: match order.status {
-            Status::Waiting | Status::New => OrderStatus::Open,
-            Status::PartiallyFilled => OrderStatus::PartiallyFilled,
-            Status::Filled => OrderStatus::Filled,
-            Status::Canceled => OrderStatus::Canceled,
-            Status::Expired | Status::ExpiredInMatch => OrderStatus::Expired,
-        },
-        filled: Quantity::try_new(order.executed).map_err(unreadable)?,
-        average_price: Price::try_new(order.average_price()).ok(),
-        venue_time: Timestamp::from_millis(order.updated),
-    })
-}
-
-#[async_trait]
-impl AccountReader for InProcessVenue {
-    async fn fetch_account(&self) -> Result<AccountSnapshot, ReadError> {
-        let as_of = self.clock.now();
-        self.sim.with(|exchange| {
-            let account =
-                exchange.accounts.get(self.account.as_str()).ok_or_else(|| unreadable("no such account"))?;
-            let (initial, orders, maintenance, unrealized) = exchange.margin(account);
-            let mut positions = BTreeMap::new();
-            for (name, market) in &exchange.markets {
-                let held = account.position(name, PositionSide::Both);
-                let Some(symbol) = canonical(name).filter(|_| !held.amount.is_zero()) else { continue };
-                let leverage = Decimal::from(account.leverage(name));
-                let notional = held.amount.abs() * market.mark;
-                let position = Position {
-                    symbol: symbol.clone(),
-                    delta: Delta::new(held.amount),
-                    entry_price: Price::try_new(held.entry).ok(),
-                    mark_price: Price::try_new(market.mark).ok(),
-                    unrealized: Notional::new(held.unrealized(market.mark)),
-                    initial_margin: Notional::new(notional / leverage),
-                    maintenance_margin: Notional::new(market.maintenance(notional)),
-                    leverage: Some(leverage),
-                    liquidation_price: None,
-                    isolated_margin: account.isolated_margin(name, &held).map(Notional::new),
-                    updated_at: Timestamp::from_millis(held.updated),
-                };
-                positions.insert(symbol, position);
-            }
-            Ok(AccountSnapshot {
-                account: self.account.clone(),
-                venue: self.account.as_str().parse().map_err(unreadable)?,
-                as_of,
-                wallet_balance: Notional::new(account.wallet),
-                unrealized: Notional::new(unrealized),
-                available: Notional::new(exchange.available(account)),
-                initial_margin: Notional::new(initial + orders),
-                maintenance_margin: Notional::new(maintenance),
-                balances: account.all_balances(),
-                positions,
-                hedge_mode: account.hedge_mode,
-            })
-        })
-    }
-
-    async fn fetch_instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
+    fn instrument(&self, symbol: &Symbol) -> Result<Instrument, ReadError> {
         let name = venue_symbol(symbol);
+
         self.sim.with(|exchange| {
             let market =
                 exchange.markets.get(&name).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))?;
@@ -259,7 +217,118 @@ impl AccountReader for InProcessVenue {
         })
     }
 
-    async fn fetch_income(&self, since: Timestamp) -> Result<Vec<Income>, ReadError> {
+    fn fill(&self, trade: &core::Trade, client_id: Option<&str>) -> Result<Fill, ReadError> {
+        Ok(Fill {
+            account: self.account.clone(),
+            symbol: canonical(&trade.symbol).ok_or_else(|| unreadable(&trade.symbol))?,
+            trade_id: trade.id.to_string().parse().map_err(unreadable)?,
+            venue_order_id: trade.order_id.to_string().parse().map_err(unreadable)?,
+            client_order_id: client_id.and_then(|id| id.parse().ok()),
+            side: trade.side,
+            quantity: Quantity::try_new(trade.quantity).map_err(unreadable)?,
+            price: Price::try_new(trade.price).map_err(unreadable)?,
+            fee: Notional::new(trade.fee),
+            cause: FillCause::Order,
+            venue_time: Timestamp::from_millis(trade.time),
+        })
+    }
+}
+
+/// What is left of an order.
+fn open_order(order: &core::Order) -> Option<OpenOrder> {
+    let left = if order.status.is_open() { order.quantity - order.executed } else { Decimal::ZERO };
+    Some(OpenOrder {
+        symbol: canonical(&order.symbol)?,
+        venue_order_id: order.id.to_string().parse().ok()?,
+        side: order.side,
+        left: Quantity::try_new(left).ok()?,
+        reduce_only: order.reduce_only,
+    })
+}
+
+fn report(order: &core::Order) -> Result<ExecutionReport, ReadError> {
+    Ok(ExecutionReport {
+        client_order_id: order.client_id.parse().map_err(unreadable)?,
+        venue_order_id: order.id.to_string().parse().map_err(unreadable)?,
+        status: match order.status {
+            Status::Waiting | Status::New => OrderStatus::Open,
+            Status::PartiallyFilled => OrderStatus::PartiallyFilled,
+            Status::Filled => OrderStatus::Filled,
+            Status::Canceled => OrderStatus::Canceled,
+            Status::Expired | Status::ExpiredInMatch => OrderStatus::Expired,
+        },
+        filled: Quantity::try_new(order.executed).map_err(unreadable)?,
+        average_price: Price::try_new(order.average_price()).ok(),
+        venue_time: Timestamp::from_millis(order.updated),
+    })
+}
+
+#[async_trait]
+impl AccountReader for InProcessVenue {
+    async fn fetch_account(&self, _: Priority) -> Result<AccountSnapshot, ReadError> {
+        let as_of = self.clock.now();
+        let told = self.told.load(Ordering::SeqCst);
+        self.sim.with(|exchange| {
+            let account =
+                exchange.accounts.get(self.account.as_str()).ok_or_else(|| unreadable("no such account"))?;
+            let (initial, orders, maintenance, unrealized) = exchange.margin(account);
+            let mut positions = BTreeMap::new();
+            for (name, market) in &exchange.markets {
+                let held = account.position(name, PositionSide::Both);
+                let Some(symbol) = canonical(name).filter(|_| !held.amount.is_zero()) else { continue };
+                let leverage = Decimal::from(account.leverage(name));
+                let notional = held.amount.abs() * market.mark;
+                let position = Position {
+                    symbol: symbol.clone(),
+                    delta: Delta::new(held.amount),
+                    entry_price: Price::try_new(held.entry).ok(),
+                    mark_price: Price::try_new(market.mark).ok(),
+                    unrealized: Notional::new(held.unrealized(market.mark)),
+                    initial_margin: Notional::new(notional / leverage),
+                    maintenance_margin: Notional::new(market.maintenance(notional)),
+                    leverage: Some(leverage),
+                    liquidation_price: None,
+                    isolated_margin: account.isolated_margin(name, &held).map(Notional::new),
+                    updated_at: Timestamp::from_millis(held.updated),
+                    order: None,
+                };
+                positions.insert(symbol, position);
+            }
+            Ok(AccountSnapshot {
+                account: self.account.clone(),
+                venue: self.account.as_str().parse().map_err(unreadable)?,
+                as_of,
+                valued_at: as_of,
+                order: Some(told),
+                wallet_balance: Notional::new(account.wallet),
+                unrealized: Notional::new(unrealized),
+                available: Notional::new(exchange.available(account)),
+                initial_margin: Notional::new(initial + orders),
+                maintenance_margin: Notional::new(maintenance),
+                balances: account.all_balances(),
+                positions,
+                hedge_mode: account.hedge_mode,
+            })
+        })
+    }
+
+    async fn fetch_all_open_orders(&self, _: Priority) -> Result<Vec<OpenOrder>, ReadError> {
+        self.sim.with(|exchange| {
+            let mine = exchange.orders.values();
+            let mine = mine.filter(|order| order.status.is_open() && order.account == self.account.as_str());
+            Ok(mine.filter_map(open_order).collect())
+        })
+    }
+
+    async fn fetch_instrument(&self, symbol: &Symbol, _: Priority) -> Result<Instrument, ReadError> {
+        self.instrument(symbol)
+    }
+
+    fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument> {
+        self.instrument(symbol).ok()
+    }
+
+    async fn fetch_income(&self, since: Timestamp, _: Priority) -> Result<Vec<Income>, ReadError> {
         let row = |id: String, name: &str, kind, amount, at| {
             let (amount, at) = (Notional::new(amount), Timestamp::from_millis(at));
             Some(Income { id, symbol: canonical(name)?, kind, amount, asset: "USDT".to_owned(), at })
@@ -284,7 +353,7 @@ impl AccountReader for InProcessVenue {
         Ok(rows)
     }
 
-    async fn fetch_adl_ranks(&self) -> Result<BTreeMap<Symbol, u8>, ReadError> {
+    async fn fetch_adl_ranks(&self, _: Priority) -> Result<BTreeMap<Symbol, u8>, ReadError> {
         Ok(BTreeMap::new())
     }
 
@@ -296,22 +365,26 @@ impl AccountReader for InProcessVenue {
         Some(ours)
     }
 
-    fn is_streaming(&self) -> bool {
-        true
+    fn stream(&self) -> StreamStatus {
+        StreamStatus { is_connected: true, proven_since: Some(self.started_at) }
     }
 
     fn pace(&self) -> Pace {
-        Pace { idle: Duration::from_millis(1_500), after_event: Duration::from_millis(100) }
+        Pace {
+            idle: Duration::from_millis(1_500),
+            after_event: Duration::from_millis(100),
+            audit: Duration::from_secs(60),
+        }
     }
 
-    async fn preflight(&self, _: &Symbol) -> Vec<Finding> {
+    async fn preflight(&self, _: &Symbol, _: Priority) -> Vec<Finding> {
         vec![Finding::fine(Check::Permissions, "an exchange in process has no keys")]
     }
 }
 
 #[async_trait]
 impl OrderGateway for InProcessVenue {
-    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent) -> SubmitOutcome {
+    async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, _: Priority) -> SubmitOutcome {
         let order = NewOrder {
             symbol: venue_symbol(&intent.symbol),
             side: intent.side,
@@ -343,7 +416,7 @@ impl OrderGateway for InProcessVenue {
             Ok(events) => {
                 self.tell(&events);
                 let symbol = intent.symbol.clone();
-                match self.fetch_order(id, &symbol, Timestamp::default()).await {
+                match self.fetch_order(id, &symbol, Timestamp::default(), Priority::Hedge).await {
                     Ok(OrderSighting::Found(report)) => SubmitOutcome::Acknowledged(OrderAck {
                         venue_order_id: report.venue_order_id,
                         status: report.status,
@@ -365,7 +438,7 @@ impl OrderGateway for InProcessVenue {
             Ok(events) => self.tell(&events),
             Err(_) => return CancelOutcome::NotOpen,
         }
-        match self.fetch_order(id, symbol, Timestamp::default()).await {
+        match self.fetch_order(id, symbol, Timestamp::default(), Priority::Protect).await {
             Ok(OrderSighting::Found(report)) => CancelOutcome::Canceled(report),
             _ => CancelOutcome::NotOpen,
         }
@@ -380,6 +453,7 @@ impl OrderGateway for InProcessVenue {
         id: &ClientOrderId,
         symbol: &Symbol,
         _: Timestamp,
+        _: Priority,
     ) -> Result<OrderSighting, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
@@ -393,7 +467,12 @@ impl OrderGateway for InProcessVenue {
         })
     }
 
-    async fn fetch_fills(&self, symbol: &Symbol, since: Timestamp) -> Result<Vec<Fill>, ReadError> {
+    async fn fetch_fills(
+        &self,
+        symbol: &Symbol,
+        since: Timestamp,
+        _: Priority,
+    ) -> Result<Vec<Fill>, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
             let mine = exchange.trades.iter().filter(|trade| {
@@ -409,6 +488,7 @@ impl OrderGateway for InProcessVenue {
         &self,
         symbol: &Symbol,
         since: Timestamp,
+        _: Priority,
     ) -> Result<Vec<OrderName>, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
@@ -436,7 +516,11 @@ impl OrderGateway for InProcessVenue {
         self.sim.apply(command).map(|_| ()).map_err(|reject| unreadable(reject.message))
     }
 
-    async fn fetch_open_orders(&self, symbol: &Symbol) -> Result<Vec<ExecutionReport>, ReadError> {
+    async fn fetch_open_orders(
+        &self,
+        symbol: &Symbol,
+        _: Priority,
+    ) -> Result<Vec<ExecutionReport>, ReadError> {
         let name = venue_symbol(symbol);
         self.sim.with(|exchange| {
             let open = exchange.orders.values().filter(|order| {
@@ -493,6 +577,10 @@ impl PriceFeed for InProcessVenue {
     }
 
     fn follow(&self, _: &Symbol) {}
+
+    fn not_followed(&self) -> Vec<Symbol> {
+        Vec::new()
+    }
 
     fn status(&self) -> FeedStatus {
         FeedStatus { connected: true, last_update: Some(self.clock.now()), error_count: 0 }

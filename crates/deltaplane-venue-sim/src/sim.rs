@@ -1,6 +1,7 @@
 //! The exchange with what a dialect needs around it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use deltaplane_ports::Clock;
 use deltaplane_types::Decimal;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use crate::aster::registry::Registry;
 use crate::binance::limits::Limits;
@@ -16,6 +18,7 @@ use crate::config::ExchangeConfig;
 use crate::core::{Command, Event, Exchange, Reject};
 use crate::dialect::{Dialect, StreamRules, Switches};
 use crate::fault::{Fault, Faults, UserEvent};
+use crate::lag::{self, Lag};
 use crate::market::Market;
 use crate::pacifica::credits::Credits;
 use crate::pacifica::keys::Bindings;
@@ -42,6 +45,9 @@ impl SimClock {
     }
 }
 
+/// By how much reads lag where nothing else is said.
+const READ_LAG: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(300);
+
 /// How an exchange is run.
 pub struct SimOptions {
     /// Whose protocol it speaks.
@@ -52,8 +58,10 @@ pub struct SimOptions {
     pub clock: SimClock,
     /// Where its prices come from.
     pub market: Market,
-    /// Time between a request's arrival and its handling, and again before its answer.
+    /// Time between a request's arrival and its handling, again before its answer, and before a user event is told.
     pub latency: Duration,
+    /// By how much reads lag behind the matching: drawn anew for each read.
+    pub read_lag: RangeInclusive<Duration>,
     /// How long Pacifica holds an order back that may take.
     pub speed_bump: Duration,
     /// What no published source settles.
@@ -77,6 +85,7 @@ impl SimOptions {
             clock,
             market,
             latency: Duration::ZERO,
+            read_lag: READ_LAG,
             speed_bump: Duration::from_millis(200),
             switches: Switches::default(),
             streams: dialect.stream_rules(),
@@ -104,6 +113,8 @@ pub(crate) struct UserFrame {
     pub(crate) account: Arc<str>,
     pub(crate) kind: &'static str,
     pub(crate) json: Arc<str>,
+    /// When it reaches the other side.
+    pub(crate) arrives_at: Instant,
 }
 
 /// A running exchange.
@@ -129,6 +140,7 @@ pub struct Sim {
     /// Pacifica's counter of everything that happens.
     pub(crate) last_id: AtomicU64,
     pub(crate) faults: Mutex<Faults>,
+    pub(crate) lag: Mutex<Lag>,
     /// Raised to close every stream.
     pub(crate) stream_closer: watch::Sender<u64>,
     pub(crate) latency: Duration,
@@ -171,6 +183,7 @@ impl Sim {
             credits: Mutex::new(Credits::new(options.credit_factor)),
             last_id: AtomicU64::new(4_294_967_296),
             faults: Mutex::new(Faults::default()),
+            lag: Mutex::new(Lag::new(options.read_lag.clone())),
             stream_closer: watch::channel(0).0,
             latency: options.latency,
             speed_bump: options.speed_bump,
@@ -198,6 +211,10 @@ impl Sim {
     pub fn apply(&self, command: Command) -> Result<Vec<Event>, Reject> {
         let now = self.now();
         let mut exchange = lock(&self.exchange);
+        if lock(&self.lag).is_empty() {
+            // What was before the first change.
+            self.note_state(i64::MIN / 2, &exchange);
+        }
         let events = exchange.handle(now, command)?;
         // Told under the lock, so that streams see events in the order in which they happened.
         for event in &events {
@@ -210,11 +227,45 @@ impl Sim {
                 self.tell(&account, kind, &json);
             }
         }
+        if !events.is_empty() {
+            self.note_state(now, &exchange);
+        }
         Ok(events)
     }
 
+    fn note_state(&self, now: i64, exchange: &Exchange) {
+        let number = self.last_id.load(Ordering::Relaxed);
+        lock(&self.lag).changed(now, number, &exchange.accounts);
+    }
+
+    /// Runs a handler that reads: what it sees may be a little old.
+    pub(crate) fn reading<T>(&self, handler: impl FnOnce() -> T) -> T {
+        let now = self.now();
+        let view = {
+            let exchange = lock(&self.exchange);
+            lock(&self.lag).view(now, &exchange)
+        };
+        lag::reading(view, handler)
+    }
+
+    /// The counter of events that a reading sees.
+    pub(crate) fn read_number(&self) -> u64 {
+        lag::past_number().unwrap_or_else(|| self.last_id.load(Ordering::Relaxed))
+    }
+
+    /// Sets by how much reads lag.
+    pub fn set_read_lag(&self, range: RangeInclusive<Duration>) {
+        lock(&self.lag).set(range);
+    }
+
+    /// Lets every listen key die now without a word: streams stay open and tell no more, and no key can be extended.
+    pub fn kill_listen_keys(&self) {
+        lock(&self.listen_keys).kill_all();
+    }
+
     fn tell(&self, account: &str, kind: &'static str, json: &str) {
-        let frame = UserFrame { account: account.into(), kind, json: json.into() };
+        let arrives_at = Instant::now() + self.latency;
+        let frame = UserFrame { account: account.into(), kind, json: json.into(), arrives_at };
         // Without a subscriber nobody misses it.
         if lock(&self.faults).adds_unknown_event() {
             let unknown = r#"{"e":"FUTURE_EVENT","channel":"future_channel","E":1,"data":{"x":1}}"#;
@@ -239,7 +290,10 @@ impl Sim {
 
     /// Reads the state.
     pub fn with<T>(&self, read: impl FnOnce(&Exchange) -> T) -> T {
-        read(&lock(&self.exchange))
+        match lag::read_past(read) {
+            Ok(result) => result,
+            Err(read) => read(&lock(&self.exchange)),
+        }
     }
 
     /// Changes the state beside the commands: settings that no event tells.

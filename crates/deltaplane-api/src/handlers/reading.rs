@@ -205,11 +205,12 @@ pub(crate) async fn healthz() -> Response<Body> {
 }
 
 pub(crate) async fn readyz(State(state): Shared) -> Response<Body> {
-    match state.plane.system().await.not_ready_because {
-        None => Reply::json(StatusCode::OK, &"ready").into_response(),
+    let view = state.plane.system().await;
+    match &view.not_ready_because {
+        None => Reply::json(StatusCode::OK, &system::readiness(&view)).into_response(),
         Some(because) => {
-            failed(&problem::failure(Code::NotRunning, because, "wait and ask again"), "/readyz")
-                .into_response()
+            let failure = problem::failure(Code::NotRunning, because.clone(), "wait and ask again");
+            failed(&failure, "/readyz").into_response()
         }
     }
 }

@@ -31,6 +31,8 @@ pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> Json
     json.number_if("leverage", held.and_then(|held| held.leverage));
     json.put("lastUpdated", &snapshot.as_of.as_millis());
     json.put("age", &u64::try_from(now.since(snapshot.as_of).as_millis()).unwrap_or(u64::MAX));
+    json.put("source", if view.is_streamed { "stream" } else { "rest" });
+    json.put("openOrders", &view.open_orders.as_ref().map(Vec::len));
     json.number_if("equity", snapshot.equity().ok().map(Notional::value));
     json.number("initialMargin", snapshot.initial_margin.value());
     json.number("maintenanceMargin", snapshot.maintenance_margin.value());

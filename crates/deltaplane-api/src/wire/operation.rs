@@ -185,6 +185,8 @@ fn shared_fields(json: &mut JsonObject, report: &OperationReport) {
     if !report.warnings.is_empty() {
         json.put("warnings", &report.warnings);
     }
+    let state_age = report.state_age.filter(|_| report.dry_run);
+    json.put_if("stateAge", state_age.map(|age| age.as_millis()).as_ref());
     json.put_if("plan", report.plan.as_ref().map(plan).as_ref());
 }
 

@@ -1,7 +1,7 @@
 //! `GET system/status`.
 
-use deltaplane_ports::{ServiceState, SystemPhase, SystemView};
-use deltaplane_types::{Decimal, Price};
+use deltaplane_ports::{AccountReadiness, AccountSource, BudgetView, ServiceState, SystemPhase, SystemView};
+use deltaplane_types::{AccountId, Decimal, Price};
 
 use super::json::{JsonObject, Number};
 
@@ -75,5 +75,53 @@ pub(crate) fn status(view: &SystemView, performance: &Performance) -> JsonObject
         })
         .collect();
     json.put("market", &market);
+    let budgets: Vec<JsonObject> = view.budgets.iter().map(budget).collect();
+    json.put("budgets", &budgets);
+    json.put("accounts", &accounts(&view.accounts));
+    json
+}
+
+/// How a request budget stands: `used` and `limit` in the exchange's own units.
+fn budget(view: &BudgetView) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("venue", view.venue.as_str());
+    json.put("egress", &view.egress);
+    json.put("accounts", &view.accounts.iter().map(AccountId::as_str).collect::<Vec<_>>());
+    json.put("used", &view.status.used);
+    json.put("limit", &view.status.limit);
+    json.put("windowEndsAt", &view.status.window_ends_at.as_millis());
+    let mut by_priority = JsonObject::default();
+    for (priority, spent) in &view.status.by_priority {
+        by_priority.put(priority.name(), spent);
+    }
+    json.put("byPriority", &by_priority);
+    json
+}
+
+/// How every account stands.
+fn accounts(accounts: &[AccountReadiness]) -> Vec<JsonObject> {
+    let account = |account: &AccountReadiness| {
+        let mut json = JsonObject::default();
+        json.put("accountId", account.account.as_str());
+        let source = match account.source {
+            AccountSource::Stream => "stream",
+            AccountSource::Rest => "rest",
+            AccountSource::None => "none",
+        };
+        json.put("source", source);
+        json.put("canTrade", &account.can_trade);
+        json.put("neededByPolicy", &account.is_needed);
+        json.put_if("reason", account.reason.as_ref());
+        json
+    };
+    accounts.iter().map(account).collect()
+}
+
+/// `GET readyz` while operations are taken: `degraded` names the accounts that are not as they should be.
+pub(crate) fn readiness(view: &SystemView) -> JsonObject {
+    let mut json = JsonObject::default();
+    let is_whole = view.accounts.iter().all(|account| account.reason.is_none());
+    json.put("status", if is_whole { "ready" } else { "degraded" });
+    json.put("accounts", &accounts(&view.accounts));
     json
 }

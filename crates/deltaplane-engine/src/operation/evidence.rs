@@ -177,7 +177,7 @@ impl Operation {
             (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
         // Another account's trades may have the same numbers.
         let mine = self.orders.values().filter(|order| order.intent.order.account == account);
-        let known: BTreeSet<_> = mine.flat_map(TrackedOrder::trade_ids).collect();
+        let known: BTreeSet<_> = mine.flat_map(TrackedOrder::trades).map(|(id, _)| id).collect();
         let lately: Vec<&Fill> = fills
             .iter()
             .filter(|fill| fill.venue_time.after(CLOCK_MARGIN) >= since && !known.contains(&fill.trade_id))

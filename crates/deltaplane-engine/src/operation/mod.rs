@@ -45,8 +45,10 @@ const NO_PROGRESS: &str = "no progress after ";
 const MAX_FAILED_PROOFS: u32 = 3;
 /// Readings of positions that our own trades do not explain, before they count as somebody else's doing.
 const MAX_REREADS: u32 = 8;
-/// How long each of them waits for a slow venue.
+/// How long each of them waits for the stream, or for a slow venue.
 const REREAD_PAUSE: Duration = Duration::from_millis(250);
+/// From this one on the venue is asked: its stream did not tell within a second.
+const ASK_FROM: u32 = 4;
 /// The venue's clock may differ from ours by this much.
 const CLOCK_MARGIN: Duration = Duration::from_secs(5);
 /// Before an operation's time is over nothing rests any more for so long: what is left is taken then.
@@ -107,17 +109,26 @@ pub enum Event {
     Tick,
 }
 
+/// What a reading waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// So long.
+    Whole(Duration),
+    /// Until the state of an account changes, so long at most.
+    Change(Duration),
+}
+
 /// What the shell has to do.
 #[derive(Debug)]
 pub enum Effect {
-    /// Read accounts and prices, after a pause; with `anew` every account is asked again.
+    /// Take accounts and prices as they are, after a pause.
     Read {
         /// Which reading it is: an older one's answer does not count.
         reading: u32,
-        /// Whether known states do not count.
+        /// Whether the venues are asked even where the accounts' streams are proven.
         anew: bool,
-        /// How long to wait first.
-        after: Duration,
+        /// What to wait for first.
+        pause: Pause,
     },
     /// Make these orders durable, and with them these records, in one append.
     Reserve(Vec<Draft>, Vec<Record>),
@@ -222,6 +233,8 @@ pub struct Operation {
     instruments: BTreeMap<AccountId, Instrument>,
     /// Positions at the newest snapshot and what our orders had traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
+    /// What trades of others had moved by then, since the engine started.
+    foreign: BTreeMap<AccountId, Delta>,
     /// When positions were read last.
     read_at: Timestamp,
     /// The same of operations that ended a moment ago, until the first reading has shown it.
@@ -296,7 +309,7 @@ impl Operation {
         operation.pending.push(accepted);
         operation.note(now, "requested");
         let mut effects = Vec::new();
-        operation.read(false, Duration::ZERO, &mut effects);
+        operation.read(Duration::ZERO, &mut effects);
         (operation, effects)
     }
 
@@ -386,6 +399,7 @@ impl Operation {
             excluded: BTreeSet::new(),
             instruments: BTreeMap::new(),
             positions: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             read_at: Timestamp::default(),
             traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
@@ -469,8 +483,8 @@ impl Operation {
     }
 
     /// The trades of each order, by the order's account.
-    pub(crate) fn trades(&self) -> impl Iterator<Item = (&AccountId, Vec<TradeId>)> {
-        self.orders.values().map(|order| (&order.intent.order.account, order.trade_ids()))
+    pub(crate) fn trades(&self) -> impl Iterator<Item = (&AccountId, Vec<(TradeId, Delta)>)> {
+        self.orders.values().map(|order| (&order.intent.order.account, order.trades()))
     }
 
     /// The order with this name.
@@ -488,10 +502,18 @@ impl Operation {
         self.is_halted
     }
 
-    /// Asks for a reading; answers to earlier ones do not count any more.
-    fn read(&mut self, anew: bool, after: Duration, effects: &mut Vec<Effect>) {
+    /// Asks for the accounts' state now; answers to earlier questions do not count any more.
+    fn read(&mut self, after: Duration, effects: &mut Vec<Effect>) {
         self.reading = self.reading.wrapping_add(1);
-        effects.push(Effect::Read { reading: self.reading, anew, after });
+        effects.push(Effect::Read { reading: self.reading, anew: false, pause: Pause::Whole(after) });
+    }
+
+    /// Asks for the accounts' state once it changes: an event may be on its way. After [`ASK_FROM`] such waits the
+    /// venues are asked.
+    fn read_again(&mut self, effects: &mut Vec<Effect>) {
+        self.reading = self.reading.wrapping_add(1);
+        let anew = self.rereads >= ASK_FROM;
+        effects.push(Effect::Read { reading: self.reading, anew, pause: Pause::Change(REREAD_PAUSE) });
     }
 
     fn note(&mut self, at: Timestamp, text: impl Into<String>) {
@@ -567,7 +589,7 @@ impl Operation {
                 self.end_slice(now, effects);
             } else if self.shrink_at().is_some_and(|at| now >= at) {
                 self.shrink = Shrink::Reading;
-                self.read(true, Duration::ZERO, effects);
+                self.read(Duration::ZERO, effects);
             }
         }
         self.tell_doubt(now, effects);

@@ -118,6 +118,7 @@ impl Operation {
             execution_cost: quality.execution_cost,
             max_transient_delta: self.max_transient,
             warnings: anchor.map(|anchor| anchor.warnings.clone()).unwrap_or_default(),
+            state_age: anchor.map(|anchor| anchor.state_age),
             net_delta_all: anchor.and_then(|anchor| anchor.net_all),
             worst_case: self.worst_case,
             rebalance: anchor.and_then(|anchor| anchor.rebalance.clone()),

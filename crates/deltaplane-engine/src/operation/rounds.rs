@@ -11,8 +11,8 @@ use deltaplane_types::{
 };
 
 use super::{
-    Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, NO_PROGRESS, Operation, Phase, REREAD_PAUSE,
-    ROUND_PAUSE, Running, Shrink, TAKES_WITHIN,
+    Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, NO_PROGRESS, Operation, Phase, ROUND_PAUSE,
+    Running, Shrink, TAKES_WITHIN,
 };
 use crate::accounts::RecentTrades;
 use crate::control::{self, Ending, Goal, Round, Verdict};
@@ -38,7 +38,7 @@ impl Operation {
             // One side may stand alone: the venues are asked again as long as there is time.
             Err(_) if self.has_two_open_sides() && !self.is_over(now) => {
                 self.note(now, "an account cannot be read: asking again");
-                return self.read(true, REREAD_PAUSE, effects);
+                return self.read_again(effects);
             }
             Err(failure) => {
                 if self.unwind_instead(now, effects) {
@@ -46,7 +46,7 @@ impl Operation {
                 }
                 if self.unwinding && self.rereads < MAX_REREADS {
                     self.rereads += 1;
-                    return self.read(true, REREAD_PAUSE, effects);
+                    return self.read_again(effects);
                 }
                 return self.fail(failure, now, effects);
             }
@@ -57,7 +57,7 @@ impl Operation {
             if now < thaws && (!self.is_over(now) || self.unwinding) {
                 let wait = thaws.since(now).max(ROUND_PAUSE);
                 self.note(now, "waiting: an order of another operation is in doubt");
-                return self.read(true, wait, effects);
+                return self.read(wait, effects);
             }
         }
         let (unexplained, unseen) = (self.unexplained(&snapshot), self.unseen(&snapshot));
@@ -70,7 +70,7 @@ impl Operation {
             }
             if self.rereads < MAX_REREADS && (!self.is_over(now) || self.unwinding) {
                 self.rereads += 1;
-                return self.read(true, REREAD_PAUSE, effects);
+                return self.read_again(effects);
             }
             if let Some(failed) = unseen {
                 return self.fail(failed, now, effects);
@@ -106,6 +106,7 @@ impl Operation {
             .iter()
             .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
+        self.foreign = snapshot.accounts.iter().map(|(id, facts)| (id.clone(), facts.foreign)).collect();
         self.forgive_what_changed(&snapshot, now);
         self.touch = snapshot
             .accounts
@@ -194,7 +195,7 @@ impl Operation {
         // Whoever refused to open or could not follow may well take an order that only reduces.
         self.excluded.clear();
         self.phase = Phase::Reading;
-        self.read(true, ROUND_PAUSE, effects);
+        self.read(ROUND_PAUSE, effects);
         true
     }
 
@@ -205,8 +206,11 @@ impl Operation {
             let now = facts.account.position(&self.spec.symbol);
             // In the first round what the operation before traded a moment ago counts: others may have traded too,
             // so that what is shown late is not exactly what was before.
-            let before = || self.traded_before.get(id).map(|recent| recent.after);
-            let expected = self.expected_position(id).or_else(before);
+            let before = || {
+                let recent = self.traded_before.get(id).filter(|_| !facts.is_exact)?;
+                recent.after.plus(facts.foreign.minus(recent.foreign).ok()?).ok()
+            };
+            let expected = self.expected_with_others(id, facts.foreign).or_else(before);
             if let Some(expected) = expected.filter(|expected| *expected != now) {
                 found.push((id.clone(), expected, now));
             }
@@ -226,6 +230,13 @@ impl Operation {
         position.plus(self.traded_by(account).minus(*traded_then).ok()?).ok()
     }
 
+    /// The same with what trades of others moved since then, as far as the stream told; `foreign` is their sum since the
+    /// engine started.
+    fn expected_with_others(&self, account: &AccountId, foreign: Delta) -> Option<Delta> {
+        let moved = foreign.minus(self.foreign.get(account).copied().unwrap_or_default()).ok()?;
+        self.expected_position(account)?.plus(moved).ok()
+    }
+
     /// A position that lacks exactly what we traded: the venue shows it late, and a plan would trade it again.
     pub(super) fn unseen(&self, snapshot: &Snapshot) -> Option<Box<Failure>> {
         let late: Vec<String> = snapshot
@@ -233,10 +244,18 @@ impl Operation {
             .iter()
             .filter_map(|(id, facts)| {
                 let shown = facts.account.position(&self.spec.symbol);
-                let here = self.positions.get(id).filter(|(position, _)| *position == shown);
-                let here = here.and_then(|_| self.expected_position(id));
-                let before = self.traded_before.get(id).filter(|recent| recent.before.contains(&shown));
-                let known = here.or_else(|| before.map(|recent| recent.after))?;
+                // What others traded since then is taken off: the rest is what we left, with or without our trades.
+                let ours = |since: Delta| shown.minus(facts.foreign.minus(since).ok()?).ok();
+                let foreign = self.foreign.get(id).copied().unwrap_or_default();
+                let here = self.positions.get(id).filter(|(position, _)| ours(foreign) == Some(*position));
+                let here = here.and_then(|_| self.expected_with_others(id, facts.foreign));
+                let is_late = |recent: &&RecentTrades| {
+                    !facts.is_exact && ours(recent.foreign).is_some_and(|ours| recent.before.contains(&ours))
+                };
+                let before = self.traded_before.get(id).filter(is_late);
+                let with_others =
+                    |recent: &RecentTrades| recent.after.plus(facts.foreign.minus(recent.foreign).ok()?).ok();
+                let known = here.or_else(|| before.and_then(with_others))?;
                 (known != shown).then(|| format!("{id} shows {shown} and by our trades holds {known}"))
             })
             .collect();
@@ -263,7 +282,8 @@ impl Operation {
                 position = position.plus(order.traded()).ok()?;
             }
             before.dedup();
-            (!before.is_empty()).then(|| (account.clone(), RecentTrades { before, after }))
+            let foreign = self.foreign.get(account).copied().unwrap_or_default();
+            (!before.is_empty()).then(|| (account.clone(), RecentTrades { before, after, foreign }))
         };
         self.positions.keys().filter_map(of).collect()
     }
@@ -333,7 +353,7 @@ impl Operation {
         let Pacing { clips, interval, .. } = self.spec.terms.pacing;
         self.note(now, format!("part {} of {clips} begins in {} ms", self.clip + 1, interval.as_millis()));
         self.phase = Phase::Reading;
-        self.read(true, interval.max(ROUND_PAUSE), effects);
+        self.read(interval.max(ROUND_PAUSE), effects);
     }
 
     /// Where an order of a leg rests: at the best price of its own side, within the leg's cap. None where it takes.
@@ -502,7 +522,7 @@ impl Operation {
         if std::mem::take(&mut self.rests_first) {
             self.note(now, "what rested and did not trade is taken now");
             self.phase = Phase::Reading;
-            return self.read(true, ROUND_PAUSE, effects);
+            return self.read(ROUND_PAUSE, effects);
         }
         let idle = self.turnover() == running.turnover_before;
         self.idle_rounds = if idle { self.idle_rounds + 1 } else { 0 };
@@ -524,6 +544,6 @@ impl Operation {
             },
         );
         self.phase = Phase::Reading;
-        self.read(true, ROUND_PAUSE, effects);
+        self.read(ROUND_PAUSE, effects);
     }
 }

@@ -41,6 +41,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         liquidation_price: None,
         isolated_margin: None,
         updated_at: Timestamp::default(),
+        order: None,
     };
     account.positions.insert(btc(), held);
     let level = |text: &str| Level { price: price(text), quantity: quantity("100") };
@@ -94,6 +95,8 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         is_off: false,
         gross_elsewhere: Some(deltaplane_types::Notional::ZERO),
         others: Vec::new(),
+        foreign: Delta::ZERO,
+        is_exact: false,
     }
 }
 
@@ -112,6 +115,8 @@ fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
         restrictions: BTreeMap::new(),
         blocked_by: BTreeMap::new(),
         all_deltas: deltas.collect(),
+        age: Duration::ZERO,
+        stale: Vec::new(),
     }
 }
 

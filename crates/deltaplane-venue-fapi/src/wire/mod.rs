@@ -63,13 +63,57 @@ pub struct ServerTime {
 
 /// `GET /fapi/v1/exchangeInfo`, as far as it is used.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ExchangeInfo {
     /// Every instrument.
     pub symbols: Vec<SymbolInfo>,
+    /// What an address and an account may ask.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
+}
+
+/// One limit of requests or orders.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// `REQUEST_WEIGHT` or `ORDERS`.
+    #[serde(default)]
+    pub rate_limit_type: String,
+    /// `SECOND` or `MINUTE`.
+    #[serde(default)]
+    pub interval: String,
+    /// How many intervals a window has.
+    #[serde(default)]
+    pub interval_num: u64,
+    /// What a window allows.
+    #[serde(default)]
+    pub limit: u64,
+}
+
+impl RateLimit {
+    fn seconds(&self) -> Option<u64> {
+        let unit = match self.interval.as_str() {
+            "SECOND" => 1,
+            "TEN_SECONDS" => 10,
+            "MINUTE" => 60,
+            _ => return None,
+        };
+        Some(self.interval_num.saturating_mul(unit))
+    }
+
+    /// Whether it limits the weight of a minute.
+    pub fn is_weight_of_a_minute(&self) -> bool {
+        self.rate_limit_type == "REQUEST_WEIGHT" && self.seconds() == Some(60)
+    }
+
+    /// Whether it limits the orders of so many seconds.
+    pub fn is_orders_of(&self, seconds: u64) -> bool {
+        self.rate_limit_type == "ORDERS" && self.seconds() == Some(seconds)
+    }
 }
 
 /// One instrument.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SymbolInfo {
     /// The name.
@@ -87,7 +131,7 @@ pub struct SymbolInfo {
 }
 
 /// One rule; kinds that are not used are `Other`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "filterType", rename_all = "SCREAMING_SNAKE_CASE", rename_all_fields = "camelCase")]
 pub enum Filter {
     /// Steps of prices.
@@ -143,6 +187,25 @@ pub struct DepthSnapshot {
 /// The decoder's message.
 pub fn depth_snapshot(text: &str) -> Result<DepthSnapshot, serde_json::Error> {
     serde_json::from_str(text)
+}
+
+/// An order of `openOrders`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestingOrder {
+    /// The instrument.
+    pub symbol: String,
+    /// The venue's id.
+    pub order_id: u64,
+    /// Which way.
+    pub side: WireSide,
+    /// Quantity of the order.
+    pub orig_qty: Number,
+    /// All that traded.
+    pub executed_qty: Number,
+    /// Whether it only reduces.
+    #[serde(default)]
+    pub reduce_only: bool,
 }
 
 /// The answer to a placement, cancel or query.
@@ -387,7 +450,7 @@ impl<'de> Deserialize<'de> for Name {
 }
 
 /// `GET /fapi/v1/commissionRate`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommissionRate {
     /// Fee rate of an order that rests.
@@ -397,7 +460,7 @@ pub struct CommissionRate {
 }
 
 /// One element of `GET /fapi/v1/leverageBracket`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct LeverageBracket {
     /// The instrument.
     pub symbol: String,
@@ -406,7 +469,7 @@ pub struct LeverageBracket {
 }
 
 /// One step of the margin table; JSON numbers.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bracket {
     /// Highest leverage.
@@ -457,6 +520,15 @@ pub struct UserTrade {
     pub commission: Number,
     /// When.
     pub time: i64,
+}
+
+/// `PUT listenKey`; older answers name no key.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtendedKey {
+    /// The key.
+    #[serde(default)]
+    pub listen_key: Option<String>,
 }
 
 /// `POST /fapi/v1/listenKey`.
@@ -587,6 +659,12 @@ pub struct OrderEvent {
     pub time: i64,
     /// The trade, zero where there is none.
     pub t: u64,
+    /// Quantity of the order.
+    #[serde(rename = "q", default)]
+    pub quantity: Option<Number>,
+    /// Whether it only reduces.
+    #[serde(rename = "R", default)]
+    pub reduce_only: bool,
 }
 
 /// `ACCOUNT_UPDATE`.
@@ -621,6 +699,8 @@ pub struct BalanceEvent {
     pub a: String,
     /// Change beside profit and fees.
     pub bc: Option<Number>,
+    /// Wallet balance.
+    pub wb: Option<Number>,
 }
 
 /// One position of an `ACCOUNT_UPDATE`.
@@ -630,6 +710,10 @@ pub struct PositionEvent {
     pub s: String,
     /// Signed quantity.
     pub pa: Number,
+    /// Entry price.
+    pub ep: Option<Number>,
+    /// Profit not yet realized.
+    pub up: Option<Number>,
     /// `BOTH`, `LONG` or `SHORT`.
     pub ps: String,
 }

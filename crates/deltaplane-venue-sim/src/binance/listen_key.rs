@@ -1,6 +1,6 @@
 //! Listen keys: one per account, valid for an hour from the last call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const VALID_MS: i64 = 60 * 60 * 1_000;
 
@@ -8,6 +8,8 @@ const VALID_MS: i64 = 60 * 60 * 1_000;
 pub(crate) struct ListenKeys {
     by_key: BTreeMap<String, (String, i64)>,
     made: u64,
+    /// Keys that died without a word.
+    silent: BTreeSet<String>,
 }
 
 impl ListenKeys {
@@ -41,6 +43,16 @@ impl ListenKeys {
         for (_, until) in self.by_key.values_mut() {
             *until = i64::MIN;
         }
+    }
+
+    /// Lets every key die now, without telling its streams.
+    pub(crate) fn kill_all(&mut self) {
+        self.silent.extend(std::mem::take(&mut self.by_key).into_keys());
+    }
+
+    /// Whether a key died without a word.
+    pub(crate) fn is_silent(&self, key: &str) -> bool {
+        self.silent.contains(key)
     }
 
     /// The account of a valid key.

@@ -123,7 +123,8 @@ fn answer(sim: &Sim, method: &str, uri: &Uri, headers: &HeaderMap, body: &Bytes)
         return raw(StatusCode::NOT_FOUND, "text/html", "<html><body>404 Not Found</body></html>".to_owned());
     };
     let now = sim.now();
-    let (used, too_much) = lock(&sim.limits).weigh(now, route.weight());
+    let weight = by_parameter(sim.dialect, uri).unwrap_or_else(|| route.weight());
+    let (used, too_much) = lock(&sim.limits).weigh(now, weight);
     if let Some(reject) = too_much {
         let mut response = refusal(sim.dialect, &reject);
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
@@ -133,7 +134,7 @@ fn answer(sim: &Sim, method: &str, uri: &Uri, headers: &HeaderMap, body: &Bytes)
         return response;
     }
     let mut counted = None;
-    let result = respond(sim, route, uri, headers, body, &mut counted);
+    let result = respond(sim, route, (method, uri), headers, body, &mut counted);
     let mut response = match result {
         Ok(json) => raw(StatusCode::OK, "application/json", json.to_string()),
         Err(reject) => refusal(sim.dialect, &reject),
@@ -154,7 +155,7 @@ fn number(value: u64) -> HeaderValue {
 fn respond(
     sim: &Sim,
     route: Found,
-    uri: &Uri,
+    (method, uri): (&str, &Uri),
     headers: &HeaderMap,
     body: &Bytes,
     counted: &mut Option<(u64, u64)>,
@@ -170,12 +171,20 @@ fn respond(
         Found::Binance((_, path, security, _, orders, handler)) => {
             let (account, params) = authorize(sim, path, *security, *orders, &raw)?;
             let holder = account.clone();
-            (*orders, account, Box::new(move || handler(sim, &holder, &params)))
+            let is_read = path_reads(uri, method);
+            let work = move || handler(sim, &holder, &params);
+            (*orders, account, if is_read { Box::new(move || sim.reading(work)) } else { Box::new(work) })
         }
         Found::Aster(endpoint) => {
             let caller = crate::aster::auth::authorize(sim, uri.path(), endpoint.security, &raw)?;
             let account = caller.account.clone();
-            (endpoint.orders, account, Box::new(move || (endpoint.handler)(sim, &caller)))
+            let work = move || (endpoint.handler)(sim, &caller);
+            let is_read = path_reads(uri, method);
+            (
+                endpoint.orders,
+                account,
+                if is_read { Box::new(move || sim.reading(work)) } else { Box::new(work) },
+            )
         }
     };
     if orders == 0 {
@@ -191,7 +200,49 @@ fn respond(
     Ok(answer)
 }
 
+/// Whether a request reads an account or its orders: such reads lag.
+fn path_reads(uri: &Uri, method: &str) -> bool {
+    let lagging = [
+        "account",
+        "accountWithJoinMargin",
+        "balance",
+        "positionRisk",
+        "order",
+        "openOrder",
+        "openOrders",
+        "allOrders",
+        "userTrades",
+        "income",
+    ];
+    method == "GET" && uri.path().rsplit('/').next().is_some_and(|name| lagging.contains(&name))
+}
+
 type Work<'a> = Box<dyn FnOnce() -> Result<Value, Reject> + 'a>;
+
+/// The weight of a request, where it depends on a parameter.
+fn by_parameter(dialect: Dialect, uri: &Uri) -> Option<u64> {
+    let query = uri.query().unwrap_or_default();
+    let value = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(known, _)| *known == name).map(|(_, value)| value)
+    };
+    let limit = |usual: u64| value("limit").map_or(usual, |text| text.parse().unwrap_or(usual));
+    let with_symbol = |one, all| Some(if value("symbol").is_some() { one } else { all });
+    let name = uri.path().strip_prefix("/fapi/")?.split_once('/')?.1;
+    match name {
+        "depth" => Some(match limit(500) {
+            ..=50 => 2,
+            51..=100 => 5,
+            101..=500 => 10,
+            _ => 20,
+        }),
+        "openOrders" | "openAlgoOrders" | "ticker/24hr" => with_symbol(1, 40),
+        "ticker/bookTicker" if dialect == Dialect::Binance => with_symbol(2, 5),
+        "ticker/price" | "ticker/bookTicker" => with_symbol(1, 2),
+        "premiumIndex" if dialect == Dialect::Binance => with_symbol(1, 10),
+        _ => None,
+    }
+}
 
 /// The route of a request in its dialect.
 enum Found {

@@ -1,6 +1,6 @@
 //! WebSocket streams: routes, subscriptions, listen keys, heartbeat, 24 hours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,11 +72,16 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
     let mut ping = tokio::time::interval_at(started + rules.ping_every, rules.ping_every);
     let mut second = tokio::time::interval(Duration::from_secs(1).min(rules.lifetime));
     let mut received = 0_u32;
+    // User events on their way.
+    let mut coming: VecDeque<(Instant, String)> = VecDeque::new();
     loop {
+        // A muted stream reads nothing either, so that no ping is answered.
+        let is_muted = lock(&sim.faults).mutes_streams();
+        let next = coming.front().map_or_else(|| Instant::now() + Duration::from_secs(3_600), |(at, _)| *at);
         let text = tokio::select! {
             biased;
             _ = closer.changed() => break,
-            message = socket.recv() => match message {
+            message = socket.recv(), if !is_muted => match message {
                 Some(Ok(Message::Text(text))) => {
                     received += 1;
                     if received > rules.messages_per_second { break; }
@@ -87,10 +92,14 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
                 Some(Ok(Message::Close(_)) | Err(_)) | None => break,
             },
             user = users.recv() => match user {
-                Ok(frame) => session.user_frame(&frame),
+                Ok(frame) => {
+                    coming.extend(session.user_frame(&frame).map(|text| (frame.arrives_at, text)));
+                    None
+                }
                 Err(RecvError::Lagged(_)) => None,
                 Err(RecvError::Closed) => break,
             },
+            () = tokio::time::sleep_until(next), if !coming.is_empty() => coming.pop_front().map(|(_, text)| text),
             frame = frames.recv() => match frame {
                 Ok(frame) => session.market_frame(&frame),
                 Err(RecvError::Lagged(_)) => None,
@@ -107,10 +116,7 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
                 session.expired()
             }
         };
-        let Some(text) = text else { continue };
-        if lock(&sim.faults).mutes_streams() {
-            continue;
-        }
+        let Some(text) = text.filter(|_| !is_muted) else { continue };
         if socket.send(Message::Text(text.into())).await.is_err() {
             return;
         }
@@ -255,7 +261,10 @@ impl Session {
                 !self.told_expired.contains(key)
                     && events.as_ref().is_none_or(|events| events.contains("listenKeyExpired"))
             })
-            .find(|(key, _)| lock(&self.sim.listen_keys).account(key, now).is_none())
+            .find(|(key, _)| {
+                let keys = lock(&self.sim.listen_keys);
+                keys.account(key, now).is_none() && !keys.is_silent(key)
+            })
             .map(|(key, _)| key.clone())?;
         self.told_expired.insert(gone.clone());
         Some(

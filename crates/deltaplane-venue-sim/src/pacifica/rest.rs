@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
@@ -51,12 +50,14 @@ fn raw(status: u16, content_type: &'static str, body: String) -> Response<Body> 
     response
 }
 
-fn cost(method: &Method, path: &str) -> u64 {
+/// Tenths of a credit. What a heavy reading costs depends on its rows: 3 to 12 credits, 1 to 4 with a key.
+fn cost(method: &Method, path: &str, limit: Option<u64>, with_key: bool) -> u64 {
     let heavy = ["/kline", "/trades/history", "/orders/history", "/account/balance/history"];
     if path.contains("cancel") {
         5
     } else if method == Method::GET && heavy.iter().any(|known| path.starts_with(known)) {
-        30
+        let steps = limit.unwrap_or(100).div_ceil(1_000).clamp(1, 4);
+        steps * if with_key { 10 } else { 30 }
     } else {
         10
     }
@@ -73,14 +74,16 @@ async fn answer(sim: &Sim, method: &Method, uri: &Uri, headers: &HeaderMap, body
     }
     let path = uri.path().strip_prefix(PREFIX).unwrap_or_default().to_owned();
     let with_key = headers.contains_key("pf-api-key");
-    let standing = lock(&sim.credits).take(sim.now(), cost(method, &path), with_key);
+    let limit = query(uri.query().unwrap_or_default()).get("limit").and_then(|text| text.parse().ok());
+    let cost = cost(method, &path, limit, with_key);
+    let standing = lock(&sim.credits).take(sim.now(), cost, with_key);
     if standing.exhausted {
         let mut response = raw(429, "text/plain", "Too many requests".to_owned());
         add_headers(&mut response, standing);
         return response;
     }
     let result = if method == Method::GET {
-        read(sim, &path, &query(uri.query().unwrap_or_default()))
+        sim.reading(|| read(sim, &path, &query(uri.query().unwrap_or_default())))
     } else {
         write(sim, &path, body).await
     };
@@ -228,7 +231,7 @@ fn page(rows: Vec<Value>, query: &Query) -> Result<Value, Refused> {
 fn with_last_id(sim: &Sim, data: Value) -> Value {
     let mut answer = envelope(sim, data);
     if answer.is_object() && !sim.switches.bare_answers {
-        answer["last_order_id"] = sim.last_id.load(Ordering::Relaxed).into();
+        answer["last_order_id"] = sim.read_number().into();
     }
     answer
 }
@@ -261,7 +264,7 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
         }
         "/account/settings" => settings(sim, query),
         "/positions" => {
-            let li = sim.last_id.load(Ordering::Relaxed);
+            let li = sim.read_number();
             let rows = of_account(sim, query, |x, holder| render::positions(x, holder, li, false))?;
             Ok(with_last_id(sim, rows.into()))
         }

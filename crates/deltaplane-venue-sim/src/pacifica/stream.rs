@@ -1,6 +1,6 @@
 //! The one WebSocket: public and account channels, and order entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -62,12 +62,17 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, with_key: bool) 
     let mut books = tokio::time::interval(BOOK_EVERY);
     let mut prices = tokio::time::interval(PRICES_EVERY);
     let mut watch = tokio::time::interval(Duration::from_millis(100));
+    // User events on their way.
+    let mut coming: VecDeque<(Instant, Vec<String>)> = VecDeque::new();
     loop {
+        // A muted stream reads nothing either, so that no ping is answered.
+        let is_muted = lock(&sim.faults).mutes_streams();
+        let next = coming.front().map_or_else(|| Instant::now() + Duration::from_secs(3_600), |(at, _)| *at);
         let texts: Vec<String> = tokio::select! {
             biased;
             _ = closer.changed() => break,
             Some(reply) = replied.recv() => vec![reply],
-            message = socket.recv() => match message {
+            message = socket.recv(), if !is_muted => match message {
                 Some(Ok(Message::Text(text))) => {
                     heard = Instant::now();
                     session.on_text(&text, &replies)
@@ -76,10 +81,16 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, with_key: bool) 
                 Some(Ok(_)) => Vec::new(),
             },
             user = users.recv() => match user {
-                Ok(frame) => session.user_frame(&frame),
+                Ok(frame) => {
+                    coming.push_back((frame.arrives_at, session.user_frame(&frame)));
+                    Vec::new()
+                }
                 Err(RecvError::Lagged(_)) => Vec::new(),
                 Err(RecvError::Closed) => break,
             },
+            () = tokio::time::sleep_until(next), if !coming.is_empty() => {
+                coming.pop_front().map(|(_, texts)| texts).unwrap_or_default()
+            }
             frame = frames.recv() => match frame {
                 Ok(frame) => session.best_prices(&frame),
                 Err(RecvError::Lagged(_)) => Vec::new(),
@@ -92,7 +103,7 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, with_key: bool) 
                 Vec::new()
             }
         };
-        if lock(&sim.faults).mutes_streams() {
+        if is_muted {
             continue;
         }
         for text in texts {

@@ -45,14 +45,14 @@ fn positions(exchanges: &[Running]) -> Vec<rust_decimal::Decimal> {
     exchanges.iter().map(net).collect()
 }
 
-/// The operator's own check of the journal.
+/// The operator's own check of the journal, by the binary that is built beside the server's.
 fn verify(folder: &Path) -> String {
-    let output = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--profile", "test", "--package", "deltaplane", "--"])
+    let operator = Path::new(env!("CARGO_BIN_EXE_deltaplane-server")).with_file_name("deltaplane");
+    let output = Command::new(&operator)
         .args(["journal", "verify", "--data-dir"])
         .arg(folder.join("data"))
         .output()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("{}: {error}; cargo build -p deltaplane", operator.display()));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     text

@@ -136,6 +136,11 @@ async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
     let (world, _journal) = world().await;
     let first = world.control(world.to_flat()).await;
     assert_eq!((first.failure, first.orders[0].account.as_str()), (None, "long"));
+    // Readings alone tell the position: no stream does.
+    let down = FaultKind::Refuse { status: 503, body: "{}".to_owned() };
+    world.exchanges[0].sim().inject(Fault::new(down, 1_000_000).on("POST", "/fapi/v1/listenKey"));
+    world.exchanges[0].sim().expire_listen_keys();
+    until("its stream is down", async || !world.engine.accounts().await[0].is_streamed).await;
     let late = |times| {
         let old = FaultKind::Refuse { status: 200, body: OLD.to_owned() };
         Fault::new(old, times).on("GET", "/fapi/v3/account")
@@ -143,7 +148,7 @@ async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
     world.exchanges[0].sim().inject(late(3));
     let second = world.control(world.to_flat()).await;
     assert_eq!((second.failure, second.orders.len()), (None, 0));
-    // And one that stays so is no reason to trade.
+    // And one that stays so, and does not tell that it is old, is no reason to trade.
     let more = || {
         let accounts = world.accounts[..1].to_vec();
         DeltaControl { target: delta("0.35"), accounts, subset: true, ..world.to_flat() }
@@ -152,6 +157,7 @@ async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
     assert_eq!((third.failure, world.true_net()), (None, delta("0.1").value()));
     let sent = orders(&world);
     let old = OLD.replace("0.500", "0.250").replace("33000", "16500");
+    let old = old.replace(r#""updateTime":1"#, r#""updateTime":9999999999999"#);
     let fault = FaultKind::Refuse { status: 200, body: old };
     world.exchanges[0].sim().inject(Fault { fault, ..late(1_000_000) });
     let failure = world.control(more()).await.failure.unwrap();

@@ -11,7 +11,7 @@ const VENUES: [Capabilities; 3] = [
     deltaplane_venue_aster::CAPABILITIES,
     deltaplane_venue_pacifica::CAPABILITIES,
 ];
-const BEGIN: &str = "<!-- capabilities: written by tests/capabilities.rs -->\n";
+const BEGIN: &str = "<!-- capabilities: written by tests/it/capabilities.rs -->\n";
 const END: &str = "<!-- end of capabilities -->\n";
 
 fn yes(holds: bool) -> String {

@@ -157,7 +157,8 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
     let held = positions(&world);
     let open: Decimal = held.iter().sum();
     assert!(open.abs() <= "0.102".parse::<Decimal>().unwrap(), "{held:?}");
-    assert!(intents(&journal).len() <= 2, "{report:#?}");
+    // The first slice, and half of it once more where nobody knows what became of the order at the lost venue.
+    assert!(intents(&journal).len() <= 3, "{report:#?}");
     let told = async || {
         let alerts = world.engine.alerts().await;
         alerts.iter().any(|alert| alert.topic == "not-flat" && alert.symbol == Some(btc()))
@@ -216,4 +217,27 @@ async fn f51_a_crash_between_the_two_sides_is_found_at_the_next_start() {
     let alerts = restarted.alerts().await;
     let alone = alerts.iter().find(|alert| alert.topic == "one-legged").expect("an alert");
     assert_eq!(alone.severity, AlertSeverity::Critical);
+}
+
+/// Another program behind the same address used 99 % of each exchange's weight in this minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_are_closed_while_others_used_nearly_all_of_the_request_budget() {
+    let (world, _) = world(places()).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for running in &world.exchanges {
+        let url = format!("{}/fapi/v1/depth?symbol=BTCUSDT&limit=1000", running.rest());
+        let mut used = 0;
+        for _ in 0..200 {
+            let answer = client.get(&url).send().await.unwrap();
+            let told = answer.headers().get("X-MBX-USED-WEIGHT-1M").unwrap().to_str().unwrap();
+            used = told.parse::<u64>().unwrap();
+            if used + 20 > 2_400 {
+                break;
+            }
+        }
+        assert!(used >= 2_376, "{used} of 2,400");
+    }
+    let report = flatten(&world, everything(&world)).await;
+    assert_eq!((report.failure, report.final_delta), (None, Delta::ZERO));
+    assert_eq!(positions(&world), [Decimal::ZERO; 3]);
 }

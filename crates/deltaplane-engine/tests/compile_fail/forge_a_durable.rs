@@ -1,5 +1,0 @@
-fn forge(intent: deltaplane_ports::IntentRecord) -> deltaplane_engine::Durable<deltaplane_ports::IntentRecord> {
-    deltaplane_engine::Durable(intent)
-}
-
-fn main() {}

@@ -1,0 +1,421 @@
+//! Tables that change rarely: instruments, margin tables, settings, fees. One list serves all symbols.
+//!
+//! Kept over restarts, believed until the exchange says otherwise, and read again in the background. Never: a decision
+//! that waits for a table that is known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use deltaplane_ports::{Priority, ReadError, TableStore};
+use deltaplane_types::{Decimal, Ratio, Timestamp};
+use serde::de::DeserializeOwned;
+
+use crate::map;
+use crate::rest::{Rest, RestError};
+use crate::wire;
+
+/// How long lists of the exchange and settings of the account are believed.
+const LIST_AGE: Duration = Duration::from_secs(3_600);
+/// How long fee rates are believed.
+const RATES_AGE: Duration = Duration::from_secs(24 * 3_600);
+/// A list that lacks a symbol is read again where it is older than this.
+const LACKING_AGE: Duration = Duration::from_secs(60);
+/// After a refused order the tables behind it are read again, where they were not just read.
+const DOUBTED_AFTER: Duration = Duration::from_secs(1);
+/// How often the background looks for what is old, and its pause after a failure.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// A day, over which funding is averaged.
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// Hours between fundings of a symbol that the exchange does not list.
+const USUAL_INTERVAL: u32 = 8;
+
+/// A list that serves all symbols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum List {
+    ExchangeInfo,
+    FundingInfo,
+    Brackets,
+    Settings,
+    Mode,
+}
+
+impl List {
+    const ALL: [Self; 5] =
+        [Self::ExchangeInfo, Self::FundingInfo, Self::Brackets, Self::Settings, Self::Mode];
+    /// What an instrument is made from.
+    const OF_INSTRUMENT: [Self; 5] = Self::ALL;
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ExchangeInfo => "exchange-info",
+            Self::FundingInfo => "funding-info",
+            Self::Brackets => "brackets",
+            Self::Settings => "settings",
+            Self::Mode => "position-mode",
+        }
+    }
+}
+
+struct Kept<T> {
+    at: Timestamp,
+    value: T,
+}
+
+#[derive(Default)]
+struct Known {
+    infos: BTreeMap<String, wire::SymbolInfo>,
+    intervals: BTreeMap<String, u32>,
+    brackets: BTreeMap<String, wire::LeverageBracket>,
+    /// Leverage and whether margin is isolated.
+    settings: BTreeMap<String, (Decimal, bool)>,
+    hedge_mode: bool,
+    read_at: BTreeMap<List, Timestamp>,
+    doubted: BTreeSet<List>,
+    rates: BTreeMap<String, Kept<wire::CommissionRate>>,
+    settled: BTreeMap<String, Kept<Option<Ratio>>>,
+    /// Symbols whose own rates and settlements are read in the background.
+    wanted: BTreeSet<String>,
+}
+
+/// What an instrument is made from, beside its contract.
+pub(crate) struct InstrumentTables {
+    pub(crate) info: wire::SymbolInfo,
+    pub(crate) rates: wire::CommissionRate,
+    pub(crate) brackets: wire::LeverageBracket,
+    pub(crate) leverage: Decimal,
+    pub(crate) isolated: bool,
+    pub(crate) funding_interval_hours: u32,
+    pub(crate) mean_funding_rate: Option<Ratio>,
+}
+
+/// The tables of one account.
+pub(crate) struct Tables {
+    rest: Arc<Rest>,
+    store: Option<Arc<dyn TableStore>>,
+    prefix: String,
+    known: RwLock<Known>,
+    /// One question at a time: those who wait take its answer.
+    asking: tokio::sync::Mutex<()>,
+}
+
+impl Tables {
+    /// The tables as they were kept.
+    pub(crate) fn new(rest: Arc<Rest>, store: Option<Arc<dyn TableStore>>, prefix: String) -> Self {
+        let tables =
+            Self { rest, store, prefix, known: RwLock::default(), asking: tokio::sync::Mutex::default() };
+        if let Some(store) = &tables.store {
+            let now = tables.rest.clock.now();
+            for list in List::ALL {
+                if let Some((at, text)) = store.load(&tables.file(list.name()))
+                    && let Err(error) = tables.take(list, at.min(now), text.as_bytes())
+                {
+                    tracing::info!(list = list.name(), %error, "a kept table cannot be read: it is asked for again");
+                }
+            }
+            if let Some((at, text)) = store.load(&tables.file("rates"))
+                && let Ok(rates) =
+                    serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(&text)
+            {
+                tables.write(|known| {
+                    let read = rates.iter().filter_map(|(name, row)| {
+                        Some((
+                            name.clone(),
+                            Kept { at: at.min(now), value: serde_json::from_str(row.get()).ok()? },
+                        ))
+                    });
+                    known.rates = read.collect();
+                });
+            }
+        }
+        tables
+    }
+
+    fn file(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+        read(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut Known) -> T) -> T {
+        write(&mut self.known.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a list as the exchange wrote it.
+    fn take(&self, list: List, at: Timestamp, text: &[u8]) -> Result<(), RestError> {
+        fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, RestError> {
+            serde_json::from_slice(text).map_err(|error| RestError::Unreadable(error.to_string()))
+        }
+        match list {
+            List::ExchangeInfo => {
+                let info: wire::ExchangeInfo = read(text)?;
+                let weight = info.rate_limits.iter().find(|limit| limit.is_weight_of_a_minute());
+                if let Some(limit) = weight {
+                    self.rest.weight.set_limit(limit.limit);
+                }
+                for (orders, seconds) in self.rest.orders.iter().zip([10, 60]) {
+                    let limit = info.rate_limits.iter().find(|limit| limit.is_orders_of(seconds));
+                    if let Some(limit) = limit {
+                        orders.set_limit(limit.limit);
+                    }
+                }
+                let infos = info.symbols.into_iter().map(|info| (info.symbol.clone(), info)).collect();
+                self.write(|known| known.infos = infos);
+            }
+            List::FundingInfo => {
+                let rows: Vec<wire::FundingInfo> = read(text)?;
+                let hours = |row: wire::FundingInfo| {
+                    Some((row.symbol, u32::try_from(row.funding_interval_hours?.0).ok()?))
+                };
+                self.write(|known| known.intervals = rows.into_iter().filter_map(hours).collect());
+            }
+            List::Brackets => {
+                // The page shows one object for one symbol, clients report an array: both are read.
+                let rows: Vec<wire::LeverageBracket> =
+                    read(text).or_else(|_| read(text).map(|row: wire::LeverageBracket| vec![row]))?;
+                let rows = rows.into_iter().map(|row| (row.symbol.clone(), row)).collect();
+                self.write(|known| known.brackets = rows);
+            }
+            List::Settings if self.rest.dialect.paths.symbol_config.is_some() => {
+                let rows: Vec<wire::SymbolConfig> = read(text)?;
+                let setting = |row: wire::SymbolConfig| {
+                    let isolated = row.margin_type.as_deref() == Some("ISOLATED");
+                    (row.symbol, (row.leverage.0, isolated))
+                };
+                self.write(|known| known.settings = rows.into_iter().map(setting).collect());
+            }
+            List::Settings => {
+                let rows: Vec<wire::PositionRisk> = read(text)?;
+                let setting = |row: wire::PositionRisk| {
+                    let isolated = row.margin_type.as_deref() == Some("isolated");
+                    Some((row.symbol, (row.leverage?.0, isolated)))
+                };
+                self.write(|known| known.settings = rows.into_iter().filter_map(setting).collect());
+            }
+            List::Mode => {
+                let mode: wire::PositionMode = read(text)?;
+                self.write(|known| known.hedge_mode = mode.dual_side_position);
+            }
+        }
+        self.write(|known| {
+            known.read_at.insert(list, at);
+            known.doubted.remove(&list);
+        });
+        Ok(())
+    }
+
+    /// Asks for a list now.
+    async fn ask(&self, list: List, priority: Priority) -> Result<(), RestError> {
+        let paths = &self.rest.dialect.paths;
+        let (path, weight) = match list {
+            List::ExchangeInfo => (paths.exchange_info, 1),
+            List::FundingInfo => (paths.funding_info, 0),
+            List::Brackets => (paths.leverage_bracket, 1),
+            List::Settings => (paths.symbol_config.unwrap_or(paths.position_risk), 5),
+            List::Mode => (paths.position_mode, 30),
+        };
+        let at = self.rest.clock.now();
+        let text: Bytes = self.rest.table(path, &[], (priority, weight)).await?;
+        self.take(list, at, &text)?;
+        if let (Some(store), Ok(text)) = (&self.store, std::str::from_utf8(&text)) {
+            store.store(&self.file(list.name()), at, text);
+        }
+        Ok(())
+    }
+
+    fn is_due(&self, list: List, age: Duration) -> bool {
+        let now = self.rest.clock.now();
+        self.read(|known| {
+            known.read_at.get(&list).is_none_or(|at| {
+                now.since(*at) >= age || (known.doubted.contains(&list) && now.since(*at) >= DOUBTED_AFTER)
+            })
+        })
+    }
+
+    /// Asks for lists that are not known, were doubted, or are older than `age`.
+    async fn ensure(&self, lists: &[List], age: Duration, priority: Priority) -> Result<(), RestError> {
+        if lists.iter().all(|list| !self.is_due(*list, age)) {
+            return Ok(());
+        }
+        let _turn = self.asking.lock().await;
+        for list in lists {
+            if self.is_due(*list, age) {
+                self.ask(*list, priority).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an instrument is made from, as far as it is known.
+    pub(crate) fn known(&self, name: &str) -> Option<InstrumentTables> {
+        self.read(|known| {
+            if List::OF_INSTRUMENT.iter().any(|list| !known.read_at.contains_key(list)) {
+                return None;
+            }
+            // Fees of one symbol stand in for another one's until those are read.
+            let rates = known.rates.get(name).or_else(|| known.rates.values().next())?;
+            let (leverage, isolated) = known.settings.get(name).copied().unwrap_or((Decimal::ONE, false));
+            Some(InstrumentTables {
+                info: known.infos.get(name)?.clone(),
+                rates: rates.value,
+                brackets: known.brackets.get(name)?.clone(),
+                leverage,
+                isolated,
+                funding_interval_hours: known.intervals.get(name).copied().unwrap_or(USUAL_INTERVAL),
+                mean_funding_rate: known.settled.get(name).and_then(|kept| kept.value),
+            })
+        })
+    }
+
+    /// What an instrument is made from. Only what is not known is asked for.
+    pub(crate) async fn of(
+        &self,
+        name: &str,
+        priority: Priority,
+    ) -> Result<Option<InstrumentTables>, ReadError> {
+        self.write(|known| known.wanted.insert(name.to_owned()));
+        self.ensure(&List::OF_INSTRUMENT, Duration::MAX, priority).await?;
+        if !self.read(|known| known.infos.contains_key(name)) {
+            // Listed a moment ago, perhaps.
+            self.ensure(&[List::ExchangeInfo], LACKING_AGE, priority).await?;
+            if !self.read(|known| known.infos.contains_key(name)) {
+                return Ok(None);
+            }
+        }
+        if !self.read(|known| known.brackets.contains_key(name)) {
+            self.ensure(&[List::Brackets], LACKING_AGE, priority).await?;
+        }
+        if self.read(|known| known.rates.is_empty()) {
+            let _turn = self.asking.lock().await;
+            if self.read(|known| known.rates.is_empty()) {
+                self.ask_rates(name, priority).await?;
+            }
+        }
+        let lacking = || ReadError::Unreadable(format!("the exchange's tables lack {name}"));
+        self.known(name).map(Some).ok_or_else(lacking)
+    }
+
+    async fn ask_rates(&self, name: &str, priority: Priority) -> Result<(), RestError> {
+        let at = self.rest.clock.now();
+        let path = self.rest.dialect.paths.commission_rate;
+        let text = self.rest.table(path, &[("symbol", name)], (priority, 20)).await?;
+        let value: wire::CommissionRate =
+            serde_json::from_slice(&text).map_err(|error| RestError::Unreadable(error.to_string()))?;
+        let kept = self.write(|known| {
+            known.rates.insert(name.to_owned(), Kept { at, value });
+            let row = |(name, kept): (&String, &Kept<wire::CommissionRate>)| {
+                let wire::CommissionRate { maker_commission_rate, taker_commission_rate } = kept.value;
+                format!(
+                    r#""{name}":{{"makerCommissionRate":"{}","takerCommissionRate":"{}"}}"#,
+                    maker_commission_rate.0, taker_commission_rate.0
+                )
+            };
+            let rows: Vec<String> = known.rates.iter().map(row).collect();
+            format!("{{{}}}", rows.join(","))
+        });
+        if let Some(store) = &self.store {
+            store.store(&self.file("rates"), at, &kept);
+        }
+        Ok(())
+    }
+
+    async fn ask_settled(&self, name: &str) -> Result<(), RestError> {
+        let at = self.rest.clock.now();
+        let rows = self.rest.funding_rate(name, at.before(DAY), Priority::Data).await?;
+        let value = map::mean_rate(&rows);
+        self.write(|known| known.settled.insert(name.to_owned(), Kept { at, value }));
+        Ok(())
+    }
+
+    /// Whether longs and shorts are held apart, as it is known.
+    pub(crate) fn hedge_mode(&self) -> bool {
+        self.read(|known| known.hedge_mode)
+    }
+
+    /// The same, asked for where it is older than `age`.
+    pub(crate) async fn fetch_hedge_mode(
+        &self,
+        age: Duration,
+        priority: Priority,
+    ) -> Result<bool, RestError> {
+        self.ensure(&[List::Mode], age, priority).await?;
+        Ok(self.hedge_mode())
+    }
+
+    /// Leverage of a symbol and whether its margin is isolated, asked for where that is older than `age`.
+    pub(crate) async fn fetch_setting(
+        &self,
+        name: &str,
+        age: Duration,
+        priority: Priority,
+    ) -> Result<(Decimal, bool), RestError> {
+        self.ensure(&[List::Settings], age, priority).await?;
+        Ok(self.read(|known| known.settings.get(name).copied()).unwrap_or((Decimal::ONE, false)))
+    }
+
+    /// An order was refused: the rules behind it may not be those that are known. They are read again with the next
+    /// question.
+    pub(crate) fn doubt(&self) {
+        self.write(|known| {
+            known.doubted.extend([List::ExchangeInfo, List::Brackets, List::Settings, List::Mode]);
+        });
+    }
+
+    /// The exchange told of a changed setting.
+    pub(crate) fn settings_changed(&self) {
+        self.write(|known| known.read_at.insert(List::Settings, Timestamp::default()));
+    }
+
+    /// Reads again what is old, until dropped.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if let Err(error) = self.refresh_one().await {
+                match error {
+                    RestError::Budget(wait) => tokio::time::sleep(wait.min(DAY)).await,
+                    error => {
+                        tracing::debug!(%error, "a table is not read again yet");
+                        tokio::time::sleep(AGAIN_AFTER).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the first thing again that is old, or that is wanted and not known.
+    async fn refresh_one(&self) -> Result<(), RestError> {
+        for list in List::ALL {
+            let is_known = self.read(|known| known.read_at.contains_key(&list));
+            if is_known && self.is_due(list, LIST_AGE) {
+                let _turn = self.asking.lock().await;
+                return self.ask(list, Priority::Data).await;
+            }
+        }
+        let now = self.rest.clock.now();
+        let settled = self.read(|known| {
+            let is_old = |name: &&String| {
+                known.settled.get(*name).is_none_or(|kept| now.since(kept.at) >= LIST_AGE)
+                    && known.infos.contains_key(*name)
+            };
+            known.wanted.iter().find(is_old).cloned()
+        });
+        if let Some(name) = settled {
+            return self.ask_settled(&name).await;
+        }
+        let rates = self.read(|known| {
+            let is_old = |name: &&String| {
+                known.rates.get(*name).is_none_or(|kept| now.since(kept.at) >= RATES_AGE)
+                    && known.infos.contains_key(*name)
+            };
+            known.wanted.iter().find(is_old).cloned()
+        });
+        match rates {
+            Some(name) => self.ask_rates(&name, Priority::Data).await,
+            None => Ok(()),
+        }
+    }
+}

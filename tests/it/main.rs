@@ -1,0 +1,16 @@
+//! Tests over real sockets: engine, connectors and simulated exchanges in one process. README.md beside this folder says
+//! what each module defends. One binary, so that the workspace is linked once.
+
+mod capabilities;
+mod conformance;
+mod corpus;
+mod faults;
+mod flatten;
+mod gate;
+mod layering;
+mod market_day;
+mod pacing;
+mod rebalance;
+mod replay;
+mod scenarios;
+mod watching;
