@@ -1,11 +1,14 @@
-"""Compares what the evaluate example prints with the worked cases, to 1e-15 relative."""
+"""Compares what the evaluate example prints with the worked cases, to 1e-15 relative.
+
+Usage: check_evaluate.py PATH_OF_THE_EXAMPLE
+"""
 
 import decimal
 import json
 import subprocess
 import sys
 
-COMMAND = "cargo run -q --release --locked -p deltaplane-examples --example evaluate --".split()
+COMMAND = sys.argv[1:2]
 
 
 def same(got, want, place):

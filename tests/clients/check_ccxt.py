@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import urllib.request
 
 import ccxt
 import ccxt.pro
@@ -311,6 +312,14 @@ async def watch(venue, ready):
         await exchange.close()
 
 
+def read_at_once(ready):
+    """Reads lag behind the matching as those of the exchanges do, and these checks ask once."""
+    body = json.dumps({"lagFrom": 0, "lagTo": 0}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(ready["control"] + "/reads", body, headers, method="PUT")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
+
+
 def main():
     for venue in (Binance(), Aster(), Pacifica()):
         before = checked
@@ -319,6 +328,7 @@ def main():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             ready = json.loads(process.stdout.readline())
+            read_at_once(ready)
             run(venue, ready)
             asyncio.run(watch(venue, ready))
         finally:
