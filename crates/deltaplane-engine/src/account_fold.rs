@@ -92,6 +92,8 @@ pub(crate) struct AccountFold {
     /// Open orders by symbol and the venue's number; none while they are not known.
     open: Option<BTreeMap<(Symbol, VenueOrderId), OpenOrder>>,
     connected_at: Option<Timestamp>,
+    /// The same by the venue's clock, where that is known.
+    connected_there: Option<Timestamp>,
     /// A reading that began after the stream connected is in the state, so that nothing is missing.
     is_synced: bool,
     /// Events since the stream connected, until that reading.
@@ -197,7 +199,12 @@ impl AccountFold {
     /// The stream begins, or begins again.
     pub(crate) fn on_connected(&mut self, now: Timestamp) {
         self.on_disconnected();
-        self.connected_at = Some(now);
+        (self.connected_at, self.connected_there) = (Some(now), None);
+    }
+
+    /// What the venue's clock showed when the stream began.
+    pub(crate) const fn connected_there(&mut self, at: Option<Timestamp>) {
+        self.connected_there = at;
     }
 
     /// Takes an event. `is_ours` says whether a trade is of an order of ours.
@@ -262,7 +269,7 @@ impl AccountFold {
     /// reading that followed has it.
     fn was_before(&self, snapshot: &AccountSnapshot, venue_time: Timestamp) -> bool {
         let has_no_place = self.is_synced && snapshot.order.is_none();
-        has_no_place && self.connected_at.is_some_and(|at| venue_time < at)
+        has_no_place && self.connected_there.is_some_and(|at| venue_time < at)
     }
 
     /// Takes a trade's number; gives whether it is new.

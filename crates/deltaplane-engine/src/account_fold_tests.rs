@@ -385,3 +385,22 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn what_happened_before_the_connection_is_told_by_the_venues_clock_alone() {
+    let sold = |id: &str, millis| {
+        let fill = Fill { venue_time: at(millis), ..fill(id, Side::Sell, "0.1") };
+        AccountEvent::Fill(fill, 100_000)
+    };
+    // The venue's clock is five seconds behind ours.
+    for (clock, late, held) in
+        [(Some(at(5_000)), 4_999, "0.5"), (Some(at(5_000)), 5_001, "0.4"), (None, 1, "0.4")]
+    {
+        let mut folded = Folded(AccountFold::default());
+        folded.0.on_connected(at(10_000));
+        folded.0.connected_there(clock);
+        folded.read(10_010, "0.5", None);
+        folded.tell(10_100, &sold("7", late));
+        folded.holds(held);
+    }
+}

@@ -547,6 +547,9 @@ impl AccountKeeper {
             state.changed_at = state.changed_at.max(now);
             let was_unsettled = !state.fold.is_settled();
             let outcome = state.fold.apply(event, now, is_ours, &terms);
+            if matches!(event, AccountEvent::Connected | AccountEvent::Unreadable) {
+                state.fold.connected_there(self.reader.venue_clock(now));
+            }
             let changed = outcome.changed || (was_unsettled && state.fold.is_settled());
             Self::take(state, outcome, now);
             changed
@@ -691,6 +694,7 @@ mod tests {
         reader.expect_subscribe().returning(move || stream.subscribe());
         reader.expect_fetch_all_open_orders().returning(|_| Ok(Vec::new()));
         reader.expect_known_instrument().returning(|_| None);
+        reader.expect_venue_clock().returning(Some);
         let status = proof.clone();
         reader.expect_stream().returning(move || *status.lock().unwrap());
         reader.expect_pace().return_const(pace);
