@@ -4,6 +4,7 @@ pub mod live;
 pub mod proxy;
 pub mod recording;
 pub mod venues;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,6 +23,8 @@ use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp, parse_exact};
 use deltaplane_venue_binance::{BinanceConfig, HmacKey};
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
 use deltaplane_venue_sim::{Dialect, Market, Running, SimClock, SimOptions};
+
+pub use waiting::{found, rounds, until, until_within};
 
 /// The real clock: exchanges and engine run on real sockets here.
 pub struct WallClock;
@@ -235,17 +238,6 @@ pub async fn engine_through(
     Engine::start(parts).await.expect("a journal in memory")
 }
 
-/// Waits until something holds, 16 s at most.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..800 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never: {what}");
-}
-
 /// The kinds of the operations that began, in order.
 pub fn kinds(journal: &MemoryJournal) -> Vec<String> {
     let kind = |record: Record| match record {
@@ -257,20 +249,16 @@ pub fn kinds(journal: &MemoryJournal) -> Vec<String> {
 
 /// Waits until an engine takes operations, its first books are there, and every account was looked at before trading.
 pub async fn ready(engine: &Engine) {
-    let mut accounts = Vec::new();
-    for _ in 0..1_500 {
+    until_within(Duration::from_secs(30), "ready", async || {
         let view = engine.system().await;
-        accounts = engine.accounts().await;
+        let accounts = engine.accounts().await;
         let is_unknown = |why: &String| {
             ["not reconciled", "was not checked", "cannot be asked"].iter().any(|text| why.contains(text))
         };
         let are_checked = !accounts.iter().filter_map(|account| account.blocked.as_ref()).any(is_unknown);
-        if view.ready && are_checked && view.market.iter().all(|feed| feed.mid.is_some()) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("not ready: {:?} {accounts:?}", engine.system().await);
+        view.ready && are_checked && view.market.iter().all(|feed| feed.mid.is_some())
+    })
+    .await;
 }
 
 impl World {

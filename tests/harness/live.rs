@@ -56,15 +56,12 @@ impl Server {
             .expect("a running server");
         let client = reqwest::Client::builder().no_proxy().build().expect("a running server");
         let server = Self { process, address, client };
-        for _ in 0..1_500 {
-            if let Ok(answer) = server.client.get(server.url("/readyz")).send().await
-                && answer.status() == 200
-            {
-                return server;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the server did not become ready: {}", server.get("/readyz").await);
+        crate::until_within(Duration::from_secs(30), "the server is ready", async || {
+            let answer = server.client.get(server.url("/readyz")).send().await;
+            answer.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+        server
     }
 
     /// An address of its API.

@@ -23,6 +23,7 @@ use deltaplane_venue_sim::{
 use tokio::sync::broadcast;
 
 use crate::proxy::Proxy;
+use crate::waiting::Waiting;
 use crate::{WallClock, exact};
 
 /// A connector with one of its credentials.
@@ -325,13 +326,10 @@ impl Bench {
 
     /// Waits until something holds.
     pub async fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        for _ in 0..600 {
-            if holds() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let waiting = Waiting::for_what(format!("{:?}: {what}", self.kind));
+        while !holds() {
+            waiting.a_moment().await;
         }
-        panic!("{:?}: never: {what}", self.kind);
     }
 
     /// The newest view of bitcoin.
@@ -389,6 +387,14 @@ impl Bench {
         self.until("its stream is proven", || self.reader.stream().is_proven()).await;
     }
 
+    /// Waits until the account can be read: a venue that asked for silence is left alone for so long.
+    pub async fn until_readable(&self) {
+        let waiting = Waiting::for_what(format!("{:?}: it may be asked again", self.kind));
+        while self.reader.fetch_account(Priority::Sync).await.is_err() {
+            waiting.a_moment().await;
+        }
+    }
+
     /// Places an order that the venue takes in, and waits for its end.
     pub async fn place_to_end(&mut self, order: &OrderIntent) -> ExecutionReport {
         let (id, outcome) = self.place(order).await;
@@ -398,20 +404,14 @@ impl Bench {
 
     /// The final report of an order.
     pub async fn end_of(&self, id: &ClientOrderId) -> ExecutionReport {
-        for _ in 0..100 {
-            let sighting = self
-                .gateway
-                .fetch_order(id, &crate::btc(), Self::lately(), Priority::Protect)
-                .await
-                .expect("orders can be asked for");
-            if let OrderSighting::Found(report) = sighting
-                && report.status.is_terminal()
-            {
-                return report;
+        let waiting = Waiting::for_what(format!("{:?}: the order {id} ended", self.kind));
+        loop {
+            let asked = self.gateway.fetch_order(id, &crate::btc(), Self::lately(), Priority::Protect).await;
+            match asked.expect("orders can be asked for") {
+                OrderSighting::Found(report) if report.status.is_terminal() => return report,
+                _ => waiting.a_moment().await,
             }
-            tokio::time::sleep(Duration::from_millis(30)).await;
         }
-        panic!("{:?}: the order {id} does not end", self.kind);
     }
 
     /// The account, read now.

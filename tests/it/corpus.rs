@@ -8,7 +8,7 @@ use deltaplane_engine::{IdKey, OrderIdParts};
 use deltaplane_ports::{AccountEvent, ControlPlane as _, DeltaControl, KillSwitch, OperationState};
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::venues::{Bench, Kind, Setup};
-use deltaplane_tests::{Place, World, engine, ready};
+use deltaplane_tests::{Place, World, engine, ready, until};
 use deltaplane_types::{AlertSeverity, Code, Decimal, Side};
 use deltaplane_venue_sim::core::{Command, NewOrder, OrderKind};
 use deltaplane_venue_sim::{Fault, FaultKind};
@@ -24,17 +24,6 @@ fn two() -> Vec<Place> {
 
 fn on_orders(fault: FaultKind, times: u64) -> Fault {
     Fault::new(fault, times).on("POST", "/fapi/v1/order")
-}
-
-/// Waits until something holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..1_000 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never: {what}");
 }
 
 /// A retry that met its own order: "duplicate client id" was booked as a refusal of the first attempt.

@@ -74,7 +74,8 @@ async fn a_pause_holds_for_what_waits_as_well() {
     let meta = RequestMeta { wait: Some(Duration::from_secs(10)), ..RequestMeta::default() };
     let second = DeltaControl { target: delta("0.3"), meta, ..world.to_flat() };
     let (second, ()) = tokio::join!(world.engine.control_delta(second), async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let is_out = async || world.engine.operations(1).await.iter().any(|first| !first.orders.is_empty());
+        until("the first one's orders are out", is_out).await;
         say(&world, TradingScope::Global, TradingState::Paused).await;
     });
     assert_eq!(second.unwrap_err().code, Code::RiskBlocked);

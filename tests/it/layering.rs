@@ -99,3 +99,30 @@ fn nothing_banned_is_built_in() {
     let found: Vec<&str> = BANNED.iter().copied().filter(|name| built.contains(*name)).collect();
     assert!(found.is_empty(), "{found:?}");
 }
+
+/// A test over real sockets that lets time pass is slow on a fast machine and fails on a slow one: it waits for what is
+/// to happen, with `until` of the harness. Time that is paused may pass.
+#[test]
+fn tests_over_sockets_wait_for_events() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut folders = vec![root.join("tests/it"), root.join("tests/system")];
+    for entry in std::fs::read_dir(root.join("crates")).unwrap() {
+        folders.push(entry.unwrap().path().join("tests"));
+    }
+    let (mut read, mut found) = (0, Vec::new());
+    for folder in folders.iter().filter(|folder| folder.exists()) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let file = entry.unwrap().path();
+            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            read += 1;
+            let is_paused = text.contains("start_paused = true") && !text.contains("multi_thread");
+            let sleeps = |line: &str| line.contains("time::sleep") || line.contains("thread::sleep");
+            if file != root.join("tests/it/layering.rs") && !is_paused {
+                let lines = text.lines().enumerate().filter(|(_, line)| sleeps(line));
+                found.extend(lines.map(|(index, _)| format!("{}:{}", file.display(), index + 1)));
+            }
+        }
+    }
+    assert!(read > 30, "{read} files were read");
+    assert_eq!(found, Vec::<String>::new());
+}

@@ -10,7 +10,7 @@ use deltaplane_ports::{
     Pacing, RequestMeta, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, quantity, ratio};
-use deltaplane_tests::{Place, btc, config, engine_through, exchange_with, ready, until};
+use deltaplane_tests::{Place, btc, config, engine_through, exchange_with, found, ready, until};
 use deltaplane_types::{Code, Decimal, Price, Quantity, Side, TradingScope, TradingState};
 use deltaplane_venue_sim::config::{AccountConfig, Exact};
 use deltaplane_venue_sim::core::{Command, NewOrder, Order, OrderKind, TimeInForce};
@@ -334,15 +334,15 @@ async fn the_kill_switch_and_a_tighter_state_take_away_what_rests() {
 async fn an_order_that_rests_is_not_told_as_in_doubt() {
     let world = world().await;
     // Longer than a doubt lasts until it is told, and than nothing goes out beside it.
-    let report =
+    let mut ended =
         world.start("0.1", Pacing { rest_for: Some(Duration::from_secs(14)), ..Pacing::default() }).await;
     world.comes_to_rest().await;
-    for _ in 0..150 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    let report = found("it ended", async || {
         let alerts = world.engine.alerts().await;
         assert!(alerts.iter().all(|alert| alert.topic != "order-in-doubt"), "{alerts:?}");
-    }
-    let report = report.await.unwrap();
+        ended.try_recv().ok()
+    })
+    .await;
     assert_eq!((report.state, report.orders.len()), (OperationState::Succeeded, 2), "{report:?}");
 }
 

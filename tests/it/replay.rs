@@ -10,7 +10,7 @@ use deltaplane_risk::{ExposureStep, unhedged_dollar_seconds};
 use deltaplane_store_sqlite::SqliteStore;
 use deltaplane_testkit::{delta, ratio};
 use deltaplane_tests::recording::{is_synthetic, recording};
-use deltaplane_tests::{Place, World, engine, exchange, ready};
+use deltaplane_tests::{Place, World, engine, exchange, ready, until};
 use deltaplane_types::{Decimal, Delta, Price, Side, parse_exact};
 use deltaplane_venue_fapi::{BookStep, BookSync, fold_frame, wire};
 use deltaplane_venue_sim::{Market, Recording};
@@ -113,7 +113,7 @@ async fn a_book_is_kept_neutral_under_foreign_trades_while_a_recording_plays() {
     let (mut operations, mut foreign, mut orders) = (0, 0_usize, 0);
     let (mut fees, mut slippage) = (Decimal::ZERO, Decimal::ZERO);
     let mut notice = |world: &World| {
-        let price = world.exchanges[0].sim().with(|exchange| exchange.markets["BTCUSDT"].mark);
+        let price = mark(world);
         let at_ms = i64::try_from(began.elapsed().as_millis()).unwrap();
         steps.push(ExposureStep {
             at_ms,
@@ -129,7 +129,10 @@ async fn a_book_is_kept_neutral_under_foreign_trades_while_a_recording_plays() {
             foreign += 1;
         }
         notice(&world);
-        tokio::time::sleep(Duration::from_millis(random.random_range(300..700))).await;
+        for _ in 0..if is_synthetic() { 1 } else { random.random_range(3..8) } {
+            let before = mark(&world);
+            until("the recording plays on", async || mark(&world) != before).await;
+        }
         let report = world
             .control(deltaplane_ports::DeltaControl { tolerance: ratio("0.01"), ..world.to_flat() })
             .await;
@@ -156,15 +159,11 @@ async fn a_book_is_kept_neutral_under_foreign_trades_while_a_recording_plays() {
     drop(journal);
     // The chain of hashes holds from the first row to the last.
     // The engine's last task lets go of the folder a moment after its end.
-    let mut reopened = SqliteStore::open(&data);
-    for _ in 0..100 {
-        if reopened.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        reopened = SqliteStore::open(&data);
-    }
-    reopened.unwrap();
+    until("it opens again", async || SqliteStore::open(&data).is_ok()).await;
+}
+
+fn mark(world: &World) -> Decimal {
+    world.exchanges[0].sim().with(|exchange| exchange.markets["BTCUSDT"].mark)
 }
 
 /// A person's market order on the same account, through the exchange's own front door.

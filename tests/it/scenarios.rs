@@ -12,9 +12,9 @@ use deltaplane_ports::{
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{
-    Place, WallClock, World, btc, config, engine, engine_with, exchanges, names, ready, until,
+    Place, WallClock, World, btc, config, engine, engine_with, exchanges, found, names, ready, until,
 };
-use deltaplane_types::{AccountId, Code, Decimal, Side, Timestamp};
+use deltaplane_types::{AccountId, Code, Decimal, OperationId, Side, Timestamp};
 use deltaplane_venue_sim::core::{Command, NewOrder, PositionSide};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
@@ -40,6 +40,15 @@ fn everywhere(world: &World, fault: &Fault) {
     for running in &world.exchanges {
         running.sim().inject(fault.clone());
     }
+}
+
+/// What became of an operation, once it ended.
+async fn ended(world: &World, id: &OperationId) -> OperationReport {
+    found("it ended", async || {
+        let report = world.engine.operation(id).await.unwrap();
+        (report.state != OperationState::Running).then_some(report)
+    })
+    .await
 }
 
 fn orders(world: &World) -> usize {
@@ -177,13 +186,11 @@ async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
     let accounts = names(&places);
     let world = World { exchanges, engine, accounts };
     for account in &world.accounts[..2] {
-        while !world.engine.preflight(account).await.unwrap().unwrap().tradable {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let is_tradable = async || world.engine.preflight(account).await.unwrap().unwrap().tradable;
+        until("it may trade", is_tradable).await;
     }
-    while world.engine.system().await.market.iter().any(|feed| feed.mid.is_none()) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let prices = async || world.engine.system().await.market.iter().all(|feed| feed.mid.is_some());
+    until("prices come", prices).await;
     let two = DeltaControl { accounts: world.accounts[..2].to_vec(), ..world.to_flat() };
     let report = world.control(two.clone()).await;
     let failure = report.failure.unwrap();
@@ -358,13 +365,7 @@ async fn a_timeout_of_nothing_and_one_of_a_week_are_kept() {
             assert_eq!(failure.code, Code::Timeout, "{failure:?}");
         }
         // What was sent in that time is settled, and counts.
-        for _ in 0..500 {
-            if world.engine.operation(&report.id).await.unwrap().state != OperationState::Running {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let after = world.engine.operation(&report.id).await.unwrap();
+        let after = ended(&world, &report.id).await;
         let settled = |state: &str| ["filled", "expired", "notAccepted"].contains(&state);
         assert!(after.orders.iter().all(|order| settled(&order.state)), "{after:?}");
     }
@@ -445,16 +446,9 @@ async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::Timeout);
     assert_eq!(failure.details["inDoubt"].len(), 1);
-    for _ in 0..200 {
-        let later = world.engine.operation(&report.id).await.unwrap();
-        if later.state != OperationState::Running {
-            assert_eq!(later.orders[0].state, "filled", "{later:?}");
-            assert_eq!(later.final_delta, delta("0"));
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never settled");
+    let later = ended(&world, &report.id).await;
+    assert_eq!(later.orders[0].state, "filled", "{later:?}");
+    assert_eq!(later.final_delta, delta("0"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -541,7 +535,11 @@ async fn a_feed_that_is_out_of_step_holds_and_comes_back() {
     for running in &world.exchanges {
         running.sim().inject(Fault::new(FaultKind::MuteStreams, u64::MAX));
     }
-    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    until("the silence is noticed", async || {
+        let dry = DeltaControl { dry_run: true, ..world.to_flat() };
+        world.control(dry).await.failure.is_some()
+    })
+    .await;
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure.unwrap().code, Code::MarketDataUnavailable);
 }
@@ -552,7 +550,6 @@ async fn a_hedge_over_a_slow_and_a_fast_venue_is_whole_and_says_how_long_it_took
     let slow = Place { latency: Duration::from_millis(100), ..Place::new("long", "0.6") };
     let fast = Place { latency: Duration::from_millis(20), ..Place::new("other", "0.6") };
     let world = World::start(vec![slow, fast], Arc::new(MemoryJournal::default())).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
     let report =
         world.control(deltaplane_ports::DeltaControl { target: delta("0"), ..world.to_flat() }).await;
     assert_eq!(report.failure, None, "{report:?}");
@@ -567,7 +564,10 @@ async fn a_web_page_for_an_answer_is_no_refusal_and_a_dropped_stream_comes_back(
     for running in &world.exchanges {
         running.sim().inject(Fault::new(FaultKind::CloseStreams, 1));
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until("the streams were closed", async || {
+        world.engine.feeds().await.feeds.iter().all(|feed| feed.error_count > 0)
+    })
+    .await;
     ready(&world.engine).await;
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure, None, "{report:?}");
@@ -724,17 +724,13 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
         let account = world.accounts[1].to_string();
         let order = NewOrder::market("BTCUSDT", Side::Sell, Decimal::new(1, 2));
         world.exchanges[1].sim().apply(Command::Place { account, order }).unwrap();
-        let mut started = Err(());
         // The stream tells of it in a moment; before that there is nothing to hedge.
-        for _ in 0..500 {
+        let started = found("there is something to hedge", async || {
             let request = hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.01");
-            started = world.engine.execute_hedge(request).await.map_err(drop);
-            if started.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        let report = started.unwrap().report.await.unwrap();
+            world.engine.execute_hedge(request).await.ok()
+        })
+        .await;
+        let report = started.report.await.unwrap();
         assert_eq!((report.failure.clone(), world.true_net()), (None, Decimal::ZERO), "{report:?}");
         assert!(!used(&report).contains(&"short".to_owned()), "round {round}: {report:?}");
     }

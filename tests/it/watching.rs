@@ -13,7 +13,9 @@ use deltaplane_ports::{
     PolicyStatus, Record, RequestMeta, TradingChange, UtilizationRebalance,
 };
 use deltaplane_testkit::{MemoryJournal, delta, notional, quantity, ratio};
-use deltaplane_tests::{Place, World, btc, config, engine_through, kinds, prompt_policy, ready, until};
+use deltaplane_tests::{
+    Place, World, btc, config, engine_through, kinds, prompt_policy, ready, rounds, until,
+};
 use deltaplane_types::{
     AlertKind, AlertSeverity, Code, Decimal, Delta, Side, Timestamp, TradingScope, TradingState,
 };
@@ -77,7 +79,7 @@ async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
     // 0.01 of 0.7 is inside the band.
     trade_by_hand(&world, 0, Side::Buy, "0.01");
     until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!((world.true_net(), kinds(&journal).len()), (delta("0.01").value(), 1));
     let World { exchanges, engine, accounts } = world;
     drop(engine);
@@ -107,7 +109,7 @@ async fn a_policy_hedges_with_the_accounts_that_can_trade() {
     until("it is hedged", async || world.true_net().is_zero()).await;
     assert_eq!(held(&world, 0), delta("0.7"));
     until("the policy rests", async || world.engine.policies().await[0].status == PolicyStatus::Within).await;
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!((kinds(&journal), world.true_net()), (vec!["policy".to_owned()], Decimal::ZERO));
     for account in &world.accounts[1..] {
         world.engine.block_account(account, Some("neither".to_owned()));
@@ -131,7 +133,7 @@ async fn a_policy_does_not_ask_again_and_again_for_dust() {
         view.status == PolicyStatus::Holding && view.reason.contains("0.0005 is left as it is")
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!(kinds(&journal), ["policy"]);
     trade_by_hand(&world, 0, Side::Buy, "0.2");
     until("it acts", async || world.true_net() < delta("0.002").value()).await;
@@ -170,7 +172,7 @@ async fn a_policy_whose_orders_are_refused_pauses_and_tells() {
     world.engine.put_policy(policy(&world)).await.unwrap();
     trade_by_hand(&world, 0, Side::Buy, "0.2");
     until("people are told", async || alert(&world, "policy").await.is_some()).await;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!(kinds(&journal), ["policy"], "the next attempt is half a minute away");
     let view = world.engine.policies().await.remove(0);
     assert_eq!(view.status, PolicyStatus::Holding);
@@ -526,7 +528,7 @@ async fn a_second_policy_on_a_symbol_takes_the_place_of_the_first_also_while_tha
     until("the second one's target is reached", async || world.true_net() == Decimal::new(1, 1)).await;
     let views = world.engine.policies().await;
     assert_eq!((views.len(), &views[0].policy), (1, &second));
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!(world.true_net(), Decimal::new(1, 1), "the first one does nothing any more");
 }
 
@@ -542,8 +544,8 @@ async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
         risk.positions.len() == 1
     })
     .await;
-    // Two looks of the monitor later both sides were seen.
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    // By then both sides were seen.
+    rounds(&world.engine, &["risk-monitor"], 3).await;
     let (account, symbol) = (world.accounts[1].to_string(), "BTCUSDT".to_owned());
     let gone = Command::Deleverage { account, symbol, quantity: delta("0.5").value() };
     world.exchanges[1].sim().apply(gone).unwrap();
@@ -551,7 +553,7 @@ async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
         alert(&world, "delta").await.is_some_and(|alert| alert.severity == AlertSeverity::Critical)
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    rounds(&world.engine, &["risk-monitor"], 3).await;
     assert!(alert(&world, "delta").await.is_some(), "it still stands alone");
     trade_by_hand(&world, 0, Side::Sell, "0.5");
     until("it is over", async || alert(&world, "delta").await.is_none()).await;
@@ -654,7 +656,7 @@ async fn a_policy_that_goes_to_its_band_goes_a_little_further_than_the_edge() {
     until("it acts", async || world.true_net() == inner).await;
     // A small move, still within the band, is no reason to trade.
     trade_by_hand(&world, 0, Side::Buy, "0.002");
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    rounds(&world.engine, &["hedger"], 3).await;
     let all = [held(&world, 0), held(&world, 1), held(&world, 2)];
     assert_eq!(world.true_net(), inner + delta("0.002").value(), "{all:?}");
 }
@@ -689,7 +691,9 @@ async fn a_stop_while_alerts_fire_loses_none() {
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         world.engine.end();
         let records = journal.records();
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let World { exchanges, engine, accounts } = world;
+        drop(engine);
+        until("its last task is gone", async || Arc::strong_count(&journal) == 1).await;
         assert_eq!(journal.records().len(), records.len(), "nothing is told after the end");
         let mut told = BTreeMap::<String, bool>::new();
         for record in &records {
@@ -698,8 +702,6 @@ async fn a_stop_while_alerts_fire_loses_none() {
             assert_ne!(before, Some(false), "{} was over", alert.id);
         }
         told.retain(|_, stands| *stands);
-        let World { exchanges, engine, accounts } = world;
-        drop(engine);
         let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
         journal = Arc::new(MemoryJournal::with(records));
         let engine = engine_through(&places(), &exchanges, &urls, journal.clone(), config()).await;

@@ -19,6 +19,7 @@ use deltaplane_venue_sim::core::Command;
 use rand::Rng as _;
 use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::limits::{Refused, Request};
 use crate::world::{
     Due, Held, MARKET, POSITION_LATE_MS, PROOF_MS, REQUEST_TIMEOUT, State, Venue, WayBack, World, btc,
     fill_of, left_of, order_of, report_of,
@@ -65,21 +66,28 @@ pub(crate) fn view(
     })
 }
 
+fn too_many() -> Refusal {
+    Refusal { reason: RefusalReason::RateLimited, code: Some(429), text: "simulated".to_owned() }
+}
+
 impl SimAccount {
     /// A question on its way: it takes time, it may fail, and the venue may be down.
     async fn ask<T>(
         &self,
-        (priority, weight): (Priority, u64),
+        (priority, request): (Priority, Request),
         answer: impl FnOnce(&mut State, i64) -> T,
     ) -> Result<T, ReadError> {
         self.world.alive().await;
-        let (wait, fails) = {
+        let (wait, fails, is_refused) = {
             let mut state = self.world.lock();
-            self.pay(&mut state, priority, weight).map_err(ReadError::Withheld)?;
+            let paid = self.pay(&mut state, priority, request);
+            if let Err(Refused::Withheld(wait)) = paid {
+                return Err(ReadError::Withheld(wait));
+            }
             let wait = state.rng.random_range(2..30);
             let chances = state.chances;
             let fails = state.chance("read fails", chances.read_fails);
-            (Duration::from_millis(wait), fails)
+            (Duration::from_millis(wait), fails, paid.is_err())
         };
         tokio::time::sleep(wait).await;
         self.world.alive().await;
@@ -88,21 +96,43 @@ impl SimAccount {
             let mut state = self.world.lock();
             let now = state.now();
             let down = state.venues.get(&self.account).is_none_or(|venue| now < venue.down_until);
-            if fails || down { Err(unreachable()) } else { Ok(answer(&mut state, now)) }
+            if fails || down {
+                Err(unreachable())
+            } else if is_refused {
+                Err(ReadError::Refused(too_many()))
+            } else {
+                Ok(answer(&mut state, now))
+            }
         };
         tokio::time::sleep(wait).await;
         self.world.alive().await;
         answered
     }
 
-    /// Takes a request's weight from the venue's budget.
-    fn pay(&self, state: &mut State, priority: Priority, weight: u64) -> Result<(), Duration> {
-        let now = Timestamp::from_millis(state.now());
-        let spent = self.venue(state).budget.take(now, priority, weight);
-        if spent.is_err() {
-            *state.faults.entry("withheld").or_default() += 1;
+    /// Takes what a request costs from the budget, and from what the venue takes.
+    fn pay(&self, state: &mut State, priority: Priority, request: Request) -> Result<(), Refused> {
+        let now = state.now();
+        if self.venue(state).limits.wants_others(now) {
+            let percent = if state.chance("others at the address", state.chances.others) {
+                state.rng.random_range(30..=97)
+            } else {
+                0
+            };
+            self.venue(state).limits.others_use(now, percent);
         }
-        spent.map(|spent| spent.answered(now, None))
+        let paid = self.venue(state).limits.take(now, priority, request);
+        match paid {
+            Ok(()) => {}
+            Err(Refused::Withheld(_)) => *state.faults.entry("withheld").or_default() += 1,
+            Err(Refused::TooMany { knew }) => {
+                *state.faults.entry("too many requests").or_default() += 1;
+                if knew {
+                    let text = format!("a budget let through what {} does not take", self.account);
+                    state.oracle.violation(text);
+                }
+            }
+        }
+        paid
     }
 
     fn instrument(symbol: &Symbol) -> Result<Instrument, ReadError> {
@@ -153,7 +183,7 @@ impl SimAccount {
 impl AccountReader for SimAccount {
     async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
         let asked = { Timestamp::from_millis(self.world.lock().now()) };
-        self.ask((priority, 5), |state, now| {
+        self.ask((priority, Request::Account), |state, now| {
             let late = state.chance("position shown late", state.chances.shown_late);
             let lag = if late { state.rng.random_range(1..POSITION_LATE_MS) } else { 0 };
             let venue = self.venue(state);
@@ -203,7 +233,7 @@ impl AccountReader for SimAccount {
     }
 
     async fn fetch_all_open_orders(&self, priority: Priority) -> Result<Vec<OpenOrder>, ReadError> {
-        self.ask((priority, 5), |state, _| {
+        self.ask((priority, Request::AllOpenOrders), |state, _| {
             let venue = self.venue(state);
             let open = venue.exchange.orders.values().filter(|order| order.status.is_open());
             open.map(left_of).collect()
@@ -250,11 +280,9 @@ impl AccountReader for SimAccount {
     }
 
     fn pace(&self) -> Pace {
-        Pace {
-            idle: Duration::from_millis(2_000),
-            after_event: Duration::from_millis(150),
-            audit: Duration::from_secs(10),
-        }
+        let mut state = self.world.lock();
+        let now = state.now();
+        self.venue(&mut state).limits.pace(now)
     }
 
     async fn preflight(&self, _: &Symbol, _: Priority) -> Vec<Finding> {
@@ -277,8 +305,10 @@ impl OrderGateway for SimAccount {
                 "send {id} {} {} {} at {} reduce-only {}",
                 intent.account, intent.side, intent.quantity, intent.limit_price, intent.reduce_only
             ));
-            if self.pay(&mut state, priority, 1).is_err() {
-                return definite(RefusalReason::KeptBack, "simulated");
+            match self.pay(&mut state, priority, Request::Place) {
+                Ok(()) => {}
+                Err(Refused::Withheld(wait)) => return SubmitOutcome::NotAccepted(Refusal::withheld(wait)),
+                Err(Refused::TooMany { .. }) => return SubmitOutcome::NotAccepted(too_many()),
             }
             state.check_send(id, intent, now);
             let chances = state.chances;
@@ -328,7 +358,7 @@ impl OrderGateway for SimAccount {
 
     async fn cancel(&self, id: &ClientOrderId, _: &Symbol) -> CancelOutcome {
         let result = self
-            .ask((Priority::Protect, 1), |state, now| {
+            .ask((Priority::Protect, Request::Cancel), |state, now| {
                 let lost = state.chance("cancel answer lost", state.chances.answer_lost);
                 state.note(format!("cancel {id}"));
                 let open = order_of(&self.venue(state).exchange, id).filter(|order| order.status.is_open());
@@ -347,7 +377,7 @@ impl OrderGateway for SimAccount {
 
     async fn fence(&self, id: &ClientOrderId, _: &Symbol) -> FenceOutcome {
         let result = self
-            .ask((Priority::Resolve, 1), |state, _| {
+            .ask((Priority::Resolve, Request::Fence), |state, _| {
                 let lost = state.chance("fence answer lost", state.chances.answer_lost);
                 let venue = self.venue(state);
                 if !venue.fences {
@@ -374,7 +404,7 @@ impl OrderGateway for SimAccount {
         _: Timestamp,
         priority: Priority,
     ) -> Result<OrderSighting, ReadError> {
-        self.ask((priority, 1), |state, now| {
+        self.ask((priority, Request::Order), |state, now| {
             let venue = self.venue(state);
             let shown = venue.shown_at.get(id.as_str()).is_some_and(|at| now >= *at);
             match order_of(&venue.exchange, id).filter(|_| shown) {
@@ -392,7 +422,7 @@ impl OrderGateway for SimAccount {
         priority: Priority,
     ) -> Result<Vec<Fill>, ReadError> {
         let account = self.account.clone();
-        self.ask((priority, 5), move |state, now| {
+        self.ask((priority, Request::Trades), move |state, now| {
             let venue = state.venues.get(&account).expect("the account is in this world");
             let shown = venue.exchange.trades.iter().filter(|trade| {
                 trade.time >= since.as_millis()
@@ -410,7 +440,7 @@ impl OrderGateway for SimAccount {
         since: Timestamp,
         priority: Priority,
     ) -> Result<Vec<OrderName>, ReadError> {
-        self.ask((priority, 5), |state, _| {
+        self.ask((priority, Request::OrderNames), |state, _| {
             let venue = self.venue(state);
             let mine = venue.exchange.orders.values().filter(|order| order.created >= since.as_millis());
             let named = mine.filter_map(|order| {
@@ -424,7 +454,7 @@ impl OrderGateway for SimAccount {
     }
 
     async fn count_down(&self, _: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
-        self.ask((Priority::Protect, 1), |state, now| {
+        self.ask((Priority::Protect, Request::CountDown), |state, now| {
             let until = after.map(|after| now + i64::try_from(after.as_millis()).expect("two minutes"));
             let (account, symbol) = (self.account.to_string(), MARKET.to_owned());
             let _ = state.command(now, &self.account, Command::CountDown { account, symbol, until });
@@ -437,7 +467,7 @@ impl OrderGateway for SimAccount {
         _: &Symbol,
         priority: Priority,
     ) -> Result<Vec<ExecutionReport>, ReadError> {
-        self.ask((priority, 1), |state, _| {
+        self.ask((priority, Request::OpenOrders), |state, _| {
             let venue = self.venue(state);
             venue.exchange.orders.values().filter(|order| order.status.is_open()).map(report_of).collect()
         })

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deltaplane_net::WeightBudget;
 use deltaplane_ports::{AccountEvent, Clock, OpenOrder, Record};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, ExecutionReport, Fill, FillCause, MarketView, Notional, OrderAck,
@@ -22,6 +21,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::{Notify, broadcast, oneshot};
 
+use crate::limits::{Kind, Limits};
 use crate::oracle::Oracle;
 
 /// The one market of this world.
@@ -36,9 +36,6 @@ pub(crate) const SHOWN_LATE_MS: i64 = 900;
 pub(crate) const POSITION_LATE_MS: i64 = 3_000;
 /// A stream that tells nothing any more counts as proven for so long.
 pub(crate) const PROOF_MS: i64 = 1_500;
-/// What a venue answers in a minute: requests that come again and again use it up.
-const WEIGHT: u64 = 600;
-const WINDOW: Duration = Duration::from_secs(10);
 const PRICES_EVERY_MS: i64 = 250;
 
 pub(crate) fn btc() -> Symbol {
@@ -58,6 +55,10 @@ pub(crate) struct Chances {
     pub(crate) shown_late: u32,
     pub(crate) event_lost: u32,
     pub(crate) key_dead: u32,
+    /// A stream that connects tells nothing.
+    pub(crate) says_nothing: u32,
+    /// Other programs at the address use a part of what the venue takes in a window.
+    pub(crate) others: u32,
     pub(crate) event_twice: u32,
     pub(crate) event_late: u32,
     pub(crate) slow_disk: u32,
@@ -75,6 +76,8 @@ impl Chances {
         shown_late: 0,
         event_lost: 0,
         key_dead: 0,
+        says_nothing: 0,
+        others: 0,
         event_twice: 0,
         event_late: 0,
         slow_disk: 0,
@@ -90,6 +93,8 @@ impl Chances {
         shown_late: 150,
         event_lost: 80,
         key_dead: 20,
+        says_nothing: 150,
+        others: 150,
         event_twice: 80,
         event_late: 150,
         slow_disk: 20,
@@ -105,6 +110,8 @@ impl Chances {
         shown_late: 400,
         event_lost: 300,
         key_dead: 60,
+        says_nothing: 300,
+        others: 400,
         event_twice: 200,
         event_late: 300,
         slow_disk: 80,
@@ -141,8 +148,8 @@ pub(crate) struct Venue {
     pub(crate) cut_until: i64,
     /// Its stream is open and tells nothing from the first to the second: its key is dead.
     pub(crate) deaf: (i64, i64),
-    /// The requests that it answers in a window.
-    pub(crate) budget: WeightBudget,
+    /// The requests that it takes.
+    pub(crate) limits: Limits,
     /// What was held since a time.
     pub(crate) history: Vec<Held>,
     /// Orders whose place was taken before they arrived.
@@ -245,8 +252,7 @@ impl World {
                 number: 1,
                 cut_until: 0,
                 deaf: (0, 0),
-                // Every other venue has room for a tenth of that.
-                budget: WeightBudget::fixed(if index % 2 == 0 { WEIGHT } else { WEIGHT / 10 }, WINDOW),
+                limits: Limits::new([Kind::Binance, Kind::Aster, Kind::Pacifica][index % 3]),
                 history: vec![Held { at: 0, delta: dec(*position, 3), order: 1 }],
                 burned: BTreeSet::new(),
                 arrived: BTreeSet::new(),
@@ -292,11 +298,13 @@ impl World {
     pub(crate) fn begin_life(&self, clock: Arc<LifeClock>, crash_at_step: Option<u64>) {
         let mut state = self.lock();
         let now = clock.now().as_millis();
+        // The clock of a runtime that is gone shows the wall's time.
+        state.clock = Some(clock);
         state.run_due(now);
         for venue in state.venues.values_mut() {
             venue.events = broadcast::channel(4_096).0;
+            venue.limits.process_starts();
         }
-        state.clock = Some(clock);
         state.is_dead = false;
         state.crash_at_step = crash_at_step;
         state.note("the process starts");
@@ -456,6 +464,17 @@ impl State {
                 let _ = answer.send(outcome);
             }
             Due::Told(account, event) => {
+                let is_mute = event == AccountEvent::Connected
+                    && self.chance("stream says nothing", self.chances.says_nothing);
+                if is_mute {
+                    // It is open and was never proven, until it is given up.
+                    let until = now + self.rng.random_range(500..6_000);
+                    if let Some(venue) = self.venues.get_mut(&account) {
+                        venue.deaf = (now - PROOF_MS, until);
+                    }
+                    self.schedule(until, Due::Told(account.clone(), AccountEvent::Disconnected));
+                    self.schedule(until, Due::Told(account.clone(), AccountEvent::Connected));
+                }
                 if let Some(venue) = self.venues.get(&account) {
                     let _ = venue.events.send(event);
                 }
@@ -500,6 +519,7 @@ impl State {
                 self.chances = Chances::CALM;
                 for venue in self.venues.values_mut() {
                     (venue.down_until, venue.feed_stale_until) = (0, 0);
+                    venue.limits.others_leave();
                 }
                 self.note("faults end");
             }

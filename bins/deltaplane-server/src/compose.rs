@@ -4,6 +4,7 @@
 //! hedge; paper mode's exchanges have another.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,7 +142,8 @@ pub async fn run(options: Options) -> Result<()> {
         prepared: Prepared::default(),
     });
     wait_until_ready(&engine).await;
-    announce(mode, address, &data_dir, &engine, &paper_exchanges, primary_symbol.as_str()).await;
+    // Nobody may be reading.
+    let _ = announce(mode, address, &data_dir, &engine, &paper_exchanges, primary_symbol.as_str()).await;
     deltaplane_api::serve(listener, deltaplane_api::router(state), ServerLimits::default(), stop_signal())
         .await;
     tracing::info!("stopping: running operations are finished first");
@@ -258,7 +260,6 @@ fn id_key(data_dir: &Path) -> Result<IdKey> {
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -345,6 +346,7 @@ async fn wait_until_ready(engine: &Supervisor) {
     }
 }
 
+/// Says what runs where. Whoever reads it may go away after the first lines: that ends nothing.
 async fn announce(
     mode: Mode,
     address: SocketAddr,
@@ -352,12 +354,13 @@ async fn announce(
     engine: &Supervisor,
     exchanges: &BTreeMap<String, deltaplane_venue_sim::Running>,
     symbol: &str,
-) {
+) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
     let accounts = engine.accounts().await;
     let names: Vec<String> = accounts.iter().map(|account| format!("\"{}\"", account.account)).collect();
-    println!("deltaplane {} in {} mode", env!("CARGO_PKG_VERSION"), format!("{mode:?}").to_lowercase());
-    println!("  API      http://{address}");
-    println!("  journal  {}", data_dir.join("journal.sqlite").display());
+    writeln!(out, "deltaplane {} in {} mode", env!("CARGO_PKG_VERSION"), format!("{mode:?}").to_lowercase())?;
+    writeln!(out, "  API      http://{address}")?;
+    writeln!(out, "  journal  {}", data_dir.join("journal.sqlite").display())?;
     for account in &accounts {
         let position = account.snapshot.as_ref().map_or_else(
             || "not read yet".to_owned(),
@@ -374,18 +377,22 @@ async fn announce(
                 running.control().unwrap_or_default()
             )
         });
-        println!("  account  {}: {position}{}", account.account, place.unwrap_or_default());
+        writeln!(out, "  account  {}: {position}{}", account.account, place.unwrap_or_default())?;
     }
     let view = engine.system().await;
     if let Some(because) = view.not_ready_because {
-        println!("  not ready yet: {because}");
+        writeln!(out, "  not ready yet: {because}")?;
     }
-    println!("Bring net delta back to zero:");
-    println!("  curl -X POST http://{address}/api/v1/delta/control -H 'Content-Type: application/json' \\");
-    println!(
+    writeln!(out, "Bring net delta back to zero:")?;
+    writeln!(
+        out,
+        "  curl -X POST http://{address}/api/v1/delta/control -H 'Content-Type: application/json' \\"
+    )?;
+    writeln!(
+        out,
         "    -d '{{\"targetDelta\": 0.0, \"accounts\": [{}], \"maxDeviation\": 0.1, \"symbol\": \"{symbol}\"}}'",
         names.join(", ")
-    );
+    )
 }
 
 async fn stop_signal() {

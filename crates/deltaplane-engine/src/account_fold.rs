@@ -43,6 +43,14 @@ struct Told {
     untraded_since: Option<Timestamp>,
 }
 
+impl Told {
+    /// Whether a trade's change is a part of what the position moved without one.
+    fn has(&self, change: Delta) -> bool {
+        let (moved, change) = (self.untraded.value(), change.value());
+        moved.is_sign_negative() == change.is_sign_negative() && moved.abs() >= change.abs()
+    }
+}
+
 /// A reading that differs from what the stream told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Suspicion {
@@ -89,13 +97,18 @@ impl Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct AccountFold {
     snapshot: Option<AccountSnapshot>,
-    /// Open orders by symbol and the venue's number; none while they are not known.
-    open: Option<BTreeMap<(Symbol, VenueOrderId), OpenOrder>>,
+    /// Orders by symbol and the venue's number, with the time at which they were told: those that ended stay until the next
+    /// list, with nothing left. None while they are not known.
+    open: Option<BTreeMap<(Symbol, VenueOrderId), (OpenOrder, Timestamp)>>,
+    /// What was open when the stream broke.
+    last_open: Vec<OpenOrder>,
     connected_at: Option<Timestamp>,
     /// The same by the venue's clock, where that is known.
     connected_there: Option<Timestamp>,
     /// A reading that began after the stream connected is in the state, so that nothing is missing.
     is_synced: bool,
+    /// A trade was left out for its time alone: the reading that should have it may lag.
+    lacks_dropped: bool,
     /// Events since the stream connected, until that reading.
     buffered: Vec<(Timestamp, AccountEvent)>,
     told: BTreeMap<Symbol, Told>,
@@ -106,6 +119,8 @@ pub(crate) struct AccountFold {
     placed: BTreeMap<Symbol, u64>,
     /// The place up to which the newest reading that counts has everything.
     read_order: BTreeMap<Symbol, u64>,
+    /// The symbols of which that reading told its place itself: what comes after is not in it.
+    placed_by_reading: BTreeSet<Symbol>,
     suspicions: BTreeMap<Symbol, Suspicion>,
     trades: BTreeSet<(Symbol, TradeId)>,
     newest_trades: VecDeque<(Symbol, TradeId)>,
@@ -134,7 +149,13 @@ impl AccountFold {
 
     /// The open orders of all symbols; none where they are not known.
     pub(crate) fn open_orders(&self) -> Option<Vec<OpenOrder>> {
-        self.open.as_ref().map(|open| open.values().cloned().collect())
+        let open = self.open.as_ref()?.values().map(|(order, _)| order);
+        Some(open.filter(|order| !order.left.is_zero()).cloned().collect())
+    }
+
+    /// The open orders as they were known last: while nothing is known of them now, those of before the stream broke.
+    pub(crate) fn last_open_orders(&self) -> Vec<OpenOrder> {
+        self.open_orders().unwrap_or_else(|| self.last_open.clone())
     }
 
     /// What trades of others moved a position since the start, as far as the stream told.
@@ -145,6 +166,11 @@ impl AccountFold {
     /// The newest trades of others in a symbol, oldest first, as the stream told them.
     pub(crate) fn foreign_fills(&self, symbol: &Symbol) -> Vec<Fill> {
         self.foreign_fills.iter().filter(|fill| fill.symbol == *symbol).cloned().collect()
+    }
+
+    /// Trades of others are explained: they are told no more.
+    pub(crate) fn forget_foreign(&mut self, symbol: &Symbol, trades: &[TradeId]) {
+        self.foreign_fills.retain(|fill| fill.symbol != *symbol || !trades.contains(&fill.trade_id));
     }
 
     /// Trades of ours are known, with what they moved, that the stream may not have told yet.
@@ -165,7 +191,10 @@ impl AccountFold {
     /// Whether every trade of ours that is known is in the state, every move has its trade, and no reading says otherwise.
     pub(crate) fn is_settled(&self) -> bool {
         let are_traded = self.told.values().all(|told| told.untraded.is_zero());
-        self.awaited.is_empty() && are_traded && self.suspicions.values().all(|suspicion| suspicion.is_taken)
+        self.awaited.is_empty()
+            && are_traded
+            && !self.lacks_dropped
+            && self.suspicions.values().all(|suspicion| suspicion.is_taken)
     }
 
     /// When trades of ours became known that the stream has not told.
@@ -174,7 +203,7 @@ impl AccountFold {
     }
 
     /// What trades of ours moved that the stream has not told.
-    fn awaited_move(&self, symbol: &Symbol) -> Delta {
+    pub(crate) fn awaited_move(&self, symbol: &Symbol) -> Delta {
         let of_symbol = self.awaited.iter().filter(|((of, _), _)| of == symbol);
         of_symbol.fold(Delta::ZERO, |sum, (_, (moved, _))| sum.plus(*moved).unwrap_or(sum))
     }
@@ -190,7 +219,9 @@ impl AccountFold {
 
     /// The stream broke: what happens until the next reading may never be told.
     pub(crate) fn on_disconnected(&mut self) {
+        self.last_open = self.last_open_orders();
         (self.is_synced, self.connected_at, self.open) = (false, None, None);
+        self.lacks_dropped = false;
         self.buffered.clear();
         self.told.clear();
         self.suspicions.clear();
@@ -236,7 +267,7 @@ impl AccountFold {
                 outcome.audit(Duration::ZERO);
             }
             AccountEvent::BalanceChanged { .. } | AccountEvent::Report(_) => {}
-            AccountEvent::Open(order) => self.on_open(order),
+            AccountEvent::Open(order) => self.on_open(order, now),
             AccountEvent::Fill(fill, order) => {
                 let is_ours = is_ours(fill);
                 if self.note_trade(fill, is_ours) {
@@ -262,13 +293,14 @@ impl AccountFold {
     /// Whether the newest reading that counts has a trade already, so that it moves nothing any more.
     fn was_read(&self, snapshot: &AccountSnapshot, fill: &Fill, order: u64) -> bool {
         let is_placed = self.read_order.get(&fill.symbol).is_some_and(|read| order <= *read);
-        is_placed || self.was_before(snapshot, fill.venue_time)
+        is_placed || self.was_before(snapshot, &fill.symbol, fill.venue_time)
     }
 
-    /// Whether something happened before the stream began, where the venue's readings tell no place of their own: then the
-    /// reading that followed has it.
-    fn was_before(&self, snapshot: &AccountSnapshot, venue_time: Timestamp) -> bool {
-        let has_no_place = self.is_synced && snapshot.order.is_none();
+    /// Whether something happened before the stream began, where no reading tells a place of the symbol: then the reading
+    /// that followed has it, or the next one, where reads lag.
+    fn was_before(&self, snapshot: &AccountSnapshot, symbol: &Symbol, venue_time: Timestamp) -> bool {
+        let has_no_place =
+            self.is_synced && snapshot.order.is_none() && !self.placed_by_reading.contains(symbol);
         has_no_place && self.connected_there.is_some_and(|at| venue_time < at)
     }
 
@@ -313,13 +345,9 @@ impl AccountFold {
         true
     }
 
-    fn on_open(&mut self, order: &OpenOrder) {
-        let Some(open) = &mut self.open else { return };
-        let key = (order.symbol.clone(), order.venue_order_id.clone());
-        if order.left.is_zero() {
-            open.remove(&key);
-        } else {
-            open.insert(key, order.clone());
+    fn on_open(&mut self, order: &OpenOrder, now: Timestamp) {
+        if let Some(open) = &mut self.open {
+            open.insert((order.symbol.clone(), order.venue_order_id.clone()), (order.clone(), now));
         }
     }
 
@@ -362,7 +390,12 @@ impl AccountFold {
             self.note_order(symbol, *order, now);
         }
         match event {
-            AccountEvent::Position { venue_time, .. } if self.was_before(snapshot, *venue_time) => Ok(()),
+            AccountEvent::Position { symbol, venue_time, .. }
+                if self.was_before(snapshot, symbol, *venue_time) =>
+            {
+                self.lacks_dropped = true;
+                Ok(())
+            }
             AccountEvent::Position { symbol, delta, entry_price, unrealized, order, venue_time } => {
                 let held = snapshot.position(symbol);
                 let known = self.order_of(snapshot, symbol);
@@ -404,7 +437,10 @@ impl AccountFold {
                 };
                 move_position(snapshot, symbol, &moved, terms)
             }
-            AccountEvent::Fill(fill, order) if self.was_read(snapshot, fill, *order) => Ok(()),
+            AccountEvent::Fill(fill, order) if self.was_read(snapshot, fill, *order) => {
+                self.lacks_dropped |= self.was_before(snapshot, &fill.symbol, fill.venue_time);
+                Ok(())
+            }
             AccountEvent::Fill(fill, order) => {
                 let known = self.order_of(snapshot, &fill.symbol);
                 let told = self
@@ -413,8 +449,9 @@ impl AccountFold {
                     .or_insert_with(|| Told { order: known, ..Told::default() });
                 told.at = now;
                 let change = fill.quantity.signed(fill.side);
-                if *order <= told.order {
-                    // The position that was told last has it already.
+                // The position that was told last has it already. Where times are the places, a venue may give a trade a
+                // later one than the position that it moved: what moved without a trade was this one.
+                if *order <= told.order || (snapshot.order.is_none() && told.has(change)) {
                     let change = change.negated();
                     note_untraded(told, change, now, outcome);
                     return Ok(());
@@ -445,6 +482,11 @@ impl AccountFold {
 
     /// A reading counts for a symbol: it has all that was told of its position before.
     fn note_read(&mut self, symbol: &Symbol, order: Option<u64>) {
+        if order.is_some() {
+            self.placed_by_reading.insert(symbol.clone());
+        } else {
+            self.placed_by_reading.remove(symbol);
+        }
         let placed = self.placed.get(symbol).copied();
         match order.or(placed) {
             Some(order) => drop(self.read_order.insert(symbol.clone(), order)),
@@ -479,12 +521,28 @@ impl AccountFold {
                 self.note_order(symbol, order, began);
             }
         }
+        self.note_closed(&reading, began);
         self.awaited.retain(|_, (_, since)| began < since.after(READS_LAG));
+        self.lacks_dropped &= self.connected_at.is_none_or(|at| began < at.after(READS_LAG));
         let before = self.snapshot.take();
+        // Where a reading tells no place, it has what was told until now if it comes to the same.
+        let is_shown = |symbol: &Symbol| {
+            let known = before.as_ref().map(|known| known.position(symbol));
+            !self.is_synced && order_in(&reading, symbol).is_none() && known == Some(reading.position(symbol))
+        };
+        let told = self.buffered.iter().filter_map(|(_, event)| moved_by(event));
+        let shown: BTreeSet<Symbol> = told.filter(|symbol| is_shown(symbol)).cloned().collect();
         let mut next = AccountSnapshot { as_of: began, valued_at: began, ..reading.clone() };
         if self.is_synced {
-            let symbols: BTreeSet<Symbol> =
-                self.told.keys().chain(reading.positions.keys()).cloned().collect();
+            let held = before.iter().flat_map(|known| known.positions.keys());
+            let symbols: BTreeSet<Symbol> = self
+                .told
+                .keys()
+                .chain(reading.positions.keys())
+                .chain(self.suspicions.keys())
+                .chain(held)
+                .cloned()
+                .collect();
             for symbol in symbols {
                 let folded = before.as_ref().map(|known| known.position(&symbol)).unwrap_or_default();
                 let keeps =
@@ -524,7 +582,9 @@ impl AccountFold {
         self.snapshot = Some(next);
         if self.is_synced {
             for (at, event) in std::mem::take(&mut self.buffered) {
-                self.change(&event, at, terms, &mut outcome);
+                if !moved_by(&event).is_some_and(|symbol| shown.contains(symbol)) {
+                    self.change(&event, at, terms, &mut outcome);
+                }
             }
         }
         outcome
@@ -532,7 +592,24 @@ impl AccountFold {
 
     fn note_order(&mut self, symbol: &Symbol, order: u64, at: Timestamp) {
         let newest = self.newest.entry(symbol.clone()).or_insert((order, at));
-        *newest = (*newest).max((order, at));
+        if order > newest.0 {
+            *newest = (order, at);
+        }
+    }
+
+    /// Notes positions that a reading lacks, where readings tell no place of their own: what showed them is older, if the
+    /// reading cannot lag behind them, or trades of ours say that they are closed.
+    fn note_closed(&mut self, reading: &AccountSnapshot, began: Timestamp) {
+        let Some(known) = self.snapshot.as_ref().filter(|_| reading.order.is_none()) else { return };
+        let closed = known.positions.iter().filter(|(symbol, _)| !reading.positions.contains_key(*symbol));
+        let placed = closed.filter_map(|(symbol, position)| {
+            let is_late = self.newest.get(symbol).is_some_and(|(_, at)| began >= at.after(READS_LAG));
+            let is_ours = position.delta.plus(self.awaited_move(symbol)) == Ok(Delta::ZERO);
+            Some((symbol.clone(), position.order?.checked_add(1)?)).filter(|_| is_late || is_ours)
+        });
+        for (symbol, order) in placed.collect::<Vec<_>>() {
+            self.note_order(&symbol, order, began);
+        }
     }
 
     /// Whether a reading is older than what was told before, by the venue's own order. One that was asked for when reads
@@ -632,8 +709,12 @@ impl AccountFold {
     /// Takes the open orders as they were when they were asked for at `began`.
     pub(crate) fn on_open_orders(&mut self, orders: Vec<OpenOrder>, began: Timestamp) {
         if self.connected_at.is_some_and(|at| at <= began) {
-            let key = |order: &OpenOrder| (order.symbol.clone(), order.venue_order_id.clone());
-            self.open = Some(orders.into_iter().map(|order| (key(&order), order)).collect());
+            let entry =
+                |order: OpenOrder| ((order.symbol.clone(), order.venue_order_id.clone()), (order, began));
+            let told = self.open.take().unwrap_or_default();
+            // What the stream told after the question is newer than the list.
+            let newer = told.into_iter().filter(|(_, (_, at))| *at >= began);
+            self.open = Some(orders.into_iter().map(entry).chain(newer).collect());
         }
     }
 
@@ -645,6 +726,15 @@ impl AccountFold {
             outcome.audit(Duration::ZERO);
         }
         outcome
+    }
+}
+
+/// The symbol whose position an event moves.
+const fn moved_by(event: &AccountEvent) -> Option<&Symbol> {
+    match event {
+        AccountEvent::Fill(fill, _) => Some(&fill.symbol),
+        AccountEvent::Position { symbol, .. } => Some(symbol),
+        _ => None,
     }
 }
 

@@ -122,6 +122,27 @@ fn trades_and_positions_come_to_the_same_in_any_order_and_any_number() {
 }
 
 /// Margin follows in proportion: 0.3 of 0.5 keeps 1,800 of 3,000 and 72 of 120; 1,200 become available.
+/// A venue that times a trade a little later than the position that it moved: 0.5 and 0.2 are 0.7, whichever is told
+/// first.
+#[test]
+fn a_trade_that_is_timed_after_its_position_counts_once() {
+    let buys = AccountEvent::Fill(fill("1", Side::Buy, "0.2"), 203);
+    let mut folded = Folded::synced();
+    folded.tell(30, &position("0.7", 200));
+    folded.tell(31, &buys);
+    folded.holds("0.7");
+    let mut folded = Folded::synced();
+    folded.tell(30, &buys);
+    folded.tell(31, &position("0.7", 200));
+    folded.holds("0.7");
+    // The next one is a trade of its own, and so is one the other way.
+    folded.tell(40, &AccountEvent::Fill(fill("2", Side::Buy, "0.2"), 300));
+    folded.holds("0.9");
+    folded.tell(41, &position("0.9", 300));
+    folded.tell(50, &AccountEvent::Fill(fill("3", Side::Sell, "0.1"), 400));
+    folded.holds("0.8");
+}
+
 #[test]
 fn margins_follow_a_position_in_proportion_until_the_next_reading() {
     let mut folded = Folded::synced();
@@ -403,4 +424,87 @@ fn what_happened_before_the_connection_is_told_by_the_venues_clock_alone() {
         folded.tell(10_100, &sold("7", late));
         folded.holds(held);
     }
+}
+
+/// A close whose events were lost: the reading that lacks the position counts at once, and when that lasts it is an
+/// incident.
+#[test]
+fn a_position_that_a_reading_lacks_is_compared_too() {
+    let mut folded = Folded::synced();
+    let first = folded.read(10_000, "0", None);
+    folded.holds("0");
+    assert_eq!((first.mismatches.len(), first.audit_after), (0, Some(READS_LAG)));
+    assert_eq!(folded.read(14_000, "0", None).mismatches.len(), 1);
+    // A reading that lags does not bring the position back over a new connection.
+    let mut folded = Folded::synced();
+    folded.read(10_000, "0", None);
+    folded.tell(10_100, &AccountEvent::Disconnected);
+    assert!(folded.read(10_200, "0.5", Some(100)).resync);
+    folded.holds("0");
+}
+
+/// The whole position is sold while the account is read anew. The reading has it, and no place that would say so.
+#[test]
+fn what_a_reading_without_a_place_shows_is_not_applied_over_it() {
+    let mut folded = Folded::synced();
+    folded.tell(5_000, &AccountEvent::Connected);
+    folded.tell(5_100, &AccountEvent::Fill(fill("7", Side::Sell, "0.5"), 120));
+    folded.read(5_200, "0", None);
+    assert!(folded.0.is_synced());
+    folded.holds("0");
+}
+
+/// A trade of the moment before the connection, told after it. By its place it is in the reading or not; where there is
+/// none its time alone says that it is, and reads lag: until one that cannot, the state is not taken for exact.
+#[test]
+fn a_trade_from_before_the_connection_is_placed_by_the_reading_or_waited_for() {
+    let sold =
+        |order| AccountEvent::Fill(Fill { venue_time: at(4_990), ..fill("7", Side::Sell, "0.1") }, order);
+    for (place, told, held) in [(110, 120, "0.4"), (120, 120, "0.5")] {
+        let mut folded = Folded(AccountFold::default());
+        folded.0.on_connected(at(5_000));
+        folded.0.connected_there(Some(at(5_000)));
+        folded.read(5_010, "0.5", Some(place));
+        folded.tell(5_100, &sold(told));
+        folded.holds(held);
+        assert!(folded.0.is_settled());
+    }
+    let mut folded = Folded(AccountFold::default());
+    folded.0.on_connected(at(5_000));
+    folded.0.connected_there(Some(at(5_000)));
+    folded.read(5_010, "0", None);
+    folded.tell(5_100, &sold(120));
+    folded.holds("0");
+    assert!(!folded.0.is_settled());
+    folded.read(8_499, "0", None);
+    assert!(!folded.0.is_settled());
+    folded.read(8_500, "-0.1", Some(120));
+    folded.holds("-0.1");
+    assert!(folded.0.is_settled());
+}
+
+/// A list of open orders is as old as its question; what the stream told since then is newer. When the stream breaks,
+/// the orders of before may still trade.
+#[test]
+fn a_list_of_orders_does_not_bring_back_one_that_ended_and_a_break_forgets_none() {
+    let order = |id: &str, left: &str| OpenOrder {
+        symbol: btc(),
+        venue_order_id: id.parse().unwrap(),
+        side: Side::Buy,
+        left: quantity(left),
+        reduce_only: false,
+    };
+    let mut folded = Folded::synced();
+    folded.0.on_open_orders(vec![order("5", "1")], at(60));
+    folded.tell(100, &AccountEvent::Open(order("5", "0")));
+    folded.tell(101, &AccountEvent::Open(order("6", "2")));
+    folded.0.on_open_orders(vec![order("5", "1")], at(90));
+    assert_eq!(folded.0.open_orders().unwrap(), [order("6", "2")]);
+    folded.tell(200, &AccountEvent::Disconnected);
+    assert_eq!(folded.0.open_orders(), None);
+    assert_eq!(folded.0.last_open_orders(), [order("6", "2")]);
+    // The next list tells all.
+    folded.tell(300, &AccountEvent::Connected);
+    folded.0.on_open_orders(Vec::new(), at(310));
+    assert_eq!(folded.0.last_open_orders(), []);
 }

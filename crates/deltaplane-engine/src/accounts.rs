@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::account_fold::{AccountFold, Mismatch, Outcome};
+use crate::changes::{ChangeListener, Changes};
 use crate::equity::EquityTrack;
 use crate::ids::IdKey;
 use deltaplane_ports::{
@@ -17,8 +18,8 @@ use deltaplane_ports::{
 use deltaplane_types::{AccountId, AccountSnapshot, Delta, Fill, Symbol, Timestamp, TradeId, VenueId};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// How often an account that may trade is checked.
@@ -60,6 +61,10 @@ struct State {
     snapshot: Option<Arc<AccountSnapshot>>,
     /// When the newest reading was asked for.
     read_at: Timestamp,
+    /// Until when the folded state was known to be the account's.
+    live_until: Timestamp,
+    /// When the open orders were asked for.
+    orders_read_at: Timestamp,
     /// The newest reading as the venue answered it.
     reading: Option<Arc<AccountSnapshot>>,
     /// Readings that began before this may lack what we know to have happened.
@@ -103,7 +108,7 @@ pub(crate) struct AccountKeeper {
     /// What its equity did.
     pub(crate) equity: EquityTrack,
     /// Counts whole states that were read.
-    readings: watch::Sender<u64>,
+    readings: Changes,
 }
 
 /// What counts after another look: a venue that is away for a moment takes back nothing of what it said.
@@ -150,7 +155,7 @@ impl AccountKeeper {
             wake: Notify::new(),
             reading: tokio::sync::Mutex::default(),
             equity: EquityTrack::default(),
-            readings: watch::Sender::new(0),
+            readings: Changes::new(),
         }
     }
 
@@ -178,17 +183,30 @@ impl AccountKeeper {
         self.reader.stream().is_proven() && self.read(|state| state.fold.is_synced())
     }
 
-    /// When the newest state was true: now where the stream is proven.
+    /// When the newest state was true: now where the stream is proven, else when it was that or was read, whichever is
+    /// later.
     pub(crate) fn confirmed_at(&self) -> Option<Timestamp> {
-        let newest = self.newest()?;
-        Some(if self.is_live() { self.clock.now() } else { newest.as_of })
+        if self.is_live() {
+            let now = self.clock.now();
+            return self.newest().map(|_| now);
+        }
+        self.read(|state| Some(state.snapshot.as_ref()?.as_of.max(state.live_until)))
     }
 
-    /// The newest snapshot, if it is not older than this.
+    /// The newest snapshot, if it was true no longer ago than this.
     pub(crate) fn known(&self, within: Duration) -> Option<Arc<AccountSnapshot>> {
-        let now = self.clock.now();
-        let is_live = self.is_live();
-        self.newest().filter(|snapshot| is_live || now.since(snapshot.as_of) <= within)
+        let age = self.clock.now().since(self.confirmed_at()?);
+        self.newest().filter(|_| age <= within)
+    }
+
+    /// The open orders as they were known last.
+    pub(crate) fn last_open_orders(&self) -> Vec<OpenOrder> {
+        self.read(|state| state.fold.last_open_orders())
+    }
+
+    /// What trades of ours moved a position that its state does not show yet.
+    pub(crate) fn awaited_move(&self, symbol: &Symbol) -> Delta {
+        self.read(|state| state.fold.awaited_move(symbol))
     }
 
     /// The open orders of all symbols, as far as they are known.
@@ -341,8 +359,8 @@ impl AccountKeeper {
     }
 
     /// Tells whenever a whole state was read.
-    pub(crate) fn readings(&self) -> watch::Receiver<u64> {
-        self.readings.subscribe()
+    pub(crate) fn readings(&self) -> ChangeListener {
+        self.readings.listen()
     }
 
     pub(crate) fn block(&self, reason: Option<String>) {
@@ -396,7 +414,9 @@ impl AccountKeeper {
 
     /// Notes trades that are explained. A venue may count the trades of each symbol anew.
     pub(crate) fn explain(&self, symbol: &Symbol, trades: impl IntoIterator<Item = TradeId>) {
+        let trades: Vec<TradeId> = trades.into_iter().collect();
         self.write(|state| {
+            state.fold.forget_foreign(symbol, &trades);
             state.explained.extend(trades.into_iter().map(|trade| (symbol.clone(), trade)));
             let surplus = state.explained.len().saturating_sub(KEPT_TRADES);
             state.explained.drain(..surplus);
@@ -461,7 +481,7 @@ impl AccountKeeper {
         let mut readings = self.readings();
         let told = async {
             while !self.is_settled() {
-                if readings.changed().await.is_err() {
+                if !readings.changed().await {
                     std::future::pending::<()>().await;
                 }
             }
@@ -533,7 +553,7 @@ impl AccountKeeper {
     }
 
     fn tell(&self) {
-        self.readings.send_modify(|count| *count = count.wrapping_add(1));
+        self.readings.tell();
     }
 
     /// Takes an event of the stream.
@@ -572,8 +592,19 @@ impl AccountKeeper {
             }
             return;
         }
-        self.write(|state| state.failed_at = None);
-        if let Ok(orders) = self.reader.fetch_all_open_orders(Priority::Sync).await {
+        // The list of open orders costs more than all else: the stream tells their changes, and without one it would be old at
+        // once.
+        let every = self.reader.pace().audit.saturating_mul(9) / 10;
+        let is_due = self.write(|state| {
+            state.failed_at = None;
+            let is_old = state.fold.open_orders().is_none() || began.since(state.orders_read_at) >= every;
+            let is_due = state.fold.is_connected() && is_old;
+            if is_due {
+                state.orders_read_at = began;
+            }
+            is_due
+        });
+        if is_due && let Ok(orders) = self.reader.fetch_all_open_orders(Priority::Sync).await {
             self.write(|state| state.fold.on_open_orders(orders, began));
         }
     }
@@ -613,8 +644,12 @@ impl AccountKeeper {
                         self.on_event(&AccountEvent::Unreadable);
                     }
                     was_proven = proven;
+                    let is_live = self.is_live();
                     self.write(|state| {
                         state.last_beat = now;
+                        if is_live {
+                            state.live_until = now;
+                        }
                         let outcome = state.fold.on_time(now);
                         Self::take(state, outcome, now);
                     });

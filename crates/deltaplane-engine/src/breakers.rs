@@ -143,6 +143,7 @@ impl Counts {
         if matches!(
             refusal.reason,
             RefusalReason::KeptBack
+                | RefusalReason::Withheld(_)
                 | RefusalReason::NotSent
                 | RefusalReason::ProxyFailed
                 | RefusalReason::RateLimited

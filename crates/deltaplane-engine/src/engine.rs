@@ -602,7 +602,7 @@ impl Core {
             let text = format!("account {id} is out of trading: {reason}");
             if keeper.is_starting() {
                 // A venue whose budget is spent keeps this waiting for up to a minute.
-                let remedy = "wait until GET /readyz answers 200, or leave the account out";
+                let remedy = "wait until GET /readyz names it with canTrade true, or leave the account out";
                 let mut failed = failure(Code::NotPermitted, text, remedy);
                 failed.retry_after = Some(Duration::from_secs(5));
                 return Err(failed);

@@ -140,7 +140,7 @@ pub(crate) async fn keep_track(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
             biased;
             event = events.recv() => if !note(&keeper, &event) { return },
             // While the stream is proven nothing is read: the state goes on with the marks.
-            () = async { if readings.changed().await.is_err() { std::future::pending().await } } => {}
+            () = async { if !readings.changed().await { std::future::pending().await } } => {}
             _ = tick.tick(), if keeper.is_live() => {}
         }
         readings.mark_unchanged();
@@ -346,7 +346,11 @@ impl Core {
         };
         let Some(snapshot) = keeper.newest() else {
             let text = format!("account {id} was not read yet");
-            return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
+            return Err(failure(
+                Code::NotRunning,
+                text,
+                "wait until GET /readyz names it with another source than none",
+            ));
         };
         let (snapshot, instruments) = self.valued(id, &snapshot).await?;
         let holdings = &self.shared.eyes.config.holdings;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use deltaplane_ports::{Clock, IntentRecord, JournalError, OrderGateway, PlannedLeg, Priority, Record};
 use deltaplane_risk::{Limits, Overrides};
 use deltaplane_types::{
-    AccountId, Decimal, OperationId, OrderIntent, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
-    TimeInForce, Timestamp, TradingState,
+    AccountId, Decimal, OperationId, OrderIntent, Refusal, Side, SubmitOutcome, Symbol, TimeInForce,
+    Timestamp, TradingState,
 };
 
 use crate::durable::{Durable, Recorder};
@@ -164,10 +164,7 @@ impl OrderGate {
     pub async fn send(&self, intent: Durable<IntentRecord>, priority: Priority) -> SubmitOutcome {
         let intent = intent.into_value();
         let order = &intent.order;
-        let kept_back = |text: &str| {
-            let (reason, text) = (RefusalReason::KeptBack, text.to_owned());
-            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text })
-        };
+        let kept_back = |text: &str| SubmitOutcome::NotAccepted(Refusal::kept_back(text));
         if let Err(why) = self.take_from_parent(&intent) {
             return kept_back(&why);
         }

@@ -14,6 +14,7 @@ mod accounts;
 mod alerts;
 mod breakers;
 mod canceling;
+mod changes;
 mod config;
 pub mod control;
 mod doubts;

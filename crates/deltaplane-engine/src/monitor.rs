@@ -89,7 +89,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
 /// Looks at one account whenever it was read, until dropped: its alerts wait for nobody else's state.
 pub(crate) async fn keep_looking_at(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
     let mut readings = keeper.readings();
-    while readings.changed().await.is_ok() {
+    while readings.changed().await {
         let risk = tokio::time::timeout(LOOK_FOR, core.find_risk(&keeper.id)).await;
         let Ok(Ok(risk)) = risk else { continue };
         let now = core.shared.eyes.clock.now();

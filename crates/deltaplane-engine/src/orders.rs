@@ -14,14 +14,17 @@ use deltaplane_types::{
 
 /// When an order in doubt is asked for, counted from the doubt; then every five seconds.
 const ASK_AFTER_MS: [u64; 6] = [0, 200, 500, 1_000, 2_000, 5_000];
-/// When an order without news is asked for.
+/// When an order without news is asked for, where nobody tells of it.
 const QUIET: Duration = Duration::from_millis(500);
 /// The same while it rests: its stream tells of its trades.
 const QUIET_AT_REST: Duration = Duration::from_secs(3);
 /// How long after a cancel the next one goes out, where the order did not end.
 const CANCEL_AGAIN: Duration = Duration::from_secs(1);
-/// When the trades of an ended order are read, if its stream did not bring them.
+/// When the trades of an ended order are read, where nobody tells of them.
 const TRADES_LATE: Duration = Duration::from_millis(300);
+/// How long a proven stream has to tell of an order and its trades before the venue is asked. A stream that breaks
+/// meanwhile has it asked at once.
+const STREAM_TELLS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often the trades of an ended order are asked for, ever more seldom: some ten minutes.
 const TRADES_ASKED: usize = 24;
@@ -58,6 +61,8 @@ pub(crate) struct TrackedOrder {
     /// All that traded, trade by trade.
     fills: BTreeMap<TradeId, Fill>,
     pub(crate) sent_at: Timestamp,
+    /// How long the account's stream has to tell of it, where that was proven when it went out.
+    told_within: Option<Duration>,
     doubt_since: Option<Timestamp>,
     asked: usize,
     pub(crate) next_check: Option<Timestamp>,
@@ -103,6 +108,7 @@ impl TrackedOrder {
             reported: Quantity::ZERO,
             fills: BTreeMap::new(),
             sent_at: now,
+            told_within: None,
             doubt_since: None,
             asked: 0,
             next_check: None,
@@ -116,6 +122,17 @@ impl TrackedOrder {
             decided: false,
             unpriced: false,
         }
+    }
+
+    /// Its account's stream is proven: the venue is asked for it only where that does not tell.
+    pub(crate) const fn told_by_stream(mut self) -> Self {
+        self.told_within = Some(STREAM_TELLS_WITHIN);
+        self
+    }
+
+    /// How long nothing is asked, where that is `otherwise` without a stream.
+    fn patience(&self, otherwise: Duration) -> Duration {
+        self.told_within.unwrap_or(otherwise)
     }
 
     /// What traded for certain.
@@ -261,7 +278,10 @@ impl TrackedOrder {
                 }
                 let local = matches!(
                     refusal.reason,
-                    RefusalReason::NotSent | RefusalReason::ProxyFailed | RefusalReason::KeptBack
+                    RefusalReason::NotSent
+                        | RefusalReason::ProxyFailed
+                        | RefusalReason::KeptBack
+                        | RefusalReason::Withheld(_)
                 );
                 let evidence = if local { Evidence::NotSent } else { Evidence::PlacementAnswer };
                 let reason = refusal.to_string();
@@ -303,18 +323,19 @@ impl TrackedOrder {
         if matches!(self.fate, Fate::Ended(_) | Fate::Frozen) {
             // Old news, or more trades than the end told of: those are read.
             let late = matches!(self.fate, Fate::Ended(_)) && !self.is_settled() && !self.check_in_flight;
-            self.next_check = self.next_check.or(late.then(|| now.after(TRADES_LATE)));
+            self.next_check = self.next_check.or(late.then(|| now.after(self.patience(TRADES_LATE))));
             return None;
         }
         if report.status.is_terminal() {
             self.fate = Fate::Ended(report.status);
             self.evidence = Some(evidence.clone());
-            self.next_check = (!self.is_settled()).then(|| now.after(TRADES_LATE));
+            self.next_check = (!self.is_settled()).then(|| now.after(self.patience(TRADES_LATE)));
             return Some(OutcomeRecord::Ended { status: report.status, filled: report.filled, evidence });
         }
         // It came after the venue had nothing to cancel.
         self.gone_at = None;
-        let quiet = if self.was_to_rest() && self.cancels == 0 { QUIET_AT_REST } else { QUIET };
+        let rests = self.was_to_rest() && self.cancels == 0;
+        let quiet = if rests { QUIET_AT_REST } else { self.patience(QUIET) };
         self.next_check = Some(now.after(quiet));
         if self.fate == Fate::Accepted {
             return None;
@@ -558,6 +579,33 @@ mod tests {
         assert!(order.may_be_hidden());
         order.on_report(&report(OrderStatus::Canceled), Evidence::OrderQuery, at(60_400));
         assert!(order.is_settled() && order.wakes_at().is_none() && !order.must_be_canceled(at(99_999)));
+    }
+
+    /// Of an order that ended with a trade which nobody told of, and of one that is open: a second where the stream is
+    /// proven, less where it is not.
+    #[test]
+    fn a_proven_stream_has_a_second_to_tell_before_the_venue_is_asked() {
+        let at = Timestamp::from_millis;
+        for (status, is_streamed, asked_at) in [
+            (OrderStatus::Filled, true, 1_100),
+            (OrderStatus::Filled, false, 400),
+            (OrderStatus::Open, true, 1_100),
+            (OrderStatus::Open, false, 600),
+        ] {
+            let order = TrackedOrder::new(intent(TimeInForce::ImmediateOrCancel, 3_000), None, at(0));
+            let mut order = if is_streamed { order.told_by_stream() } else { order };
+            let filled = if status == OrderStatus::Filled { quantity("1") } else { Quantity::ZERO };
+            let report = ExecutionReport {
+                client_order_id: "order-1".parse().unwrap(),
+                venue_order_id: "7".parse().unwrap(),
+                status,
+                filled,
+                average_price: None,
+                venue_time: at(0),
+            };
+            order.on_report(&report, Evidence::PlacementAnswer, at(100));
+            assert_eq!(order.wakes_at(), Some(at(asked_at)), "{status:?} {is_streamed}");
+        }
     }
 
     #[test]

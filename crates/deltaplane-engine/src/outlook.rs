@@ -77,7 +77,11 @@ impl Core {
         for (id, keeper) in &eyes.accounts {
             let Some(snapshot) = keeper.newest() else {
                 let text = format!("account {id} was not read yet");
-                return Err(failure(Code::NotRunning, text, "wait until GET /readyz answers 200"));
+                return Err(failure(
+                    Code::NotRunning,
+                    text,
+                    "wait until GET /readyz names it with another source than none",
+                ));
             };
             let (snapshot, valued) = self.valued(id, &snapshot).await?;
             let rate = valued.first().map_or(Decimal::ONE, |(_, of)| eyes.config.holdings.rate(&of.quote));

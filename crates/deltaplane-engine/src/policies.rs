@@ -184,7 +184,7 @@ pub(crate) async fn keep_telling(core: Arc<Core>) {
     for keeper in core.shared.eyes.accounts.values() {
         let (core, mut readings) = (core.clone(), keeper.readings());
         tasks.spawn(async move {
-            while readings.changed().await.is_ok() {
+            while readings.changed().await {
                 core.shared.policies.changed.notify_one();
             }
         });
@@ -364,12 +364,13 @@ impl Core {
         }
         let traded = self.shared.policies.entry(symbol, |entry| entry.traded.clone());
         let (traded, ended) = traded.unwrap_or_default();
-        let is_settled =
-            |id: &AccountId| self.shared.eyes.accounts.get(id).is_none_or(|keeper| keeper.is_settled());
         let is_fresh = group.is_none_or(|group| {
-            traded
-                .iter()
-                .all(|id| group.read_at.get(id).is_none_or(|read_at| *read_at >= ended) && is_settled(id))
+            traded.iter().all(|id| {
+                let Some(keeper) = self.shared.eyes.accounts.get(id) else { return true };
+                let was_read = group.read_at.get(id).is_none_or(|read_at| *read_at >= ended);
+                // The others do not wait for one that cannot be read: it counts with what is known of it.
+                self.is_unread(keeper) || (was_read && keeper.is_settled())
+            })
         });
         if with_margin
             && is_fresh
@@ -544,7 +545,7 @@ impl Core {
 
     /// What accounts hold together; none while that is not known, or another operation trades one of them: an old
     /// position would set the target of the others' orders. An account that cannot be read counts with the middle of what
-    /// it may hold: its last known position, moved by its open orders.
+    /// it may hold: its last known position, moved by trades of ours that it does not show yet, and by its open orders.
     async fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
         let eyes = &self.shared.eyes;
         let mut sum = Delta::ZERO;
@@ -555,7 +556,8 @@ impl Core {
             let keeper = eyes.accounts.get(id)?;
             let delta = if self.is_unread(keeper) {
                 let known = eyes.config.holdings.delta(&*keeper.newest()?, symbol).ok()?;
-                known.plus(middle_of(&keeper.open_orders().unwrap_or_default(), symbol)?).ok()?
+                let known = known.plus(keeper.awaited_move(symbol)).ok()?;
+                known.plus(middle_of(&keeper.last_open_orders(), symbol)?).ok()?
             } else {
                 let read = keeper.fresh(eyes.config.max_account_age, Priority::Hedge);
                 let snapshot = tokio::time::timeout(READ_FOR, read).await.ok()?.ok()?;

@@ -305,6 +305,11 @@ async fn listen(account: AccountId, mut stream: broadcast::Receiver<AccountEvent
     }
 }
 
+/// The priority of an operation's questions for its orders: what protects asks before all others.
+fn asking(operation: &Operation) -> Priority {
+    operation.kind().priority().min(Priority::Resolve)
+}
+
 struct Shell {
     shared: Arc<Shared>,
     work: FuturesUnordered<Work>,
@@ -413,8 +418,9 @@ impl Shell {
                 Effect::Sight(id) => {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         let since = search_start(operation.sent_at(&id).unwrap_or(now));
+                        let asking = asking(operation);
                         self.work.push(Box::pin(async move {
-                            let sighting = gateway.fetch_order(&id, &symbol, since, Priority::Resolve).await;
+                            let sighting = gateway.fetch_order(&id, &symbol, since, asking).await;
                             Done::Event(Event::Sighted(id, sighting))
                         }));
                     }
@@ -438,8 +444,9 @@ impl Shell {
                 Effect::ReadTrades(id) => {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         let since = search_start(operation.sent_at(&id).unwrap_or(now));
+                        let asking = asking(operation);
                         self.work.push(Box::pin(async move {
-                            let fills = gateway.fetch_fills(&symbol, since, Priority::Resolve).await;
+                            let fills = gateway.fetch_fills(&symbol, since, asking).await;
                             Done::Event(Event::TradesRead(id, fills))
                         }));
                     }
@@ -529,12 +536,12 @@ impl Shell {
         let Some(intent) = operation.order_intent(&id) else { return };
         let Some(keeper) = self.shared.eyes.accounts.get(&intent.order.account).cloned() else { return };
         let since = search_start(operation.sent_at(&id).unwrap_or_default());
+        let asking = asking(operation);
         self.work.push(Box::pin(async move {
             let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
-                let sighting = gateway.fetch_order(&id, &symbol, since, Priority::Resolve).await?;
-                let fills =
-                    keeper.without_explained(gateway.fetch_fills(&symbol, since, Priority::Resolve).await?);
-                let position = keeper.refresh(Priority::Resolve).await?.position(&symbol);
+                let sighting = gateway.fetch_order(&id, &symbol, since, asking).await?;
+                let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
+                let position = keeper.refresh(asking).await?.position(&symbol);
                 Ok((sighting, fills, position))
             }
             .await;

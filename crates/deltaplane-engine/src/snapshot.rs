@@ -203,7 +203,7 @@ impl Eyes {
         let changes = keepers.map(|keeper| {
             let mut readings = keeper.readings();
             Box::pin(async move {
-                if readings.changed().await.is_err() {
+                if !readings.changed().await {
                     std::future::pending::<()>().await;
                 }
             })

@@ -75,7 +75,7 @@ pub(crate) async fn keep_reconciled(core: Arc<Core>, keeper: Arc<AccountKeeper>)
         if tail_checked {
             // A difference that stays is looked at again without a new event.
             let wait = if agrees { Duration::from_secs(3_600) } else { COMPARE_AGAIN };
-            if let Ok(Err(_)) = tokio::time::timeout(wait, readings.changed()).await {
+            if tokio::time::timeout(wait, readings.changed()).await == Ok(false) {
                 return;
             }
         } else {
@@ -106,6 +106,11 @@ async fn compare(
         let as_of = keeper.confirmed_at().unwrap_or(snapshot.as_of);
         let lane = (&keeper.id, &symbol);
         let read_at = keeper.reading().filter(|reading| reading.position(&symbol) == shown);
+        // Events over a state that may lack others are no position to begin with.
+        if shared.ledger.position(&keeper.id, &symbol).is_none() && read_at.is_none() && !keeper.is_live() {
+            agree = false;
+            continue;
+        }
         match shared.ledger.compare(lane, shown, as_of, read_at.map(|reading| reading.as_of)) {
             Compared::Agrees => {}
             Compared::Unread => {

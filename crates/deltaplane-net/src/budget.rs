@@ -26,6 +26,8 @@ const fn share(priority: Priority) -> u64 {
 /// Protective requests that may still go out while the exchange asked for silence (429): enough to cancel what rests,
 /// too few to look like a client that ignores the request.
 const PROTECTED_IN_SILENCE: u64 = 20;
+/// What was spent at unknown times counts in so many parts, evenly over the window.
+const PARTS: u32 = 6;
 /// A count above so many times the limit is not believed.
 const BELIEVED_UP_TO: u64 = 10;
 
@@ -91,8 +93,10 @@ impl Spent {
         self.is_open = false;
         let budget = self.budget.clone();
         let mut state = budget.state(now);
-        budget.land(&mut state, self.weight, self.window);
-        if let Some(used) = used {
+        land(&mut state, self.weight);
+        // A count may be of the window in which the request went out: it says nothing of a later one.
+        let is_of_now = budget.kind == Kind::Rolling || self.window == state.window;
+        if let Some(used) = used.filter(|_| is_of_now) {
             budget.believe(&mut state, now, used);
         }
     }
@@ -101,10 +105,15 @@ impl Spent {
 impl Drop for Spent {
     fn drop(&mut self) {
         if self.is_open {
-            let mut state = self.budget.locked();
-            self.budget.land(&mut state, self.weight, self.window);
+            land(&mut self.budget.locked(), self.weight);
         }
     }
+}
+
+/// A request is not on its way any more. Of a window that ended meanwhile it stays in the next one's count, where the
+/// exchange may have taken it.
+fn land(state: &mut State, weight: u64) {
+    state.in_flight = state.in_flight.saturating_sub(weight);
 }
 
 impl WeightBudget {
@@ -164,13 +173,6 @@ impl WeightBudget {
         state
     }
 
-    /// A request is not on its way any more.
-    fn land(&self, state: &mut State, weight: u64, window: i64) {
-        if self.kind == Kind::Rolling || state.window == window {
-            state.in_flight = state.in_flight.saturating_sub(weight);
-        }
-    }
-
     /// Takes the exchange's count in place of ours.
     fn believe(&self, state: &mut State, now: Timestamp, used: u64) {
         if used > state.limit.saturating_mul(BELIEVED_UP_TO) {
@@ -193,10 +195,11 @@ impl WeightBudget {
             Kind::Rolling => {
                 let ours = state.used.saturating_sub(state.in_flight);
                 if used >= ours {
-                    state.costs.push_back((now, used - ours));
+                    self.spread(state, now, used - ours);
                 } else {
+                    // What it forgot is the oldest.
                     let mut surplus = ours - used;
-                    for (_, cost) in state.costs.iter_mut().rev() {
+                    for (_, cost) in &mut state.costs {
                         let less = surplus.min(*cost);
                         *cost -= less;
                         surplus -= less;
@@ -205,6 +208,17 @@ impl WeightBudget {
                 state.used = used.saturating_add(state.in_flight);
             }
         }
+    }
+
+    /// Takes what others, or an earlier run, spent at times that nobody tells: evenly over the window until now. The next
+    /// answer corrects it.
+    fn spread(&self, state: &mut State, now: Timestamp, spent: u64) {
+        for part in 0..PARTS {
+            let rest = if part == 0 { spent % u64::from(PARTS) } else { 0 };
+            let earlier = self.window.saturating_mul(part) / PARTS;
+            state.costs.push_back((now.before(earlier), spent / u64::from(PARTS) + rest));
+        }
+        state.costs.make_contiguous().sort_by_key(|(at, _)| *at);
     }
 
     /// A number of an answer's headers; none, and logged once, where it is none.
@@ -419,12 +433,35 @@ mod tests {
         let spent = budget.take(at(0), Priority::Sync, 10).unwrap();
         spent.answered(at(0), Some(800));
         assert_eq!(budget.status(at(0)).used, 800);
-        assert_eq!(spend(&budget, at(5), Priority::Hedge, 10), Err(Duration::from_secs(55)));
+        // 790 are of others: 131 or more in each ten seconds of the minute before, of which the oldest go at 10 s.
+        assert_eq!(spend(&budget, at(5), Priority::Hedge, 10), Err(Duration::from_secs(5)));
         assert_eq!(spend(&budget, at(5), Priority::Protect, 200), Ok(()));
+        assert_eq!(budget.status(at(10)).used, 869);
+        assert_eq!(budget.status(at(59)).used, 345);
+        assert_eq!(budget.status(at(60)).used, 200);
+        // What the exchange forgot is the oldest of it.
+        budget.observe(at(60), 150);
+        assert_eq!(budget.status(at(60)).used, 150);
         // A history that cost less than was assumed.
         let heavy = WeightBudget::rolling(1_000, MINUTE);
         heavy.take(at(0), Priority::Data, 120).unwrap().answered(at(0), Some(30));
         assert_eq!(heavy.status(at(0)).used, 30);
+    }
+
+    /// Requests whose answers come in the next window: each is counted there once and leaves nothing behind, and a count of
+    /// the window before says nothing.
+    #[test]
+    fn answers_that_cross_the_end_of_a_window_leave_nothing_behind() {
+        let budget = WeightBudget::fixed(100, MINUTE);
+        for minute in 0..50 {
+            let spent = budget.take(at(60 * minute + 59), Priority::Hedge, 5).unwrap();
+            spent.answered(at(60 * minute + 61), Some(70));
+            assert_eq!(budget.status(at(60 * minute + 61)).used, 5, "minute {minute}");
+        }
+        assert_eq!(budget.status(at(60 * 60)).used, 0);
+        let spent = budget.take(at(60 * 60), Priority::Hedge, 5).unwrap();
+        spent.answered(at(60 * 60 + 1), Some(70));
+        assert_eq!(budget.status(at(60 * 60 + 1)).used, 70);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub use journal::{
 };
 pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
-pub use tables::TableStore;
+pub use tables::{TableStore, table_prefix};
 pub use time::{Clock, IdSource};
 pub use venue::{
     AccountEvent, AccountReader, AccountTotals, BalanceCause, CancelOutcome, Capabilities, FeedStatus,

@@ -1,6 +1,7 @@
 //! Orders from decision to evidence.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::{AccountId, ClientOrderId, Notional, Price, Quantity, Symbol, Timestamp, TradeId, VenueOrderId};
 
@@ -179,6 +180,18 @@ pub struct Refusal {
     pub text: String,
 }
 
+impl Refusal {
+    /// What a limit or deadline of ours kept back.
+    pub fn kept_back(text: impl Into<String>) -> Self {
+        Self { reason: RefusalReason::KeptBack, code: None, text: text.into() }
+    }
+
+    /// What waits until the exchange's request budget has room again.
+    pub const fn withheld(wait: Duration) -> Self {
+        Self { reason: RefusalReason::Withheld(wait), code: None, text: String::new() }
+    }
+}
+
 /// The kinds of definite refusal that the engine acts on in different ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum RefusalReason {
@@ -206,9 +219,12 @@ pub enum RefusalReason {
     /// The proxy refused or timed out before a byte reached the venue.
     #[error("the account's proxy failed, nothing was sent")]
     ProxyFailed,
-    /// A budget or deadline of ours kept it back.
+    /// A limit or deadline of ours kept it back.
     #[error("kept back before it was sent")]
     KeptBack,
+    /// The exchange's request budget has no room for it for so long; nothing was sent.
+    #[error("withheld: the exchange's request budget has no room for it for {} ms", .0.as_millis())]
+    Withheld(Duration),
 }
 
 /// Why an order's fate is not known.

@@ -62,7 +62,7 @@ impl From<RestError> for ReadError {
 pub(crate) enum Submitted {
     Answer(HttpResponse),
     Lost(TransportError),
-    KeptBack(String),
+    KeptBack(Refusal),
 }
 
 pub(crate) struct Rest {
@@ -199,12 +199,20 @@ impl Rest {
         (priority, weight): (Priority, u64),
     ) -> Result<Bytes, RestError> {
         let spent = self.take(priority, weight)?;
-        if self.venue_now().is_err() {
-            self.time(priority).await?;
-        }
+        self.know_the_clock(priority).await;
         let signed = self.signed(params, self.fresh(Duration::from_secs(5))?)?;
         let request = self.request(Method::Get, path, &signed.query, String::new(), self.timeout);
         self.read_text(request, spent).await
+    }
+
+    /// Asks for the venue's time where it is not known, as after a refusal for its sake: an order, and all the more what
+    /// protects, does not wait until somebody else asks. What then still lacks it is not signed.
+    async fn know_the_clock(&self, priority: Priority) {
+        if self.venue_now().is_err()
+            && let Err(error) = self.time(priority).await
+        {
+            tracing::warn!(%error, "the exchange's time is not known");
+        }
     }
 
     pub(crate) async fn time(&self, priority: Priority) -> Result<(), RestError> {
@@ -333,6 +341,7 @@ impl Rest {
         after_ms: u128,
     ) -> Result<HttpResponse, RestError> {
         let spent = self.take(Priority::Protect, 10)?;
+        self.know_the_clock(Priority::Protect).await;
         let after = after_ms.to_string();
         let params = [("symbol", symbol), ("countdownTime", after.as_str())];
         let signed = self.signed(&params, self.fresh(self.receive_window)?)?;
@@ -378,24 +387,19 @@ impl Rest {
         let orders =
             match short.take(now, priority, 1).and_then(|short| Ok([short, long.take(now, priority, 1)?])) {
                 Ok(orders) => orders,
-                Err(wait) => {
-                    let text = format!("the exchange's order limit has no room for {} ms", wait.as_millis());
-                    return (Submitted::KeptBack(text), None);
-                }
+                Err(wait) => return (Submitted::KeptBack(Refusal::withheld(wait)), None),
             };
         let weight = match self.weight.take(now, priority, 0) {
             Ok(weight) => weight,
-            Err(wait) => {
-                let text = format!("the exchange's request limit has no room for {} ms", wait.as_millis());
-                return (Submitted::KeptBack(text), None);
-            }
+            Err(wait) => return (Submitted::KeptBack(Refusal::withheld(wait)), None),
         };
+        self.know_the_clock(priority).await;
         let Some(at) = self.offset.venue_time(decided, CLOCK_UNCERTAINTY_MS) else {
-            return (Submitted::KeptBack(RestError::Clock.to_string()), None);
+            return (Submitted::KeptBack(Refusal::kept_back(RestError::Clock.to_string())), None);
         };
         let signed = match self.signed(params, Freshness { at, window }) {
             Ok(signed) => signed,
-            Err(error) => return (Submitted::KeptBack(error.to_string()), None),
+            Err(error) => return (Submitted::KeptBack(Refusal::kept_back(error.to_string())), None),
         };
         let request = self.request(Method::Post, self.dialect.paths.order, "", signed.query, timeout);
         (self.send(request, weight, Some(orders)).await, signed.nonce)
@@ -405,13 +409,9 @@ impl Rest {
     pub(crate) async fn order_delete(&self, symbol: &str, client_id: &str) -> Submitted {
         let spent = match self.weight.take(self.clock.now(), Priority::Protect, 1) {
             Ok(spent) => spent,
-            Err(wait) => {
-                return Submitted::KeptBack(format!(
-                    "the exchange's request limit has no room for {} ms",
-                    wait.as_millis()
-                ));
-            }
+            Err(wait) => return Submitted::KeptBack(Refusal::withheld(wait)),
         };
+        self.know_the_clock(Priority::Protect).await;
         let params = [("symbol", symbol), ("origClientOrderId", client_id)];
         let signed = self.fresh(self.receive_window).and_then(|freshness| self.signed(&params, freshness));
         match signed {
@@ -420,7 +420,7 @@ impl Rest {
                 let request = self.request(Method::Delete, path, &signed.query, String::new(), self.timeout);
                 self.send(request, spent, None).await
             }
-            Err(error) => Submitted::KeptBack(error.to_string()),
+            Err(error) => Submitted::KeptBack(Refusal::kept_back(error.to_string())),
         }
     }
 
@@ -430,10 +430,7 @@ impl Rest {
         let query = self.signer.as_ref()?.sign_again(&[], nonce)?;
         let spent = match self.weight.take(self.clock.now(), Priority::Resolve, 1) {
             Ok(spent) => spent,
-            Err(wait) => {
-                let text = format!("the exchange's request limit has no room for {} ms", wait.as_millis());
-                return Some(Submitted::KeptBack(text));
-            }
+            Err(wait) => return Some(Submitted::KeptBack(Refusal::withheld(wait))),
         };
         Some(self.send(self.request(Method::Post, path, "", query, self.timeout), spent, None).await)
     }

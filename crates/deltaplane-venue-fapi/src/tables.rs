@@ -74,6 +74,8 @@ struct Known {
     hedge_mode: bool,
     read_at: BTreeMap<List, Timestamp>,
     doubted: BTreeSet<List>,
+    /// How often the exchange told of a changed setting.
+    setting_changes: u64,
     rates: BTreeMap<String, Kept<wire::CommissionRate>>,
     settled: BTreeMap<String, Kept<Option<Ratio>>>,
     /// Symbols whose own rates and settlements are read in the background.
@@ -113,6 +115,10 @@ impl Tables {
                     && let Err(error) = tables.take(list, at.min(now), text.as_bytes())
                 {
                     tracing::info!(list = list.name(), %error, "a kept table cannot be read: it is asked for again");
+                }
+                if matches!(list, List::Settings | List::Mode) {
+                    // People change these while nobody listens.
+                    tables.write(|known| known.doubted.insert(list));
                 }
             }
             if let Some((at, text)) = store.load(&tables.file("rates"))
@@ -219,8 +225,13 @@ impl Tables {
             List::Mode => (paths.position_mode, 30),
         };
         let at = self.rest.clock.now();
+        let changes = self.read(|known| known.setting_changes);
         let text: Bytes = self.rest.table(path, &[], (priority, weight)).await?;
         self.take(list, at, &text)?;
+        if list == List::Settings && self.read(|known| known.setting_changes) != changes {
+            // The answer may be of before the change.
+            self.write(|known| known.read_at.insert(list, Timestamp::default()));
+        }
         if let (Some(store), Ok(text)) = (&self.store, std::str::from_utf8(&text)) {
             store.store(&self.file(list.name()), at, text);
         }
@@ -278,7 +289,10 @@ impl Tables {
         priority: Priority,
     ) -> Result<Option<InstrumentTables>, ReadError> {
         self.write(|known| known.wanted.insert(name.to_owned()));
-        self.ensure(&List::OF_INSTRUMENT, Duration::MAX, priority).await?;
+        if let Err(error) = self.ensure(&List::OF_INSTRUMENT, Duration::MAX, priority).await {
+            // Doubted tables that cannot be read again now count until they can.
+            return self.known(name).map(Some).ok_or_else(|| error.into());
+        }
         if !self.read(|known| known.infos.contains_key(name)) {
             // Listed a moment ago, perhaps.
             self.ensure(&[List::ExchangeInfo], LACKING_AGE, priority).await?;
@@ -367,7 +381,10 @@ impl Tables {
 
     /// The exchange told of a changed setting.
     pub(crate) fn settings_changed(&self) {
-        self.write(|known| known.read_at.insert(List::Settings, Timestamp::default()));
+        self.write(|known| {
+            known.setting_changes = known.setting_changes.wrapping_add(1);
+            known.read_at.insert(List::Settings, Timestamp::default())
+        });
     }
 
     /// Reads again what is old, until dropped.

@@ -254,6 +254,10 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
         }
         "ACCOUNT_CONFIG_UPDATE" => told.push(AccountEvent::SettingsChanged),
         "listenKeyExpired" => return Err(StreamError::KeyExpired),
+        // A margin call, or an event of tomorrow that carries a position: the account is read at once.
+        _ if text.contains(r#""pa":"#) || text.contains(r#""positionAmt":"#) => {
+            told.push(AccountEvent::Unreadable);
+        }
         _ => {}
     }
     Ok(told)
@@ -297,6 +301,8 @@ mod tests {
     #[test]
     fn a_state_of_tomorrow_is_an_error_and_an_event_of_tomorrow_is_not() {
         assert!(events(r#"{"e":"FUTURE_EVENT","E":1}"#).is_empty());
+        let call = r#"{"e":"MARGIN_CALL","E":1587727187525,"cw":"3.16812045","p":[{"s":"ETHUSDT","ps":"LONG","pa":"1.327","mt":"CROSSED","iw":"0","mp":"187.17127","up":"-1.166074","mm":"1.614445"}]}"#;
+        assert_eq!(events(call), [AccountEvent::Unreadable]);
         let text = r#"{"e":"ORDER_TRADE_UPDATE","o":{"s":"BTCUSDT","c":"x","S":"BUY","X":"MELTED","i":1,"l":"0","z":"0","L":"0","ap":"0","T":1,"t":0}}"#;
         assert!(decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)).is_err());
     }

@@ -9,6 +9,7 @@ use deltaplane_net::{ClockOffset, HttpTransport, StreamProof, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
     OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueRules,
+    table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -109,10 +110,12 @@ impl FapiVenue {
         transport: Arc<dyn HttpTransport>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
+        let key: Vec<String> = signer.headers().into_iter().map(|(_, value)| value).collect();
+        let identity = [config.rest_url.as_str(), signer.agent().unwrap_or_default(), &key.concat()];
+        let prefix = table_prefix(&config.venue, &config.account, &identity);
         let rest = Arc::new(rest_of(&config, dialect, Some(signer), transport, clock));
         let events = broadcast::channel(4_096).0;
         let proof = Arc::new(StreamProof::new(PROOF));
-        let prefix = format!("{}-{}", config.venue, config.account);
         let tables = Arc::new(Tables::new(rest.clone(), config.tables.clone(), prefix));
         let mut tasks = JoinSet::new();
         let clock_rest = rest.clone();
@@ -569,16 +572,12 @@ impl FapiVenue {
     }
 }
 
-fn kept_back(text: String) -> Refusal {
-    Refusal { reason: RefusalReason::KeptBack, code: None, text }
-}
-
 #[async_trait]
 impl OrderGateway for FapiVenue {
     async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         let left = intent.deadline.since(self.rest.clock.now());
         if left.is_zero() {
-            return SubmitOutcome::NotAccepted(kept_back("its deadline has passed".to_owned()));
+            return SubmitOutcome::NotAccepted(Refusal::kept_back("its deadline has passed".to_owned()));
         }
         let contract = self.config.symbols.contract(&intent.symbol);
         let numbers = contract.contracts(intent.quantity).and_then(|quantity| {
@@ -586,7 +585,7 @@ impl OrderGateway for FapiVenue {
         });
         let (quantity, price) = match numbers {
             Ok(numbers) => numbers,
-            Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
+            Err(error) => return SubmitOutcome::NotAccepted(Refusal::kept_back(error.to_string())),
         };
         let validity = self.validity();
         let fixed = self.has_fixed_validity();
@@ -599,7 +598,7 @@ impl OrderGateway for FapiVenue {
                 .saturating_sub(i64::try_from(validity.as_millis()).unwrap_or(i64::MAX)),
         );
         if fixed && self.rest.clock.now().since(decided) > self.config.proof_slack {
-            return SubmitOutcome::NotAccepted(kept_back(
+            return SubmitOutcome::NotAccepted(Refusal::kept_back(
                 "it waited too long before it could be sent".to_owned(),
             ));
         }
@@ -639,7 +638,7 @@ impl OrderGateway for FapiVenue {
         }
         let dialect = self.rest.dialect;
         match submitted {
-            Submitted::KeptBack(text) => SubmitOutcome::NotAccepted(kept_back(text)),
+            Submitted::KeptBack(refusal) => SubmitOutcome::NotAccepted(refusal),
             Submitted::Lost(error) => errors::transport_outcome(&error),
             Submitted::Answer(response) if response.status == 200 => {
                 acknowledged(dialect, id, &contract, &response.body)
@@ -664,7 +663,7 @@ impl OrderGateway for FapiVenue {
         let contract = self.config.symbols.contract(symbol);
         let dialect = self.rest.dialect;
         match self.rest.order_delete(&contract.name, id.as_str()).await {
-            Submitted::KeptBack(text) => CancelOutcome::Refused(kept_back(text)),
+            Submitted::KeptBack(refusal) => CancelOutcome::Refused(refusal),
             Submitted::Lost(error) => match errors::transport_outcome(&error) {
                 SubmitOutcome::NotAccepted(refusal) => CancelOutcome::Refused(refusal),
                 SubmitOutcome::Unknown(cause) => CancelOutcome::Unknown(cause),

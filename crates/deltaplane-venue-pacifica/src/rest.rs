@@ -159,6 +159,16 @@ impl Rest {
         .ok_or(RestError::Clock)
     }
 
+    /// Asks for something small where the venue's time is not known, as after a refusal for its sake: every answer tells it.
+    /// An order, and all the more what protects, does not wait until somebody else asks.
+    pub(crate) async fn know_the_clock(&self, account: &str, priority: Priority) {
+        if self.venue_now().is_err()
+            && let Err(error) = self.settings(account, priority).await
+        {
+            tracing::warn!(%error, "the exchange's time is not known");
+        }
+    }
+
     async fn get<T: DeserializeOwned>(
         &self,
         path: &str,

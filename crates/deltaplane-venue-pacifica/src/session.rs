@@ -3,6 +3,7 @@
 //! The stream is proven while pings are answered and every channel of the account was acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -96,6 +97,8 @@ impl Orders {
 pub(crate) struct Told {
     reports: Mutex<(BTreeMap<ClientOrderId, ExecutionReport>, Vec<ClientOrderId>)>,
     marks: Mutex<BTreeMap<Symbol, Price>>,
+    /// Leverage or margin mode changed since the settings were asked for.
+    pub(crate) settings_changed: AtomicBool,
 }
 
 impl Told {
@@ -377,7 +380,10 @@ impl Session {
                     self.tell(AccountEvent::BalanceChanged { amount, cause: BalanceCause::Other });
                 }
             }
-            "account_margin" | "account_leverage" => self.tell(AccountEvent::SettingsChanged),
+            "account_margin" | "account_leverage" => {
+                self.told.settings_changed.store(true, Ordering::SeqCst);
+                self.tell(AccountEvent::SettingsChanged);
+            }
             // How much moves when, and what of it is pending for how long, is not documented: the count of gains begins
             // anew with the next reading.
             TRANSFERS => {

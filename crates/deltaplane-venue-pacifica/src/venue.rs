@@ -1,6 +1,7 @@
 //! The ports: build, call, map.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use deltaplane_net::{ClockOffset, HttpTransport, Spent, StreamProof};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
     IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
-    VenueRules,
+    VenueRules, table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -70,8 +71,10 @@ const CANCEL: (&str, &str) = ("cancel_order", "/orders/cancel");
 struct Known {
     markets: Option<(Timestamp, BTreeMap<String, Market>)>,
     settings: Option<(Timestamp, Vec<MarginSetting>)>,
-    /// An order was refused: the rules behind it may not be those that are known.
-    is_doubted: bool,
+    /// The rules may not be those that are known: an order was refused.
+    are_markets_doubted: bool,
+    /// The settings may not be those that are known: an order was refused, or they are from an earlier run.
+    are_settings_doubted: bool,
     account: Option<Account>,
     settled: BTreeMap<String, (Timestamp, Vec<PastFunding>)>,
     /// Markets whose past fundings are read in the background.
@@ -159,15 +162,29 @@ impl PacificaVenue {
         write(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn is_older(&self, at: Option<Timestamp>, age: Duration) -> bool {
-        let now = self.rest.clock.now();
-        at.is_none_or(|at| {
-            now.since(at) >= age || (self.known(|known| known.is_doubted) && now.since(at) >= DOUBTED_AFTER)
+    fn are_markets_older(&self, age: Duration) -> bool {
+        self.known(|known| {
+            let at = known.markets.as_ref().map(|(at, _)| *at);
+            self.is_older(at, age, known.are_markets_doubted)
         })
     }
 
+    fn are_settings_older(&self, age: Duration) -> bool {
+        let is_older = self.known(|known| {
+            let at = known.settings.as_ref().map(|(at, _)| *at);
+            self.is_older(at, age, known.are_settings_doubted)
+        });
+        is_older || self.told.settings_changed.load(Ordering::SeqCst)
+    }
+
+    fn is_older(&self, at: Option<Timestamp>, age: Duration, is_doubted: bool) -> bool {
+        let now = self.rest.clock.now();
+        at.is_none_or(|at| now.since(at) >= age || (is_doubted && now.since(at) >= DOUBTED_AFTER))
+    }
+
     fn table_name(&self, table: &str) -> String {
-        format!("{}-{}-{table}", self.config.venue, self.config.account)
+        let identity = [self.config.rest_url.as_str(), self.key.account()];
+        format!("{}-{table}", table_prefix(&self.config.venue, &self.config.account, &identity))
     }
 
     /// Takes the tables that an earlier run kept.
@@ -184,6 +201,8 @@ impl PacificaVenue {
         {
             tracing::info!(%error, "the kept settings cannot be read: they are asked for again");
         }
+        // People change these while nobody listens.
+        self.learn(|known| known.are_settings_doubted = true);
     }
 
     fn keep_table(&self, table: &str, at: Timestamp, text: &[u8]) {
@@ -196,7 +215,7 @@ impl PacificaVenue {
         let rows: Vec<Market> = wire::answer(text).map_err(RestError::Unreadable)?.data;
         let perpetual = rows.into_iter().filter(Market::is_perpetual);
         let markets = perpetual.map(|market| (market.symbol.clone(), market)).collect();
-        self.learn(|known| (known.markets, known.is_doubted) = (Some((at, markets)), false));
+        self.learn(|known| (known.markets, known.are_markets_doubted) = (Some((at, markets)), false));
         Ok(())
     }
 
@@ -210,17 +229,16 @@ impl PacificaVenue {
         } else {
             serde_json::from_str::<wire::Settings>(&text).map_err(unreadable)?.margin_settings
         };
-        self.learn(|known| known.settings = Some((at, rows)));
+        self.learn(|known| (known.settings, known.are_settings_doubted) = (Some((at, rows)), false));
         Ok(())
     }
 
     async fn ensure_markets(&self, age: Duration, priority: Priority) -> Result<(), RestError> {
-        let at = || self.known(|known| known.markets.as_ref().map(|(at, _)| *at));
-        if !self.is_older(at(), age) {
+        if !self.are_markets_older(age) {
             return Ok(());
         }
         let _turn = self.asking.lock().await;
-        if self.is_older(at(), age) {
+        if self.are_markets_older(age) {
             let asked = self.rest.clock.now();
             let text = self.rest.info(priority).await?;
             self.take_markets(asked, &text)?;
@@ -230,15 +248,21 @@ impl PacificaVenue {
     }
 
     async fn ensure_settings(&self, age: Duration, priority: Priority) -> Result<(), RestError> {
-        let at = || self.known(|known| known.settings.as_ref().map(|(at, _)| *at));
-        if !self.is_older(at(), age) {
+        if !self.are_settings_older(age) {
             return Ok(());
         }
         let _turn = self.asking.lock().await;
-        if self.is_older(at(), age) {
+        if self.are_settings_older(age) {
             let asked = self.rest.clock.now();
-            let text = self.rest.settings(self.key.account(), priority).await?;
-            self.take_settings(asked, &text)?;
+            // What changes from here on is asked for again.
+            let was_told = self.told.settings_changed.swap(false, Ordering::SeqCst);
+            let read = async {
+                let text = self.rest.settings(self.key.account(), priority).await?;
+                self.take_settings(asked, &text).map(|()| text)
+            };
+            let text = read.await.inspect_err(|_| {
+                self.told.settings_changed.fetch_or(was_told, Ordering::SeqCst);
+            })?;
             self.keep_table("settings", asked, &text);
         }
         Ok(())
@@ -254,7 +278,10 @@ impl PacificaVenue {
     }
 
     async fn market(&self, name: &str, priority: Priority) -> Result<Option<Market>, ReadError> {
-        self.ensure_markets(Duration::MAX, priority).await?;
+        if let Err(error) = self.ensure_markets(Duration::MAX, priority).await {
+            // Doubted rules that cannot be read again now count until they can.
+            return self.known_market(name).map(Some).ok_or_else(|| error.into());
+        }
         if self.known_market(name).is_none() {
             // Listed a moment ago, perhaps.
             self.ensure_markets(LACKING_AGE, priority).await?;
@@ -430,10 +457,6 @@ impl From<MapError> for ReadError {
     }
 }
 
-fn kept_back(text: impl Into<String>) -> Refusal {
-    Refusal { reason: RefusalReason::KeptBack, code: None, text: text.into() }
-}
-
 #[async_trait]
 impl AccountReader for PacificaVenue {
     async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
@@ -492,7 +515,10 @@ impl AccountReader for PacificaVenue {
         let unknown = || ReadError::UnknownSymbol(symbol.clone());
         let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
         let market = self.market(&contract.name, priority).await?.ok_or_else(unknown)?;
-        self.ensure_settings(Duration::MAX, priority).await?;
+        if let Err(error) = self.ensure_settings(Duration::MAX, priority).await {
+            // Doubted settings that cannot be read again now count until they can.
+            self.known(|known| known.settings.is_some()).then_some(()).ok_or(error)?;
+        }
         self.learn(|known| known.wanted.extend([contract.name.clone()]));
         // The stream told it, or what it allows at most is not known: the largest order is told in money.
         self.mark(symbol, priority).await?;
@@ -708,6 +734,7 @@ impl PacificaVenue {
                         | RefusalReason::NotSent
                         | RefusalReason::ProxyFailed
                         | RefusalReason::KeptBack
+                        | RefusalReason::Withheld(_)
                 ) =>
             {
                 Finding::untold(Check::Agent, &ReadError::Refused(refusal))
@@ -735,7 +762,7 @@ impl OrderGateway for PacificaVenue {
     async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         let left = intent.deadline.since(self.rest.clock.now());
         if left.is_zero() {
-            return SubmitOutcome::NotAccepted(kept_back("its deadline has passed"));
+            return SubmitOutcome::NotAccepted(Refusal::kept_back("its deadline has passed"));
         }
         let contract = self.config.symbols.contract(&intent.symbol);
         let numbers = contract.contracts(intent.quantity).and_then(|amount| {
@@ -743,7 +770,7 @@ impl OrderGateway for PacificaVenue {
         });
         let (amount, price) = match numbers {
             Ok(numbers) => numbers,
-            Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
+            Err(error) => return SubmitOutcome::NotAccepted(Refusal::kept_back(error.to_string())),
         };
         let payload = json!({
             "symbol": contract.name,
@@ -759,19 +786,17 @@ impl OrderGateway for PacificaVenue {
             "client_order_id": id.as_str(),
         });
         let Value::Object(payload) = payload else {
-            return SubmitOutcome::NotAccepted(kept_back("the order cannot be written"));
+            return SubmitOutcome::NotAccepted(Refusal::kept_back("the order cannot be written"));
         };
         let spent = match self.config.credits.take(self.rest.clock.now(), priority, rest::ORDINARY) {
             Ok(spent) => spent,
-            Err(wait) => {
-                let text = format!("the exchange's credits have no room for {} ms", wait.as_millis());
-                return SubmitOutcome::NotAccepted(kept_back(text));
-            }
+            Err(wait) => return SubmitOutcome::NotAccepted(Refusal::withheld(wait)),
         };
+        self.rest.know_the_clock(self.key.account(), priority).await;
         // The venue may take it in no later than its deadline, however long the journal took.
         let signed = match self.rest.sign(CREATE, payload, self.config.expiry_window.min(left)) {
             Ok(signed) => signed,
-            Err(error) => return SubmitOutcome::NotAccepted(kept_back(error.to_string())),
+            Err(error) => return SubmitOutcome::NotAccepted(Refusal::kept_back(error.to_string())),
         };
         let timeout = self.config.request_timeout.min(left + self.config.proof_slack);
         match self.send(signed, spent, timeout).await {
@@ -780,7 +805,9 @@ impl OrderGateway for PacificaVenue {
                 match refusal.reason {
                     RefusalReason::Clock => self.rest.offset.invalidate(),
                     // Perhaps the rules are not those that we know any more.
-                    RefusalReason::Rejected => self.learn(|known| known.is_doubted = true),
+                    RefusalReason::Rejected => self.learn(|known| {
+                        (known.are_markets_doubted, known.are_settings_doubted) = (true, true);
+                    }),
                     _ => {}
                 }
                 SubmitOutcome::NotAccepted(refusal)
@@ -793,15 +820,13 @@ impl OrderGateway for PacificaVenue {
         let contract = self.config.symbols.contract(symbol);
         let spent = match self.config.credits.take(self.rest.clock.now(), Priority::Protect, rest::CANCEL) {
             Ok(spent) => spent,
-            Err(wait) => {
-                let text = format!("the exchange's credits have no room for {} ms", wait.as_millis());
-                return CancelOutcome::Refused(kept_back(text));
-            }
+            Err(wait) => return CancelOutcome::Refused(Refusal::withheld(wait)),
         };
+        self.rest.know_the_clock(self.key.account(), Priority::Protect).await;
         let payload = cancel_payload(&contract.name, id.as_str());
         let signed = match self.rest.sign(CANCEL, payload, self.config.expiry_window) {
             Ok(signed) => signed,
-            Err(error) => return CancelOutcome::Refused(kept_back(error.to_string())),
+            Err(error) => return CancelOutcome::Refused(Refusal::kept_back(error.to_string())),
         };
         match self.send(signed, spent, self.config.request_timeout).await {
             // The answer does not say what had traded by then.

@@ -110,6 +110,8 @@ pub enum FaultKind {
     },
     /// An event of a type that nobody knows comes before each user event.
     UnknownUserEvents,
+    /// A frame that is no JSON comes before each user event.
+    BrokenUserFrames,
     /// Depth frames are not sent, so that a gap appears.
     DropDepth,
     /// Every stream is closed at once.
@@ -252,6 +254,7 @@ impl Faults {
                 | FaultKind::RepeatUserEvents { .. }
                 | FaultKind::DelayUserEvents { .. }
                 | FaultKind::UnknownUserEvents
+                | FaultKind::BrokenUserFrames
                 | FaultKind::DropDepth
                 | FaultKind::CloseStreams
                 | FaultKind::MuteStreams => false,
@@ -278,8 +281,13 @@ impl Faults {
         }
     }
 
-    pub(crate) fn adds_unknown_event(&mut self) -> bool {
-        self.take(|fault| fault.fault == FaultKind::UnknownUserEvents).is_some()
+    /// What is sent before a user event and is none.
+    pub(crate) fn before_user_event(&mut self) -> Option<&'static str> {
+        let odd = [FaultKind::UnknownUserEvents, FaultKind::BrokenUserFrames];
+        match self.take(|fault| odd.contains(&fault.fault))? {
+            FaultKind::BrokenUserFrames => Some(r#"{"e":"ORDER_TRADE_UPDATE","E":17500000"#),
+            _ => Some(r#"{"e":"FUTURE_EVENT","channel":"future_channel","E":1,"data":{"x":1}}"#),
+        }
     }
 
     pub(crate) fn drops_depth(&mut self) -> bool {

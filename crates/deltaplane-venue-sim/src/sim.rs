@@ -267,9 +267,8 @@ impl Sim {
         let arrives_at = Instant::now() + self.latency;
         let frame = UserFrame { account: account.into(), kind, json: json.into(), arrives_at };
         // Without a subscriber nobody misses it.
-        if lock(&self.faults).adds_unknown_event() {
-            let unknown = r#"{"e":"FUTURE_EVENT","channel":"future_channel","E":1,"data":{"x":1}}"#;
-            let _ = self.users.send(UserFrame { json: unknown.into(), ..frame.clone() });
+        if let Some(odd) = lock(&self.faults).before_user_event() {
+            let _ = self.users.send(UserFrame { json: odd.into(), ..frame.clone() });
         }
         let event = lock(&self.faults).on_user_event(kind);
         match event {

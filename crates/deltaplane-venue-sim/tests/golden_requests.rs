@@ -5,7 +5,6 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
-use std::time::Duration;
 
 use deltaplane_types::Decimal;
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
@@ -41,7 +40,6 @@ async fn send(running: &Running, key: &str, vector: &Value, query: &str, body: &
 async fn recorded_requests_pass_key_time_and_signature_and_altered_ones_do_not() {
     let data: Value = serde_json::from_str(include_str!("data/golden_binance.json")).unwrap();
     let running = exchange(&data).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let key = data["key"]["api_key"].as_str().unwrap();
     let vectors = data["vectors"].as_array().unwrap();
     assert_eq!(vectors.len(), 40);

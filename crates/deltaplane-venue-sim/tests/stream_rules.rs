@@ -54,7 +54,7 @@ async fn life(
     let (mut reading, mut writing) = socket.into_split();
     let mut buffer = [0; 4_096];
     let mut answered = false;
-    let mut due = Instant::now() + every;
+    let mut ticks = tokio::time::interval_at(began + every, every);
     while began.elapsed() < watched {
         tokio::select! {
             read = reading.read(&mut buffer) => match read {
@@ -70,8 +70,7 @@ async fn life(
                 }
                 Ok(_) => {}
             },
-            () = tokio::time::sleep_until(due) => {
-                due = Instant::now() + every;
+            _ = ticks.tick() => {
                 // A connection that was cut off shows when it is read.
                 let _ = writing.write_all(frame).await;
             }

@@ -335,22 +335,26 @@ impl Operation {
             ));
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));
-        let only = |reason: RefusalReason| {
-            let mut refusals = taking.iter().filter_map(|order| order.refusal.as_ref());
-            refusals.all(|refusal| refusal.reason == reason)
-        };
+        let reasons =
+            || taking.iter().filter_map(|order| order.refusal.as_ref()).map(|refusal| refusal.reason);
+        // Where only a budget is spent, it is known when there is room again.
+        let waits = reasons().map(|reason| match reason {
+            RefusalReason::Withheld(wait) => Some(wait),
+            RefusalReason::RateLimited => Some(Duration::from_secs(1)),
+            _ => None,
+        });
+        let retry_after = waits.collect::<Option<Vec<_>>>().and_then(|waits| waits.into_iter().max());
         // A client that comes again by itself after a 429 must not trade twice.
         let untouched = self.turnover().is_zero();
-        let mut failed = if untouched && only(RefusalReason::RateLimited) {
+        let mut failed = if untouched && retry_after.is_some() {
             let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
-            let mut failed = failure(Code::TooManyRequests, text, remedy);
-            failed.retry_after = Some(Duration::from_secs(1));
-            failed
-        } else if untouched && only(RefusalReason::ProxyFailed) {
+            failure(Code::TooManyRequests, text, remedy)
+        } else if untouched && reasons().all(|reason| reason == RefusalReason::ProxyFailed) {
             failure(Code::ProxyFailed, text, "check the accounts' proxies, or name accounts elsewhere")
         } else {
             failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
         };
+        failed.retry_after = retry_after;
         failed.details.insert("refusedLegs".to_owned(), refused);
         Some(failed)
     }

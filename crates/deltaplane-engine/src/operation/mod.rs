@@ -278,6 +278,8 @@ pub struct Operation {
     rests_first: bool,
     /// When the orders of the part that is at work are canceled.
     rests_until: Option<Timestamp>,
+    /// Accounts whose proven streams told their state at the last reading.
+    streamed: BTreeSet<AccountId>,
     /// Best bid and ask of each account's venue at the newest reading.
     touch: BTreeMap<AccountId, (Price, Price)>,
     /// What a two-sided operation could not change, by account, at the newest reading.
@@ -428,6 +430,7 @@ impl Operation {
             clip: 0,
             rests_first,
             rests_until: None,
+            streamed: BTreeSet::new(),
             touch: BTreeMap::new(),
             changes_left: BTreeMap::new(),
             pending: Vec::new(),
@@ -523,7 +526,9 @@ impl Operation {
     fn track(&mut self, intent: IntentRecord, mid: Option<Price>, now: Timestamp) -> ClientOrderId {
         let id = intent.client_order_id.clone();
         self.order_ids.push(id.clone());
-        self.orders.insert(id.clone(), TrackedOrder::new(intent, mid, now));
+        let is_streamed = self.streamed.contains(&intent.order.account);
+        let order = TrackedOrder::new(intent, mid, now);
+        self.orders.insert(id.clone(), if is_streamed { order.told_by_stream() } else { order });
         id
     }
 

@@ -51,6 +51,8 @@ impl Operation {
                 return self.fail(failure, now, effects);
             }
         };
+        let streamed = snapshot.accounts.iter().filter(|(_, facts)| facts.is_exact);
+        self.streamed = streamed.map(|(id, _)| id.clone()).collect();
         if let Some(doubt) = snapshot.doubt {
             // What another operation does not know freezes the symbol for a while.
             let thaws = doubt.since.after(self.config.freeze_for);
@@ -461,7 +463,7 @@ impl Operation {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
                 let text = "the world changed while the journal was written".to_owned();
-                let refusal = Refusal { reason: RefusalReason::KeptBack, code: None, text };
+                let refusal = Refusal::kept_back(text);
                 self.on_submitted(id, SubmitOutcome::NotAccepted(refusal), now);
             }
             return;
@@ -487,6 +489,7 @@ impl Operation {
             let passing = matches!(
                 refusal.reason,
                 RefusalReason::RateLimited
+                    | RefusalReason::Withheld(_)
                     | RefusalReason::Overloaded
                     | RefusalReason::Clock
                     | RefusalReason::NotSent
