@@ -7,11 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use deltaplane_tests::live::{self, Server};
-use deltaplane_tests::{Place, exchanges};
+use deltaplane_tests::{Place, exchanges, until_within};
 use deltaplane_venue_sim::Running;
 use serde_json::{Value, json};
 
 const WORD: &str = "open-sesame-1234";
+/// A proxy is given up after some looks, seconds apart.
+const LONG: Duration = Duration::from_secs(40);
 
 fn places() -> Vec<Place> {
     vec![Place::new("http", "0.5"), Place::new("socks", "-0.25"), Place::new("direct", "0")]
@@ -49,16 +51,6 @@ fn tinyproxy(folder: &Path, port: u16) -> Daemon {
 
 fn microsocks(port: u16) -> Daemon {
     run(Command::new("microsocks").args(["-i", "127.0.0.1", "-p", &port.to_string(), "-u", "me", "-P", WORD]))
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..400 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("never: {what}");
 }
 
 async fn alert(server: &Server, account: &str) -> Option<String> {
@@ -155,14 +147,15 @@ async fn f22_accounts_trade_through_proxies_and_a_proxy_that_dies_is_told_and_le
     }
     // The account that may take another proxy goes on; it is told.
     drop(first);
-    until("the backup is taken", async || {
+    until_within(LONG, "the backup is taken", async || {
         let answer = hedge(&server, "socks", "buy").await;
         answer["success"] == true && alert(&server, "socks").await.as_deref() == Some("WARN")
     })
     .await;
     // The account that has one proxy only is out of trading, and says why.
     drop(tiny);
-    until("it is told", async || alert(&server, "http").await.as_deref() == Some("CRITICAL")).await;
+    until_within(LONG, "it is told", async || alert(&server, "http").await.as_deref() == Some("CRITICAL"))
+        .await;
     let answer = hedge(&server, "http", "sell").await;
     assert_eq!((&answer["success"], &answer["code"]), (&false.into(), &2002.into()), "{answer}");
     let sync = server.post("/api/v1/account/sync", &json!({"accounts": ["http", "direct"]})).await.unwrap();
@@ -172,8 +165,9 @@ async fn f22_accounts_trade_through_proxies_and_a_proxy_that_dies_is_told_and_le
     assert_eq!(answer["success"], true, "{answer}");
     // Back again, it is used again, without a restart.
     let _tiny = tinyproxy(folder, ports[0]);
-    until("it works again", async || alert(&server, "http").await.is_none()).await;
-    until("it trades again", async || hedge(&server, "http", "sell").await["success"] == true).await;
+    until_within(LONG, "it works again", async || alert(&server, "http").await.is_none()).await;
+    until_within(LONG, "it trades again", async || hedge(&server, "http", "sell").await["success"] == true)
+        .await;
     // What the proxies are told stays between us.
     let logs: String = std::fs::read_dir(folder.join("data/logs"))
         .unwrap()

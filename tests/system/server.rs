@@ -1,85 +1,16 @@
 //! The server binary as a user meets it: paper mode, the curl session, bad input, restart, kill.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-use std::io::{BufRead as _, Read as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use deltaplane_tests::{found, until, until_within};
 use reqwest::header::CONTENT_TYPE;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// A server on a free port; killed at the end.
-struct Server {
-    process: Child,
-    address: String,
-    client: reqwest::Client,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_deltaplane-server"));
-    command.env_remove("DELTAPLANE_API_KEY_FILE").env("DELTAPLANE_LOG", "warn");
-    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-impl Server {
-    async fn start(folder: &Path) -> Self {
-        Self::start_with(folder, &[], &[]).await
-    }
-
-    async fn start_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let address = format!("127.0.0.1:{}", free_port());
-        let process = command(folder)
-            .args(["--listen", &address, "--data-dir", "data"])
-            .args(arguments)
-            .envs(environment.iter().copied())
-            .spawn()
-            .unwrap();
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let server = Self { process, address, client };
-        for _ in 0..1_500 {
-            if let Ok(answer) = server.client.get(server.url("/readyz")).send().await
-                && answer.status() == 200
-            {
-                return server;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the server did not become ready");
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
-    }
-
-    async fn get(&self, path: &str) -> (u16, Value) {
-        let answer = self.client.get(self.url(path)).send().await.unwrap();
-        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
-    }
-
-    async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> (u16, Value) {
-        let mut request =
-            self.client.post(self.url(path)).header(CONTENT_TYPE, "application/json").body(body.into());
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let answer = request.send().await.unwrap();
-        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
-    }
-}
+use crate::paper::{Server, command, free_port};
 
 const CONTROL: &str = r#"{"targetDelta": 0.0, "accounts": ["pacifica-main", "aster-hedge", "binance-backup"], "maxDeviation": 0.1, "symbol": "BTC-USD"}"#;
 
@@ -457,15 +388,12 @@ async fn an_async_request_is_accepted_and_can_be_looked_up() {
         server.post("/api/v1/delta/control", &[("prefer", "respond-async")], CONTROL).await;
     assert_eq!(status, 202, "{accepted}");
     let path = format!("/api/v1/operations/{}", accepted["operationId"].as_str().unwrap());
-    for _ in 0..200 {
+    let ended = found("it ended", async || {
         let (_, operation) = server.get(&path).await;
-        if operation["state"] == "succeeded" {
-            assert_eq!(operation["finalDelta"].to_string(), "0");
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never ended");
+        (operation["state"] == "succeeded").then_some(operation)
+    })
+    .await;
+    assert_eq!(ended["finalDelta"].to_string(), "0");
 }
 
 /// What the process says when it cannot start.
@@ -552,12 +480,7 @@ async fn observe_mode_needs_its_key_and_never_sends() {
         .spawn()
         .unwrap();
     let server = Server { process, address, client: reqwest::Client::builder().no_proxy().build().unwrap() };
-    for _ in 0..300 {
-        if server.client.get(server.url("/healthz")).send().await.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("it answers", async || server.client.get(server.url("/healthz")).send().await.is_ok()).await;
     let (status, ready) = server.get("/readyz").await;
     assert_eq!((status, &ready["code"]), (503, &1007.into()));
     let (status, answer) = server.get("/api/v1/accounts").await;
@@ -657,15 +580,6 @@ async fn the_documented_session_runs_as_it_stands() {
     }
 }
 
-impl Server {
-    async fn put(&self, path: &str, body: impl Into<Vec<u8>>) -> (u16, Value) {
-        let request =
-            self.client.put(self.url(path)).header(CONTENT_TYPE, "application/json").body(body.into());
-        let answer = request.send().await.unwrap();
-        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_files_tell_of_operations_and_warnings() {
     let folder = tempfile::tempdir().unwrap();
@@ -678,19 +592,10 @@ async fn the_log_files_tell_of_operations_and_warnings() {
         let text = std::fs::read_to_string(folder.path().join("data/logs").join(name)).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap_or(Value::Null)).collect()
     };
-    let (mut told, mut warned) = (false, false);
-    for _ in 0..250 {
-        let ended = |line: &Value| line["fields"]["operation"] == id.as_str();
-        let alert =
-            |line: &Value| line["fields"]["message"].as_str().unwrap_or("").contains("a look at the log");
-        told = lines("system.log").iter().any(ended);
-        warned = lines("error.log").iter().any(alert);
-        if told && warned {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(told && warned, "{told} {warned}");
+    let ended = |line: &Value| line["fields"]["operation"] == id.as_str();
+    until("the operation is in the log", async || lines("system.log").iter().any(ended)).await;
+    let alert = |line: &Value| line["fields"]["message"].as_str().unwrap_or("").contains("a look at the log");
+    until("the alert is in the log of errors", async || lines("error.log").iter().any(alert)).await;
     assert!(lines("error.log").iter().all(|line| line["level"] != "INFO"));
 }
 
@@ -739,15 +644,8 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     for round in 0..2 {
         let started = server.post("/api/v1/system/restart", &[], "").await;
         assert_eq!(started, (200, serde_json::json!({"success": true, "status": "running"})), "{round}");
-        let mut ready = false;
-        for _ in 0..3_500 {
-            ready = server.get("/readyz").await.0 == 200;
-            if ready {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert!(ready, "{}", server.get("/api/v1/system/status").await.1);
+        // A venue's budget that the starts before spent is there again after a minute.
+        until_within(Duration::from_secs(70), "ready", async || server.get("/readyz").await.0 == 200).await;
     }
     let (_, policies) = server.get("/api/v1/policies").await;
     assert_eq!(policies["policies"][0]["symbol"], "BTC-USD", "{policies}");
@@ -764,18 +662,8 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_in_margin_trouble_is_found_so_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
-    let mut child = command(folder.path());
-    let mut process =
-        child.args(["--listen", &address, "--data-dir", "data"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut printed = std::io::BufReader::new(process.stdout.take().unwrap());
-    let server = Server { process, address, client: reqwest::Client::builder().no_proxy().build().unwrap() };
-    let line = printed
-        .by_ref()
-        .lines()
-        .map(Result::unwrap)
-        .find(|line| line.contains("aster") && line.contains("control"));
-    let control = line.unwrap().split("(control ").nth(1).unwrap().trim_end_matches(')').to_owned();
+    let (server, exchanges) = Server::start_printing(folder.path()).await;
+    let control = &exchanges["aster"].control;
     let set = server
         .client
         .put(format!("{control}/accounts/aster-hedge/balances/USDT"))
@@ -790,37 +678,17 @@ async fn an_account_in_margin_trouble_is_found_so_after_a_restart() {
         all.into_iter()
             .find(|alert| alert["accountId"] == "aster-hedge" && alert["data"]["utilizationRate"].is_number())
     };
-    let until = async |server: &Server| {
-        for _ in 0..1_000 {
-            if let Some(alert) = of_aster(server).await {
-                return alert;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("no alert");
-    };
-    for _ in 0..500 {
-        if server.client.get(server.url("/readyz")).send().await.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let before = until(&server).await;
+    let before = found("the alert", async || of_aster(&server).await).await;
     let told =
         server.client.get(server.url("/api/v1/risk/alerts")).send().await.unwrap().text().await.unwrap();
     let ratio = told.split("\"utilizationRate\":").nth(1).unwrap().split(['}', ',']).next().unwrap();
     assert!(('1'..'8').contains(&ratio.chars().next().unwrap()) && ratio.len() > 20, "{told}");
-    let mut history = Value::Null;
-    for _ in 0..100 {
-        let (status, answer) = server.get("/api/v1/risk/history/aster-hedge").await;
-        assert_eq!(status, 200, "{answer}");
-        history = answer;
-        if history.as_array().unwrap().len() > 1 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(history.as_array().unwrap().len() > 1, "{history}");
+    until("two states are kept", async || {
+        let (status, history) = server.get("/api/v1/risk/history/aster-hedge").await;
+        assert_eq!(status, 200, "{history}");
+        history.as_array().unwrap().len() > 1
+    })
+    .await;
     drop(server);
     let server = Server::start(folder.path()).await;
     let (_, alerts) = server.get("/api/v1/risk/alerts").await;
@@ -864,14 +732,11 @@ async fn what_watches_answers_and_says_what_is_wrong() {
         let (status, refused) = server.get(&format!("/api/v1/risk/alerts?accountId={wrong}")).await;
         assert_eq!((status, &refused["code"]), (404, &1001.into()), "{refused}");
     }
-    let mut history = Value::Null;
-    for _ in 0..200 {
-        history = server.get("/api/v1/risk/history/pacifica-main?limit=2").await.1;
-        if history.as_array().unwrap().len() == 2 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let history = found("two states are kept", async || {
+        let (_, history) = server.get("/api/v1/risk/history/pacifica-main?limit=2").await;
+        (history.as_array().unwrap().len() == 2).then_some(history)
+    })
+    .await;
     assert!(history[0]["timestamp"].as_i64() > history[1]["timestamp"].as_i64(), "{history}");
     assert_eq!(history[0]["accountId"], "pacifica-main");
     assert_eq!(
@@ -924,15 +789,10 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     assert_eq!((status, &set["enabled"]), (200, &true.into()), "{set}");
     assert_eq!(set["deleverage"], serde_json::json!({"trigger": 0.08, "until": 0.15}));
     // The paper accounts are 0.25 too long: nobody has to ask.
-    let mut net = String::new();
-    for _ in 0..500 {
-        net = server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"].to_string();
-        if net == "0" {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(net, "0");
+    until("net delta is 0", async || {
+        server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"] == Value::from(0)
+    })
+    .await;
     let (_, view) = server.get("/api/v1/policies/BTC-USD").await;
     let id = view["lastOperationId"].as_str().unwrap();
     assert!(id.starts_with("policy-"), "{view}");
