@@ -790,7 +790,7 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     assert_eq!(set["deleverage"], serde_json::json!({"trigger": 0.08, "until": 0.15}));
     // The paper accounts are 0.25 too long: nobody has to ask.
     until("net delta is 0", async || {
-        server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"] == Value::from(0)
+        server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"] == 0
     })
     .await;
     let (_, view) = server.get("/api/v1/policies/BTC-USD").await;
