@@ -53,17 +53,21 @@ pub(crate) enum Request {
 impl Kind {
     /// Weight on Binance and Aster, tenths of a credit on Pacifica.
     const fn cost(self, request: Request) -> u64 {
-        match (self, request) {
+        if matches!(self, Self::Pacifica) {
+            return match request {
+                Request::Account => 20,
+                Request::Trades | Request::OrderNames | Request::Order => 30,
+                Request::Cancel | Request::Fence => 5,
+                _ => 10,
+            };
+        }
+        match request {
             // The account and its positions are two requests.
-            (Self::Binance | Self::Aster, Request::Account | Request::CountDown) => 10,
-            (Self::Binance | Self::Aster, Request::AllOpenOrders) => 40,
-            (Self::Binance | Self::Aster, Request::Trades | Request::OrderNames) => 5,
-            (Self::Binance | Self::Aster, Request::Place) => 0,
-            (Self::Binance | Self::Aster, _) => 1,
-            (Self::Pacifica, Request::Account) => 20,
-            (Self::Pacifica, Request::Trades | Request::OrderNames | Request::Order) => 30,
-            (Self::Pacifica, Request::Cancel | Request::Fence) => 5,
-            (Self::Pacifica, _) => 10,
+            Request::Account | Request::CountDown => 10,
+            Request::AllOpenOrders => 40,
+            Request::Trades | Request::OrderNames => 5,
+            Request::Place => 0,
+            Request::OpenOrders | Request::Order | Request::Cancel | Request::Fence => 1,
         }
     }
 

@@ -789,10 +789,8 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     assert_eq!((status, &set["enabled"]), (200, &true.into()), "{set}");
     assert_eq!(set["deleverage"], serde_json::json!({"trigger": 0.08, "until": 0.15}));
     // The paper accounts are 0.25 too long: nobody has to ask.
-    until("net delta is 0", async || {
-        server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"] == 0
-    })
-    .await;
+    until("net delta is 0", async || server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"] == 0)
+        .await;
     let (_, view) = server.get("/api/v1/policies/BTC-USD").await;
     let id = view["lastOperationId"].as_str().unwrap();
     assert!(id.starts_with("policy-"), "{view}");
