@@ -170,6 +170,8 @@ struct Connection {
     positions_id: Option<u64>,
     /// Positions with their entry prices, as they were told last.
     held: BTreeMap<Symbol, (Delta, Option<Price>)>,
+    /// Symbols of which trades were told since the newest set.
+    traded: BTreeSet<Symbol>,
     balance: Option<Decimal>,
 }
 
@@ -181,6 +183,7 @@ impl Connection {
             last_pong: Instant::now(),
             positions_id: None,
             held: BTreeMap::new(),
+            traded: BTreeSet::new(),
             balance: None,
         }
     }
@@ -355,6 +358,7 @@ impl Session {
                     // Without its place it counts as told by the position already; a reading checks that.
                     let order = update.li.or(li).unwrap_or(0);
                     self.tell(AccountEvent::Fill(fill.map_err(impossible)?, order));
+                    connection.traded.insert(symbol);
                 }
             }
             "account_positions" => self.on_positions(data, li, connection)?,
@@ -426,8 +430,10 @@ impl Session {
             newest = newest.max(row.t);
         }
         let venue_time = Timestamp::from_millis(newest);
-        let flat = connection.held.keys().filter(|symbol| !held.contains_key(*symbol)).cloned();
-        let flat: Vec<Symbol> = flat.collect();
+        // After a trade the set tells where the symbol stands, also where it stands as before: the trade is in it then.
+        let traded = std::mem::take(&mut connection.traded);
+        let known = connection.held.keys().chain(&traded).filter(|symbol| !held.contains_key(*symbol));
+        let flat: BTreeSet<Symbol> = known.cloned().collect();
         let told = |symbol: &Symbol, delta, entry_price| AccountEvent::Position {
             symbol: symbol.clone(),
             delta,
@@ -440,7 +446,7 @@ impl Session {
             self.tell(told(&symbol, Delta::ZERO, None));
         }
         for (symbol, held) in &held {
-            if connection.held.get(symbol) != Some(held) {
+            if connection.held.get(symbol) != Some(held) || traded.contains(symbol) {
                 self.tell(told(symbol, held.0, held.1));
             }
         }
@@ -463,22 +469,70 @@ mod tests {
         }
     }
 
-    /// A stream counts as proven when every channel was acknowledged, and not when they were only asked for.
-    #[tokio::test]
-    async fn a_stream_is_proven_when_every_channel_was_acknowledged() {
-        let session = Session {
+    fn session() -> Session {
+        Session {
             url: String::new(),
             egress: Egress::direct(),
             address: "address".to_owned(),
             account: "main".parse().expect("an account's name"),
             symbols: SymbolMap::new(NameRule::BaseOnly),
-            events: broadcast::channel(8).0,
+            events: broadcast::channel(64).0,
             proof: Arc::new(StreamProof::new(PROOF)),
             told: Arc::default(),
             api_config_key: None,
             credits: Arc::new(WeightBudget::rolling(1_000, Duration::from_secs(60))),
             clock: Arc::new(At(Timestamp::from_millis(1_764_000_000_000))),
+        }
+    }
+
+    /// A sell of 0.25 in two trades. The first set shows both already with the number of the first trade; the second set is
+    /// the same and has the number of the second trade: it says that this one is in it.
+    #[test]
+    fn a_set_that_shows_the_same_after_a_trade_is_told_again() {
+        let session = session();
+        let mut told = session.events.subscribe();
+        let mut connection = Connection::new();
+        let mut take = |text: String| session.on_text(&text, &mut connection).expect("a frame");
+        let set = |amount: &str, li: u64| {
+            let row = json!({"s": "BTC", "d": "bid", "a": amount, "p": "66000", "m": "0", "f": "0", "i": false, "l": null, "t": 1, "li": li});
+            json!({"channel": "account_positions", "data": [row], "li": li}).to_string()
         };
+        let trade = |number: u64, amount: &str, li: u64| {
+            let row = json!({"h": number, "i": 1, "I": null, "u": "address", "s": "BTC", "p": "66000", "o": "66000", "a": amount, "te": "fulfill_taker", "ts": "close_long", "tc": "normal", "f": "0", "n": "0", "t": 1, "li": li});
+            json!({"channel": "account_trades", "data": [row]}).to_string()
+        };
+        for frame in
+            [set("0.5", 1), trade(1, "0.124", 2), set("0.25", 2), trade(2, "0.126", 3), set("0.25", 3)]
+        {
+            take(frame);
+        }
+        // Without a trade in between it is told once.
+        take(set("0.25", 4));
+        let mut places = Vec::new();
+        while let Ok(event) = told.try_recv() {
+            match event {
+                AccountEvent::Position { delta, order, .. } => places.push((delta.to_string(), order)),
+                AccountEvent::Fill(fill, order) => places.push((format!("sold {}", fill.quantity), order)),
+                _ => {}
+            }
+        }
+        let text = |text: &str| text.to_owned();
+        assert_eq!(
+            places,
+            [
+                (text("0.5"), 1),
+                (text("sold 0.124"), 2),
+                (text("0.25"), 2),
+                (text("sold 0.126"), 3),
+                (text("0.25"), 3)
+            ]
+        );
+    }
+
+    /// A stream counts as proven when every channel was acknowledged, and not when they were only asked for.
+    #[tokio::test]
+    async fn a_stream_is_proven_when_every_channel_was_acknowledged() {
+        let session = session();
         let mut connection = Connection::new();
         session.proof.connected();
         session.on_text(r#"{"channel":"pong"}"#, &mut connection).expect("a pong");

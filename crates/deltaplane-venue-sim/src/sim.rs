@@ -217,7 +217,12 @@ impl Sim {
         }
         let events = exchange.handle(now, command)?;
         // Told under the lock, so that streams see events in the order in which they happened.
-        for event in &events {
+        let mut ordered: Vec<&Event> = events.iter().collect();
+        if self.dialect == Dialect::Pacifica {
+            // A set of positions shows what all trades of this moment made of them: it has the newest number.
+            ordered.sort_by_key(|event| matches!(event, Event::Account { .. }));
+        }
+        for event in ordered {
             let told = match self.dialect {
                 Dialect::Binance => crate::binance::events::render(&exchange, event, now),
                 Dialect::Aster => crate::aster::events::render(&exchange, event, now),
