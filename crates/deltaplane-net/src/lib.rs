@@ -8,6 +8,7 @@ mod clock;
 mod egress;
 mod http;
 mod proof;
+mod seldom;
 mod websocket;
 
 pub use backoff::Backoff;
@@ -19,4 +20,5 @@ pub use http::{
     TransportError, ask,
 };
 pub use proof::{ProofPart, ProofTimes, StreamProof};
+pub use seldom::Seldom;
 pub use websocket::{Received, WebSocket, WebSocketError};

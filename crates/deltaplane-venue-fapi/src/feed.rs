@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, Egress, HttpTransport, WebSocket, WebSocketError};
+use deltaplane_net::{Backoff, Egress, HttpTransport, Seldom, WebSocket, WebSocketError};
 use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
 use deltaplane_types::{Decimal, FeedId, Level, MarketView, Ratio, Symbol, Timestamp};
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ const DEPTH: usize = 50;
 /// A market stream that is silent for this long is given up.
 const SILENCE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
+/// How often the log tells of streams that end: with many symbols they end together.
+const LOSSES_EVERY: Duration = Duration::from_secs(10);
 /// More symbols are not followed: each has two connections, and the venues let an address open 300 in five minutes.
 const MOST_FOLLOWED: usize = 140;
 /// A symbol that the venue does not list is looked for this often.
@@ -37,6 +39,8 @@ struct Shared {
     views: Views,
     last_update: AtomicI64,
     errors: AtomicU64,
+    /// Streams that end are told once in a while, with how many more did.
+    losses: Seldom,
     changes: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
 }
@@ -66,6 +70,7 @@ impl FapiFeed {
             views: RwLock::default(),
             last_update: AtomicI64::new(i64::MIN),
             errors: AtomicU64::new(0),
+            losses: Seldom::new(LOSSES_EVERY),
             changes: watch::channel(0).0,
             clock: clock.clone(),
         });
@@ -171,7 +176,14 @@ impl Session {
                     continue;
                 }
                 self.shared.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
+                match self.shared.losses.passes() {
+                    Some(more) => {
+                        tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, more, "price stream lost");
+                    }
+                    None => {
+                        tracing::debug!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
+                    }
+                }
             }
             if began.elapsed() > Duration::from_secs(30) {
                 backoff.reset();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, Egress, WebSocket, WebSocketError};
+use deltaplane_net::{Backoff, Egress, Seldom, WebSocket, WebSocketError};
 use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
 use deltaplane_types::{FeedId, MarketView, Ratio, Symbol, Timestamp};
 use serde_json::json;
@@ -19,6 +19,8 @@ use crate::config::PacificaConfig;
 use crate::wire::{BestPrices, Book, Frame, OfMarket, OfRow, PriceRow, Subscribed};
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// How often the log tells of streams that end: with many symbols they end together.
+const LOSSES_EVERY: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// A market whose book is this old has a dead subscription, whatever else still comes.
 const STALE_BOOK: Duration = Duration::from_secs(8);
@@ -37,6 +39,8 @@ struct Shared {
     views: RwLock<BTreeMap<Symbol, Arc<MarketView>>>,
     last_update: AtomicI64,
     errors: AtomicU64,
+    /// Streams that end are told once in a while, with how many more did.
+    losses: Seldom,
     changes: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
 }
@@ -59,6 +63,7 @@ impl PacificaFeed {
             views: RwLock::default(),
             last_update: AtomicI64::new(i64::MIN),
             errors: AtomicU64::new(0),
+            losses: Seldom::new(LOSSES_EVERY),
             changes: watch::channel(0).0,
             clock,
         });
@@ -170,7 +175,14 @@ impl Follower {
             self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
             self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
             if let Err(error) = result {
-                tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
+                match self.shared.losses.passes() {
+                    Some(more) => {
+                        tracing::warn!(feed = %self.shared.id, symbol = %self.symbol, %error, more, "price stream lost");
+                    }
+                    None => {
+                        tracing::debug!(feed = %self.shared.id, symbol = %self.symbol, %error, "price stream lost");
+                    }
+                }
                 if missing >= MISSING_TRIES {
                     tokio::time::sleep(UNLISTED).await;
                     continue;

@@ -296,7 +296,11 @@ impl Session {
         }
         let (now, li) = (self.sim.now(), self.sim.last_id.load(Ordering::Relaxed));
         let mut told = Vec::new();
-        for symbol in self.subscribed("bbo") {
+        // A recording of another exchange names the quote too.
+        let base = frame.symbol.strip_suffix("usdt").unwrap_or(&frame.symbol);
+        let is_of =
+            |symbol: &String| symbol.eq_ignore_ascii_case(base) || symbol.eq_ignore_ascii_case(&frame.symbol);
+        for symbol in self.subscribed("bbo").into_iter().filter(is_of) {
             let best = self.sim.with(|exchange| {
                 let book = &exchange.markets.get(&symbol)?.book;
                 let (bid, ask) = (book.best_bid().unwrap_or_default(), book.best_ask().unwrap_or_default());
