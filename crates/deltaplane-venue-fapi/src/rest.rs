@@ -199,7 +199,9 @@ impl Rest {
         (priority, weight): (Priority, u64),
     ) -> Result<Bytes, RestError> {
         let spent = self.take(priority, weight)?;
-        self.know_the_clock(priority).await;
+        if self.venue_now().is_err() {
+            self.time(priority).await?;
+        }
         let signed = self.signed(params, self.fresh(Duration::from_secs(5))?)?;
         let request = self.request(Method::Get, path, &signed.query, String::new(), self.timeout);
         self.read_text(request, spent).await

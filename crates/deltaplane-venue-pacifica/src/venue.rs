@@ -760,6 +760,8 @@ fn cancel_payload(market: &str, client_id: &str) -> Map<String, Value> {
 #[async_trait]
 impl OrderGateway for PacificaVenue {
     async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
+        // First of all: what is asked here takes time, and the order may live no longer than what is left after it.
+        self.rest.know_the_clock(self.key.account(), priority).await;
         let left = intent.deadline.since(self.rest.clock.now());
         if left.is_zero() {
             return SubmitOutcome::NotAccepted(Refusal::kept_back("its deadline has passed"));
@@ -792,7 +794,6 @@ impl OrderGateway for PacificaVenue {
             Ok(spent) => spent,
             Err(wait) => return SubmitOutcome::NotAccepted(Refusal::withheld(wait)),
         };
-        self.rest.know_the_clock(self.key.account(), priority).await;
         // The venue may take it in no later than its deadline, however long the journal took.
         let signed = match self.rest.sign(CREATE, payload, self.config.expiry_window.min(left)) {
             Ok(signed) => signed,
