@@ -163,6 +163,7 @@ async fn start_exchange(place: &Place, plan: &Plan) -> Result<Running, Error> {
         ..AccountConfig::new(place.account, keys.0, keys.1)
     };
     let config = ExchangeConfig {
+        odd_rows: Vec::new(),
         symbols: symbols(place.dialect, &coins),
         accounts: vec![account],
         asset_rates: BTreeMap::new(),
@@ -433,7 +434,12 @@ async fn line(
     for operation in answer["operations"].as_array().into_iter().flatten() {
         let state = operation["state"].as_str().unwrap_or("?");
         let code = operation["code"].as_u64().filter(|_| operation["success"] == false);
-        *outcomes.entry(code.map_or(state.to_owned(), |code| format!("{state} {code}"))).or_default() += 1;
+        let outcome = code.map_or(state.to_owned(), |code| format!("{state} {code}"));
+        let is_new = !outcomes.contains_key(&outcome);
+        if is_new && state == "failed" {
+            eprintln!("the first operation that ended as {outcome}: {operation}");
+        }
+        *outcomes.entry(outcome).or_default() += 1;
     }
     let outside: f64 = watched.values().map(|watched| watched.outside).sum();
     let time: f64 = watched.values().map(|watched| watched.time).sum();

@@ -77,7 +77,10 @@ impl Kind {
 
     /// The venue's name of a contract.
     pub fn contract(self, symbol: &Symbol) -> String {
-        SymbolMap::new(self.names()).contract(symbol).name
+        match self.names() {
+            NameRule::BaseAndQuote => format!("{}USDT", symbol.base()),
+            NameRule::BaseOnly => symbol.base().to_owned(),
+        }
     }
 
     /// A fault that strikes placements.
@@ -214,7 +217,7 @@ pub fn connect(kind: Kind, name: &str, running: &Running, setup: &Setup, symbols
         };
         let key = AccountKey::new(&SOLANA_AGENT_SECRET.into(), SOLANA_ACCOUNT).expect("a throwaway key");
         let budget = config.credits.clone();
-        let feed = Arc::new(PacificaFeed::start(&config, symbols, clock.clone()));
+        let feed = Arc::new(PacificaFeed::start(&config, symbols, client(), clock.clone()));
         let venue = PacificaVenue::start(config, Arc::new(key), client(), clock);
         return Connected { reader: venue.clone(), gateway: venue, feed, budget };
     }

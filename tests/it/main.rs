@@ -8,6 +8,7 @@ mod faults;
 mod flatten;
 mod gate;
 mod layering;
+mod mapping;
 mod market_day;
 mod pacing;
 mod rebalance;

@@ -159,7 +159,7 @@ impl OrderGateway for Way {
     async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         let refused = |reason| {
             let text = "nothing was sent".to_owned();
-            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text })
+            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text, remedy: None })
         };
         match self.check() {
             Err(ReadError::Proxy(_)) => refused(RefusalReason::ProxyFailed),

@@ -278,7 +278,7 @@ async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_t
         (Code::Conflict, vec![first.id.to_string()])
     );
     let mut queued = world.to_flat();
-    queued.meta = RequestMeta { idempotency: None, wait: Some(Duration::from_secs(10)) };
+    queued.meta = RequestMeta { wait: Some(Duration::from_secs(10)), ..RequestMeta::default() };
     let second = world.engine.control_delta(queued).await.unwrap();
     assert_eq!(first.report.await.unwrap().failure, None);
     let report = second.report.await.unwrap();
@@ -293,7 +293,8 @@ async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_t
 async fn of_a_thousand_requests_at_once_one_trades() {
     let (world, journal) = world().await;
     let at_once = |wait: Option<Duration>| {
-        let request = DeltaControl { meta: RequestMeta { idempotency: None, wait }, ..world.to_flat() };
+        let meta = RequestMeta { wait, ..RequestMeta::default() };
+        let request = DeltaControl { meta, ..world.to_flat() };
         futures_util::future::join_all((0..1_000).map(|_| world.engine.control_delta(request.clone())))
     };
     let started = at_once(None).await;

@@ -67,7 +67,12 @@ pub(crate) fn view(
 }
 
 fn too_many() -> Refusal {
-    Refusal { reason: RefusalReason::RateLimited, code: Some(429), text: "simulated".to_owned() }
+    Refusal {
+        reason: RefusalReason::RateLimited,
+        code: Some(429),
+        text: "simulated".to_owned(),
+        remedy: None,
+    }
 }
 
 impl SimAccount {
@@ -226,6 +231,8 @@ impl AccountReader for SimAccount {
                 maintenance_margin: Notional::new(market.maintenance(notional)),
                 balances: BTreeMap::from([("USDT".to_owned(), wallet)]),
                 positions,
+                unmapped: Vec::new(),
+                unreadable: Vec::new(),
                 hedge_mode: false,
             }
         })
@@ -295,7 +302,7 @@ impl OrderGateway for SimAccount {
     async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome {
         self.world.alive().await;
         let definite = |reason, text: &str| {
-            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: text.to_owned() })
+            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: text.to_owned(), remedy: None })
         };
         let (answer, answered) = oneshot::channel();
         {

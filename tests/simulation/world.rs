@@ -535,7 +535,7 @@ impl State {
         intent: &OrderIntent,
     ) -> SubmitOutcome {
         let definite = |reason, text: &str| {
-            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: text.to_owned() })
+            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: text.to_owned(), remedy: None })
         };
         let Some(venue) = self.venues.get_mut(account) else {
             return definite(RefusalReason::Rejected, "no such account");
@@ -580,6 +580,7 @@ impl State {
                     reason,
                     code: Some(reject.code.into()),
                     text: reject.message,
+                    remedy: None,
                 })
             }
             Ok(()) => {

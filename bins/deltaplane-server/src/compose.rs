@@ -306,13 +306,15 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
             quarantined.copy.display()
         )
     });
+    let split = config.holdings.split.clone();
     engine_config.holdings = config.holdings;
+    engine_config.accept_unmapped = config.accept_unmapped;
     engine_config.may_send = config.mode != Mode::Observe;
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let (mut accounts, mut exits, mut budgets) = (Vec::new(), Vec::new(), Vec::new());
     let mut waiting = config.accounts;
     for exchange in &config.exchanges {
-        let mut venue = connect::Exchange::new(exchange, clock.clone(), parts.tables.clone());
+        let mut venue = connect::Exchange::new(exchange, &split, clock.clone(), parts.tables.clone());
         feeds.push(venue.feed(&config.symbols)?);
         let (here, elsewhere) = waiting.into_iter().partition(|account| account.exchange == exchange.id);
         waiting = elsewhere;

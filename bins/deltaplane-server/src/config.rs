@@ -1,6 +1,6 @@
 //! The TOML file. Every key that is not known is an error; secrets are only ever named, never written here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +44,10 @@ struct FileConfig {
     data_dir: Option<PathBuf>,
     primary_symbol: Option<Spanned<String>>,
     symbols: Option<Vec<Spanned<String>>>,
+    #[serde(default)]
+    split_symbols: Vec<Spanned<String>>,
+    #[serde(default)]
+    accept_unmapped: Vec<String>,
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
@@ -348,6 +352,8 @@ pub struct Config {
     pub delta_alert_after: Option<Duration>,
     /// What counts into delta beside positions.
     pub holdings: Holdings,
+    /// Contracts without a symbol beside which trading goes on.
+    pub accept_unmapped: BTreeSet<String>,
     /// Exchanges by name.
     pub exchanges: Vec<Exchange>,
     /// Accounts with their secrets.
@@ -430,6 +436,18 @@ pub enum Credential {
     Agent(Arc<AgentKey>),
     /// An agent's or the account's own key of Pacifica.
     Pacifica(Arc<AccountKey>),
+}
+
+impl Credential {
+    /// Whether both sign for one account of an exchange.
+    fn is_same_login(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Hmac(key), Self::Hmac(other)) => key.is_same_login(other),
+            (Self::Agent(key), Self::Agent(other)) => key.user().eq_ignore_ascii_case(other.user()),
+            (Self::Pacifica(key), Self::Pacifica(other)) => key.account() == other.account(),
+            _ => false,
+        }
+    }
 }
 
 /// One account.
@@ -711,6 +729,16 @@ impl Places<'_> {
             };
             holdings.external.insert(symbol, external);
         }
+        for text in &raw.split_symbols {
+            let symbol: Symbol = self.parse("split_symbols", text)?;
+            if symbol.is_dated() || symbol.counted_as() == symbol {
+                bail!(
+                    "{}: split_symbols: {symbol} is no symbol of another margin asset; write one such as BTC-USDC, which else counts into BTC-USD",
+                    self.at(text.span().start)
+                );
+            }
+            holdings.split.insert(symbol);
+        }
         Ok(holdings)
     }
 
@@ -853,6 +881,7 @@ impl Config {
             alerts: AlertThresholds::default(),
             delta_alert_after: None,
             holdings: Holdings::default(),
+            accept_unmapped: BTreeSet::new(),
             exchanges: Vec::new(),
             accounts: Vec::new(),
         }
@@ -894,7 +923,7 @@ impl Config {
             shrink_after_loss: raw.execution.shrink_after_loss,
             allow_unguarded_resting: raw.execution.allow_unguarded_resting,
         };
-        let holdings = places.holdings(&raw)?;
+        let mut holdings = places.holdings(&raw)?;
         let breakers = places.breakers(&raw.breakers)?;
         let alerts = places.alerts(&raw.alerts)?;
         let delta_alert_after = match &raw.alerts.delta_after_ms {
@@ -943,6 +972,10 @@ impl Config {
             for (symbol, contract) in &exchange.symbols {
                 let place = || format!("{file}: symbols of exchange {id}: {symbol}");
                 let name: Symbol = symbol.parse().with_context(place)?;
+                if name.counted_as() != name {
+                    // Whoever maps it by itself hedges it by itself.
+                    holdings.split.insert(name.undated());
+                }
                 symbols.insert(name, exchange.kind.contract(contract).with_context(place)?);
             }
             let (rest_path, stream_path) = exchange.kind.added_paths();
@@ -995,6 +1028,21 @@ impl Config {
             let (kind, network) =
                 place.map_or((Kind::Binance, Network::Main), |found| (found.kind, found.network));
             let credential = places.credential(kind, network, account, &id)?;
+            let rest_url = |venue: &VenueId| {
+                exchanges.iter().find(|known| known.id == *venue).map(|known| &known.rest_url)
+            };
+            // Each position would count twice.
+            let twin = accounts.iter().find(|known: &&Account| {
+                rest_url(&known.exchange) == rest_url(&exchange)
+                    && known.credential.is_same_login(&credential)
+            });
+            if let Some(twin) = twin {
+                bail!(
+                    "{}: accounts {} and {id} are one login: keep one of them",
+                    places.at(account.id.span().start),
+                    twin.id
+                );
+            }
             let pool = places.pool(&proxies, &account.proxies, account.proxy_failover)?;
             accounts.push(Account { id, exchange, credential, pool });
         }
@@ -1033,6 +1081,7 @@ impl Config {
             alerts,
             delta_alert_after,
             holdings,
+            accept_unmapped: raw.accept_unmapped.into_iter().collect(),
             exchanges,
             accounts,
         })
@@ -1211,6 +1260,20 @@ secret_env = "PATH"
         refused(
             &format!("{LIVE}[[account]]\nid = \"main\"\nexchange = \"binance\"\n"),
             "account main is configured twice",
+        );
+        refused(
+            &format!(
+                "{LIVE}[[account]]\nid = \"twin\"\nexchange = \"binance\"\napi_key_env = \"PATH\"\nsecret_env = \"PATH\"\n"
+            ),
+            "line 17: accounts main and twin are one login",
+        );
+        refused(
+            &format!("split_symbols = [\"BTC-USD\"]{LIVE}"),
+            "line 1: split_symbols: BTC-USD is no symbol of another margin asset",
+        );
+        refused(
+            &format!("split_symbols = [\"BTC-USDC\", \"btc\"]{LIVE}"),
+            "line 1: split_symbols: \"btc\" is not a legal symbol",
         );
         refused("mode = \"observe\"", "needs at least one [[account]]");
         let pacifica = LIVE.replace("\"binance\"\nrest", "\"pacifica\"\nrest");

@@ -1,5 +1,6 @@
 //! Connectors by the kind of exchange.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(crate) struct Exchange<'a> {
     /// Which accounts share which budget.
     users: Vec<(AccountId, Arc<WeightBudget>)>,
     tables: Arc<dyn TableStore>,
+    /// What the exchange lists is the same for all its accounts and for its prices.
+    symbols: SymbolMap,
 }
 
 /// A way out with what its address may ask of the exchange.
@@ -51,11 +54,13 @@ impl Exit {
 impl<'a> Exchange<'a> {
     pub(crate) fn new(
         config: &'a config::Exchange,
+        split: &BTreeSet<Symbol>,
         clock: Arc<dyn Clock>,
         tables: Arc<dyn TableStore>,
     ) -> Self {
         let ways = vec![(config.pool.clone(), Exit::new(config, &config.pool))];
-        Self { config, clock, ways, exits: Vec::new(), users: Vec::new(), tables }
+        let symbols = SymbolMap::configured(config.kind.names(), config.symbols.clone(), split.clone());
+        Self { config, clock, ways, exits: Vec::new(), users: Vec::new(), tables, symbols }
     }
 
     /// The request budgets of its addresses.
@@ -113,10 +118,6 @@ impl<'a> Exchange<'a> {
         Ok(Arc::new(HttpClient::new(&config)?))
     }
 
-    fn symbols(&self) -> SymbolMap {
-        SymbolMap::with_overrides(self.config.kind.names(), self.config.symbols.clone())
-    }
-
     fn fapi(&self, account: &str, exit: &Exit) -> Result<FapiConfig> {
         Ok(FapiConfig {
             account: account.parse()?,
@@ -125,7 +126,7 @@ impl<'a> Exchange<'a> {
             rest_url: self.config.rest_url.clone(),
             stream_url: self.config.stream_url.clone(),
             weight: exit.budget.clone(),
-            symbols: self.symbols(),
+            symbols: self.symbols.clone(),
             receive_window: self.config.receive_window,
             proof_slack: PROOF_SLACK,
             request_timeout: self.config.request_timeout,
@@ -143,7 +144,7 @@ impl<'a> Exchange<'a> {
             stream_url: self.config.stream_url.clone(),
             credits: exit.budget.clone(),
             api_config_key: self.config.api_config_key.clone(),
-            symbols: self.symbols(),
+            symbols: self.symbols.clone(),
             expiry_window: self.config.receive_window,
             proof_slack: PROOF_SLACK,
             request_timeout: self.config.request_timeout,
@@ -171,7 +172,10 @@ impl<'a> Exchange<'a> {
                 self.client(exit)?,
                 clock,
             )),
-            Kind::Pacifica => Arc::new(PacificaFeed::start(&self.pacifica(name, exit)?, symbols, clock)),
+            Kind::Pacifica => {
+                let client = self.client(exit)?;
+                Arc::new(PacificaFeed::start(&self.pacifica(name, exit)?, symbols, client, clock))
+            }
         })
     }
 
@@ -246,7 +250,7 @@ secret_env = "PATH"
         let config = Config::parse(text, "deltaplane.toml").unwrap();
         let clock = Arc::new(crate::system::WallClock::start());
         let tables = Arc::new(crate::tables::TableFolder::new(std::path::Path::new("unused")));
-        let mut exchange = Exchange::new(&config.exchanges[0], clock, tables);
+        let mut exchange = Exchange::new(&config.exchanges[0], &BTreeSet::new(), clock, tables);
         let pool = |names: &[&str], failover| Pool {
             proxies: names.iter().map(|name| Proxy::new(name, "http://127.0.0.1:1", None).unwrap()).collect(),
             failover,

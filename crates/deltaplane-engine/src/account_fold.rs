@@ -261,7 +261,7 @@ impl AccountFold {
                 self.on_connected(now);
                 outcome.resync = true;
             }
-            AccountEvent::SettingsChanged => outcome.audit(Duration::ZERO),
+            AccountEvent::SettingsChanged | AccountEvent::UnmappedChanged => outcome.audit(Duration::ZERO),
             AccountEvent::BalanceChanged { cause: BalanceCause::Transfer, .. }
             | AccountEvent::BalanceChanged { cause: BalanceCause::Funding, amount: None } => {
                 outcome.audit(Duration::ZERO);
@@ -500,13 +500,14 @@ impl AccountFold {
     /// Takes a reading. `is_proven` says whether the stream is: only then a difference needs a second reading.
     pub(crate) fn on_reading(
         &mut self,
-        reading: AccountSnapshot,
+        mut reading: AccountSnapshot,
         is_proven: bool,
         now: Timestamp,
         terms: Terms<'_>,
     ) -> Outcome {
         let mut outcome = Outcome::default();
         let began = reading.as_of;
+        self.keep_odd(&mut reading);
         if self.snapshot.as_ref().is_some_and(|known| known.valued_at > began) {
             // A newer reading is in the state.
             return outcome;
@@ -588,6 +589,16 @@ impl AccountFold {
             }
         }
         outcome
+    }
+
+    /// A position whose row cannot be read is not known: what was known of it stays.
+    fn keep_odd(&self, reading: &mut AccountSnapshot) {
+        let Some(known) = &self.snapshot else { return };
+        let odd = reading.unmapped.iter().filter(|held| held.quantity.is_none());
+        let bases: BTreeSet<&str> = odd.filter_map(|held| held.base.as_deref()).collect();
+        for (symbol, position) in known.positions.iter().filter(|(symbol, _)| bases.contains(symbol.base())) {
+            reading.positions.entry(symbol.clone()).or_insert_with(|| position.clone());
+        }
     }
 
     fn note_order(&mut self, symbol: &Symbol, order: u64, at: Timestamp) {

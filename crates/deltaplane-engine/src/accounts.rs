@@ -797,7 +797,7 @@ mod tests {
         assert_eq!(merged(before.clone(), now), expected);
         // A key that was revoked is no venue that is away.
         let text = "Invalid API-key, IP, or permissions for action.".to_owned();
-        let refusal = Refusal { reason: RefusalReason::NotPermitted, code: None, text };
+        let refusal = Refusal { reason: RefusalReason::NotPermitted, code: None, text, remedy: None };
         let revoked = Finding::untold(Check::Permissions, &ReadError::Refused(refusal));
         let known = [revoked.clone(), wrong(Check::Margin)];
         assert_eq!(merged(before.clone(), vec![revoked.clone(), away(Check::Margin)]), known);

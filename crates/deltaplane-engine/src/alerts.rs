@@ -7,6 +7,7 @@ use deltaplane_ports::{Acknowledgement, Alert, AlertChange, PastAlert, Record};
 use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Symbol, Timestamp};
 
 use crate::breakers;
+use crate::mapping::UNMAPPED;
 
 /// Alerts that are over and still told.
 const KEPT: usize = 1_000;
@@ -214,6 +215,8 @@ impl Alerts {
         for alert in self.standing().iter() {
             let counts = alert.severity == AlertSeverity::Critical
                 && alert.kind != AlertKind::Delta
+                // It keeps the symbols of its coin from opening, on all accounts.
+                && alert.topic != UNMAPPED
                 && (alert.acknowledged.is_none() || alert.kind == AlertKind::Utilization);
             if let Some(account) = alert.account.as_ref().filter(|_| counts) {
                 blocking.entry(account.clone()).or_default().push(alert.id.clone());

@@ -404,8 +404,9 @@ mod tests {
 
     #[test]
     fn only_refusals_of_the_venue_in_a_row_count() {
-        let refused =
-            |reason| SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: "no".to_owned() });
+        let refused = |reason| {
+            SubmitOutcome::NotAccepted(Refusal { reason, code: None, text: "no".to_owned(), remedy: None })
+        };
         let main: AccountId = "main".parse().unwrap();
         let mut counts = Counts::default();
         let mut send = |outcome| counts.on_submitted(&main, &outcome, Some(3));

@@ -1,5 +1,6 @@
 //! What the engine's behavior depends on. Plain data.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_market::FeedLimits;
@@ -69,6 +70,8 @@ pub struct EngineConfig {
     pub instance: u16,
     /// Whether orders may be sent at all.
     pub may_send: bool,
+    /// Contracts without a symbol, by their venues' names, beside which trading goes on.
+    pub accept_unmapped: BTreeSet<String>,
 }
 
 impl EngineConfig {
@@ -102,6 +105,7 @@ impl EngineConfig {
             id_key,
             instance: 1,
             may_send: true,
+            accept_unmapped: BTreeSet::new(),
         }
     }
 }

@@ -112,6 +112,8 @@ pub struct Terms {
     pub book: Option<Vec<AccountId>>,
     /// How a hedge is spread over time.
     pub pacing: Pacing,
+    /// Positions that have no symbol do not keep it from opening.
+    pub accept_unmapped: bool,
 }
 
 /// What the first round fixes for the whole operation.

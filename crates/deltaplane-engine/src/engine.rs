@@ -111,7 +111,7 @@ pub enum StartError {
 /// The topic of orders on an account that is not configured any more.
 const ACCOUNT_GONE: &str = "account-gone";
 /// A dry run takes what is known, and asks only where the budget has plenty of room.
-const DRY: Reading = Reading { anew: false, priority: Priority::Data, is_dry: true };
+const DRY: Reading = Reading { anew: false, priority: Priority::Data, is_dry: true, accept_unmapped: false };
 /// How long the first look at the accounts is waited for.
 const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
 
@@ -882,11 +882,12 @@ impl DryRun {
     ) -> OperationReport {
         let now = self.eyes.clock.now();
         let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
+        let how = Reading { accept_unmapped: spec.terms.accept_unmapped, ..DRY };
         // All of it at once: how it is spread over time changes nothing in what is traded.
         let spec = Spec { terms: Terms { pacing: Pacing::default(), ..spec.terms }, ..spec };
         let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
         let snapshot =
-            match tokio::time::timeout(timeout, self.eyes.snapshot((&symbol, None), &accounts, DRY)).await {
+            match tokio::time::timeout(timeout, self.eyes.snapshot((&symbol, None), &accounts, how)).await {
                 Ok(snapshot) => snapshot,
                 Err(_) => Err(failure(
                     Code::Timeout,

@@ -384,7 +384,7 @@ impl Core {
             };
             let mut deviation = Decimal::ZERO;
             for (position, _) in &instruments {
-                let net = holdings.delta(&snapshot, &position.symbol)?;
+                let net = holdings.delta(&snapshot, &holdings.counted_in(&position.symbol))?;
                 let rest = net.minus(position.delta)?.abs().value();
                 let both = deltaplane_math::add(position.delta.abs().value(), rest)?;
                 deviation = deviation.max(div(net.abs().value(), both)?);

@@ -59,7 +59,8 @@ impl Exposures {
         self.symbols.extend(symbols);
         for (id, snapshot) in &newest {
             if !self.has_counted(id, snapshot) {
-                self.symbols.extend(snapshot.positions.keys().cloned());
+                let held = snapshot.positions.keys();
+                self.symbols.extend(held.map(|symbol| eyes.config.holdings.counted_in(symbol)));
             }
         }
         if self.symbols.len() != count {

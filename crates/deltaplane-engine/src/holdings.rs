@@ -1,17 +1,14 @@
 //! What counts into delta beside the positions that the engine trades.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_ports::{Failure, QuoteExposure};
 use deltaplane_types::{
-    AccountSnapshot, ArithmeticError, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp,
+    AccountSnapshot, ArithmeticError, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp, is_money,
 };
 
 use crate::report::failure;
-
-/// Assets that are worth their number of quote currency: they carry no delta.
-const MONEY: [&str; 6] = ["USD", "USDT", "USDC", "USDF", "USD1", "FDUSD"];
 
 /// A quantity held elsewhere, as somebody last wrote it down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +30,10 @@ pub struct Holdings {
     pub aliases: BTreeMap<String, String>,
     /// Holdings elsewhere, by symbol.
     pub external: BTreeMap<Symbol, ExternalDelta>,
-    /// What a unit of a quote currency is worth in USD, where that is not one.
+    /// What a unit of a quote currency is worth in USD, where that is not one. What is named here is money.
     pub rates: BTreeMap<String, Decimal>,
+    /// Symbols that are hedged by themselves, though their coin has another one: `BTC-USDC`.
+    pub split: BTreeSet<Symbol>,
 }
 
 impl Default for Holdings {
@@ -45,6 +44,7 @@ impl Default for Holdings {
             aliases: aliases.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect(),
             external: BTreeMap::new(),
             rates: BTreeMap::new(),
+            split: BTreeSet::new(),
         }
     }
 }
@@ -62,16 +62,26 @@ impl Holdings {
         account: &AccountSnapshot,
         symbol: &Symbol,
     ) -> Result<Delta, ArithmeticError> {
-        if !self.count_collateral || MONEY.contains(&symbol.base()) {
+        // A coin in a wallet counts once: not in symbols that are split off.
+        if !self.count_collateral || self.is_money(symbol.base()) || symbol.counted_as() != *symbol {
             return Ok(Delta::ZERO);
         }
         let held = account.balances.iter().filter(|(asset, _)| self.counted_as(asset) == symbol.base());
         held.map(|(_, balance)| Delta::new(*balance)).try_fold(Delta::ZERO, Delta::plus)
     }
 
-    /// The delta of an account in a symbol: its position and what of the base asset is in its wallet.
+    /// The symbol that a contract's position counts into.
+    pub(crate) fn counted_in(&self, symbol: &Symbol) -> Symbol {
+        let undated = symbol.undated();
+        if self.split.contains(&undated) { undated } else { symbol.counted_as() }
+    }
+
+    /// The delta of an account in a symbol: its positions in contracts of the coin and what of the coin is in its wallet.
     pub(crate) fn delta(&self, account: &AccountSnapshot, symbol: &Symbol) -> Result<Delta, ArithmeticError> {
-        account.position(symbol).plus(self.collateral(account, symbol)?)
+        let of_coin =
+            account.positions.values().filter(|position| self.counted_in(&position.symbol) == *symbol);
+        let held = of_coin.map(|position| position.delta).try_fold(Delta::ZERO, Delta::plus)?;
+        held.plus(self.collateral(account, symbol)?)
     }
 
     /// The symbols that an account's wallet gives a delta in.
@@ -81,9 +91,13 @@ impl Holdings {
         }
         let held = account.balances.iter().filter(|(_, balance)| !balance.is_zero());
         held.map(|(asset, _)| self.counted_as(asset))
-            .filter(|asset| !MONEY.contains(&asset.as_str()))
+            .filter(|asset| !self.is_money(asset))
             .filter_map(|asset| format!("{asset}-USD").parse().ok())
             .collect()
+    }
+
+    fn is_money(&self, asset: &str) -> bool {
+        is_money(asset) || self.rates.contains_key(asset)
     }
 
     /// What a unit of a quote currency is worth in USD.
@@ -98,7 +112,7 @@ impl Holdings {
     ) -> Vec<QuoteExposure> {
         let mut amounts: BTreeMap<&str, Decimal> = BTreeMap::new();
         for (asset, balance) in accounts.into_iter().flat_map(|account| &account.balances) {
-            if MONEY.contains(&asset.as_str()) && !balance.is_zero() {
+            if self.is_money(asset) && !balance.is_zero() {
                 let sum = amounts.entry(asset).or_default();
                 *sum = sum.saturating_add(*balance);
             }
@@ -138,7 +152,7 @@ impl Holdings {
 mod tests {
     use super::*;
     use deltaplane_testkit::account_snapshot;
-    use deltaplane_types::Decimal;
+    use deltaplane_types::{Decimal, Position};
 
     fn symbol(text: &str) -> Symbol {
         text.parse().unwrap()
@@ -149,6 +163,23 @@ mod tests {
         account.balances =
             balances.iter().map(|(asset, n)| ((*asset).to_owned(), n.parse::<Decimal>().unwrap())).collect();
         account
+    }
+
+    fn position(name: &str, held: &str) -> Position {
+        Position {
+            symbol: symbol(name),
+            delta: Delta::new(held.parse().unwrap()),
+            entry_price: None,
+            mark_price: None,
+            unrealized: Notional::ZERO,
+            initial_margin: Notional::ZERO,
+            maintenance_margin: Notional::ZERO,
+            leverage: None,
+            liquidation_price: None,
+            isolated_margin: None,
+            updated_at: Timestamp::default(),
+            order: None,
+        }
     }
 
     #[test]
@@ -165,6 +196,37 @@ mod tests {
         assert_eq!(names, ["BNB-USD", "BTC-USD", "BNB-USD"], "money is no delta");
         let off = Holdings { count_collateral: false, ..Holdings::default() };
         assert_eq!(off.delta(&account, &symbol("BNB-USD")).unwrap(), Delta::ZERO);
+    }
+
+    #[test]
+    fn all_contracts_of_a_coin_count_into_one_symbol_but_those_that_are_split_off() {
+        let mut account = account(&[("BTC", "0.5")]);
+        for (name, held) in
+            [("BTC-USD", "1"), ("BTC-USDC", "-2"), ("BTC-USDT-260327", "0.25"), ("ETH-USD", "7")]
+        {
+            account.positions.insert(symbol(name), position(name, held));
+        }
+        let delta = |holdings: &Holdings, name| holdings.delta(&account, &symbol(name)).unwrap().to_string();
+        let holdings = Holdings::default();
+        assert_eq!(delta(&holdings, "BTC-USD"), "-0.25");
+        assert_eq!(delta(&holdings, "BTC-USDC"), "0", "it is no symbol by itself");
+        let split = Holdings { split: [symbol("BTC-USDC")].into(), ..Holdings::default() };
+        assert_eq!(delta(&split, "BTC-USD"), "1.75", "the coin in the wallet counts here");
+        assert_eq!(delta(&split, "BTC-USDC"), "-2", "and not here");
+    }
+
+    #[test]
+    fn dollar_like_margin_assets_are_money() {
+        let rates = BTreeMap::from([("NEWUSD".to_owned(), "0.99".parse().unwrap())]);
+        let holdings = Holdings { rates, ..Holdings::default() };
+        let account = account(&[("BFUSD", "20000"), ("BNFCR", "-1500"), ("NEWUSD", "100")]);
+        assert_eq!(holdings.collateral_symbols(&account), []);
+        let exposures: Vec<String> = holdings
+            .quote_exposures([&account])
+            .iter()
+            .map(|e| format!("{} {}", e.currency, e.amount))
+            .collect();
+        assert_eq!(exposures, ["BFUSD 20000", "BNFCR -1500", "NEWUSD 100"]);
     }
 
     #[test]

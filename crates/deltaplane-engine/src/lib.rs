@@ -32,6 +32,7 @@ mod holdings;
 mod ids;
 mod lanes;
 mod losses;
+mod mapping;
 mod monitor;
 pub mod operation;
 mod orders;

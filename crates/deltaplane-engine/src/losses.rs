@@ -55,7 +55,7 @@ impl LossTable {
     /// Something from outside moved a position.
     pub(crate) fn moved(&mut self, activity: &ExternalActivity) {
         match activity.cause {
-            ExternalCause::Liquidation | ExternalCause::Deleveraging => {
+            ExternalCause::Liquidation | ExternalCause::Deleveraging | ExternalCause::Settlement => {
                 let loss = self.0.entry(activity.symbol.clone()).or_default();
                 loss.lost = loss.lost.plus(activity.change).unwrap_or(loss.lost);
                 loss.accounts.insert(activity.account.clone());
@@ -229,7 +229,7 @@ impl Core {
             only_reduces: true,
             terms: Terms { elsewhere: Some(out_of_reach), aim: before, ..Terms::default() },
         };
-        let meta = RequestMeta { idempotency: None, wait: None };
+        let meta = RequestMeta::default();
         let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;
         let started = started.map_err(|failed| failed.error.clone())?;
         tracing::warn!(operation = %started.id, %symbol, %lost, "one side was lost: the other is shrunk");

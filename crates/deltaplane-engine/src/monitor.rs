@@ -68,6 +68,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
             core.shared.eyes.follow(symbol);
         }
         core.look_for_unfollowed().await;
+        core.look_at_mapping().await;
         core.look_at_feeds().await;
         core.look_at_exits().await;
         let risks = core.look_at_risk(&mut looks).await;

@@ -67,7 +67,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { aim, book, ..Terms::default() },
+            terms: Terms { aim, book, accept_unmapped: request.meta.accept_unmapped, ..Terms::default() },
         };
         self.core
             .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
@@ -85,7 +85,13 @@ impl ControlPlane for Engine {
             accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { pacing: request.pacing, aim, book, ..Terms::default() },
+            terms: Terms {
+                pacing: request.pacing,
+                aim,
+                book,
+                accept_unmapped: request.meta.accept_unmapped,
+                ..Terms::default()
+            },
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -97,7 +103,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: true,
-            terms: Terms::default(),
+            terms: Terms { accept_unmapped: request.meta.accept_unmapped, ..Terms::default() },
         };
         self.core.launch(OperationKind::Flatten, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -114,7 +120,7 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms::default(),
+            terms: Terms { accept_unmapped: request.meta.accept_unmapped, ..Terms::default() },
         };
         self.core.launch(OperationKind::Rebalance, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -164,7 +170,7 @@ impl ControlPlane for Engine {
         let accounts = self.accounts().await;
         let mut names: BTreeSet<Symbol> = BTreeSet::from([eyes.config.primary_symbol.clone()]);
         for snapshot in accounts.iter().filter_map(|view| view.snapshot.as_ref()) {
-            names.extend(snapshot.positions.keys().cloned());
+            names.extend(snapshot.positions.keys().map(|symbol| eyes.config.holdings.counted_in(symbol)));
             names.extend(eyes.config.holdings.collateral_symbols(snapshot));
         }
         names.extend(eyes.config.holdings.external.keys().cloned());

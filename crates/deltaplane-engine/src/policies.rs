@@ -616,7 +616,7 @@ impl Core {
         spec: Spec,
         (why, critical): (String, bool),
     ) -> (PolicyStatus, String) {
-        let meta = RequestMeta { idempotency: None, wait: None };
+        let meta = RequestMeta::default();
         match self.launch(kind, spec, policy.timeout, false, meta).await {
             Ok(started) => {
                 tracing::info!(operation = %started.id, symbol = %policy.symbol, %why, "a policy acts");

@@ -192,6 +192,7 @@ pub(crate) fn causes(expected: Delta, found: Delta, foreign: &[Fill]) -> Vec<Nam
             FillCause::Order => ExternalCause::ForeignTrade,
             FillCause::Liquidation => ExternalCause::Liquidation,
             FillCause::Deleveraging => ExternalCause::Deleveraging,
+            FillCause::Settlement => ExternalCause::Settlement,
         };
         let change = fill.quantity.signed(fill.side);
         let (sum, trades) = named.entry(cause).or_default();
@@ -334,6 +335,7 @@ fn condition(activity: &ExternalActivity) -> Condition {
         ExternalCause::ForeignTrade => (AlertSeverity::Warn, "somebody else traded"),
         ExternalCause::Liquidation => (AlertSeverity::Critical, "the venue liquidated"),
         ExternalCause::Deleveraging => (AlertSeverity::Critical, "the venue deleveraged"),
+        ExternalCause::Settlement => (AlertSeverity::Critical, "the venue settled"),
         ExternalCause::Correction => (AlertSeverity::Critical, "no trade explains a move of"),
     };
     Condition {

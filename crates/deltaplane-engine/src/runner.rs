@@ -293,6 +293,7 @@ async fn listen(account: AccountId, mut stream: broadcast::Receiver<AccountEvent
                 | AccountEvent::Wallet(_)
                 | AccountEvent::Totals(_)
                 | AccountEvent::SettingsChanged
+                | AccountEvent::UnmappedChanged
                 | AccountEvent::BalanceChanged { .. },
             ) => continue,
             Ok(AccountEvent::Connected | AccountEvent::Disconnected | AccountEvent::Unreadable)
@@ -391,6 +392,7 @@ impl Shell {
                         (operation.spec().symbol.clone(), operation.spec().accounts.clone());
                     let id = operation.id().clone();
                     let (eyes, priority) = (shared.eyes.clone(), operation.kind().priority());
+                    let accept_unmapped = operation.spec().terms.accept_unmapped;
                     self.work.push(Box::pin(async move {
                         if let Pause::Change(after) = pause {
                             eyes.until_changed(&accounts, after).await;
@@ -399,7 +401,7 @@ impl Shell {
                         {
                             tokio::time::sleep(after).await;
                         }
-                        let how = Reading { anew, priority, is_dry: false };
+                        let how = Reading { anew, priority, is_dry: false, accept_unmapped };
                         let snapshot = eyes.snapshot((&symbol, Some(&id)), &accounts, how).await;
                         Done::Event(Event::Read(reading, snapshot))
                     }));

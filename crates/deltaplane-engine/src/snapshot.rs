@@ -86,6 +86,8 @@ pub(crate) struct Reading {
     pub(crate) priority: Priority,
     /// What is known counts where the request budget has no room for a question.
     pub(crate) is_dry: bool,
+    /// Positions that have no symbol do not matter: whoever asks knows of them.
+    pub(crate) accept_unmapped: bool,
 }
 
 /// All that reads and nothing that sends.
@@ -114,7 +116,7 @@ type Failed = Box<deltaplane_ports::Failure>;
 
 impl Eyes {
     /// Fresh views of the feeds that may be traded on.
-    fn healthy_views(&self, symbol: &Symbol) -> BTreeMap<FeedId, Arc<MarketView>> {
+    pub(crate) fn healthy_views(&self, symbol: &Symbol) -> BTreeMap<FeedId, Arc<MarketView>> {
         let now = self.clock.now();
         let mut views = BTreeMap::new();
         for (id, feed) in &self.feeds {
@@ -235,6 +237,7 @@ impl Eyes {
         named: &[AccountId],
         how: Reading,
     ) -> Result<Snapshot, Failed> {
+        self.check_symbol(symbol)?;
         let as_of = self.clock.now();
         let external = self.config.holdings.external(symbol, as_of)?;
         // Before the positions: what is settled meanwhile counts as doubt once more, and not the other way round.
@@ -250,9 +253,9 @@ impl Eyes {
             Some((id.clone(), (self.state_of(keeper, how).await, instrument)))
         });
         let readings = futures_util::future::join_all(readings).await;
-        // A symbol that a venue does not list is the caller's mistake, not a missing price.
+        // A symbol that a venue does not list, or whose rules cannot be read, is no missing price.
         for (id, (_, instrument)) in readings.iter().flatten() {
-            if let Err(error @ ReadError::UnknownSymbol(_)) = instrument {
+            if let Err(error @ (ReadError::UnknownSymbol(_) | ReadError::Unreadable(_))) = instrument {
                 return Err(unreadable(id, error));
             }
         }
@@ -260,7 +263,19 @@ impl Eyes {
             self.follow(symbol);
         }
         let views = self.healthy_views(symbol);
-        let agreed = self.agreed(&views).map_err(beyond_arithmetic)?;
+        let mut priced = views.clone();
+        if let Err(two_coins) = self.check_coin(symbol) {
+            // What is held may be closed at the prices of where it is held.
+            let states =
+                readings.iter().flatten().filter_map(|(id, (state, _))| Some((id, state.as_ref().ok()?)));
+            let held = states.filter(|(_, state)| !state.position(symbol).is_zero());
+            let held: BTreeSet<&FeedId> = held.filter_map(|(id, _)| self.feed_of.get(id)).collect();
+            if how.priority != Priority::Protect || held.len() > 1 {
+                return Err(two_coins);
+            }
+            priced.retain(|id, _| held.is_empty() || held.contains(id));
+        }
+        let agreed = self.agreed(&priced).map_err(beyond_arithmetic)?;
         let Some(agreed) = agreed else {
             let feeds: Vec<&str> = self.feeds.keys().map(FeedId::as_str).collect();
             return Err(failure(
@@ -278,6 +293,9 @@ impl Eyes {
                 (Ok(account), Ok(instrument)) => (account, instrument),
                 (Err(error), _) | (_, Err(error)) => return Err(unreadable(&id, &error)),
             };
+            if !how.accept_unmapped {
+                self.check_position(&account, symbol)?;
+            }
             let feed = self.feed_of.get(&id);
             let Some(market) = feed.and_then(|feed| views.get(feed)) else {
                 let name = feed.map_or("none", FeedId::as_str);
@@ -339,6 +357,18 @@ impl Eyes {
                 (id.clone(), known.or_else(newest))
             })
             .collect();
+        let mut trading_by: BTreeMap<AccountId, TradingState> =
+            named.iter().map(|id| (id.clone(), self.trading.of(id, symbol))).collect();
+        let restricted = named.iter().filter(|id| self.trading.of(id, symbol) != TradingState::Running);
+        let mut restrictions: BTreeMap<AccountId, String> =
+            restricted.map(|id| (id.clone(), self.trading.reason_for(id, symbol))).collect();
+        if let Some(why) = self.held_beside(symbol).filter(|_| !how.accept_unmapped) {
+            for id in named {
+                let state = trading_by.entry(id.clone()).or_default();
+                *state = (*state).max(TradingState::ReduceOnly);
+                restrictions.entry(id.clone()).or_insert_with(|| why.clone());
+            }
+        }
         Ok(Snapshot {
             as_of,
             reference_price: agreed.price,
@@ -347,12 +377,8 @@ impl Eyes {
             external,
             doubt,
             trading: self.trading.now(),
-            trading_by: named.iter().map(|id| (id.clone(), self.trading.of(id, symbol))).collect(),
-            restrictions: named
-                .iter()
-                .filter(|id| self.trading.of(id, symbol) != TradingState::Running)
-                .map(|id| (id.clone(), self.trading.reason_for(id, symbol)))
-                .collect(),
+            trading_by,
+            restrictions,
             blocked_by: self.alerts.blocking(),
             tripped: self.alerts.tripped(symbol),
             all_deltas,

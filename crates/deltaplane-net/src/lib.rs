@@ -8,6 +8,7 @@ mod clock;
 mod egress;
 mod http;
 mod proof;
+mod rows;
 mod seldom;
 mod websocket;
 
@@ -20,5 +21,6 @@ pub use http::{
     TransportError, ask,
 };
 pub use proof::{ProofPart, ProofTimes, StreamProof};
+pub use rows::Rows;
 pub use seldom::Seldom;
 pub use websocket::{Received, WebSocket, WebSocketError};

@@ -52,6 +52,8 @@ pub struct RequestMeta {
     pub idempotency: Option<IdempotencyKey>,
     /// How long to wait for another operation on the same symbol and account; none refuses at once.
     pub wait: Option<Duration>,
+    /// Positions that have no symbol do not keep it from opening: whoever asks knows of them.
+    pub accept_unmapped: bool,
 }
 
 /// `POST /api/v1/delta/control`.

@@ -90,13 +90,16 @@ pub enum ExternalCause {
     Liquidation,
     /// The venue closed it to cover somebody else's loss.
     Deleveraging,
+    /// The venue settled the contract: it was delivered or delisted.
+    Settlement,
     /// No trade explains it: the venue corrected the position, or moved it without a trade.
     Correction,
 }
 
 impl ExternalCause {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::ForeignTrade, Self::Liquidation, Self::Deleveraging, Self::Correction];
+    pub const ALL: [Self; 5] =
+        [Self::ForeignTrade, Self::Liquidation, Self::Deleveraging, Self::Settlement, Self::Correction];
 }
 
 impl fmt::Display for ExternalCause {
@@ -105,6 +108,7 @@ impl fmt::Display for ExternalCause {
             Self::ForeignTrade => "foreignTrade",
             Self::Liquidation => "liquidation",
             Self::Deleveraging => "deleveraging",
+            Self::Settlement => "settlement",
             Self::Correction => "correction",
         })
     }

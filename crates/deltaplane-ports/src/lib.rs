@@ -36,7 +36,7 @@ pub use journal::{
     TradingOrder,
 };
 pub use preflight::{Check, Finding, Severity};
-pub use symbols::{Contract, ContractError, NameRule, SymbolMap};
+pub use symbols::{Contract, ContractError, ContractKind, ListedContract, NameRule, SymbolMap, Unmapped};
 pub use tables::{TableStore, table_prefix};
 pub use time::{Clock, IdSource};
 pub use venue::{

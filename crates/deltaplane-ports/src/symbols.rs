@@ -1,6 +1,7 @@
 //! One name for each symbol, whatever the venues call their contracts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use deltaplane_types::{ArithmeticError, Decimal, Price, Quantity, RangeError, Symbol};
 
@@ -64,196 +65,535 @@ impl Contract {
 /// How a venue makes its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameRule {
-    /// `BTC-USD` is `BTCUSDT`; coins too cheap to list alone are `1000…`.
+    /// `BTC-USD` is `BTCUSDT`; coins too cheap to list alone are `1000…`, `1M…` or `1000000…`.
     BaseAndQuote,
     /// `BTC-USD` is `BTC`; coins too cheap to list alone are `k…`. Settled in USDC.
     BaseOnly,
 }
 
-/// Coins that venues list by the thousand.
-const BY_THE_THOUSAND: [&str; 8] = ["BONK", "PEPE", "SHIB", "FLOKI", "LUNC", "XEC", "RATS", "SATS"];
-/// Currencies that contracts are settled in; each counts as the quote `USD`.
-const SETTLED_IN: [&str; 4] = ["USDT", "USDC", "USD1", "USDF"];
+impl NameRule {
+    /// Prefixes that say how many units of the coin a contract has.
+    const fn multiples(self) -> &'static [(&'static str, i64)] {
+        match self {
+            Self::BaseAndQuote => &[("1000000", 1_000_000), ("1000", 1_000), ("1M", 1_000_000)],
+            Self::BaseOnly => &[("k", 1_000)],
+        }
+    }
 
-/// Canonical symbols and a venue's contracts for them.
+    /// The coin behind a prefix with its multiple; none where there is no prefix.
+    fn coin_behind(self, base: &str) -> Option<(&str, Decimal)> {
+        self.multiples().iter().find_map(|(prefix, multiple)| {
+            let coin = base.strip_prefix(prefix)?;
+            let is_coin = coin.len() > 1 && coin.starts_with(|c: char| c.is_ascii_uppercase());
+            is_coin.then(|| (coin, Decimal::from(*multiple)))
+        })
+    }
+
+    /// A name without its delivery date, cut into what counts, what it is settled in, and the date.
+    fn parts(self, name: &str) -> Option<(&str, &str, Option<&str>)> {
+        let (name, date) = match name.split_once('_') {
+            Some((name, date)) => (name, Some(date)),
+            None => (name, None),
+        };
+        let (base, quote) = match self {
+            Self::BaseAndQuote => {
+                let quote = SETTLED_IN.iter().find(|quote| name.ends_with(*quote))?;
+                (name.strip_suffix(quote)?, *quote)
+            }
+            Self::BaseOnly => (name, SETTLED_IN[1]),
+        };
+        (!base.is_empty()).then_some((base, quote, date))
+    }
+}
+
+/// Currencies that contracts are settled in, the ordinary one first; each counts as the quote `USD`.
+const SETTLED_IN: [&str; 7] = ["USDT", "USDC", "USD1", "USDF", "FDUSD", "BUSD", "USD"];
+
+/// What a row of a venue's list says that it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContractKind {
+    /// It goes on.
+    Perpetual,
+    /// It is delivered on a date.
+    Dated,
+    /// Something else, in the venue's words.
+    Unknown(String),
+}
+
+/// One row of a venue's list of contracts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedContract {
+    /// The venue's name: `1000BONKUSDT`.
+    pub name: String,
+    /// What it counts, by the venue's own data: `1000BONK`; none where it tells none.
+    pub base: Option<String>,
+    /// What it is settled in; none where it tells none.
+    pub quote: Option<String>,
+    /// What it says that it is.
+    pub kind: ContractKind,
+}
+
+/// Why a contract has no symbol here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// The coin that it is about, as far as that can be told.
+    pub base: Option<String>,
+    /// In words.
+    pub reason: String,
+}
+
+/// Canonical symbols and a venue's contracts for them, one to one.
+///
+/// The map is made from the venue's own list. Until that is known there are no symbols but the configured ones: a name
+/// alone does not tell which contract it means. Copies share what was learned.
 #[derive(Clone, Debug)]
 pub struct SymbolMap {
     rule: NameRule,
-    overrides: BTreeMap<Symbol, Contract>,
+    overrides: Arc<BTreeMap<Symbol, Contract>>,
+    /// Symbols that are hedged by themselves, though they are of a coin that has another symbol.
+    apart: Arc<BTreeSet<Symbol>>,
+    listed: Arc<RwLock<Listed>>,
+}
+
+#[derive(Debug, Default)]
+struct Listed {
+    is_known: bool,
+    by_name: BTreeMap<String, Result<(Symbol, Contract), Unmapped>>,
+    by_symbol: BTreeMap<Symbol, Contract>,
 }
 
 impl SymbolMap {
     /// The venue's rule alone.
-    pub const fn new(rule: NameRule) -> Self {
-        Self { rule, overrides: BTreeMap::new() }
+    pub fn new(rule: NameRule) -> Self {
+        Self::configured(rule, BTreeMap::new(), BTreeSet::new())
     }
 
-    /// The rule, but for some symbols.
-    pub const fn with_overrides(rule: NameRule, overrides: BTreeMap<Symbol, Contract>) -> Self {
-        Self { rule, overrides }
-    }
-
-    /// The contract that the rule makes of a venue's name; none where the name follows no rule.
-    pub fn contract_of_name(rule: NameRule, name: &str) -> Option<Contract> {
-        Self::by_rule(rule, name).map(|(_, contract)| contract)
-    }
-
-    /// The contract of a symbol: an override, else the venue's rule.
-    pub fn contract(&self, symbol: &Symbol) -> Contract {
-        if let Some(contract) = self.overrides.get(symbol) {
-            return contract.clone();
-        }
-        let base = symbol.base();
-        let thousand = BY_THE_THOUSAND.contains(&base);
-        let multiplier = if thousand { Decimal::ONE_THOUSAND } else { Decimal::ONE };
-        match self.rule {
-            NameRule::BaseAndQuote => {
-                let quote = if symbol.quote() == "USD" { "USDT" } else { symbol.quote() };
-                let prefix = if thousand { "1000" } else { "" };
-                Contract { name: format!("{prefix}{base}{quote}"), multiplier, quote: quote.to_owned() }
+    /// The venue's rule, but for some symbols, and with symbols that stand apart from others of the same coin.
+    pub fn configured(
+        rule: NameRule,
+        overrides: BTreeMap<Symbol, Contract>,
+        apart: BTreeSet<Symbol>,
+    ) -> Self {
+        let map = Self { rule, overrides: overrides.into(), apart: apart.into(), listed: Arc::default() };
+        map.write(|listed| {
+            for (symbol, contract) in map.overrides.iter() {
+                let mapped = (symbol.clone(), contract.clone());
+                listed.by_name.insert(contract.name.clone(), Ok(mapped));
+                listed.by_symbol.insert(symbol.clone(), contract.clone());
             }
-            NameRule::BaseOnly => {
-                let prefix = if thousand { "k" } else { "" };
-                Contract { name: format!("{prefix}{base}"), multiplier, quote: "USDC".to_owned() }
+        });
+        map
+    }
+
+    /// A map of perpetual contracts with these names.
+    pub fn of_names<'a>(rule: NameRule, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let map = Self::new(rule);
+        let rows = names.into_iter().map(|name| ListedContract {
+            name: name.to_owned(),
+            base: None,
+            quote: None,
+            kind: ContractKind::Perpetual,
+        });
+        map.learn(&rows.collect::<Vec<_>>());
+        map
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Listed) -> T) -> T {
+        read(&self.listed.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut Listed) -> T) -> T {
+        write(&mut self.listed.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the venue's list is known.
+    pub fn is_known(&self) -> bool {
+        self.read(|listed| listed.is_known)
+    }
+
+    /// Learns the venue's list.
+    ///
+    /// A multiple such as `1000` is taken off a name only where the venue lists nothing under the bare name and no other
+    /// multiple of it. What was learned before stays as it was: a position does not change its symbol while it is held.
+    pub fn learn(&self, rows: &[ListedContract]) {
+        let read: Vec<(&ListedContract, Result<Row<'_>, Unmapped>)> =
+            rows.iter().map(|row| (row, self.row(row))).collect();
+        let perpetual =
+            || read.iter().filter_map(|(_, row)| row.as_ref().ok()).filter(|row| row.date.is_none());
+        let bare: BTreeSet<&str> = perpetual().map(|row| row.base).collect();
+        let mut multiples: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for row in perpetual() {
+            if let Some((coin, _)) = self.rule.coin_behind(row.base) {
+                multiples.entry(coin).or_default().insert(row.base);
             }
         }
-    }
-
-    /// The contract of a symbol, unless it is known by another one: two names for one position would each see half of
-    /// what happens to it.
-    pub fn own_contract(&self, symbol: &Symbol) -> Option<Contract> {
-        let contract = self.contract(symbol);
-        let (known, _) = self.canonical(&contract.name)?;
-        (known == *symbol).then_some(contract)
-    }
-
-    /// The symbol of a venue's name with its contract: an override, else the rule; none for names that follow
-    /// no rule, such as spot markets.
-    pub fn canonical(&self, name: &str) -> Option<(Symbol, Contract)> {
-        if let Some((symbol, contract)) = self.overrides.iter().find(|(_, contract)| contract.name == name) {
-            return Some((symbol.clone(), contract.clone()));
-        }
-        let (symbol, contract) = Self::by_rule(self.rule, name)?;
-        // A name that an override replaces does not mean the symbol any more.
-        (!self.overrides.contains_key(&symbol)).then_some((symbol, contract))
-    }
-
-    fn by_rule(rule: NameRule, name: &str) -> Option<(Symbol, Contract)> {
-        let (base, quote) = match rule {
-            NameRule::BaseAndQuote => {
-                let quote = SETTLED_IN.iter().find(|quote| name.ends_with(*quote))?;
-                (name.strip_suffix(quote)?, *quote)
+        let coin_of = |row: &Row<'_>| match self.rule.coin_behind(row.base) {
+            Some((coin, multiple))
+                if !bare.contains(coin) && multiples.get(coin).is_none_or(|bases| bases.len() <= 1) =>
+            {
+                (coin.to_owned(), multiple)
             }
-            NameRule::BaseOnly => (name, "USDC"),
+            // As in `kPEPE`: symbols have capital letters only.
+            _ => (row.base.to_ascii_uppercase(), Decimal::ONE),
         };
-        let (base, multiplier) = match rule {
-            NameRule::BaseAndQuote => match base.strip_prefix("1000") {
-                Some(rest) if rest.starts_with(|c: char| c.is_ascii_uppercase()) => {
-                    (rest, Decimal::ONE_THOUSAND)
+        // The ordinary quote first: it is the one that is traded.
+        let rank = |row: &Row<'_>| SETTLED_IN.iter().position(|quote| *quote == row.quote);
+        let mut order: Vec<usize> = (0..read.len()).collect();
+        order.sort_by_key(|index| read[*index].1.as_ref().ok().and_then(rank).unwrap_or(SETTLED_IN.len()));
+        self.write(|listed| {
+            for index in order {
+                let (listed_row, row) = &read[index];
+                let name = &listed_row.name;
+                if matches!(listed.by_name.get(name), Some(Ok(_))) {
+                    continue;
                 }
-                _ => match base.strip_prefix("1000000") {
-                    Some(rest) if rest.starts_with(|c: char| c.is_ascii_uppercase()) => {
-                        (rest, Decimal::from(1_000_000))
-                    }
-                    _ => (base, Decimal::ONE),
-                },
-            },
-            NameRule::BaseOnly => match base.strip_prefix('k') {
-                Some(rest) => (rest, Decimal::ONE_THOUSAND),
-                None => (base, Decimal::ONE),
-            },
-        };
-        // USDT is the ordinary quote; contracts settled in another one have symbols of their own.
-        let canonical_quote =
-            if matches!(quote, "USDT") || rule == NameRule::BaseOnly { "USD" } else { quote };
-        let symbol = format!("{base}-{canonical_quote}").parse().ok()?;
-        Some((symbol, Contract { name: name.to_owned(), multiplier, quote: quote.to_owned() }))
+                let mapped = match row {
+                    Ok(row) => self.place(listed, name, row, coin_of(row)),
+                    Err(unmapped) => Err(unmapped.clone()),
+                };
+                if let Ok((symbol, contract)) = &mapped {
+                    listed.by_symbol.insert(symbol.clone(), contract.clone());
+                }
+                listed.by_name.insert(name.clone(), mapped);
+            }
+            listed.is_known = true;
+        });
     }
+
+    /// What a row says of its coin.
+    fn row<'a>(&self, row: &'a ListedContract) -> Result<Row<'a>, Unmapped> {
+        let parts = self.rule.parts(&row.name);
+        let told = row.base.as_deref().filter(|base| !base.is_empty());
+        let unmapped = |reason: String| {
+            let base = told.or_else(|| parts.map(|(base, _, _)| base));
+            let coin = base.map(|base| self.rule.coin_behind(base).map_or(base, |(coin, _)| coin));
+            Err(Unmapped { base: coin.map(str::to_owned), reason })
+        };
+        if let ContractKind::Unknown(text) = &row.kind {
+            return unmapped(format!("contracts of the type {text:?} are not known here"));
+        }
+        let Some((named, quote, date)) = parts else {
+            return unmapped("its name does not tell what it is settled in".to_owned());
+        };
+        // The venue's own data must name the same coin, with the multiple or without.
+        let is_same = told.is_none_or(|told| {
+            told == named || self.rule.coin_behind(named).is_some_and(|(coin, _)| told == coin)
+        });
+        if !is_same {
+            return unmapped(format!(
+                "its name says {named}, its base asset is {}",
+                told.unwrap_or_default()
+            ));
+        }
+        if row.quote.as_deref().is_some_and(|told| !told.is_empty() && told != quote) {
+            return unmapped(format!(
+                "its name says {quote}, it is settled in {}",
+                row.quote.as_deref().unwrap_or_default()
+            ));
+        }
+        let date = match (&row.kind, date) {
+            (ContractKind::Dated, Some(date))
+                if date.len() == 6 && date.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                Some(date)
+            }
+            (ContractKind::Perpetual, None) => None,
+            _ => return unmapped("its name and its type do not agree on a delivery date".to_owned()),
+        };
+        Ok(Row { base: named, quote, date })
+    }
+
+    /// Finds the symbol of a new row among those that are taken.
+    fn place(
+        &self,
+        listed: &Listed,
+        name: &str,
+        row: &Row<'_>,
+        (coin, multiplier): (String, Decimal),
+    ) -> Result<(Symbol, Contract), Unmapped> {
+        let contract = Contract { name: name.to_owned(), multiplier, quote: row.quote.to_owned() };
+        let unmapped = |reason: String| Err(Unmapped { base: Some(coin.clone()), reason });
+        let quote = if self.rule == NameRule::BaseOnly { "USD" } else { row.quote };
+        let own = match row.date {
+            Some(date) => format!("{coin}-{quote}-{date}"),
+            None => format!("{coin}-{quote}"),
+        };
+        let Ok(own) = own.parse::<Symbol>() else {
+            return unmapped(format!(
+                "{own} is no symbol: configure one for it, symbols.\"NAME-USD\" = {{ name = \"{name}\", multiplier = \"1\", quote = \"{}\" }}",
+                row.quote
+            ));
+        };
+        let counted = own.counted_as();
+        let has_own = row.date.is_some() || self.apart.contains(&own);
+        let symbol = match listed.by_symbol.get(&counted) {
+            None if !has_own => counted,
+            // The same coin with another multiple may be another coin: only the configuration can tell.
+            Some(taken)
+                if !has_own && self.rule.parts(&taken.name).map(|(base, _, _)| base) != Some(row.base) =>
+            {
+                let taken = &taken.name;
+                return unmapped(format!(
+                    "{counted} is {taken}, which may be another coin: configure a symbol for it"
+                ));
+            }
+            _ => own,
+        };
+        match listed.by_symbol.get(&symbol) {
+            Some(taken) => unmapped(format!("{symbol} is {} already", taken.name)),
+            None => Ok((symbol, contract)),
+        }
+    }
+
+    /// The contract of a symbol; none where the venue lists none for it, or its list is not known yet.
+    pub fn contract(&self, symbol: &Symbol) -> Option<Contract> {
+        self.read(|listed| listed.by_symbol.get(symbol).cloned())
+    }
+
+    /// The symbol of a venue's name with its contract.
+    ///
+    /// # Errors
+    ///
+    /// Why it has none: spot markets, contracts of unknown types, and everything until the venue's list is known.
+    pub fn canonical(&self, name: &str) -> Result<(Symbol, Contract), Unmapped> {
+        let found = self.read(|listed| listed.by_name.get(name).cloned());
+        found.unwrap_or_else(|| {
+            let base = self.rule.parts(name).map(|(base, _, _)| base);
+            let coin = base.map(|base| self.rule.coin_behind(base).map_or(base, |(coin, _)| coin));
+            Err(Unmapped {
+                base: coin.map(str::to_owned),
+                reason: "the exchange's list of contracts does not name it".to_owned(),
+            })
+        })
+    }
+
+    /// What the venue's name says by itself: multiplier and settlement currency; none where it follows no rule.
+    pub fn contract_of_name(rule: NameRule, name: &str) -> Option<Contract> {
+        let (base, quote, _) = rule.parts(name)?;
+        let multiplier = rule.coin_behind(base).map_or(Decimal::ONE, |(_, multiple)| multiple);
+        Some(Contract { name: name.to_owned(), multiplier, quote: quote.to_owned() })
+    }
+}
+
+/// What a row of a list was read as.
+struct Row<'a> {
+    /// With its multiple.
+    base: &'a str,
+    quote: &'a str,
+    date: Option<&'a str>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn symbol(text: &str) -> Symbol {
         text.parse().unwrap()
     }
 
-    #[track_caller]
-    fn both_ways(rule: NameRule, canonical: &str, name: &str, multiplier: i64, quote: &str) {
-        let map = SymbolMap::new(rule);
-        let contract = map.contract(&symbol(canonical));
-        let expected = Contract {
-            name: name.to_owned(),
-            multiplier: Decimal::from(multiplier),
-            quote: quote.to_owned(),
-        };
-        assert_eq!(contract, expected);
-        assert_eq!(map.canonical(name), Some((symbol(canonical), expected)));
+    fn contract(name: &str, multiplier: i64, quote: &str) -> Contract {
+        Contract { name: name.to_owned(), multiplier: Decimal::from(multiplier), quote: quote.to_owned() }
     }
 
-    #[test]
-    fn a_contract_is_known_by_one_symbol() {
-        let symbol = |text: &str| text.parse::<Symbol>().unwrap();
-        for (rule, own, others) in [
-            (NameRule::BaseAndQuote, ["BTC-USD", "BTC-USDC", "PEPE-USD"], ["BTC-USDT", "BTC-EUR"]),
-            (NameRule::BaseOnly, ["BTC-USD", "SOL-USD", "PEPE-USD"], ["BTC-USDC", "BTC-EUR"]),
-        ] {
-            let map = SymbolMap::new(rule);
-            for text in own {
-                assert_eq!(
-                    map.own_contract(&symbol(text)),
-                    Some(map.contract(&symbol(text))),
-                    "{rule:?}: {text}"
-                );
-            }
-            for text in others {
-                assert_eq!(map.own_contract(&symbol(text)), None, "{rule:?}: {text}");
-            }
+    fn row(name: &str, base: &str, quote: &str, kind: ContractKind) -> ListedContract {
+        let (name, base, quote) = (name.to_owned(), Some(base.to_owned()), Some(quote.to_owned()));
+        ListedContract { name, base, quote, kind }
+    }
+
+    /// What a name means, in short; a reason where it means nothing.
+    fn meaning(map: &SymbolMap, name: &str) -> String {
+        match map.canonical(name) {
+            Ok((symbol, contract)) => format!("{symbol} x{} {}", contract.multiplier, contract.quote),
+            Err(unmapped) => unmapped.reason,
         }
-        let contract =
-            Contract { name: "XBT".to_owned(), multiplier: Decimal::ONE, quote: "USDC".to_owned() };
-        let overrides = BTreeMap::from([(symbol("BTC-EUR"), contract.clone())]);
-        let map = SymbolMap::with_overrides(NameRule::BaseOnly, overrides);
-        assert_eq!(map.own_contract(&symbol("BTC-EUR")), Some(contract));
     }
 
     #[test]
-    fn names_of_each_venue_mean_one_symbol() {
-        both_ways(NameRule::BaseAndQuote, "BTC-USD", "BTCUSDT", 1, "USDT");
-        both_ways(NameRule::BaseAndQuote, "PEPE-USD", "1000PEPEUSDT", 1_000, "USDT");
-        both_ways(NameRule::BaseAndQuote, "BTC-USDC", "BTCUSDC", 1, "USDC");
-        both_ways(NameRule::BaseAndQuote, "BTC-USD1", "BTCUSD1", 1, "USD1");
-        both_ways(NameRule::BaseOnly, "BTC-USD", "BTC", 1, "USDC");
-        both_ways(NameRule::BaseOnly, "PEPE-USD", "kPEPE", 1_000, "USDC");
+    fn nothing_but_the_configuration_has_a_symbol_before_the_list_is_known() {
+        let overrides = BTreeMap::from([(symbol("BTC-USD"), contract("XBTUSDT", 10, "USDT"))]);
+        let map = SymbolMap::configured(NameRule::BaseAndQuote, overrides, BTreeSet::new());
+        assert!(!map.is_known());
+        assert_eq!(map.contract(&symbol("BTC-USD")), Some(contract("XBTUSDT", 10, "USDT")));
+        assert_eq!(map.contract(&symbol("ETH-USD")), None);
+        assert_eq!(meaning(&map, "ETHUSDT"), "the exchange's list of contracts does not name it");
     }
 
     #[test]
-    fn spot_markets_and_settlement_dates_have_no_symbol_here() {
-        assert_eq!(SymbolMap::new(NameRule::BaseOnly).canonical("SOL-USDC"), None);
-        assert_eq!(SymbolMap::new(NameRule::BaseAndQuote).canonical("BTCUSDT_260327"), None);
-        assert_eq!(SymbolMap::new(NameRule::BaseAndQuote).canonical("ETHBTC"), None);
+    fn a_multiple_is_taken_off_where_the_bare_name_is_not_listed() {
+        let names = [
+            "1000CATUSDT",
+            "1000PEPEUSDC",
+            "1000PEPEUSDT",
+            "1MBABYDOGEUSDT",
+            "1000000MOGUSDT",
+            "10000QUBICUSDT",
+        ];
+        let map = SymbolMap::of_names(NameRule::BaseAndQuote, names);
+        assert_eq!(meaning(&map, "1000CATUSDT"), "CAT-USD x1000 USDT");
+        assert_eq!(meaning(&map, "1000PEPEUSDT"), "PEPE-USD x1000 USDT");
+        assert_eq!(meaning(&map, "1000PEPEUSDC"), "PEPE-USDC x1000 USDC", "another margin asset");
+        assert_eq!(meaning(&map, "1MBABYDOGEUSDT"), "BABYDOGE-USD x1000000 USDT");
+        assert_eq!(meaning(&map, "1000000MOGUSDT"), "MOG-USD x1000000 USDT");
+        assert_eq!(meaning(&map, "10000QUBICUSDT"), "10000QUBIC-USD x1 USDT", "no known multiple");
+        let map = SymbolMap::of_names(NameRule::BaseOnly, ["BTC", "kPEPE", "kBONK", "BONK"]);
+        assert_eq!(meaning(&map, "kPEPE"), "PEPE-USD x1000 USDC");
+        assert_eq!(meaning(&map, "kBONK"), "KBONK-USD x1 USDC");
+        assert_eq!(meaning(&map, "BONK"), "BONK-USD x1 USDC");
+    }
+
+    /// The confirmed fault: 3,000 USD of one contract were hedged by 946,150 USD of another.
+    #[test]
+    fn a_multiple_stays_where_the_bare_name_or_another_multiple_is_listed() {
+        let map =
+            SymbolMap::of_names(NameRule::BaseAndQuote, ["1000CATUSDT", "CATUSDT", "1000XYUSDT", "1MXYUSDT"]);
+        assert_eq!(meaning(&map, "1000CATUSDT"), "1000CAT-USD x1 USDT");
+        assert_eq!(meaning(&map, "CATUSDT"), "CAT-USD x1 USDT");
+        assert_eq!(meaning(&map, "1000XYUSDT"), "1000XY-USD x1 USDT");
+        assert_eq!(meaning(&map, "1MXYUSDT"), "1MXY-USD x1 USDT");
+        assert_eq!(map.contract(&symbol("XY-USD")), None);
     }
 
     #[test]
-    fn an_override_wins_both_ways() {
-        let contract =
-            Contract { name: "XBTUSDT".to_owned(), multiplier: Decimal::TEN, quote: "USDT".to_owned() };
-        let overrides = BTreeMap::from([(symbol("BTC-USD"), contract.clone())]);
-        let map = SymbolMap::with_overrides(NameRule::BaseAndQuote, overrides);
-        assert_eq!(map.contract(&symbol("BTC-USD")), contract);
-        assert_eq!(map.canonical("XBTUSDT"), Some((symbol("BTC-USD"), contract)));
-        assert_eq!(map.canonical("BTCUSDT"), None, "it is not the configured one");
+    fn the_venues_own_data_must_name_the_same_coin() {
+        let map = SymbolMap::new(NameRule::BaseAndQuote);
+        map.learn(&[
+            row("1000CATUSDT", "CAT", "USDT", ContractKind::Perpetual),
+            row("1000DOGUSDT", "WOLF", "USDT", ContractKind::Perpetual),
+            row("BTCUSDT", "BTC", "USDC", ContractKind::Perpetual),
+        ]);
+        assert_eq!(meaning(&map, "1000CATUSDT"), "CAT-USD x1000 USDT");
+        assert_eq!(meaning(&map, "1000DOGUSDT"), "its name says 1000DOG, its base asset is WOLF");
+        assert_eq!(meaning(&map, "BTCUSDT"), "its name says USDT, it is settled in USDC");
+    }
+
+    #[test]
+    fn other_contracts_of_a_coin_have_symbols_that_count_into_the_traded_one() {
+        let map = SymbolMap::new(NameRule::BaseAndQuote);
+        map.learn(&[
+            row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual),
+            row("BTCUSDT_260327", "BTC", "USDT", ContractKind::Dated),
+            row("BTCUSDT", "BTC", "USDT", ContractKind::Perpetual),
+            row("ONLYUSDC", "ONLY", "USDC", ContractKind::Perpetual),
+        ]);
+        assert_eq!(meaning(&map, "BTCUSDT"), "BTC-USD x1 USDT");
+        assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
+        assert_eq!(meaning(&map, "BTCUSDT_260327"), "BTC-USDT-260327 x1 USDT");
+        assert_eq!(meaning(&map, "ONLYUSDC"), "ONLY-USD x1 USDC");
+        let counted = |name| map.canonical(name).unwrap().0.counted_as().to_string();
+        assert_eq!((counted("BTCUSDC"), counted("BTCUSDT_260327")), ("BTC-USD".into(), "BTC-USD".into()));
+    }
+
+    #[test]
+    fn what_cannot_be_told_has_no_symbol_and_says_why() {
+        let map = SymbolMap::new(NameRule::BaseAndQuote);
+        map.learn(&[
+            row("\u{5e01}\u{5b89}USDT", "\u{5e01}\u{5b89}", "USDT", ContractKind::Perpetual),
+            row("NEWUSDT", "NEW", "USDT", ContractKind::Unknown("MYSTERY".to_owned())),
+            row("BTCUSDT_260327", "BTC", "USDT", ContractKind::Perpetual),
+            row("ETHBTC", "ETH", "BTC", ContractKind::Perpetual),
+        ]);
+        assert!(meaning(&map, "\u{5e01}\u{5b89}USDT").contains("configure one for it"));
+        assert_eq!(meaning(&map, "NEWUSDT"), "contracts of the type \"MYSTERY\" are not known here");
+        assert_eq!(meaning(&map, "BTCUSDT_260327"), "its name and its type do not agree on a delivery date");
+        assert_eq!(meaning(&map, "ETHBTC"), "its name does not tell what it is settled in");
+        let base = |name| map.canonical(name).unwrap_err().base;
+        assert_eq!(base("NEWUSDT").as_deref(), Some("NEW"));
+        assert_eq!(base("1000BTCUSDT").as_deref(), Some("BTC"), "not in the list");
+        assert_eq!(base("ETHBTC").as_deref(), Some("ETH"));
+    }
+
+    #[test]
+    fn an_override_wins_both_ways_and_hides_no_other_contract() {
+        let overrides = BTreeMap::from([
+            (symbol("BTC-USD"), contract("XBTUSDT", 10, "USDT")),
+            (symbol("ETH-USD"), contract("ETHUSDC", 1, "USDC")),
+        ]);
+        let map = SymbolMap::configured(NameRule::BaseAndQuote, overrides, BTreeSet::new());
+        let names = ["BTCUSDT", "XBTUSDT", "ETHUSDT", "ETHUSDC"];
+        map.learn(&names.map(|name| ListedContract {
+            name: name.to_owned(),
+            base: None,
+            quote: None,
+            kind: ContractKind::Perpetual,
+        }));
+        assert_eq!(meaning(&map, "XBTUSDT"), "BTC-USD x10 USDT");
+        assert!(meaning(&map, "BTCUSDT").starts_with("BTC-USD is XBTUSDT, which may be another coin"));
+        assert_eq!(map.canonical("BTCUSDT").unwrap_err().base.as_deref(), Some("BTC"));
+        assert_eq!(meaning(&map, "ETHUSDT"), "ETH-USDT x1 USDT", "of the same coin: it counts");
+    }
+
+    #[test]
+    fn a_symbol_apart_is_one_of_its_own() {
+        let apart = BTreeSet::from([symbol("BTC-USDC")]);
+        let map = SymbolMap::configured(NameRule::BaseAndQuote, BTreeMap::new(), apart);
+        map.learn(&[row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual)]);
+        assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
+        assert_eq!(map.contract(&symbol("BTC-USD")), None);
+    }
+
+    #[test]
+    fn what_was_learned_stays_while_the_list_changes() {
+        let map = SymbolMap::of_names(NameRule::BaseAndQuote, ["1000CATUSDT", "OLDUSDT"]);
+        let copy = map.clone();
+        let kind = ContractKind::Perpetual;
+        map.learn(&[
+            row("1000CATUSDT", "1000CAT", "USDT", kind.clone()),
+            row("CATUSDT", "CAT", "USDT", kind),
+        ]);
+        assert_eq!(meaning(&copy, "1000CATUSDT"), "CAT-USD x1000 USDT");
+        assert!(meaning(&copy, "CATUSDT").starts_with("CAT-USD is 1000CATUSDT"));
+        assert_eq!(meaning(&copy, "OLDUSDT"), "OLD-USD x1 USDT");
     }
 
     #[test]
     fn a_thousand_of_a_cheap_coin_is_worth_what_its_units_are() {
-        let contract = SymbolMap::new(NameRule::BaseAndQuote).contract(&symbol("BONK-USD"));
+        let contract = contract("1000BONKUSDT", 1_000, "USDT");
         let (price, quantity): (Decimal, Decimal) = ("0.025".parse().unwrap(), "40".parse().unwrap());
         assert_eq!(contract.base_price(price).unwrap().to_string(), "0.000025");
         assert_eq!(contract.base_quantity(quantity).unwrap().to_string(), "40000");
         let base = contract.base_quantity(quantity).unwrap();
         assert_eq!(contract.contracts(base).unwrap(), quantity);
         assert_eq!(contract.contract_price(contract.base_price(price).unwrap()).unwrap(), price);
+    }
+
+    proptest! {
+        /// Names of a venue and symbols are one to one, whatever is listed and in whichever order.
+        #[test]
+        fn each_listed_name_comes_back_from_its_symbol(
+            rows in proptest::collection::vec(
+                ("(|1000|1000000|1M|10|k)(BTC|CAT|X|1000|MOG|B)", prop::sample::select(vec!["USDT", "USDC", "USD1", "BTC"]), 0..4u8),
+                0..24,
+            ),
+            is_base_only in any::<bool>(),
+        ) {
+            let rule = if is_base_only { NameRule::BaseOnly } else { NameRule::BaseAndQuote };
+            let rows: Vec<ListedContract> = rows.into_iter().map(|(base, quote, kind)| {
+                let date = if kind == 1 { "_260327" } else { "" };
+                let name = if is_base_only { base.clone() } else { format!("{base}{quote}{date}") };
+                let kind = match kind {
+                    1 if !is_base_only => ContractKind::Dated,
+                    2 => ContractKind::Unknown("?".to_owned()),
+                    _ => ContractKind::Perpetual,
+                };
+                ListedContract { name, base: Some(base), quote: None, kind }
+            }).collect();
+            let map = SymbolMap::new(rule);
+            map.learn(&rows);
+            let mut seen: BTreeMap<Symbol, &str> = BTreeMap::new();
+            for row in &rows {
+                let Ok((symbol, contract)) = map.canonical(&row.name) else { continue };
+                prop_assert_eq!(&contract.name, &row.name);
+                prop_assert_eq!(map.contract(&symbol), Some(contract.clone()));
+                prop_assert_eq!(*seen.entry(symbol.clone()).or_insert(&row.name), row.name.as_str());
+                // Base units of a symbol are units of one coin: what counts into it has the same multiple of the same base.
+                if let Some(traded) = map.contract(&symbol.counted_as()) {
+                    let base = |name| rule.parts(name).map(|(base, _, _)| base.to_owned());
+                    if symbol.base() == symbol.counted_as().base() && base(&traded.name) == base(&contract.name) {
+                        prop_assert_eq!(traded.multiplier, contract.multiplier);
+                    }
+                }
+            }
+        }
     }
 }

@@ -120,6 +120,8 @@ pub enum AccountEvent {
     },
     /// A leverage or a margin mode was changed.
     SettingsChanged,
+    /// A position changed in a contract that has no symbol: the account is read again in the background.
+    UnmappedChanged,
     /// Something happened to positions or money that could not be read: the account must be read again.
     Unreadable,
     /// The stream broke; what happens until [`AccountEvent::Connected`] may never be told.

@@ -54,6 +54,8 @@ pub fn account_snapshot(name: &str) -> AccountSnapshot {
         maintenance_margin: Notional::ZERO,
         balances: BTreeMap::new(),
         positions: BTreeMap::new(),
+        unmapped: Vec::new(),
+        unreadable: Vec::new(),
         hedge_mode: false,
     }
 }

@@ -35,6 +35,41 @@ pub struct Position {
     pub order: Option<u64>,
 }
 
+/// What an account holds of a contract that has no symbol here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnmappedPosition {
+    /// The venue's name of the contract; what came of it where the row has no name that can be read.
+    pub instrument: String,
+    /// The coin that it is about, as far as that can be told: `BTC`.
+    pub base: Option<String>,
+    /// Signed units of the contract; none where they cannot be read.
+    pub quantity: Option<Decimal>,
+    /// Its signed notional at the mark price, quote, where the venue tells it.
+    pub notional: Option<Notional>,
+    /// Why it has no symbol.
+    pub reason: String,
+}
+
+/// A row of a venue's answer that could not be read and was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadableRow {
+    /// The list that it is of: `positions`, `exchangeInfo`.
+    pub list: &'static str,
+    /// The row as it was written, at most 200 characters.
+    pub text: String,
+    /// Why it cannot be read.
+    pub reason: String,
+}
+
+impl UnreadableRow {
+    /// The text of a field, as far as the kept part of a JSON row has it.
+    pub fn text_of(&self, field: &str) -> Option<&str> {
+        let (_, after) = self.text.split_once(&format!("\"{field}\""))?;
+        let value = after.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+        value.split_once('"').map(|(text, _)| text)
+    }
+}
+
 /// What was true of an account at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountSnapshot {
@@ -63,6 +98,10 @@ pub struct AccountSnapshot {
     pub balances: BTreeMap<String, Decimal>,
     /// Positions by symbol; a symbol that is missing is flat.
     pub positions: BTreeMap<Symbol, Position>,
+    /// Positions in contracts that have no symbol: they count into no delta.
+    pub unmapped: Vec<UnmappedPosition>,
+    /// Rows of the venue's answers and tables that were left out.
+    pub unreadable: Vec<UnreadableRow>,
     /// Whether longs and shorts of one symbol are held apart.
     pub hedge_mode: bool,
 }
@@ -160,5 +199,21 @@ impl Instrument {
         };
         rules(self) == rules(other)
             && (self.price_band_up, self.price_band_down) == (other.price_band_up, other.price_band_down)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_cannot_be_read_may_tell_its_name() {
+        let row =
+            |text: &str| UnreadableRow { list: "positions", text: text.to_owned(), reason: String::new() };
+        let cut = r#"{"positionSide": "BOTH", "symbol" : "BTCUSDT", "positionAmt": nul"#;
+        assert_eq!(row(cut).text_of("symbol"), Some("BTCUSDT"));
+        for without in [r#"{"symbol": null}"#, r#"{"symbol": "BTC"#, "[]", ""] {
+            assert_eq!(row(without).text_of("symbol"), None, "{without}");
+        }
     }
 }

@@ -83,12 +83,18 @@ name! {
     FeedId, "feed id", "1 to 64 of a-z, 0-9, dot, underscore and hyphen, the first a letter or digit", is_slug
 }
 name! {
-    /// What is traded, in canonical form: `BTC-USD`.
+    /// What is traded, in canonical form: `BTC-USD`. Contracts with a delivery date carry it: `BTC-USDT-260327`.
     Symbol, "symbol", "BASE-QUOTE in capital letters and digits, for example BTC-USD",
-    |text| text.len() <= 32 && text.split_once('-').is_some_and(|(base, quote)| {
+    |text| {
         let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
-        part(base) && part(quote)
-    })
+        let date = |p: &str| p.len() == 6 && p.bytes().all(|b| b.is_ascii_digit());
+        let mut parts = text.split('-');
+        text.len() <= 32
+            && parts.next().is_some_and(part)
+            && parts.next().is_some_and(part)
+            && parts.next().is_none_or(date)
+            && parts.next().is_none()
+    }
 }
 name! {
     /// One request's whole life; opaque to clients.
@@ -122,7 +128,32 @@ impl Symbol {
 
     /// The currency that money is in.
     pub fn quote(&self) -> &str {
-        self.0.split_once('-').map_or("", |(_, quote)| quote)
+        self.0.split('-').nth(1).unwrap_or_default()
+    }
+
+    /// Whether it is a contract with a delivery date.
+    pub fn is_dated(&self) -> bool {
+        self.0.split('-').nth(2).is_some()
+    }
+
+    /// The symbol without a delivery date.
+    #[must_use]
+    pub fn undated(&self) -> Self {
+        match self.0.rsplit_once('-') {
+            Some((rest, _)) if self.is_dated() => Self(rest.into()),
+            _ => self.clone(),
+        }
+    }
+
+    /// The symbol that contracts of one coin count into, whichever dollar they are settled in and whenever they are
+    /// delivered: `BTC-USD` of `BTC-USDC` and of `BTC-USDT-260327`.
+    #[must_use]
+    pub fn counted_as(&self) -> Self {
+        if crate::is_money(self.quote()) {
+            Self(format!("{}-USD", self.base()).into())
+        } else {
+            self.undated()
+        }
     }
 }
 
@@ -146,9 +177,35 @@ mod tests {
     fn symbols_have_two_parts() {
         let symbol: Symbol = "1000PEPE-USD".parse().unwrap();
         assert_eq!((symbol.base(), symbol.quote()), ("1000PEPE", "USD"));
-        for bad in ["BTC", "BTC-", "-USD", "btc-usd", "BTC-USD-X", "BTC/USD", ""] {
+        for bad in [
+            "BTC",
+            "BTC-",
+            "-USD",
+            "btc-usd",
+            "BTC-USD-X",
+            "BTC-USD-26032",
+            "BTC-USD-260327-1",
+            "BTC/USD",
+            "",
+        ] {
             assert!(bad.parse::<Symbol>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn contracts_of_a_coin_count_into_one_symbol() {
+        for (text, counted) in [
+            ("BTC-USD", "BTC-USD"),
+            ("BTC-USDC", "BTC-USD"),
+            ("BTC-USDT-260327", "BTC-USD"),
+            ("1000CAT-USD", "1000CAT-USD"),
+            ("BTC-EUR", "BTC-EUR"),
+            ("BTC-EUR-260327", "BTC-EUR"),
+        ] {
+            assert_eq!(text.parse::<Symbol>().unwrap().counted_as().as_str(), counted);
+        }
+        let dated: Symbol = "BTC-USDT-260327".parse().unwrap();
+        assert_eq!((dated.quote(), dated.is_dated(), dated.undated().as_str()), ("USDT", true, "BTC-USDT"));
     }
 
     #[test]

@@ -11,19 +11,23 @@ mod code;
 pub mod decimal;
 mod ids;
 mod market;
+mod money;
 mod order;
 mod plan;
 mod quantity;
 mod time;
 mod trading;
 
-pub use account::{AccountSnapshot, Instrument, MarginBracket, MarginPrice, Position};
+pub use account::{
+    AccountSnapshot, Instrument, MarginBracket, MarginPrice, Position, UnmappedPosition, UnreadableRow,
+};
 pub use code::Code;
 pub use decimal::{DecimalError, parse_exact, read_back};
 pub use ids::{
     AccountId, ClientOrderId, FeedId, IdError, OperationId, PlanId, Symbol, TradeId, VenueId, VenueOrderId,
 };
 pub use market::{Level, MarketView};
+pub use money::is_money;
 pub use order::{
     Evidence, ExecutionReport, Fill, FillCause, OrderAck, OrderIntent, OrderStatus, Refusal, RefusalReason,
     Side, SubmitOutcome, TimeInForce, UnknownCause,

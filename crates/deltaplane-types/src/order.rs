@@ -128,6 +128,8 @@ pub enum FillCause {
     Liquidation,
     /// The venue closed a profitable position to cover somebody else's loss.
     Deleveraging,
+    /// The venue settled the contract: it was delivered or delisted.
+    Settlement,
 }
 
 /// One trade of an order of ours, or of a person on the same account.
@@ -178,17 +180,19 @@ pub struct Refusal {
     pub code: Option<i64>,
     /// The venue's own text, shortened.
     pub text: String,
+    /// What to do about it, where its code tells.
+    pub remedy: Option<&'static str>,
 }
 
 impl Refusal {
     /// What a limit or deadline of ours kept back.
     pub fn kept_back(text: impl Into<String>) -> Self {
-        Self { reason: RefusalReason::KeptBack, code: None, text: text.into() }
+        Self { reason: RefusalReason::KeptBack, code: None, text: text.into(), remedy: None }
     }
 
     /// What waits until the exchange's request budget has room again.
     pub const fn withheld(wait: Duration) -> Self {
-        Self { reason: RefusalReason::Withheld(wait), code: None, text: String::new() }
+        Self { reason: RefusalReason::Withheld(wait), code: None, text: String::new(), remedy: None }
     }
 }
 

@@ -110,6 +110,11 @@ impl AgentKey {
         Ok(Self { secret, signer, user: address(user)?, domain, last_nonce: AtomicI64::new(0) })
     }
 
+    /// The address of the wallet that it signs for.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     /// The agent's address, lower case.
     pub fn address(&self) -> &str {
         &self.signer

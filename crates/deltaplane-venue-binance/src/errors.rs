@@ -49,6 +49,7 @@ pub(crate) fn definite(status: u16, code: i64, text: &str) -> Option<RefusalReas
         | -4164
         | -4184..=-4183
         | -4211..=-4202
+        | -4411
         | -4531
         | -5022..=-5021
         | -5029

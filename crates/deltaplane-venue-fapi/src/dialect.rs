@@ -7,7 +7,7 @@ use deltaplane_types::{RefusalReason, SubmitOutcome, Timestamp};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// Unreserved characters stay, every other byte becomes `%XX`.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// Percent-encodes parameters in their order.
 pub fn encode(params: &[(&str, &str)]) -> String {

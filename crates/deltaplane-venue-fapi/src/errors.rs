@@ -28,11 +28,38 @@ pub(crate) fn submit_outcome(dialect: &Dialect, status: u16, body: &[u8]) -> Sub
 pub(crate) fn read_refusal(dialect: &Dialect, status: u16, body: &[u8]) -> Option<Refusal> {
     let error: ErrorBody<'_> = serde_json::from_slice(body).ok()?;
     let reason = definite(dialect, status, &error).unwrap_or(RefusalReason::Rejected);
-    Some(Refusal { reason, code: Some(error.code), text: shorten(&error.msg) })
+    let remedy = remedy(error.code);
+    Some(Refusal { reason, code: Some(error.code), text: shorten(&error.msg), remedy })
 }
 
 fn refused(reason: RefusalReason, code: Option<i64>, text: &str) -> SubmitOutcome {
-    SubmitOutcome::NotAccepted(Refusal { reason, code, text: shorten(text) })
+    let remedy = code.and_then(remedy);
+    SubmitOutcome::NotAccepted(Refusal { reason, code, text: shorten(text), remedy })
+}
+
+/// What to do where the venue answers with a code; the codes mean the same on all exchanges of this family.
+const fn remedy(code: i64) -> Option<&'static str> {
+    Some(match code {
+        -1013 | -1111 | -4003..=-4001 | -4005..=-4004 | -4023 | -4029..=-4028 => {
+            "the exchange's rules for the contract changed or the order is beyond them: try again, and lower the amount where it stays so"
+        }
+        -1022 => "the signature was refused: check the secret that belongs to the key; no order was placed",
+        -2014 | -2015 => "check the key, its right to trade futures, and the addresses that it is bound to",
+        -2019 | -4050 | -4051 => "add margin to the account, lower the amount, or name more accounts",
+        -2022 | -4118 => {
+            "the position changed meanwhile or open orders reduce it already: look at open orders and try again"
+        }
+        -2027 | -2028 => {
+            "lower the leverage of the contract on the exchange, lower the amount, or name more accounts"
+        }
+        -4016 | -4024 | -4131 => {
+            "the price is outside the exchange's band: try again when the market is calmer"
+        }
+        -4061 => "the account's position mode changed: try again, and see its preflight",
+        -4164 => "the order is below the exchange's smallest notional: raise the amount",
+        -4411 => "sign the exchange's agreement for TradFi perpetuals with the account, on its website",
+        _ => return None,
+    })
 }
 
 /// Behind a gateway error stands no verdict, whatever the body says.

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use deltaplane_net::{Backoff, Egress, HttpTransport, Seldom, WebSocket, WebSocketError};
-use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
+use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed, Priority, SymbolMap};
 use deltaplane_types::{Decimal, FeedId, Level, MarketView, Ratio, Symbol, Timestamp};
+use percent_encoding::utf8_percent_encode;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::book::{BookStep, BookSync};
 use crate::config::FapiConfig;
-use crate::dialect::Dialect;
+use crate::dialect::{Dialect, ENCODED};
+use crate::map;
 use crate::rest::{Rest, RestError};
 use crate::venue::rest_of;
 use crate::wire::{BookTicker, DepthUpdate, EventType, MarkPriceUpdate, StreamFrame};
@@ -51,6 +53,8 @@ pub struct FapiFeed {
     rest: Arc<Rest>,
     config: FapiConfig,
     runtime: tokio::runtime::Handle,
+    /// When the exchange's list was read for the sake of prices.
+    listed_at: Arc<tokio::sync::Mutex<Option<tokio::time::Instant>>>,
     followed: Mutex<(BTreeSet<Symbol>, JoinSet<()>)>,
     not_followed: Mutex<BTreeSet<Symbol>>,
 }
@@ -80,6 +84,7 @@ impl FapiFeed {
             rest,
             config: config.clone(),
             runtime: tokio::runtime::Handle::current(),
+            listed_at: Arc::default(),
             followed: Mutex::default(),
             not_followed: Mutex::default(),
         };
@@ -114,9 +119,10 @@ impl PriceFeed for FapiFeed {
             shared: self.shared.clone(),
             rest: self.rest.clone(),
             symbol: symbol.clone(),
-            contract: self.config.symbols.contract(symbol),
+            symbols: self.config.symbols.clone(),
             url: self.config.stream_url.trim_end_matches('/').to_owned(),
             egress: self.config.egress.clone(),
+            listed_at: self.listed_at.clone(),
             mark: watch::channel(None).0,
             in_step: watch::channel(false).0,
         };
@@ -145,9 +151,10 @@ struct Session {
     shared: Arc<Shared>,
     rest: Arc<Rest>,
     symbol: Symbol,
-    contract: Contract,
+    symbols: SymbolMap,
     url: String,
     egress: Arc<Egress>,
+    listed_at: Arc<tokio::sync::Mutex<Option<tokio::time::Instant>>>,
     /// The newest mark, and when it came.
     mark: watch::Sender<Option<(MarkPriceUpdate, Timestamp)>>,
     /// Whether the book was in step once: then the venue lists the symbol.
@@ -159,6 +166,23 @@ impl Session {
         let session = Arc::new(self);
         let marks = session.clone().keep(Session::follow_marks_once);
         tokio::join!(session.keep(Session::follow_book_once), marks);
+    }
+
+    /// The contract of the symbol, from the exchange's own list.
+    async fn contract(&self) -> Result<Contract, FeedError> {
+        if let Some(contract) = self.symbols.contract(&self.symbol) {
+            return Ok(contract);
+        }
+        if !self.symbols.is_known() || self.listed_at.lock().await.is_none_or(|at| at.elapsed() >= UNLISTED) {
+            let mut listed_at = self.listed_at.lock().await;
+            // Those who waited take what the first one learned.
+            if !self.symbols.is_known() || listed_at.is_none_or(|at| at.elapsed() >= UNLISTED) {
+                let info = self.rest.exchange_info(Priority::Hedge).await?;
+                self.symbols.learn(&info.symbols.read.iter().map(map::listed).collect::<Vec<_>>());
+                *listed_at = Some(tokio::time::Instant::now());
+            }
+        }
+        self.symbols.contract(&self.symbol).ok_or(FeedError::Unlisted)
     }
 
     /// Connects again and again, waiting longer each time that it fails at once.
@@ -202,7 +226,7 @@ impl Session {
     async fn follow_marks(&self) -> Result<(), FeedError> {
         // It cannot close: this holds the other end.
         let _ = self.in_step.subscribe().wait_for(|in_step| *in_step).await;
-        let name = self.contract.name.to_lowercase();
+        let name = stream_name(&self.contract().await?);
         let url = format!("{}{}{name}@markPrice@1s", self.url, self.rest.dialect.streams.marks);
         let mut socket = WebSocket::connect(&url, &self.egress, CONNECT, SILENCE).await?;
         loop {
@@ -224,7 +248,8 @@ impl Session {
     }
 
     async fn follow_book(&self) -> Result<(), FeedError> {
-        let (name, books) = (self.contract.name.to_lowercase(), self.rest.dialect.streams.books);
+        let contract = &self.contract().await?;
+        let (name, books) = (stream_name(contract), self.rest.dialect.streams.books);
         let url = format!("{}{books}{name}@depth@100ms/{name}@bookTicker", self.url);
         let mut socket = WebSocket::connect(&url, &self.egress, CONNECT, SILENCE).await?;
         let mut book = BookSync::default();
@@ -243,12 +268,12 @@ impl Session {
                             self.withdraw();
                             snapshot_at = Some(tokio::time::Instant::now() + retry.next_wait());
                         }
-                        self.publish(&book, venue_time);
+                        self.publish(contract, &book, venue_time);
                     }
                 }
                 () = tokio::time::sleep_until(due), if snapshot_at.is_some() => {
                     // The stream is read on while the snapshot is on its way: the socket buffers it.
-                    let snapshot = match self.rest.depth(&self.contract.name).await {
+                    let snapshot = match self.rest.depth(&contract.name).await {
                         Ok(snapshot) => snapshot,
                         // The stream goes on; the venue's count begins anew soon.
                         Err(RestError::Budget(wait)) => {
@@ -261,7 +286,7 @@ impl Session {
                         Some(tokio::time::Instant::now() + retry.next_wait())
                     } else {
                         retry.reset();
-                        self.publish(&book, snapshot.transaction_time);
+                        self.publish(contract, &book, snapshot.transaction_time);
                         None
                     };
                 }
@@ -275,30 +300,20 @@ impl Session {
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    fn in_base_units(&self, levels: &[Level]) -> Vec<Level> {
-        let convert = |level: &Level| {
-            Some(Level {
-                price: self.contract.base_price(level.price.value()).ok()?,
-                quantity: self.contract.base_quantity(level.quantity.value()).ok()?,
-            })
-        };
-        levels.iter().filter_map(convert).collect()
-    }
-
-    fn publish(&self, book: &BookSync, venue_time: i64) {
+    fn publish(&self, contract: &Contract, book: &BookSync, venue_time: i64) {
         if book.needs_snapshot() {
             return;
         }
         let (mut bids, mut asks) = book.top(DEPTH);
-        if self.contract.multiplier != Decimal::ONE {
-            (bids, asks) = (self.in_base_units(&bids), self.in_base_units(&asks));
+        if contract.multiplier != Decimal::ONE {
+            (bids, asks) = (in_base_units(contract, &bids), in_base_units(contract, &asks));
         }
-        let price = |price: Decimal| self.contract.base_price(price).ok();
+        let price = |price: Decimal| contract.base_price(price).ok();
         let now = self.shared.clock.now();
         let (mark, mark_at) = (*self.mark.borrow()).unzip();
         let view = MarketView {
             feed: self.shared.id.clone(),
-            quote: self.contract.quote.as_str().into(),
+            quote: contract.quote.as_str().into(),
             bids: bids.into(),
             asks: asks.into(),
             mark: mark.and_then(|mark| price(mark.mark.0)),
@@ -318,6 +333,21 @@ impl Session {
         self.shared.last_update.store(now.as_millis(), Ordering::Relaxed);
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
+}
+
+/// A contract's name in the path of a stream.
+fn stream_name(contract: &Contract) -> String {
+    utf8_percent_encode(&contract.name.to_lowercase(), ENCODED).to_string()
+}
+
+fn in_base_units(contract: &Contract, levels: &[Level]) -> Vec<Level> {
+    let convert = |level: &Level| {
+        Some(Level {
+            price: contract.base_price(level.price.value()).ok()?,
+            quantity: contract.base_quantity(level.quantity.value()).ok()?,
+        })
+    };
+    levels.iter().filter_map(convert).collect()
 }
 
 /// Folds a combined frame into a book; gives the step and the venue's time, none for other events.
@@ -346,7 +376,8 @@ pub fn fold_frame(book: &mut BookSync, text: &str) -> Result<Option<(BookStep, i
 
 impl FeedError {
     fn is_unlisted(&self) -> bool {
-        matches!(self, Self::Rest(RestError::Refused(refusal)) if refusal.code == Some(INVALID_SYMBOL))
+        matches!(self, Self::Unlisted)
+            || matches!(self, Self::Rest(RestError::Refused(refusal)) if refusal.code == Some(INVALID_SYMBOL))
     }
 }
 
@@ -358,4 +389,6 @@ enum FeedError {
     Rest(#[from] RestError),
     #[error("an event cannot be read: {0}")]
     Unreadable(#[from] serde_json::Error),
+    #[error("the exchange lists no contract for the symbol")]
+    Unlisted,
 }

@@ -30,6 +30,11 @@ impl HmacKey {
         Self { api_key, keyed }
     }
 
+    /// Whether both are one login: they have the same API key.
+    pub fn is_same_login(&self, other: &Self) -> bool {
+        self.api_key.expose_secret() == other.api_key.expose_secret()
+    }
+
     /// The signature of a payload: HMAC-SHA256 as lower-case hex.
     pub fn signature(&self, payload: &str) -> String {
         let mut mac = self.keyed.clone();

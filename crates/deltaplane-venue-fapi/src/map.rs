@@ -1,6 +1,9 @@
 //! Wire to domain: pure, total, invents nothing.
 
-use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OpenOrder, OrderName, SymbolMap};
+use deltaplane_ports::{
+    Contract, ContractError, ContractKind, Income, IncomeKind, ListedContract, OpenOrder, OrderName,
+    SymbolMap,
+};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, MarginPrice, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp,
@@ -26,7 +29,9 @@ pub(crate) enum MapError {
     #[error("the id {0:?} is not legal")]
     Id(String),
     #[error("the instrument lacks its {0}")]
-    MissingFilter(&'static str),
+    Missing(String),
+    #[error("the instrument's {field} is {value}, not above 0")]
+    NotAboveZero { field: &'static str, value: Decimal },
 }
 
 impl From<OrderState> for OrderStatus {
@@ -69,12 +74,14 @@ pub(crate) fn isolated_margin(row: &crate::wire::AccountPosition) -> Option<Noti
     is_isolated.then(|| Notional::new(wallet))
 }
 
-/// Why a trade under this client id happened.
+/// Why a trade under this client id happened. The venue writes a number behind its own names.
 pub(crate) fn cause(client_id: &str) -> FillCause {
     if client_id.starts_with("autoclose-") {
         FillCause::Liquidation
-    } else if client_id == "adl_autoclose" {
+    } else if client_id.starts_with("adl_") {
         FillCause::Deleveraging
+    } else if client_id.starts_with("settlement_") || client_id.starts_with("delivery_autoclose") {
+        FillCause::Settlement
     } else {
         FillCause::Order
     }
@@ -189,6 +196,31 @@ pub(crate) fn mean_rate(rates: &[FundingRate]) -> Option<Ratio> {
     sum.checked_div(Decimal::from(rates.len())).map(Ratio::new)
 }
 
+fn above_zero(field: &'static str, value: Decimal) -> Result<Decimal, MapError> {
+    if value > Decimal::ZERO { Ok(value) } else { Err(MapError::NotAboveZero { field, value }) }
+}
+
+/// What a contract's type says. Perpetuals on stocks and metals are perpetuals; one that is being delivered still is one.
+fn kind(contract_type: Option<&str>) -> ContractKind {
+    match contract_type {
+        Some("PERPETUAL" | "PERPETUAL_DELIVERING") => ContractKind::Perpetual,
+        Some(text) if text.ends_with("_PERPETUAL") => ContractKind::Perpetual,
+        Some(text) if text.starts_with("CURRENT_") || text.starts_with("NEXT_") => ContractKind::Dated,
+        Some(text) => ContractKind::Unknown(text.chars().take(40).collect()),
+        None => ContractKind::Unknown("null".to_owned()),
+    }
+}
+
+/// A row of the list, as far as its symbol goes.
+pub(crate) fn listed(info: &SymbolInfo) -> ListedContract {
+    ListedContract {
+        name: info.symbol.clone(),
+        base: info.base_asset.clone(),
+        quote: info.margin_asset.clone(),
+        kind: kind(info.contract_type.as_deref()),
+    }
+}
+
 /// The delivery date of contracts that go on, in 2100.
 const NEVER: i64 = 4_133_404_800_000;
 
@@ -205,14 +237,23 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         mean_funding_rate,
     } = parts;
     let (mut tick, mut lot, mut notional, mut band) = (None, None, None, (None, None));
-    for filter in &info.filters {
+    let filters = info.filters.as_ref();
+    let missing = |name: &str| {
+        // A rule that cannot be read is missing, and says why.
+        let odd = filters.and_then(|filters| filters.unreadable.iter().find(|row| row.text.contains(name)));
+        let why = odd.map(|row| format!(", which cannot be read ({}): {}", row.reason, row.text));
+        MapError::Missing(format!("{name}{}", why.unwrap_or_default()))
+    };
+    for filter in filters.iter().flat_map(|filters| &filters.read) {
         match filter {
             Filter::PriceFilter { tick_size } => {
-                tick = Some(contract.base_price(decimal("tickSize", tick_size)?)?);
+                let tick_size = above_zero("tickSize", decimal("tickSize", tick_size)?)?;
+                tick = Some(contract.base_price(tick_size)?);
             }
             Filter::LotSize { min_qty, max_qty, step_size } => {
                 let quantity =
                     |field, text: &str| Ok::<_, MapError>(contract.base_quantity(decimal(field, text)?)?);
+                above_zero("stepSize", decimal("stepSize", step_size)?)?;
                 lot = Some((
                     quantity("stepSize", step_size)?,
                     quantity("minQty", min_qty)?,
@@ -231,8 +272,13 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
             Filter::Other => {}
         }
     }
-    let (lot_size, min_quantity, max_quantity) = lot.ok_or(MapError::MissingFilter("LOT_SIZE"))?;
-    let listed = info.status == "TRADING" && info.contract_type == "PERPETUAL";
+    let (lot_size, min_quantity, max_quantity) = lot.ok_or_else(|| missing("LOT_SIZE"))?;
+    if brackets.brackets.is_empty() {
+        return Err(MapError::Missing("margin table: its list of brackets is empty".to_owned()));
+    }
+    above_zero("leverage", *leverage)?;
+    let listed = info.status.as_deref() == Some("TRADING");
+    let is_perpetual = kind(info.contract_type.as_deref()) == ContractKind::Perpetual;
     Ok(Instrument {
         symbol: (*symbol).clone(),
         venue_symbol: info.symbol.clone(),
@@ -241,7 +287,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         lot_size,
         min_quantity,
         max_quantity,
-        tick_size: tick.ok_or(MapError::MissingFilter("PRICE_FILTER"))?,
+        tick_size: tick.ok_or_else(|| missing("PRICE_FILTER"))?,
         min_notional: notional.unwrap_or(Notional::ZERO),
         // MIN_NOTIONAL: "unless you choose reduce only".
         reduce_only_exempt: true,
@@ -264,7 +310,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         funding_interval_hours: *funding_interval_hours,
         mean_funding_rate: *mean_funding_rate,
         // Plans count on margin that is shared over the account.
-        tradable: listed && !isolated,
+        tradable: listed && is_perpetual && !isolated,
         listed,
         initial_margin_from: MarginPrice::Mark,
         ends_at: info.delivery_date.filter(|at| *at > 0 && *at < NEVER).map(Timestamp::from_millis),
@@ -294,7 +340,7 @@ pub(crate) fn income(row: IncomeRow, symbols: &SymbolMap) -> Option<Income> {
         "REALIZED_PNL" => IncomeKind::Realized,
         _ => return None,
     };
-    let (symbol, _) = symbols.canonical(&row.symbol)?;
+    let (symbol, _) = symbols.canonical(&row.symbol).ok()?;
     let trade = row.trade_id.map(|id| id.0).unwrap_or_default();
     Some(Income {
         id: format!("{}-{}-{trade}", row.income_type, row.tran_id.0),
@@ -304,4 +350,36 @@ pub(crate) fn income(row: IncomeRow, symbols: &SymbolMap) -> Option<Income> {
         asset: row.asset,
         at: Timestamp::from_millis(row.time),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The venue's page on order updates: `autoclose-`, `adl_autoclose`, `settlement_autoclose-`.
+    #[test]
+    fn the_venues_own_closes_are_told_by_how_their_names_begin() {
+        for (name, expected) in [
+            ("autoclose-1768962991505050083", FillCause::Liquidation),
+            ("adl_autoclose", FillCause::Deleveraging),
+            ("adl_autoclose-1768962991505050083", FillCause::Deleveraging),
+            ("settlement_autoclose-1768962991505050083", FillCause::Settlement),
+            ("dn-7f3a", FillCause::Order),
+            ("my-autoclose-1", FillCause::Order),
+        ] {
+            assert_eq!(cause(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_contracts_are_told_by_their_types() {
+        for text in ["PERPETUAL", "TRADIFI_PERPETUAL", "PERPETUAL_DELIVERING", "NEW_PERPETUAL"] {
+            assert_eq!(kind(Some(text)), ContractKind::Perpetual, "{text}");
+        }
+        for text in ["CURRENT_QUARTER", "NEXT_QUARTER", "CURRENT_MONTH", "CURRENT_QUARTER DELIVERING"] {
+            assert_eq!(kind(Some(text)), ContractKind::Dated, "{text}");
+        }
+        assert_eq!(kind(Some("")), ContractKind::Unknown(String::new()));
+        assert_eq!(kind(None), ContractKind::Unknown("null".to_owned()));
+    }
 }

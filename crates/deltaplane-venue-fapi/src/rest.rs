@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use deltaplane_net::{
-    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Spent, TransportError, WeightBudget,
+    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Rows, Spent, TransportError, WeightBudget,
 };
 use deltaplane_ports::{Clock, Priority, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp};
@@ -51,9 +51,12 @@ impl From<RestError> for ReadError {
             RestError::Refused(refusal) => Self::Refused(refusal),
             RestError::Unreadable(text) => Self::Unreadable(text),
             RestError::Budget(wait) => Self::Withheld(wait),
-            RestError::Clock => {
-                Self::Refused(Refusal { reason: RefusalReason::Clock, code: None, text: error.to_string() })
-            }
+            RestError::Clock => Self::Refused(Refusal {
+                reason: RefusalReason::Clock,
+                code: None,
+                text: error.to_string(),
+                remedy: None,
+            }),
         }
     }
 }
@@ -232,6 +235,10 @@ impl Rest {
         Ok(())
     }
 
+    pub(crate) async fn exchange_info(&self, priority: Priority) -> Result<wire::ExchangeInfo, RestError> {
+        self.public(self.dialect.paths.exchange_info, &[], (priority, 1)).await
+    }
+
     pub(crate) async fn depth(&self, symbol: &str) -> Result<wire::DepthSnapshot, RestError> {
         let params = [("symbol", symbol), ("limit", "500")];
         self.public(self.dialect.paths.depth, &params, (Priority::Hedge, 10)).await
@@ -271,7 +278,7 @@ impl Rest {
     pub(crate) async fn position_risk(
         &self,
         priority: Priority,
-    ) -> Result<Vec<wire::PositionRisk>, RestError> {
+    ) -> Result<Rows<wire::PositionRisk>, RestError> {
         self.private(self.dialect.paths.position_risk, &[], (priority, 5)).await
     }
 
@@ -321,7 +328,7 @@ impl Rest {
     pub(crate) async fn all_open_orders(
         &self,
         priority: Priority,
-    ) -> Result<Vec<wire::RestingOrder>, RestError> {
+    ) -> Result<Rows<wire::RestingOrder>, RestError> {
         self.private(self.dialect.paths.open_orders, &[], (priority, 40)).await
     }
 

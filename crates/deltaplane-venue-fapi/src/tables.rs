@@ -8,8 +8,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deltaplane_ports::{Priority, ReadError, TableStore};
-use deltaplane_types::{Decimal, Ratio, Timestamp};
+use deltaplane_net::Rows;
+use deltaplane_ports::{ListedContract, Priority, ReadError, SymbolMap, TableStore};
+use deltaplane_types::{Decimal, Ratio, Timestamp, UnreadableRow};
 use serde::de::DeserializeOwned;
 
 use crate::map;
@@ -73,6 +74,8 @@ struct Known {
     settings: BTreeMap<String, (Decimal, bool)>,
     hedge_mode: bool,
     read_at: BTreeMap<List, Timestamp>,
+    /// Rows that were left out.
+    unreadable: BTreeMap<List, Vec<UnreadableRow>>,
     doubted: BTreeSet<List>,
     /// How often the exchange told of a changed setting.
     setting_changes: u64,
@@ -96,6 +99,8 @@ pub(crate) struct InstrumentTables {
 /// The tables of one account.
 pub(crate) struct Tables {
     rest: Arc<Rest>,
+    /// Learns what the exchange lists.
+    symbols: SymbolMap,
     store: Option<Arc<dyn TableStore>>,
     prefix: String,
     known: RwLock<Known>,
@@ -105,9 +110,14 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// The tables as they were kept.
-    pub(crate) fn new(rest: Arc<Rest>, store: Option<Arc<dyn TableStore>>, prefix: String) -> Self {
-        let tables =
-            Self { rest, store, prefix, known: RwLock::default(), asking: tokio::sync::Mutex::default() };
+    pub(crate) fn new(
+        rest: Arc<Rest>,
+        symbols: SymbolMap,
+        store: Option<Arc<dyn TableStore>>,
+        prefix: String,
+    ) -> Self {
+        let (known, asking) = (RwLock::default(), tokio::sync::Mutex::default());
+        let tables = Self { rest, symbols, store, prefix, known, asking };
         if let Some(store) = &tables.store {
             let now = tables.rest.clock.now();
             for list in List::ALL {
@@ -156,6 +166,11 @@ impl Tables {
         fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, RestError> {
             serde_json::from_slice(text).map_err(|error| RestError::Unreadable(error.to_string()))
         }
+        fn rows<T>(mut rows: Rows<T>, list: List, unreadable: &mut Vec<UnreadableRow>) -> Vec<T> {
+            unreadable.extend(rows.take_unreadable(list.name()));
+            rows.read
+        }
+        let mut unreadable = Vec::new();
         match list {
             List::ExchangeInfo => {
                 let info: wire::ExchangeInfo = read(text)?;
@@ -169,11 +184,13 @@ impl Tables {
                         orders.set_limit(limit.limit);
                     }
                 }
-                let infos = info.symbols.into_iter().map(|info| (info.symbol.clone(), info)).collect();
+                let infos = rows(info.symbols, list, &mut unreadable);
+                self.symbols.learn(&infos.iter().map(map::listed).collect::<Vec<ListedContract>>());
+                let infos = infos.into_iter().map(|info| (info.symbol.clone(), info)).collect();
                 self.write(|known| known.infos = infos);
             }
             List::FundingInfo => {
-                let rows: Vec<wire::FundingInfo> = read(text)?;
+                let rows: Vec<wire::FundingInfo> = rows(read(text)?, list, &mut unreadable);
                 let hours = |row: wire::FundingInfo| {
                     Some((row.symbol, u32::try_from(row.funding_interval_hours?.0).ok()?))
                 };
@@ -181,13 +198,15 @@ impl Tables {
             }
             List::Brackets => {
                 // The page shows one object for one symbol, clients report an array: both are read.
-                let rows: Vec<wire::LeverageBracket> =
-                    read(text).or_else(|_| read(text).map(|row: wire::LeverageBracket| vec![row]))?;
+                let rows: Vec<wire::LeverageBracket> = match read(text) {
+                    Ok(read) => rows(read, list, &mut unreadable),
+                    Err(_) => vec![read::<wire::LeverageBracket>(text)?],
+                };
                 let rows = rows.into_iter().map(|row| (row.symbol.clone(), row)).collect();
                 self.write(|known| known.brackets = rows);
             }
             List::Settings if self.rest.dialect.paths.symbol_config.is_some() => {
-                let rows: Vec<wire::SymbolConfig> = read(text)?;
+                let rows: Vec<wire::SymbolConfig> = rows(read(text)?, list, &mut unreadable);
                 let setting = |row: wire::SymbolConfig| {
                     let isolated = row.margin_type.as_deref() == Some("ISOLATED");
                     (row.symbol, (row.leverage.0, isolated))
@@ -195,7 +214,7 @@ impl Tables {
                 self.write(|known| known.settings = rows.into_iter().map(setting).collect());
             }
             List::Settings => {
-                let rows: Vec<wire::PositionRisk> = read(text)?;
+                let rows: Vec<wire::PositionRisk> = rows(read(text)?, list, &mut unreadable);
                 let setting = |row: wire::PositionRisk| {
                     let isolated = row.margin_type.as_deref() == Some("isolated");
                     Some((row.symbol, (row.leverage?.0, isolated)))
@@ -210,6 +229,7 @@ impl Tables {
         self.write(|known| {
             known.read_at.insert(list, at);
             known.doubted.remove(&list);
+            known.unreadable.insert(list, unreadable);
         });
         Ok(())
     }
@@ -259,6 +279,26 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Asks for the exchange's list where it is not known.
+    pub(crate) async fn ensure_listed(&self, priority: Priority) -> Result<(), RestError> {
+        self.ensure(&[List::ExchangeInfo], Duration::MAX, priority).await
+    }
+
+    /// Asks for the exchange's list again where it lacks a name that it may have by now.
+    pub(crate) async fn look_again(&self, priority: Priority) -> Result<(), RestError> {
+        self.ensure(&[List::ExchangeInfo], LACKING_AGE, priority).await
+    }
+
+    /// Whether the exchange lists a contract under this name.
+    pub(crate) fn lists(&self, name: &str) -> bool {
+        self.read(|known| known.infos.contains_key(name))
+    }
+
+    /// Rows that were left out.
+    pub(crate) fn unreadable(&self) -> Vec<UnreadableRow> {
+        self.read(|known| known.unreadable.values().flatten().cloned().collect())
     }
 
     /// What an instrument is made from, as far as it is known.

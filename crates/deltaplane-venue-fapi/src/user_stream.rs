@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_net::{
-    Backoff, Egress, ProofPart, ProofTimes, Received, StreamProof, WebSocket, WebSocketError,
+    Backoff, Egress, ProofPart, ProofTimes, Received, Seldom, StreamProof, WebSocket, WebSocketError,
 };
-use deltaplane_ports::{AccountEvent, BalanceCause, OpenOrder, SymbolMap, WalletChange};
-use deltaplane_types::{AccountId, Decimal, Notional, Timestamp};
+use deltaplane_ports::{AccountEvent, BalanceCause, OpenOrder, Priority, SymbolMap, WalletChange};
+use deltaplane_types::{AccountId, Decimal, Notional, Timestamp, is_money};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
@@ -18,9 +18,6 @@ use crate::map::{self, MapError};
 use crate::rest::{Rest, RestError};
 use crate::tables::Tables;
 use crate::wire::{AccountUpdate, EventType, OrderTradeUpdate};
-
-/// Assets whose amounts are money.
-const DOLLARS: [&str; 6] = ["USDT", "USDC", "USDF", "USD1", "FDUSD", "BUSD"];
 
 /// How often the key is extended: that proves that it is ours and alive.
 const EXTEND_EVERY: Duration = Duration::from_secs(60);
@@ -45,6 +42,7 @@ pub(crate) struct UserStream {
     pub(crate) symbols: SymbolMap,
     pub(crate) events: broadcast::Sender<AccountEvent>,
     pub(crate) proof: Arc<StreamProof>,
+    pub(crate) unmapped_changes: Seldom,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +97,8 @@ impl UserStream {
     }
 
     async fn follow(&self) -> Result<(), StreamError> {
+        // Before it is known what is listed, an event does not tell which contract it means.
+        self.tables.ensure_listed(Priority::Sync).await?;
         let key = self.rest.listen_key_post().await?.listen_key;
         let streams = self.rest.dialect.streams;
         let url = format!("{}{}{key}", self.url, streams.user);
@@ -162,8 +162,11 @@ impl UserStream {
         match decode(text, &self.account, &self.symbols) {
             Ok(events) => {
                 for event in events {
-                    if event == AccountEvent::SettingsChanged {
-                        self.tables.settings_changed();
+                    match event {
+                        AccountEvent::SettingsChanged => self.tables.settings_changed(),
+                        // Whoever trades what has no symbol here may do so all the time.
+                        AccountEvent::UnmappedChanged if self.unmapped_changes.passes().is_none() => continue,
+                        _ => {}
                     }
                     self.tell(event);
                 }
@@ -187,7 +190,9 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
     match &*kind.e {
         "ORDER_TRADE_UPDATE" => {
             let OrderTradeUpdate { o } = serde_json::from_str(text)?;
-            let Some((symbol, contract)) = symbols.canonical(&o.s) else { return Ok(told) };
+            let Ok((symbol, contract)) = symbols.canonical(&o.s) else {
+                return Ok(vec![AccountEvent::UnmappedChanged]);
+            };
             if let Some(fill) = map::event_fill(&o, account, (&symbol, &contract))? {
                 told.push(AccountEvent::Fill(fill, order_of(o.time)));
             }
@@ -215,7 +220,10 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
                 if position.ps != "BOTH" {
                     continue;
                 }
-                let Some((symbol, contract)) = symbols.canonical(&position.s) else { continue };
+                let Ok((symbol, contract)) = symbols.canonical(&position.s) else {
+                    told.push(AccountEvent::UnmappedChanged);
+                    continue;
+                };
                 told.push(AccountEvent::Position {
                     symbol,
                     delta: map::delta(position.pa, &contract)?,
@@ -225,7 +233,6 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
                     venue_time: Timestamp::from_millis(update.time),
                 });
             }
-            let is_money = |asset: &str| DOLLARS.contains(&asset);
             let wallets = update.a.balances.iter().filter_map(|row| {
                 Some(WalletChange { asset: row.a.clone(), balance: row.wb?.0, is_money: is_money(&row.a) })
             });
@@ -274,8 +281,12 @@ mod tests {
     use deltaplane_ports::NameRule;
     use deltaplane_types::{OrderStatus, Side};
 
+    fn symbols() -> SymbolMap {
+        SymbolMap::of_names(NameRule::BaseAndQuote, ["BTCUSDT"])
+    }
+
     fn events(text: &str) -> Vec<AccountEvent> {
-        decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)).unwrap()
+        decode(text, &"a".parse().unwrap(), &symbols()).unwrap()
     }
 
     /// The sample of the venue's page on order updates.
@@ -304,18 +315,29 @@ mod tests {
         let call = r#"{"e":"MARGIN_CALL","E":1587727187525,"cw":"3.16812045","p":[{"s":"ETHUSDT","ps":"LONG","pa":"1.327","mt":"CROSSED","iw":"0","mp":"187.17127","up":"-1.166074","mm":"1.614445"}]}"#;
         assert_eq!(events(call), [AccountEvent::Unreadable]);
         let text = r#"{"e":"ORDER_TRADE_UPDATE","o":{"s":"BTCUSDT","c":"x","S":"BUY","X":"MELTED","i":1,"l":"0","z":"0","L":"0","ap":"0","T":1,"t":0}}"#;
-        assert!(decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)).is_err());
+        assert!(decode(text, &"a".parse().unwrap(), &symbols()).is_err());
     }
 
     /// The same page's frame that is no event, and a changed leverage.
     #[test]
     fn what_is_no_event_ends_the_stream_and_a_changed_setting_is_told() {
         for text in ["", "<html>", "[1]", r#"{"stream":"x"}"#] {
-            let told = decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote));
+            let told = decode(text, &"a".parse().unwrap(), &symbols());
             assert!(matches!(told, Err(StreamError::NoEvent(_))), "{text}: {told:?}");
         }
         let told = events(r#"{"e":"ACCOUNT_CONFIG_UPDATE","E":1,"T":1,"ac":{"s":"BTCUSDT","l":25}}"#);
         assert_eq!(told, [AccountEvent::SettingsChanged]);
+    }
+
+    #[test]
+    fn what_has_no_symbol_is_told_to_be_read() {
+        let told = events(
+            r#"{"e":"ACCOUNT_UPDATE","E":2,"T":1,"a":{"m":"ORDER","B":[],"P":[{"s":"ODDUSDT","pa":"3","ps":"BOTH"},{"s":"BTCUSDT","pa":"1","ps":"BOTH"}]}}"#,
+        );
+        assert!(
+            matches!(&told[..], [AccountEvent::UnmappedChanged, AccountEvent::Position { .. }]),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -328,10 +350,7 @@ mod tests {
             r#"{"e":"listenKeyExpired","E":1,"listenKey":"k"}"#,
             r#"{"e":"listenKeyExpired","E":"1","listenKey":"k"}"#,
         ] {
-            assert!(matches!(
-                decode(text, &"a".parse().unwrap(), &SymbolMap::new(NameRule::BaseAndQuote)),
-                Err(StreamError::KeyExpired)
-            ));
+            assert!(matches!(decode(text, &"a".parse().unwrap(), &symbols()), Err(StreamError::KeyExpired)));
         }
     }
 }

@@ -5,16 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deltaplane_net::{ClockOffset, HttpTransport, StreamProof, WeightBudget};
+use deltaplane_net::{ClockOffset, HttpTransport, Seldom, StreamProof, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
-    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueRules,
-    table_prefix,
+    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, Unmapped,
+    VenueRules, table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
     OrderIntent, Position, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
-    UnknownCause,
+    UnknownCause, UnmappedPosition, UnreadableRow,
 };
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -49,6 +49,8 @@ const PACE: Pace = Pace {
 };
 /// Our clock may differ this much from the venue's before somebody should look.
 const NOTABLE_SKEW_MS: i64 = 1_000;
+/// How often the account is read because of changes in contracts that have no symbol.
+const UNMAPPED_EVERY: Duration = Duration::from_secs(10);
 /// How long entry and liquidation prices of an unchanged position are believed.
 const DETAIL_AGE: Duration = Duration::from_secs(10);
 
@@ -116,7 +118,8 @@ impl FapiVenue {
         let rest = Arc::new(rest_of(&config, dialect, Some(signer), transport, clock));
         let events = broadcast::channel(4_096).0;
         let proof = Arc::new(StreamProof::new(PROOF));
-        let tables = Arc::new(Tables::new(rest.clone(), config.tables.clone(), prefix));
+        let tables =
+            Arc::new(Tables::new(rest.clone(), config.symbols.clone(), config.tables.clone(), prefix));
         let mut tasks = JoinSet::new();
         let clock_rest = rest.clone();
         tasks.spawn(async move {
@@ -135,6 +138,7 @@ impl FapiVenue {
             symbols: config.symbols.clone(),
             events: events.clone(),
             proof: proof.clone(),
+            unmapped_changes: Seldom::new(UNMAPPED_EVERY),
         };
         tasks.spawn(stream.run());
         Arc::new(Self {
@@ -158,6 +162,31 @@ impl FapiVenue {
         self.rest.time(Priority::Sync).await.map_err(ConnectError::Time)?;
         let mode = self.tables.fetch_hedge_mode(SETTINGS_AGE, Priority::Sync).await;
         mode.map(|_| ()).map_err(ConnectError::PositionMode)
+    }
+
+    /// The contract of a symbol, from the exchange's own list.
+    async fn contract(&self, symbol: &Symbol, priority: Priority) -> Result<Contract, ReadError> {
+        if let Some(contract) = self.config.symbols.contract(symbol) {
+            return Ok(contract);
+        }
+        self.tables.look_again(priority).await?;
+        self.config.symbols.contract(symbol).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))
+    }
+
+    /// A position whose row cannot be read. How much is held is not believed of such a row.
+    fn odd_position(&self, row: &UnreadableRow) -> UnmappedPosition {
+        let name = row.text_of("symbol");
+        let base = name.and_then(|name| match self.config.symbols.canonical(name) {
+            Ok((symbol, _)) => Some(symbol.base().to_owned()),
+            Err(unmapped) => unmapped.base,
+        });
+        UnmappedPosition {
+            instrument: name.unwrap_or(&row.text).to_owned(),
+            base,
+            quantity: None,
+            notional: None,
+            reason: format!("its row cannot be read: {}", row.reason),
+        }
     }
 
     fn position_side(&self, intent: &OrderIntent) -> Option<&'static str> {
@@ -187,7 +216,7 @@ impl FapiVenue {
         if let Some(known) = known {
             return Ok(known);
         }
-        let rows = self.rest.position_risk(priority).await?;
+        let rows = self.rest.position_risk(priority).await?.read;
         *self.details.write().unwrap_or_else(PoisonError::into_inner) = (now, rows.clone());
         Ok(rows)
     }
@@ -245,16 +274,38 @@ impl From<MapError> for RestError {
 #[async_trait]
 impl AccountReader for FapiVenue {
     async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+        // Before it is known what is listed, a name does not tell which contract it means.
+        self.tables.ensure_listed(priority).await?;
         let as_of = self.rest.clock.now();
-        let account = self.rest.account(priority).await?;
-        let details = self.position_details(&account.positions, priority).await?;
+        let mut account = self.rest.account(priority).await?;
+        let odd = account.positions.take_unreadable("positions");
+        let rows = account.positions.read;
+        let details = self.position_details(&rows, priority).await?;
+        if rows.iter().any(|row| !row.position_amt.0.is_zero() && !self.tables.lists(&row.symbol)) {
+            // Listed a moment ago, perhaps; where it is not, the position is told as one without a symbol.
+            if let Err(error) = self.tables.look_again(priority).await {
+                tracing::debug!(%error, "the list is not read again yet");
+            }
+        }
         let mut positions: BTreeMap<Symbol, Position> = BTreeMap::new();
-        for row in &account.positions {
+        let mut unmapped: Vec<UnmappedPosition> = odd.iter().map(|row| self.odd_position(row)).collect();
+        for row in &rows {
             if row.position_amt.0.is_zero() {
                 continue;
             }
-            // Symbols without a canonical name are not ours to manage.
-            let Some((symbol, contract)) = self.config.symbols.canonical(&row.symbol) else { continue };
+            let (symbol, contract) = match self.config.symbols.canonical(&row.symbol) {
+                Ok(mapped) => mapped,
+                Err(Unmapped { base, reason }) => {
+                    unmapped.push(UnmappedPosition {
+                        instrument: row.symbol.clone(),
+                        base,
+                        quantity: Some(row.position_amt.0),
+                        notional: Some(Notional::new(row.notional.0)),
+                        reason,
+                    });
+                    continue;
+                }
+            };
             let detail =
                 details.iter().find(|d| d.symbol == row.symbol && d.position_side == row.position_side);
             let delta = map::delta(row.position_amt, &contract)?;
@@ -296,6 +347,9 @@ impl AccountReader for FapiVenue {
             );
         }
         positions.retain(|_, position| position.delta != Delta::ZERO);
+        let mut unreadable = odd;
+        unreadable.extend(account.assets.take_unreadable("assets"));
+        unreadable.extend(self.tables.unreadable());
         Ok(AccountSnapshot {
             account: self.config.account.clone(),
             venue: self.config.venue.clone(),
@@ -307,30 +361,36 @@ impl AccountReader for FapiVenue {
             available: Notional::new(account.available_balance.0),
             initial_margin: Notional::new(account.total_initial_margin.0),
             maintenance_margin: Notional::new(account.total_maint_margin.0),
-            balances: account.assets.into_iter().map(|row| (row.asset, row.wallet_balance.0)).collect(),
+            balances: account.assets.read.into_iter().map(|row| (row.asset, row.wallet_balance.0)).collect(),
             positions,
+            unmapped,
+            unreadable,
             hedge_mode: self.tables.hedge_mode(),
         })
     }
 
     async fn fetch_all_open_orders(&self, priority: Priority) -> Result<Vec<OpenOrder>, ReadError> {
         let rows = self.rest.all_open_orders(priority).await?;
-        let of_ours = rows.iter().filter_map(|row| {
-            let (symbol, contract) = self.config.symbols.canonical(&row.symbol)?;
+        if let Some(odd) = rows.unreadable.first() {
+            // What it may still trade is not known.
+            return Err(ReadError::Unreadable(format!("an open order: {}: {}", odd.reason, odd.text)));
+        }
+        let of_ours = rows.read.iter().filter_map(|row| {
+            let (symbol, contract) = self.config.symbols.canonical(&row.symbol).ok()?;
             Some(map::open_order(row, (symbol, &contract)))
         });
         Ok(of_ours.collect::<Result<_, MapError>>()?)
     }
 
     async fn fetch_instrument(&self, symbol: &Symbol, priority: Priority) -> Result<Instrument, ReadError> {
-        let unknown = || ReadError::UnknownSymbol(symbol.clone());
-        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
-        let tables = self.tables.of(&contract.name, priority).await?.ok_or_else(unknown)?;
+        let contract = self.contract(symbol, priority).await?;
+        let tables = self.tables.of(&contract.name, priority).await?;
+        let tables = tables.ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))?;
         Ok(Self::instrument(symbol, &contract, &tables)?)
     }
 
     fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument> {
-        let contract = self.config.symbols.own_contract(symbol)?;
+        let contract = self.config.symbols.contract(symbol)?;
         Self::instrument(symbol, &contract, &self.tables.known(&contract.name)?).ok()
     }
 
@@ -366,14 +426,14 @@ impl AccountReader for FapiVenue {
                 rows.into_iter().flat_map(places).collect()
             }
             None => {
-                let rows = self.rest.position_risk(priority).await?.into_iter();
+                let rows = self.rest.position_risk(priority).await?.read.into_iter();
                 let held = rows.filter(|row| !row.position_amt.0.is_zero());
                 held.filter_map(|row| Some((row.symbol, row.adl?))).collect()
             }
         };
         let mut ranks = BTreeMap::new();
         for (name, rank) in told {
-            if let Some((symbol, _)) = self.config.symbols.canonical(&name) {
+            if let Ok((symbol, _)) = self.config.symbols.canonical(&name) {
                 let nearest = ranks.entry(symbol).or_insert(rank);
                 *nearest = rank.max(*nearest);
             }
@@ -425,7 +485,13 @@ impl AccountReader for FapiVenue {
             }
             Err(error) => cannot_ask(Check::PositionMode, error),
         });
-        let name = self.config.symbols.contract(symbol).name;
+        let name = match self.contract(symbol, priority).await {
+            Ok(contract) => contract.name,
+            Err(error) => {
+                found.push(Finding::untold(Check::Margin, &error));
+                return found;
+            }
+        };
         found.push(match self.tables.fetch_setting(&name, SETTINGS_AGE, priority).await.map_err(ReadError::from) {
             Ok((leverage, true)) => Finding::blocking(
                 Check::Margin,
@@ -466,7 +532,7 @@ fn check_isolated_sides(account: &crate::wire::Account) -> Option<Finding> {
         !row.position_amt.0.is_zero() && map::isolated_margin(row).is_some()
     };
     let mut seen = std::collections::BTreeSet::new();
-    let twice = account.positions.iter().filter(isolated).find(|row| !seen.insert(&row.symbol))?;
+    let twice = account.positions.read.iter().filter(isolated).find(|row| !seen.insert(&row.symbol))?;
     Some(Finding::blocking(
         Check::Margin,
         format!("{} is held long and short with isolated margin each", twice.symbol),
@@ -579,7 +645,10 @@ impl OrderGateway for FapiVenue {
         if left.is_zero() {
             return SubmitOutcome::NotAccepted(Refusal::kept_back("its deadline has passed".to_owned()));
         }
-        let contract = self.config.symbols.contract(&intent.symbol);
+        let Some(contract) = self.config.symbols.contract(&intent.symbol) else {
+            let text = format!("the exchange lists no contract for {}", intent.symbol);
+            return SubmitOutcome::NotAccepted(Refusal::kept_back(text));
+        };
         let numbers = contract.contracts(intent.quantity).and_then(|quantity| {
             Ok((quantity.to_string(), contract.contract_price(intent.limit_price)?.to_string()))
         });
@@ -660,7 +729,10 @@ impl OrderGateway for FapiVenue {
     }
 
     async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = match self.contract(symbol, Priority::Protect).await {
+            Ok(contract) => contract,
+            Err(error) => return CancelOutcome::Refused(Refusal::kept_back(error.to_string())),
+        };
         let dialect = self.rest.dialect;
         match self.rest.order_delete(&contract.name, id.as_str()).await {
             Submitted::KeptBack(refusal) => CancelOutcome::Refused(refusal),
@@ -723,7 +795,7 @@ impl OrderGateway for FapiVenue {
         _: Timestamp,
         priority: Priority,
     ) -> Result<OrderSighting, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         let absent = |code: i64| self.rest.dialect.orders.not_found.contains(&code);
         match self.rest.order_get(&contract.name, id.as_str(), priority).await {
             Ok(order) => Ok(OrderSighting::Found(map::report(&order, &contract)?)),
@@ -740,7 +812,7 @@ impl OrderGateway for FapiVenue {
         since: Timestamp,
         priority: Priority,
     ) -> Result<Vec<Fill>, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX).unwrap_or(since);
         let trades = self.rest.user_trades(&contract.name, &since.to_string(), priority).await?;
@@ -761,7 +833,7 @@ impl OrderGateway for FapiVenue {
         since: Timestamp,
         priority: Priority,
     ) -> Result<Vec<OrderName>, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         // The venue tells of less than seven days at a time: the newest are asked for.
         let week = self.rest.clock.now().as_millis().saturating_sub(6 * 24 * 3_600_000);
         let since = since.as_millis().max(week);
@@ -770,7 +842,7 @@ impl OrderGateway for FapiVenue {
     }
 
     async fn count_down(&self, symbol: &Symbol, after: Option<Duration>) -> Result<(), ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, Priority::Protect).await?;
         let after = after.unwrap_or_default().as_millis();
         let response = self.rest.countdown_cancel_all(&contract.name, after).await?;
         if response.status == 200 {
@@ -787,7 +859,7 @@ impl OrderGateway for FapiVenue {
         symbol: &Symbol,
         priority: Priority,
     ) -> Result<Vec<ExecutionReport>, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         let orders = self.rest.open_orders(&contract.name, priority).await?;
         let reports: Result<Vec<ExecutionReport>, MapError> =
             orders.iter().map(|order| map::report(order, &contract)).collect();

@@ -71,7 +71,7 @@ mod tests {
     use deltaplane_ports::SymbolMap;
 
     fn contract() -> Contract {
-        SymbolMap::new(crate::NAMES).contract(&"BTC-USD".parse().unwrap())
+        SymbolMap::contract_of_name(crate::NAMES, "BTC").unwrap()
     }
 
     fn shown(top: &TopOfBook) -> (Vec<String>, Vec<String>) {

@@ -102,7 +102,9 @@ fn definite(slug: Option<&str>, text: &str, business_code: Option<i64>) -> Optio
 /// What an answer of this status with this body says.
 pub(crate) fn of_answer(status: u16, body: &[u8]) -> Verdict {
     let failure = Failure::read(body);
-    let refused = |reason, code, text: &str| Verdict::Refused(Refusal { reason, code, text: shorten(text) });
+    let refused = |reason, code, text: &str| {
+        Verdict::Refused(Refusal { reason, code, text: shorten(text), remedy: None })
+    };
     match (status, failure) {
         // Limiters and the content network answer without the venue's own body, before any order is read.
         (429, failure) => {
@@ -125,7 +127,8 @@ pub(crate) fn of_answer(status: u16, body: &[u8]) -> Verdict {
 
 /// What a reply over the WebSocket says, by its own codes.
 pub(crate) fn of_reply(code: i64, text: &str) -> Verdict {
-    let refused = |reason| Verdict::Refused(Refusal { reason, code: Some(code), text: shorten(text) });
+    let refused =
+        |reason| Verdict::Refused(Refusal { reason, code: Some(code), text: shorten(text), remedy: None });
     match code {
         429 => refused(RefusalReason::RateLimited),
         403 => refused(RefusalReason::NotPermitted),
@@ -145,7 +148,9 @@ pub(crate) fn of_reply(code: i64, text: &str) -> Verdict {
 
 /// What a failed exchange means.
 pub(crate) fn of_transport(error: &TransportError) -> Verdict {
-    let refused = |reason, text: &str| Verdict::Refused(Refusal { reason, code: None, text: shorten(text) });
+    let refused = |reason, text: &str| {
+        Verdict::Refused(Refusal { reason, code: None, text: shorten(text), remedy: None })
+    };
     match error {
         TransportError::NotSent(text) => refused(RefusalReason::NotSent, text),
         TransportError::Proxy(text) => refused(RefusalReason::ProxyFailed, text),

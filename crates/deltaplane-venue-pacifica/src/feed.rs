@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use deltaplane_net::{Backoff, Egress, Seldom, WebSocket, WebSocketError};
-use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed};
+use deltaplane_net::{Backoff, ClockOffset, Egress, HttpTransport, Rows, Seldom, WebSocket, WebSocketError};
+use deltaplane_ports::{Clock, Contract, FeedStatus, PriceFeed, Priority, SymbolMap};
 use deltaplane_types::{FeedId, MarketView, Ratio, Symbol, Timestamp};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -16,7 +16,9 @@ use tokio::time::Instant;
 
 use crate::book::TopOfBook;
 use crate::config::PacificaConfig;
-use crate::wire::{BestPrices, Book, Frame, OfMarket, OfRow, PriceRow, Subscribed};
+use crate::map;
+use crate::rest::{Rest, RestError};
+use crate::wire::{self, BestPrices, Book, Frame, Market, OfMarket, OfRow, PriceRow, Subscribed};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How often the log tells of streams that end: with many symbols they end together.
@@ -48,6 +50,7 @@ struct Shared {
 /// The exchange's live prices. Dropping it ends its connections.
 pub struct PacificaFeed {
     shared: Arc<Shared>,
+    list: Arc<List>,
     config: PacificaConfig,
     runtime: tokio::runtime::Handle,
     followed: Mutex<(BTreeSet<Symbol>, JoinSet<()>)>,
@@ -57,7 +60,23 @@ pub struct PacificaFeed {
 impl PacificaFeed {
     /// Connects and keeps connected; views appear as books come. What is followed later runs on the runtime that this is
     /// called on, too.
-    pub fn start(config: &PacificaConfig, symbols: &[Symbol], clock: Arc<dyn Clock>) -> Self {
+    pub fn start(
+        config: &PacificaConfig,
+        symbols: &[Symbol],
+        transport: Arc<dyn HttpTransport>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let rest = Rest {
+            transport,
+            base: config.rest_url.trim_end_matches('/').to_owned(),
+            key: None,
+            api_config_key: config.api_config_key.clone(),
+            clock: clock.clone(),
+            offset: ClockOffset::default(),
+            credits: config.credits.clone(),
+            timeout: config.request_timeout,
+        };
+        let list = List { rest, symbols: config.symbols.clone(), read_at: tokio::sync::Mutex::default() };
         let shared = Arc::new(Shared {
             id: config.feed.clone(),
             views: RwLock::default(),
@@ -69,6 +88,7 @@ impl PacificaFeed {
         });
         let feed = Self {
             shared,
+            list: Arc::new(list),
             config: config.clone(),
             runtime: tokio::runtime::Handle::current(),
             followed: Mutex::default(),
@@ -104,7 +124,7 @@ impl PriceFeed for PacificaFeed {
         let follower = Follower {
             shared: self.shared.clone(),
             symbol: symbol.clone(),
-            contract: self.config.symbols.contract(symbol),
+            list: self.list.clone(),
             url: format!("{}/ws", self.config.stream_url.trim_end_matches('/')),
             egress: self.config.egress.clone(),
         };
@@ -139,13 +159,41 @@ enum FeedError {
     Silent(String),
     #[error("the venue does not list {0}")]
     Unlisted(String),
+    #[error(transparent)]
+    Rest(#[from] RestError),
+    #[error("the list of markets cannot be read: {0}")]
+    NoList(String),
+}
+
+/// What the venue lists, asked for where nobody else knows it yet.
+struct List {
+    rest: Rest,
+    symbols: SymbolMap,
+    read_at: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl List {
+    async fn contract(&self, symbol: &Symbol) -> Result<Contract, FeedError> {
+        if let Some(contract) = self.symbols.contract(symbol) {
+            return Ok(contract);
+        }
+        // Those who wait take what the first one learns.
+        let mut read_at = self.read_at.lock().await;
+        if !self.symbols.is_known() || read_at.is_none_or(|at| at.elapsed() >= UNLISTED) {
+            let text = self.rest.info(Priority::Hedge).await?;
+            let rows: Rows<Market> = wire::answer(&text).map_err(FeedError::NoList)?.data;
+            self.symbols.learn(&map::listed(&rows.read));
+            *read_at = Some(Instant::now());
+        }
+        self.symbols.contract(symbol).ok_or_else(|| FeedError::Unlisted(symbol.to_string()))
+    }
 }
 
 /// Follows one market. Each has its connection: one without a book must not end the others.
 struct Follower {
     shared: Arc<Shared>,
     symbol: Symbol,
-    contract: Contract,
+    list: Arc<List>,
     url: String,
     egress: Arc<Egress>,
 }
@@ -166,7 +214,10 @@ impl Follower {
         let mut missing = 0_u32;
         loop {
             let began = Instant::now();
-            let result = self.follow().await;
+            let result = match self.list.contract(&self.symbol).await {
+                Ok(contract) => self.follow(&contract).await,
+                Err(error) => Err(error),
+            };
             let was_listed =
                 self.shared.views.read().unwrap_or_else(PoisonError::into_inner).contains_key(&self.symbol);
             let is_missing = matches!(result, Err(FeedError::Unlisted(_)));
@@ -198,9 +249,9 @@ impl Follower {
         }
     }
 
-    async fn follow(&self) -> Result<(), FeedError> {
+    async fn follow(&self, contract: &Contract) -> Result<(), FeedError> {
         let mut socket = WebSocket::connect(&self.url, &self.egress, CONNECT, SILENCE).await?;
-        let name = &self.contract.name;
+        let name = &contract.name;
         let subscriptions = [
             json!({"source": "prices"}),
             json!({"source": "book", "symbol": name, "agg_level": 1}),
@@ -215,34 +266,34 @@ impl Follower {
         loop {
             tokio::select! {
                 biased;
-                text = socket.next_text() => self.on_text(&text?, &mut known)?,
+                text = socket.next_text() => self.on_text(contract, &text?, &mut known)?,
                 _ = ping.tick() => socket.send_text(r#"{"method":"ping"}"#.to_owned()).await?,
             }
             if known.book_at.elapsed() > STALE_BOOK {
                 let unlisted = known.is_missing && known.price.is_none();
                 let error = if unlisted { FeedError::Unlisted } else { FeedError::Silent };
-                return Err(error(self.contract.name.clone()));
+                return Err(error(contract.name.clone()));
             }
         }
     }
 
-    fn on_text(&self, text: &str, market: &mut Known) -> Result<(), FeedError> {
+    fn on_text(&self, contract: &Contract, text: &str, market: &mut Known) -> Result<(), FeedError> {
         let frame: Frame<'_> = serde_json::from_str(text)?;
         let (Some(channel), Some(data)) = (frame.channel.as_deref(), frame.data) else { return Ok(()) };
         match channel {
             "book" => {
                 let book: Book = serde_json::from_str(data.get())?;
-                if book.s == self.contract.name {
+                if book.s == contract.name {
                     market.book_at = Instant::now();
                     market.top.on_book(book);
-                    self.publish(market);
+                    self.publish(contract, market);
                 }
             }
             "bbo" => {
                 let of: OfMarket = serde_json::from_str(data.get())?;
-                if of.s == self.contract.name {
+                if of.s == contract.name {
                     market.top.on_best(serde_json::from_str::<BestPrices>(data.get())?);
-                    self.publish(market);
+                    self.publish(contract, market);
                 }
             }
             "prices" => {
@@ -251,7 +302,7 @@ impl Follower {
                 market.is_missing = !rows.is_empty();
                 for row in rows {
                     let Ok(of) = serde_json::from_str::<OfRow>(row.get()) else { continue };
-                    if of.symbol == self.contract.name {
+                    if of.symbol == contract.name {
                         market.is_missing = false;
                         let row = serde_json::from_str(row.get())?;
                         market.price = Some((row, self.shared.clock.now()));
@@ -267,21 +318,20 @@ impl Follower {
         Ok(())
     }
 
-    fn publish(&self, market: &Known) {
-        let (Some((bids, asks)), Some(venue_time)) =
-            (market.top.levels(&self.contract), market.top.venue_time())
+    fn publish(&self, contract: &Contract, market: &Known) {
+        let (Some((bids, asks)), Some(venue_time)) = (market.top.levels(contract), market.top.venue_time())
         else {
             return;
         };
         let now = self.shared.clock.now();
         let price = market.price.as_ref().map(|(row, _)| row);
-        let of = |number: crate::wire::Number| self.contract.base_price(number.0).ok();
+        let of = |number: crate::wire::Number| contract.base_price(number.0).ok();
         // Funding is charged at each full hour.
         let next_hour =
             price.map(|row| row.timestamp.div_euclid(HOUR_MS).saturating_add(1).saturating_mul(HOUR_MS));
         let view = MarketView {
             feed: self.shared.id.clone(),
-            quote: self.contract.quote.as_str().into(),
+            quote: contract.quote.as_str().into(),
             bids: bids.into(),
             asks: asks.into(),
             mark: price.and_then(|row| of(row.mark)),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use deltaplane_ports::{Contract, ContractError, Income, IncomeKind, OrderName, SymbolMap};
+use deltaplane_ports::{
+    Contract, ContractError, ContractKind, Income, IncomeKind, ListedContract, OrderName, SymbolMap,
+};
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
     MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, Ratio, Side, Symbol, Timestamp,
@@ -59,6 +61,7 @@ impl From<&TradeCause> for FillCause {
         match cause {
             TradeCause::Normal | TradeCause::Other => Self::Order,
             TradeCause::MarketLiquidation | TradeCause::BackstopLiquidation => Self::Liquidation,
+            // It settles a bankrupt position with those of others.
             TradeCause::Settlement | TradeCause::AdlLiquidation => Self::Deleveraging,
         }
     }
@@ -284,7 +287,22 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
 
 /// The symbol and contract of a market that is a perpetual future of ours.
 pub(crate) fn of_market(symbols: &SymbolMap, name: &str) -> Option<(Symbol, Contract)> {
-    symbols.canonical(name)
+    symbols.canonical(name).ok()
+}
+
+/// Rows of the list of markets as far as their symbols go. Spot markets are no contracts.
+pub(crate) fn listed(markets: &[Market]) -> Vec<ListedContract> {
+    let contracts = markets.iter().filter(|market| !market.is_spot());
+    let row = |market: &Market| ListedContract {
+        name: market.symbol.clone(),
+        base: None,
+        quote: None,
+        kind: match market.instrument_type.as_deref() {
+            None | Some("perpetual") => ContractKind::Perpetual,
+            Some(text) => ContractKind::Unknown(text.chars().take(40).collect()),
+        },
+    };
+    contracts.map(row).collect()
 }
 
 /// A row of the account's statement; the venue counts in USDC.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use deltaplane_net::{
-    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Spent, TransportError, WeightBudget,
+    ClockOffset, HttpRequest, HttpResponse, HttpTransport, Method, Rows, Spent, TransportError, WeightBudget,
 };
 use deltaplane_ports::{Clock, Priority, ReadError};
 use deltaplane_types::{Refusal, RefusalReason, Timestamp, UnknownCause};
@@ -68,7 +68,8 @@ pub enum RestError {
 
 impl From<RestError> for ReadError {
     fn from(error: RestError) -> Self {
-        let refused = |reason, text: String| Self::Refused(Refusal { reason, code: None, text });
+        let refused =
+            |reason, text: String| Self::Refused(Refusal { reason, code: None, text, remedy: None });
         match error {
             RestError::Transport(TransportError::Proxy(text)) => Self::Proxy(text),
             RestError::Transport(error) => Self::Unreachable(error.to_string()),
@@ -200,12 +201,14 @@ impl Rest {
                         reason: RefusalReason::Overloaded,
                         code: Some(response.status.into()),
                         text: format!("status {}", response.status),
+                        remedy: None,
                     })
                 }
                 Verdict::Unknown(UnknownCause::VenueUncertain(text)) => RestError::Refused(Refusal {
                     reason: RefusalReason::Rejected,
                     code: Some(response.status.into()),
                     text,
+                    remedy: None,
                 }),
                 Verdict::Unknown(_) => RestError::Unreadable(format!("status {}", response.status)),
             });
@@ -219,7 +222,8 @@ impl Rest {
     }
 
     pub(crate) async fn prices(&self, priority: Priority) -> Result<Vec<wire::PriceRow>, RestError> {
-        Ok(self.get("/info/prices", &[], (priority, ORDINARY)).await?.data)
+        let rows: Rows<wire::PriceRow> = self.get("/info/prices", &[], (priority, ORDINARY)).await?.data;
+        Ok(rows.read)
     }
 
     /// The newest day of hourly settlements.
@@ -258,7 +262,7 @@ impl Rest {
         &self,
         account: &str,
         priority: Priority,
-    ) -> Result<(Vec<wire::PositionRow>, Option<u64>), RestError> {
+    ) -> Result<(Rows<wire::PositionRow>, Option<u64>), RestError> {
         let answer = self.get("/positions", &[("account", account)], (priority, ORDINARY)).await?;
         Ok((answer.data, answer.last_id))
     }

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_net::{
-    Backoff, Egress, ProofPart, ProofTimes, Spent, StreamProof, WebSocket, WebSocketError, WeightBudget,
+    Backoff, Egress, ProofPart, ProofTimes, Seldom, Spent, StreamProof, WebSocket, WebSocketError,
+    WeightBudget,
 };
-use deltaplane_ports::{AccountEvent, AccountTotals, BalanceCause, Clock, SymbolMap, WalletChange};
+use deltaplane_ports::{AccountEvent, AccountTotals, BalanceCause, Clock, Contract, SymbolMap, WalletChange};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, ExecutionReport, Notional, Price, Symbol, Timestamp,
     UnknownCause,
@@ -35,6 +36,8 @@ pub(crate) const PROOF: ProofTimes = ProofTimes { ping: Duration::from_secs(20),
 const SILENCE: Duration = Duration::from_secs(20);
 /// A channel that is not acknowledged by then is not subscribed to: the venue answers a bad request with nothing.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the venue's list is known by now.
+const UNLISTED: Duration = Duration::from_millis(50);
 const CHANNELS: [&str; 7] = [
     "account_order_updates",
     "account_trades",
@@ -146,6 +149,7 @@ pub(crate) struct Session {
     pub(crate) api_config_key: Option<SecretString>,
     pub(crate) credits: Arc<WeightBudget>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) unmapped_changes: Seldom,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +202,9 @@ impl Session {
     }
 
     async fn run(self, mut queue: mpsc::Receiver<Outgoing>) {
+        while !self.symbols.is_known() {
+            tokio::time::sleep(UNLISTED).await;
+        }
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
         loop {
             let began = Instant::now();
@@ -342,7 +349,7 @@ impl Session {
         match channel {
             "account_order_updates" => {
                 for update in serde_json::from_str::<Vec<OrderUpdate>>(data).map_err(unreadable)? {
-                    let Some((symbol, contract)) = map::of_market(&self.symbols, &update.s) else { continue };
+                    let Some((symbol, contract)) = self.of_market(&update.s) else { continue };
                     let open = map::left_open(&update, (symbol, &contract)).map_err(impossible)?;
                     self.tell(AccountEvent::Open(open));
                     if let Some(report) = map::update_report(&update, &contract).map_err(impossible)? {
@@ -353,7 +360,7 @@ impl Session {
             }
             "account_trades" => {
                 for update in serde_json::from_str::<Vec<TradeUpdate>>(data).map_err(unreadable)? {
-                    let Some((symbol, contract)) = map::of_market(&self.symbols, &update.s) else { continue };
+                    let Some((symbol, contract)) = self.of_market(&update.s) else { continue };
                     let fill = map::update_fill(&update, &self.account, (&symbol, &contract));
                     // Without its place it counts as told by the position already; a reading checks that.
                     let order = update.li.or(li).unwrap_or(0);
@@ -412,6 +419,16 @@ impl Session {
         Ok(())
     }
 
+    /// The contract that an event of the account is about. Of what has no symbol here, a reading tells.
+    fn of_market(&self, name: &str) -> Option<(Symbol, Contract)> {
+        let found = map::of_market(&self.symbols, name);
+        // Whoever trades what has no symbol here may do so all the time.
+        if found.is_none() && self.unmapped_changes.passes().is_some() {
+            self.tell(AccountEvent::UnmappedChanged);
+        }
+        found
+    }
+
     /// The set is whole every time: who is missing is flat.
     fn on_positions(&self, data: &str, li: Option<u64>, connection: &mut Connection) -> Result<(), String> {
         if li.zip(connection.positions_id).is_some_and(|(new, known)| new < known) {
@@ -424,7 +441,7 @@ impl Session {
         let mut held = BTreeMap::new();
         let mut newest = 0;
         for row in &rows {
-            let Some((symbol, contract)) = map::of_market(&self.symbols, &row.s) else { continue };
+            let Some((symbol, contract)) = self.of_market(&row.s) else { continue };
             let delta = map::delta(row.d, row.a.0, &contract).map_err(|error| error.to_string())?;
             held.insert(symbol, (delta, row.p.and_then(|price| contract.base_price(price.0).ok())));
             newest = newest.max(row.t);
@@ -475,13 +492,14 @@ mod tests {
             egress: Egress::direct(),
             address: "address".to_owned(),
             account: "main".parse().expect("an account's name"),
-            symbols: SymbolMap::new(NameRule::BaseOnly),
+            symbols: SymbolMap::of_names(NameRule::BaseOnly, ["BTC"]),
             events: broadcast::channel(64).0,
             proof: Arc::new(StreamProof::new(PROOF)),
             told: Arc::default(),
             api_config_key: None,
             credits: Arc::new(WeightBudget::rolling(1_000, Duration::from_secs(60))),
             clock: Arc::new(At(Timestamp::from_millis(1_764_000_000_000))),
+            unmapped_changes: Seldom::new(Duration::from_secs(10)),
         }
     }
 

@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deltaplane_net::{ClockOffset, HttpTransport, Spent, StreamProof};
+use deltaplane_net::{Backoff, ClockOffset, HttpTransport, Rows, Seldom, Spent, StreamProof};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
     IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
-    VenueRules, table_prefix,
+    Unmapped, VenueRules, table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
     OrderIntent, OrderStatus, Position, Price, Quantity, Refusal, RefusalReason, SubmitOutcome, Symbol,
-    TimeInForce, Timestamp, UnknownCause,
+    TimeInForce, Timestamp, UnknownCause, UnmappedPosition, UnreadableRow,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
@@ -28,7 +28,8 @@ use crate::map::{self, InstrumentParts, MapError};
 use crate::rest::{self, Rest, RestError, SignedOperation, Submitted};
 use crate::session::{Orders, PROOF, Reply, Session, Told};
 use crate::wire::{
-    self, Account, MarginSetting, Market, PaidTrade, PastFunding, PastTrade, Placed, PlacedReply, PositionRow,
+    self, Account, BookSide, MarginSetting, Market, PaidTrade, PastFunding, PastTrade, Placed, PlacedReply,
+    PositionRow,
 };
 
 /// How often an account is read: each time costs two credits of a hundred in a minute, with its orders three.
@@ -44,6 +45,8 @@ const SPARING: Pace = Pace {
     audit: Duration::from_secs(60),
 };
 const SPARE_FROM_PERCENT: u64 = 33;
+/// How often the account is read because of changes in markets that have no symbol.
+const UNMAPPED_EVERY: Duration = Duration::from_secs(10);
 /// How long the venue holds back an order that takes.
 const SPEED_BUMP: Duration = Duration::from_millis(250);
 /// How long markets, settings and past fundings are believed.
@@ -70,6 +73,8 @@ const CANCEL: (&str, &str) = ("cancel_order", "/orders/cancel");
 #[derive(Default)]
 struct Known {
     markets: Option<(Timestamp, BTreeMap<String, Market>)>,
+    /// Rows of their list that were left out.
+    unreadable: Vec<UnreadableRow>,
     settings: Option<(Timestamp, Vec<MarginSetting>)>,
     /// The rules may not be those that are known: an order was refused.
     are_markets_doubted: bool,
@@ -121,6 +126,7 @@ impl PacificaVenue {
             api_config_key: config.api_config_key.clone(),
             credits: config.credits.clone(),
             clock: clock.clone(),
+            unmapped_changes: Seldom::new(UNMAPPED_EVERY),
         };
         let (running, orders) = session.with_orders();
         let mut tasks = JoinSet::new();
@@ -212,10 +218,15 @@ impl PacificaVenue {
     }
 
     fn take_markets(&self, at: Timestamp, text: &[u8]) -> Result<(), RestError> {
-        let rows: Vec<Market> = wire::answer(text).map_err(RestError::Unreadable)?.data;
-        let perpetual = rows.into_iter().filter(Market::is_perpetual);
+        let mut rows: Rows<Market> = wire::answer(text).map_err(RestError::Unreadable)?.data;
+        let unreadable = rows.take_unreadable("info");
+        self.config.symbols.learn(&map::listed(&rows.read));
+        let perpetual = rows.read.into_iter().filter(Market::is_perpetual);
         let markets = perpetual.map(|market| (market.symbol.clone(), market)).collect();
-        self.learn(|known| (known.markets, known.are_markets_doubted) = (Some((at, markets)), false));
+        self.learn(|known| {
+            (known.markets, known.are_markets_doubted) = (Some((at, markets)), false);
+            known.unreadable = unreadable;
+        });
         Ok(())
     }
 
@@ -301,6 +312,16 @@ impl PacificaVenue {
 
     /// Reads again what is old, until the account is dropped.
     async fn keep_tables(venue: Weak<Self>) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        loop {
+            // The stream waits for it: before it is known what is listed, an event does not tell what it is about.
+            let Some(venue) = venue.upgrade() else { return };
+            if venue.ensure_markets(Duration::MAX, Priority::Sync).await.is_ok() {
+                break;
+            }
+            drop(venue);
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Some(venue) = venue.upgrade() else { return };
@@ -380,16 +401,38 @@ impl PacificaVenue {
         Ok(self.told.mark(symbol))
     }
 
+    /// The contract of a symbol, from the venue's own list.
+    async fn contract(&self, symbol: &Symbol, priority: Priority) -> Result<Contract, ReadError> {
+        if let Some(contract) = self.config.symbols.contract(symbol) {
+            return Ok(contract);
+        }
+        self.ensure_markets(LACKING_AGE, priority).await?;
+        self.config.symbols.contract(symbol).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))
+    }
+
+    /// A position whose row cannot be read. How much is held is not believed of such a row.
+    fn odd_position(&self, row: &UnreadableRow) -> UnmappedPosition {
+        let name = row.text_of("symbol");
+        let base = name.and_then(|name| match self.config.symbols.canonical(name) {
+            Ok((symbol, _)) => Some(symbol.base().to_owned()),
+            Err(unmapped) => unmapped.base,
+        });
+        UnmappedPosition {
+            instrument: name.unwrap_or(&row.text).to_owned(),
+            base,
+            quantity: None,
+            notional: None,
+            reason: format!("its row cannot be read: {}", row.reason),
+        }
+    }
+
     async fn position(
         &self,
         row: &PositionRow,
+        (symbol, contract): (Symbol, Contract),
         order: Option<u64>,
         priority: Priority,
-    ) -> Result<Option<Position>, ReadError> {
-        // Markets without a canonical name are not ours to manage.
-        let Some((symbol, contract)) = map::of_market(&self.config.symbols, &row.symbol) else {
-            return Ok(None);
-        };
+    ) -> Result<Position, ReadError> {
         let delta = map::delta(row.side, row.amount.0, &contract)?;
         let entry = contract.base_price(row.entry_price.0).ok();
         let mark = self.mark(&symbol, priority).await?;
@@ -404,7 +447,7 @@ impl PacificaVenue {
         let unrealized = entry
             .zip(mark)
             .and_then(|(entry, mark)| delta.value().checked_mul(mark.value().checked_sub(entry.value())?));
-        Ok(Some(Position {
+        Ok(Position {
             symbol,
             delta,
             entry_price: entry,
@@ -420,7 +463,7 @@ impl PacificaVenue {
                 .then(|| Notional::new(row.margin.as_ref().map_or(Decimal::ZERO, |margin| margin.0))),
             updated_at: Timestamp::from_millis(row.updated_at),
             order,
-        }))
+        })
     }
 
     /// Sends a signed operation once: over the socket while it is up, else over REST.
@@ -460,17 +503,40 @@ impl From<MapError> for ReadError {
 #[async_trait]
 impl AccountReader for PacificaVenue {
     async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+        // Before it is known what is listed, a name does not tell which contract it means.
+        self.ensure_markets(Duration::MAX, priority).await?;
         let as_of = self.rest.clock.now();
         let address = self.key.account();
-        let (account, (rows, order)) =
+        let (account, (mut rows, order)) =
             tokio::try_join!(self.rest.account(address, priority), self.rest.positions(address, priority))?;
         self.learn(|known| known.account = Some(account.clone()));
-        let mut positions = BTreeMap::new();
-        for row in &rows {
-            if let Some(position) = self.position(row, order, priority).await? {
-                positions.insert(position.symbol.clone(), position);
+        let mut unreadable = rows.take_unreadable("positions");
+        let mut unmapped: Vec<UnmappedPosition> =
+            unreadable.iter().map(|row| self.odd_position(row)).collect();
+        if rows.read.iter().any(|row| self.known_market(&row.symbol).is_none()) {
+            // Listed a moment ago, perhaps; where it is not, the position is told as one without a symbol.
+            if let Err(error) = self.ensure_markets(LACKING_AGE, priority).await {
+                tracing::debug!(%error, "the markets are not read again yet");
             }
         }
+        let mut positions = BTreeMap::new();
+        for row in &rows.read {
+            match self.config.symbols.canonical(&row.symbol) {
+                Ok(mapped) => {
+                    let position = self.position(row, mapped, order, priority).await?;
+                    positions.insert(position.symbol.clone(), position);
+                }
+                Err(_) if row.amount.0.is_zero() => {}
+                Err(Unmapped { base, reason }) => unmapped.push(UnmappedPosition {
+                    instrument: row.symbol.clone(),
+                    base,
+                    quantity: Some(if row.side == BookSide::Ask { -row.amount.0 } else { row.amount.0 }),
+                    notional: None,
+                    reason,
+                }),
+            }
+        }
+        unreadable.extend(self.known(|known| known.unreadable.clone()));
         positions.retain(|_, position: &mut Position| position.delta != Delta::ZERO);
         // What backs positions that share it, and what those have and maintain that do not.
         let isolated =
@@ -498,6 +564,8 @@ impl AccountReader for PacificaVenue {
             maintenance_margin: Notional::new(cross_mmr.saturating_add(kept)),
             balances: map::balances(&account),
             positions,
+            unmapped,
+            unreadable,
             hedge_mode: false,
         })
     }
@@ -513,7 +581,7 @@ impl AccountReader for PacificaVenue {
 
     async fn fetch_instrument(&self, symbol: &Symbol, priority: Priority) -> Result<Instrument, ReadError> {
         let unknown = || ReadError::UnknownSymbol(symbol.clone());
-        let contract = self.config.symbols.own_contract(symbol).ok_or_else(unknown)?;
+        let contract = self.contract(symbol, priority).await?;
         let market = self.market(&contract.name, priority).await?.ok_or_else(unknown)?;
         if let Err(error) = self.ensure_settings(Duration::MAX, priority).await {
             // Doubted settings that cannot be read again now count until they can.
@@ -526,7 +594,7 @@ impl AccountReader for PacificaVenue {
     }
 
     fn known_instrument(&self, symbol: &Symbol) -> Option<Instrument> {
-        let contract = self.config.symbols.own_contract(symbol)?;
+        let contract = self.config.symbols.contract(symbol)?;
         self.instrument(symbol, &contract, &self.known_market(&contract.name)?).ok()
     }
 
@@ -563,7 +631,7 @@ impl AccountReader for PacificaVenue {
             from = until.unwrap_or(now);
         }
         for row in funding.into_iter().filter(|row| from >= now || row.created_at <= from.as_millis()) {
-            if let Some((symbol, _)) = self.config.symbols.canonical(&row.symbol) {
+            if let Ok((symbol, _)) = self.config.symbols.canonical(&row.symbol) {
                 let id = format!("funding-{}", row.history_id);
                 add(map::income(id, symbol, IncomeKind::Funding, row.payout.0, row.created_at));
             }
@@ -633,7 +701,13 @@ impl AccountReader for PacificaVenue {
                 "bind an agent and use its key",
             ),
         });
-        let name = self.config.symbols.contract(symbol).name;
+        let name = match self.contract(symbol, priority).await {
+            Ok(contract) => contract.name,
+            Err(error) => {
+                found.push(Finding::untold(Check::Margin, &error));
+                return found;
+            }
+        };
         let isolated_only =
             self.market(&name, priority).await.ok().flatten().is_some_and(|market| market.isolated_only);
         found.push(match self.setting(&name, SETTINGS_AGE, priority).await {
@@ -665,7 +739,7 @@ impl PacificaVenue {
     /// The fee of every trade, and what it realized.
     fn incomes_of(&self, trades: Vec<PaidTrade>) -> impl Iterator<Item = Income> {
         trades.into_iter().flat_map(|row| {
-            let Some((symbol, _)) = self.config.symbols.canonical(&row.symbol) else { return Vec::new() };
+            let Ok((symbol, _)) = self.config.symbols.canonical(&row.symbol) else { return Vec::new() };
             let part = |kind, name: &str, amount| {
                 map::income(
                     format!("{name}-{}", row.history_id),
@@ -704,7 +778,10 @@ impl PacificaVenue {
             Ok(spent) => spent,
             Err(wait) => return Finding::untold(Check::Agent, &ReadError::Withheld(wait)),
         };
-        let name = self.config.symbols.contract(symbol).name;
+        let name = match self.contract(symbol, priority).await {
+            Ok(contract) => contract.name,
+            Err(error) => return Finding::untold(Check::Agent, &error),
+        };
         let nobody = uuid::Uuid::new_v4().to_string();
         let signed = match self.rest.sign(CANCEL, cancel_payload(&name, &nobody), self.config.expiry_window) {
             Ok(signed) => signed,
@@ -766,7 +843,10 @@ impl OrderGateway for PacificaVenue {
         if left.is_zero() {
             return SubmitOutcome::NotAccepted(Refusal::kept_back("its deadline has passed"));
         }
-        let contract = self.config.symbols.contract(&intent.symbol);
+        let Some(contract) = self.config.symbols.contract(&intent.symbol) else {
+            let text = format!("the exchange lists no contract for {}", intent.symbol);
+            return SubmitOutcome::NotAccepted(Refusal::kept_back(text));
+        };
         let numbers = contract.contracts(intent.quantity).and_then(|amount| {
             Ok((amount.to_string(), contract.contract_price(intent.limit_price)?.to_string()))
         });
@@ -818,7 +898,10 @@ impl OrderGateway for PacificaVenue {
     }
 
     async fn cancel(&self, id: &ClientOrderId, symbol: &Symbol) -> CancelOutcome {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = match self.contract(symbol, Priority::Protect).await {
+            Ok(contract) => contract,
+            Err(error) => return CancelOutcome::Refused(Refusal::kept_back(error.to_string())),
+        };
         let spent = match self.config.credits.take(self.rest.clock.now(), Priority::Protect, rest::CANCEL) {
             Ok(spent) => spent,
             Err(wait) => return CancelOutcome::Refused(Refusal::withheld(wait)),
@@ -863,7 +946,7 @@ impl OrderGateway for PacificaVenue {
         if let Some(report) = self.told.report(id).filter(|report| report.status.is_terminal()) {
             return Ok(OrderSighting::Found(report));
         }
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         // The history bears the venue's own times.
         let told = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
         if let Some(report) = self.search(id, &contract, told, priority).await? {
@@ -891,7 +974,7 @@ impl OrderGateway for PacificaVenue {
         since: Timestamp,
         priority: Priority,
     ) -> Result<Vec<Fill>, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         // The venue's clock is its own: what it calls this time may be another moment.
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
         let (market, times) = (Some(contract.name.as_str()), (since, None));
@@ -912,7 +995,7 @@ impl OrderGateway for PacificaVenue {
         since: Timestamp,
         priority: Priority,
     ) -> Result<Vec<OrderName>, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         let since = self.rest.offset.venue_time(since, i64::MAX - 1).unwrap_or(since);
         let rows = self.rest.orders_since(self.key.account(), since, priority).await?;
         let names = rows.iter().filter(|row| row.symbol == contract.name);
@@ -928,7 +1011,7 @@ impl OrderGateway for PacificaVenue {
         symbol: &Symbol,
         priority: Priority,
     ) -> Result<Vec<ExecutionReport>, ReadError> {
-        let contract = self.config.symbols.contract(symbol);
+        let contract = self.contract(symbol, priority).await?;
         let rows = self.rest.open_orders(self.key.account(), priority).await?;
         let mine = rows.iter().filter(|row| row.symbol == contract.name);
         let reports: Result<Vec<Option<ExecutionReport>>, MapError> =

@@ -124,6 +124,11 @@ impl Market {
     pub fn is_perpetual(&self) -> bool {
         self.instrument_type.as_deref().unwrap_or("perpetual") == "perpetual" && !self.symbol.contains('-')
     }
+
+    /// Whether it is a spot market; rows of old tell it by their names only.
+    pub fn is_spot(&self) -> bool {
+        self.instrument_type.as_deref() == Some("spot") || self.symbol.contains('-')
+    }
 }
 
 /// One row of `GET /info/prices` and of the channel `prices`.

@@ -48,7 +48,7 @@ fn decode_all(text: &str) {
     if let Ok(best) = serde_json::from_str(data) {
         top.on_best(best);
     }
-    let _ = top.levels(&SymbolMap::new(NAMES).contract(&"BTC-USD".parse().unwrap()));
+    let _ = top.levels(&SymbolMap::contract_of_name(NAMES, "BTC").unwrap());
 }
 
 fn data(text: &str) -> &str {

@@ -31,6 +31,55 @@ pub struct ExchangeConfig {
     /// What an asset is worth as margin, bid and ask, where all assets are margin; 1 where none is named.
     #[serde(default)]
     pub asset_rates: BTreeMap<String, [Exact; 2]>,
+    /// Rows as nobody expects them.
+    #[serde(default, rename = "odd_row")]
+    pub odd_rows: Vec<OddRow>,
+}
+
+/// A row that a list of the exchange has as it is written here, in the place of one with the same name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OddRow {
+    /// Which list.
+    pub list: OddList,
+    /// The row, JSON.
+    pub row: JsonText,
+}
+
+/// Lists that may have odd rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OddList {
+    /// What the exchange lists: `exchangeInfo`, `/info`.
+    Instruments,
+    /// The positions of an account's answer.
+    Positions,
+}
+
+/// JSON written as a TOML string.
+#[derive(Clone, Debug)]
+pub struct JsonText(pub serde_json::Value);
+
+impl<'de> Deserialize<'de> for JsonText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        serde_json::from_str(&text)
+            .map(Self)
+            .map_err(|error| serde::de::Error::custom(format!("{text:?}: {error}")))
+    }
+}
+
+impl OddRow {
+    /// Puts odd rows of a list among its rows.
+    pub(crate) fn put(odd: &[Self], list: OddList, rows: &mut Vec<serde_json::Value>) {
+        for odd in odd.iter().filter(|odd| odd.list == list) {
+            let name = &odd.row.0["symbol"];
+            match rows.iter_mut().find(|row| name.is_string() && row["symbol"] == *name) {
+                Some(row) => *row = odd.row.0.clone(),
+                None => rows.push(odd.row.0.clone()),
+            }
+        }
+    }
 }
 
 /// One instrument with the venue's filters.
@@ -68,6 +117,9 @@ pub struct SymbolConfig {
     /// When the exchange says that it ends, milliseconds; none where it goes on.
     #[serde(default)]
     pub delivers_at: Option<i64>,
+    /// What the exchange says that it is.
+    #[serde(default = "default_contract_type")]
+    pub contract_type: String,
 }
 
 impl SymbolConfig {
@@ -157,6 +209,10 @@ fn default_funding() -> Exact {
     Exact(Decimal::from_i128_with_scale(1, 4))
 }
 
+fn default_contract_type() -> String {
+    "PERPETUAL".to_owned()
+}
+
 const fn default_trading() -> bool {
     true
 }
@@ -219,6 +275,11 @@ impl ExchangeConfig {
 
     /// The dialect's own instruments with these accounts.
     pub fn with_accounts(dialect: Dialect, accounts: Vec<AccountConfig>) -> Self {
-        Self { symbols: dialect.default_symbols(), accounts, asset_rates: BTreeMap::new() }
+        Self {
+            symbols: dialect.default_symbols(),
+            accounts,
+            asset_rates: BTreeMap::new(),
+            odd_rows: Vec::new(),
+        }
     }
 }

@@ -124,6 +124,7 @@ impl Dialect {
                 SymbolConfig {
                     is_trading: true,
                     delivers_at: None,
+                    contract_type: "PERPETUAL".to_owned(),
                     name: name.to_owned(),
                     base: base.to_owned(),
                     tick_size: exact(tick),

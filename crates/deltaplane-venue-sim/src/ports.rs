@@ -307,6 +307,8 @@ impl AccountReader for InProcessVenue {
                 maintenance_margin: Notional::new(maintenance),
                 balances: account.all_balances(),
                 positions,
+                unmapped: Vec::new(),
+                unreadable: Vec::new(),
                 hedge_mode: account.hedge_mode,
             })
         })
@@ -412,6 +414,7 @@ impl OrderGateway for InProcessVenue {
                 },
                 code: Some(reject.code.into()),
                 text: reject.message,
+                remedy: None,
             }),
             Ok(events) => {
                 self.tell(&events);

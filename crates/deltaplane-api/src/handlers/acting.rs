@@ -50,7 +50,7 @@ fn prefer(headers: &HeaderMap) -> Prefer {
 fn meta(asked: &Asked) -> Result<RequestMeta, Reply> {
     let idempotency = idempotency::key_of(&asked.headers, &asked.path, &asked.body)
         .map_err(|failure| failed(&failure, &asked.path))?;
-    Ok(RequestMeta { idempotency, wait: prefer(&asked.headers).wait })
+    Ok(RequestMeta { idempotency, wait: prefer(&asked.headers).wait, accept_unmapped: false })
 }
 
 pub(crate) async fn delta_control(State(state): Shared, request: Request) -> Response<Body> {

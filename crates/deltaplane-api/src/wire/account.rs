@@ -1,7 +1,7 @@
 //! Accounts and the portfolio.
 
 use deltaplane_ports::{AccountRisk, AccountView, PortfolioView, PreflightReport, SyncReport};
-use deltaplane_types::{Decimal, Notional, Price, Ratio, Symbol, Timestamp};
+use deltaplane_types::{Decimal, Notional, Price, Ratio, Symbol, Timestamp, UnmappedPosition};
 
 use super::json::{JsonObject, Number};
 
@@ -55,11 +55,23 @@ pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> Json
         })
         .collect();
     json.put("positions", &positions);
+    json.put("unmapped", &snapshot.unmapped.iter().map(unmapped).collect::<Vec<_>>());
     let mut balances = JsonObject::default();
     for (asset, balance) in snapshot.balances.iter().filter(|(_, balance)| !balance.is_zero()) {
         balances.number(asset, *balance);
     }
     json.put("balances", &balances);
+    json
+}
+
+/// A position in a contract that has no symbol.
+fn unmapped(position: &UnmappedPosition) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("instrument", &position.instrument);
+    json.put("base", &position.base);
+    json.put("quantity", &position.quantity.map(Number));
+    json.put("notional", &position.notional.map(|notional| Number(notional.value())));
+    json.put("reason", &position.reason);
     json
 }
 
@@ -132,6 +144,16 @@ pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
         quotes.put(&quote.currency, &json);
     }
     json.put("quoteExposure", &quotes);
+    let held = view.accounts.iter().filter_map(|account| Some((account, account.snapshot.as_ref()?)));
+    let held = held.flat_map(|(account, snapshot)| snapshot.unmapped.iter().map(move |held| (account, held)));
+    let unmapped: Vec<JsonObject> = held
+        .map(|(account, held)| {
+            let mut json = unmapped(held);
+            json.put("accountId", account.account.as_str());
+            json
+        })
+        .collect();
+    json.put("unmapped", &unmapped);
     json.put(
         "accounts",
         &view.accounts.iter().map(|account| state(account, symbol, view.as_of)).collect::<Vec<_>>(),

@@ -35,6 +35,11 @@ fn timeout(fields: &mut Fields<'_>, default: u64) -> Duration {
     Duration::from_millis(fields.millis("timeout", TIMEOUTS.0, TIMEOUTS.1).unwrap_or(default))
 }
 
+/// Whether whoever asks knows of positions that have no symbol.
+fn accepting(fields: &mut Fields<'_>, meta: RequestMeta) -> RequestMeta {
+    RequestMeta { accept_unmapped: fields.flag("acceptUnmapped").unwrap_or(false), ..meta }
+}
+
 /// The problem is known already when this stands in for a symbol.
 fn placeholder() -> Symbol {
     "X-X".parse().expect("a constant that follows the rule")
@@ -72,7 +77,7 @@ pub(crate) fn delta_control(body: &[u8], meta: RequestMeta) -> Result<DeltaContr
             )
             .unwrap_or_default(),
         subset: fields.flag("subset").unwrap_or(false),
-        meta,
+        meta: accepting(&mut fields, meta),
     };
     fields.finish()?;
     Ok(request)
@@ -108,7 +113,7 @@ pub(crate) fn hedge_execution(
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         pacing: pacing(&mut fields),
         dry_run: fields.flag("dryRun").unwrap_or(false),
-        meta,
+        meta: accepting(&mut fields, meta),
     };
     if request.pacing.longest() >= request.timeout {
         let text = format!(
@@ -151,7 +156,7 @@ pub(crate) fn flatten(body: &[u8], meta: RequestMeta) -> Result<Flatten, Problem
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         dry_run: fields.flag("dryRun").unwrap_or(false),
-        meta,
+        meta: accepting(&mut fields, meta),
     };
     fields.finish()?;
     Ok(request)
@@ -178,7 +183,7 @@ pub(crate) fn utilization_rebalance(
         max_slippage: slippage(&mut fields),
         timeout: timeout(&mut fields, DEFAULT_TIMEOUT_MS),
         dry_run: fields.flag("dryRun").unwrap_or(false),
-        meta,
+        meta: accepting(&mut fields, meta),
     };
     fields.finish()?;
     Ok(request)

@@ -1,5 +1,6 @@
 //! How an operation ends, and what it says of that.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_ports::{Failure, OperationKind, OperationState, Record};
@@ -352,7 +353,11 @@ impl Operation {
         } else if untouched && reasons().all(|reason| reason == RefusalReason::ProxyFailed) {
             failure(Code::ProxyFailed, text, "check the accounts' proxies, or name accounts elsewhere")
         } else {
-            failure(Code::HedgeFailed, text, "check margin and permissions of the accounts that refused")
+            let told: BTreeSet<&str> =
+                taking.iter().filter_map(|order| order.refusal.as_ref()?.remedy).collect();
+            let told = told.into_iter().collect::<Vec<_>>().join("; ");
+            let general = "check margin and permissions of the accounts that refused";
+            failure(Code::HedgeFailed, text, if told.is_empty() { general } else { &told })
         };
         failed.retry_after = retry_after;
         failed.details.insert("refusedLegs".to_owned(), refused);

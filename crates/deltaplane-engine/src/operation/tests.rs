@@ -241,7 +241,8 @@ impl Bench {
     }
 
     fn is_refused_for(&mut self, order: &ClientOrderId, reason: RefusalReason) {
-        let refusal = Refusal { reason, code: Some(-2019), text: "Margin is insufficient.".to_owned() };
+        let refusal =
+            Refusal { reason, code: Some(-2019), text: "Margin is insufficient.".to_owned(), remedy: None };
         self.step(Event::Submitted(order.clone(), SubmitOutcome::NotAccepted(refusal)));
     }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use deltaplane_net::Rows;
 use deltaplane_types::{Decimal, parse_exact};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
@@ -66,7 +67,7 @@ pub struct ServerTime {
 #[serde(rename_all = "camelCase")]
 pub struct ExchangeInfo {
     /// Every instrument.
-    pub symbols: Vec<SymbolInfo>,
+    pub symbols: Rows<SymbolInfo>,
     /// What an address and an account may ask.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
@@ -119,15 +120,18 @@ pub struct SymbolInfo {
     /// The name.
     pub symbol: String,
     /// `TRADING` or a state in which it is not traded.
-    pub status: String,
+    pub status: Option<String>,
     /// `PERPETUAL` or another kind.
-    #[serde(default)]
-    pub contract_type: String,
+    pub contract_type: Option<String>,
+    /// What it counts: `BTC`, `1000PEPE`.
+    pub base_asset: Option<String>,
+    /// What it is settled in.
+    pub margin_asset: Option<String>,
     /// When it is delivered, milliseconds: in 2100 where it is not.
     #[serde(default)]
     pub delivery_date: Option<i64>,
     /// The rules.
-    pub filters: Vec<Filter>,
+    pub filters: Option<Rows<Filter>>,
 }
 
 /// One rule; kinds that are not used are `Other`.
@@ -286,9 +290,9 @@ pub struct Account {
     pub available_balance: Number,
     /// Every asset.
     #[serde(default)]
-    pub assets: Vec<AssetBalance>,
+    pub assets: Rows<AssetBalance>,
     /// Held or ordered instruments.
-    pub positions: Vec<AccountPosition>,
+    pub positions: Rows<AccountPosition>,
 }
 
 /// One asset of `GET /fapi/v3/account`.

@@ -83,7 +83,7 @@ pub(super) fn symbol(config: &SymbolConfig) -> Value {
     let (tick, step) = (config.tick_size.0.to_string(), config.step_size.0.to_string());
     let (least, most) = (config.min_quantity.0.to_string(), config.market_max_quantity.0.to_string());
     json!({
-        "symbol": config.name, "pair": config.name, "contractType": "PERPETUAL", "deliveryDate": config.delivers_at.unwrap_or(4_133_404_800_000),
+        "symbol": config.name, "pair": config.name, "contractType": config.contract_type, "deliveryDate": config.delivers_at.unwrap_or(4_133_404_800_000),
         "onboardDate": 1_758_178_800_000_i64, "status": if config.is_trading { "TRADING" } else { "SETTLING" }, "maintMarginPercent": "12.5000",
         "requiredMarginPercent": "25.0000", "baseAsset": config.base, "quoteAsset": "USDT", "marginAsset": "USDT",
         "pricePrecision": config.tick_size.0.scale(), "quantityPrecision": config.step_size.0.scale(),

@@ -9,7 +9,7 @@ use super::typed::Field;
 use crate::binance::algo;
 use crate::binance::params::Params;
 use crate::binance::rest::{self as fapi, Security};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, OddList, OddRow};
 use crate::core::{Command, Event, NewOrder, Order, OrderKind, PositionSide, Reject, TimeInForce};
 use crate::sim::{Sim, lock};
 
@@ -112,7 +112,11 @@ pub(crate) fn find(method: &str, path: &str) -> Option<Endpoint> {
 }
 
 fn exchange_info(sim: &Sim, _: &Caller) -> Result<Value, Reject> {
-    let symbols = sim.with(|x| x.markets.values().map(|m| render::symbol(&m.config)).collect::<Vec<_>>());
+    let symbols = sim.with(|x| {
+        let mut rows = x.markets.values().map(|m| render::symbol(&m.config)).collect::<Vec<_>>();
+        OddRow::put(&x.odd_rows, OddList::Instruments, &mut rows);
+        rows
+    });
     let asset = |name: &str| json!({"asset": name, "marginAvailable": true, "autoAssetExchange": "0"});
     Ok(json!({
         "timezone": "UTC", "serverTime": sim.now(), "futuresType": "U_MARGINED", "rateLimits": fapi::rate_limits(),

@@ -3,7 +3,7 @@
 use deltaplane_types::{Decimal, Side};
 use serde_json::{Value, json};
 
-use crate::config::SymbolConfig;
+use crate::config::{OddList, OddRow, SymbolConfig};
 use crate::core::{
     Account, Exchange, ExpiryReason, HeldPosition, MarketState, Order, OrderKind, PositionSide, Status,
     TimeInForce, Trade,
@@ -323,6 +323,7 @@ pub(crate) fn account(exchange: &Exchange, account: &Account, now: i64, v2: bool
             positions.push(row);
         }
     }
+    OddRow::put(&exchange.odd_rows, OddList::Positions, &mut positions);
     let mut json = json!({
         "totalInitialMargin": text(initial + orders), "totalMaintMargin": text(maintenance),
         "totalWalletBalance": text(collateral), "totalUnrealizedProfit": text(unrealized),
@@ -349,7 +350,7 @@ pub(crate) fn symbol(config: &SymbolConfig) -> Value {
     let (tick, step) = (config.tick_size.0.to_string(), config.step_size.0.to_string());
     let (least, most) = (config.min_quantity.0.to_string(), config.market_max_quantity.0.to_string());
     json!({
-        "symbol": config.name, "pair": config.name, "contractType": "PERPETUAL", "deliveryDate": config.delivers_at.unwrap_or(4_133_404_800_000),
+        "symbol": config.name, "pair": config.name, "contractType": config.contract_type, "deliveryDate": config.delivers_at.unwrap_or(4_133_404_800_000),
         "onboardDate": 1_569_398_400_000_i64, "status": if config.is_trading { "TRADING" } else { "SETTLING" }, "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000", "baseAsset": config.base, "quoteAsset": "USDT", "marginAsset": "USDT",
         "pricePrecision": config.tick_size.0.scale(), "quantityPrecision": config.step_size.0.scale(),

@@ -14,6 +14,7 @@ use super::auth::{self, Raw};
 use super::limits;
 use super::params::Params;
 use super::render;
+use crate::config::{OddList, OddRow};
 use crate::core::{
     Account, Command, Event, Exchange, NewOrder, Order, OrderKind, PositionSide, Reject, TimeInForce,
 };
@@ -307,7 +308,11 @@ pub(crate) fn rate_limits() -> Vec<Value> {
 }
 
 fn exchange_info(sim: &Sim, _: &str, _: &Params) -> Result<Value, Reject> {
-    let symbols = sim.with(|x| x.markets.values().map(|m| render::symbol(&m.config)).collect::<Vec<_>>());
+    let symbols = sim.with(|x| {
+        let mut rows = x.markets.values().map(|m| render::symbol(&m.config)).collect::<Vec<_>>();
+        OddRow::put(&x.odd_rows, OddList::Instruments, &mut rows);
+        rows
+    });
     Ok(json!({
         "exchangeFilters": [], "rateLimits": rate_limits(), "serverTime": sim.now(), "timezone": "UTC",
         "assets": [{"asset": "USDT", "marginAvailable": true, "autoAssetExchange": "-10000"}], "symbols": symbols,

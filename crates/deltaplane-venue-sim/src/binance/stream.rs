@@ -128,6 +128,7 @@ pub(crate) async fn serve(sim: Arc<Sim>, mut socket: WebSocket, path: String, qu
 impl Session {
     fn read_path(&mut self, rest: &str, query: &str) {
         let rest = rest.strip_prefix("/ws").or_else(|| rest.strip_prefix("/stream")).unwrap_or(rest);
+        let rest = percent_decode_str(rest).decode_utf8_lossy();
         for name in rest.split('/').filter(|name| !name.is_empty()) {
             self.add(name);
         }

@@ -10,7 +10,7 @@ use super::order::{
     ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade, Trigger,
 };
 use super::rules::{Bracket, MarginTable, Rules, acceptable, check_quantity};
-use crate::config::{Exact, ExchangeConfig, SymbolConfig};
+use crate::config::{Exact, ExchangeConfig, OddRow, SymbolConfig};
 
 /// The market of one symbol.
 #[derive(Clone, Debug)]
@@ -269,6 +269,8 @@ pub struct Exchange {
     pub funding: Vec<(String, String, Decimal, i64)>,
     /// What an asset is worth as margin: bid and ask.
     pub asset_rates: BTreeMap<String, (Decimal, Decimal)>,
+    /// Rows as nobody expects them.
+    pub(crate) odd_rows: Vec<OddRow>,
     /// When an account's orders on a symbol are canceled.
     pub countdowns: BTreeMap<(String, String), i64>,
     /// Places in the queue for deleveraging by symbol, where they are not 1.
@@ -342,6 +344,7 @@ impl Exchange {
                 .iter()
                 .map(|(asset, [bid, ask])| (asset.clone(), (bid.0, ask.0)))
                 .collect(),
+            odd_rows: config.odd_rows.clone(),
             countdowns: BTreeMap::new(),
             adl_ranks: BTreeMap::new(),
             surplus: Decimal::ZERO,

@@ -118,7 +118,7 @@ pub(super) fn market(market: &MarketState) -> Value {
         "lot_size": dec(config.step_size.0), "max_leverage": config.max_leverage, "isolated_only": false,
         "min_order_size": dec(config.min_notional.0), "max_order_size": "5000000",
         "funding_rate": config.funding_rate.0.to_string(), "next_funding_rate": config.funding_rate.0.to_string(),
-        "created_at": 1_748_881_333_944_i64, "instrument_type": "perpetual", "base_asset": config.base,
+        "created_at": 1_748_881_333_944_i64, "instrument_type": config.contract_type.to_lowercase(), "base_asset": config.base,
     })
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::credits::Standing;
 use super::errors::Refused;
 use super::{auth, operations, render};
+use crate::config::{OddList, OddRow};
 use crate::core::{Account, Exchange};
 use crate::fault::{Answering, around};
 use crate::sim::{Sim, lock};
@@ -242,6 +243,7 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
         "/info" => {
             let mut rows: Vec<Value> = sim.with(|x| x.markets.values().map(render::market).collect());
             rows.push(render::spot_market());
+            sim.with(|x| OddRow::put(&x.odd_rows, OddList::Instruments, &mut rows));
             Ok(envelope(sim, rows.into()))
         }
         "/info/prices" => Ok(envelope(sim, sim.with(|x| render::prices(x, now)).into())),
@@ -265,7 +267,11 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
         "/account/settings" => settings(sim, query),
         "/positions" => {
             let li = sim.read_number();
-            let rows = of_account(sim, query, |x, holder| render::positions(x, holder, li, false))?;
+            let rows = of_account(sim, query, |x, holder| {
+                let mut rows = render::positions(x, holder, li, false);
+                OddRow::put(&x.odd_rows, OddList::Positions, &mut rows);
+                rows
+            })?;
             Ok(with_last_id(sim, rows.into()))
         }
         "/orders" => {
