@@ -226,7 +226,7 @@ async fn foreign_since(
         let names = gateway.fetch_order_names(symbol, from, Priority::Resolve).await?;
         for fill in &mut foreign {
             if let Some(order) = names.iter().find(|order| order.venue_order_id == fill.venue_order_id) {
-                fill.client_order_id.get_or_insert_with(|| order.client_order_id.clone());
+                fill.client_order_id = fill.client_order_id.take().or_else(|| order.client_order_id.clone());
                 fill.cause = if fill.cause == FillCause::Order { order.cause } else { fill.cause };
             }
         }

@@ -155,7 +155,7 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
                 return false;
             }
             Ok(names) => {
-                let ours = names.iter().filter_map(|name| config.id_key.read(&name.client_order_id));
+                let ours = names.iter().filter_map(|name| config.id_key.read(name.client_order_id.as_ref()?));
                 let lost = ours.filter(|parts| {
                     parts.instance == config.instance && parts.sequence >= core.known.next_sequence
                 });

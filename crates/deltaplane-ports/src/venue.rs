@@ -241,8 +241,8 @@ pub struct Capabilities {
 pub struct OrderName {
     /// The venue's own id.
     pub venue_order_id: VenueOrderId,
-    /// The client's name of it; the venue's where it closed a position by itself.
-    pub client_order_id: ClientOrderId,
+    /// The client's name of it, where it is one that we could have given: the venue's own names may be longer.
+    pub client_order_id: Option<ClientOrderId>,
     /// Why it exists, as far as the name tells: trades may tell more.
     pub cause: FillCause,
 }

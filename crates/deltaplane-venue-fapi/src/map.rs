@@ -6,8 +6,8 @@ use deltaplane_ports::{
 };
 use deltaplane_types::{
     AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
-    MarginBracket, MarginPrice, Notional, OrderStatus, Price, RangeError, Ratio, Side, Symbol, Timestamp,
-    parse_exact,
+    MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side, Symbol,
+    Timestamp, parse_exact,
 };
 
 use crate::wire::{
@@ -91,7 +91,7 @@ pub(crate) fn cause(client_id: &str) -> FillCause {
 pub(crate) fn order_name(order: &crate::wire::OrderName) -> Option<OrderName> {
     Some(OrderName {
         venue_order_id: venue_id(order.order_id).ok()?,
-        client_order_id: client_order_id(&order.client_order_id).ok()?,
+        client_order_id: client_order_id(&order.client_order_id).ok(),
         cause: cause(&order.client_order_id),
     })
 }
@@ -124,6 +124,22 @@ pub(crate) fn event_report(event: &OrderEvent, contract: &Contract) -> Result<Ex
         average_price: price_or_none(event.average_price, contract),
         venue_time: Timestamp::from_millis(event.time),
     })
+}
+
+/// What an order event leaves open.
+pub(crate) fn event_open(
+    event: &OrderEvent,
+    (symbol, contract): (Symbol, &Contract),
+) -> Result<OpenOrder, MapError> {
+    let status = OrderStatus::from(event.status);
+    let left = match event.quantity {
+        Some(quantity) if !status.is_terminal() => {
+            contract.base_quantity(quantity.0)?.saturating_minus(contract.base_quantity(event.filled.0)?)
+        }
+        _ => Quantity::ZERO,
+    };
+    let (venue_order_id, side) = (venue_id(event.i)?, event.side.into());
+    Ok(OpenOrder { symbol, venue_order_id, side, left, reduce_only: event.reduce_only })
 }
 
 /// The trade in an order event; none where it tells of none.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use deltaplane_net::{
     Backoff, Egress, ProofPart, ProofTimes, Received, Seldom, StreamProof, WebSocket, WebSocketError,
 };
-use deltaplane_ports::{AccountEvent, BalanceCause, OpenOrder, Priority, SymbolMap, WalletChange};
+use deltaplane_ports::{AccountEvent, BalanceCause, Priority, SymbolMap, WalletChange};
 use deltaplane_types::{AccountId, Decimal, Notional, Timestamp, is_money};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -196,22 +196,11 @@ fn decode(text: &str, account: &AccountId, symbols: &SymbolMap) -> Result<Vec<Ac
             if let Some(fill) = map::event_fill(&o, account, (&symbol, &contract))? {
                 told.push(AccountEvent::Fill(fill, order_of(o.time)));
             }
-            let report = map::event_report(&o, &contract)?;
-            let left = match o.quantity {
-                Some(quantity) if !report.status.is_terminal() => contract
-                    .base_quantity(quantity.0)
-                    .map_err(MapError::from)?
-                    .saturating_minus(report.filled),
-                _ => deltaplane_types::Quantity::ZERO,
-            };
-            told.push(AccountEvent::Open(OpenOrder {
-                symbol,
-                venue_order_id: report.venue_order_id.clone(),
-                side: o.side.into(),
-                left,
-                reduce_only: o.reduce_only,
-            }));
-            told.push(AccountEvent::Report(report));
+            told.push(AccountEvent::Open(map::event_open(&o, (symbol, &contract))?));
+            // What the venue or another program calls its orders may be no name that we could have given.
+            if map::client_order_id(&o.c).is_ok() {
+                told.push(AccountEvent::Report(map::event_report(&o, &contract)?));
+            }
         }
         "ACCOUNT_UPDATE" => {
             let update: AccountUpdate = serde_json::from_str(text)?;
@@ -279,7 +268,7 @@ fn order_of(time: i64) -> u64 {
 mod tests {
     use super::*;
     use deltaplane_ports::NameRule;
-    use deltaplane_types::{OrderStatus, Side};
+    use deltaplane_types::{FillCause, OrderStatus, Side};
 
     fn symbols() -> SymbolMap {
         SymbolMap::of_names(NameRule::BaseAndQuote, ["BTCUSDT"])
@@ -327,6 +316,17 @@ mod tests {
         }
         let told = events(r#"{"e":"ACCOUNT_CONFIG_UPDATE","E":1,"T":1,"ac":{"s":"BTCUSDT","l":25}}"#);
         assert_eq!(told, [AccountEvent::SettingsChanged]);
+    }
+
+    /// The venue's names of its own orders may be longer than ours can be: 40 characters.
+    #[test]
+    fn a_trade_of_the_venues_own_order_is_told() {
+        let told = events(
+            r#"{"e":"ORDER_TRADE_UPDATE","o":{"s":"BTCUSDT","c":"settlement_autoclose-1768962991505050083","S":"SELL","X":"FILLED","q":"0.2","i":7,"l":"0.2","z":"0.2","L":"66000","ap":"66000","T":5,"t":9}}"#,
+        );
+        let [AccountEvent::Fill(fill, 5), AccountEvent::Open(open)] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((fill.cause, fill.client_order_id.as_ref()), (FillCause::Settlement, None));
+        assert!(open.left.is_zero());
     }
 
     #[test]

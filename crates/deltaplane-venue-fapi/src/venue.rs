@@ -861,8 +861,10 @@ impl OrderGateway for FapiVenue {
     ) -> Result<Vec<ExecutionReport>, ReadError> {
         let contract = self.contract(symbol, priority).await?;
         let orders = self.rest.open_orders(&contract.name, priority).await?;
+        // What others call their orders may be no name that we could have given.
+        let orders = orders.iter().filter(|order| map::client_order_id(&order.client_order_id).is_ok());
         let reports: Result<Vec<ExecutionReport>, MapError> =
-            orders.iter().map(|order| map::report(order, &contract)).collect();
+            orders.map(|order| map::report(order, &contract)).collect();
         Ok(reports?)
     }
 

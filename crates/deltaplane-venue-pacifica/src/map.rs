@@ -24,27 +24,28 @@ pub(crate) enum MapError {
     Arithmetic(#[from] ArithmeticError),
     #[error("the id {0:?} is not legal")]
     Id(String),
+    #[error("an order of ours is in a state that is not known here")]
+    State,
 }
 
 /// The name of an order, where its client gave one. Why one exists is told by its trades.
 pub(crate) fn order_name(order: &PastOrder) -> Option<OrderName> {
     Some(OrderName {
         venue_order_id: id(order.order_id).ok()?,
-        client_order_id: order.client_order_id.as_ref()?.parse().ok()?,
+        client_order_id: Some(order.client_order_id.as_ref()?.parse().ok()?),
         cause: FillCause::Order,
     })
 }
 
-impl From<OrderState> for OrderStatus {
-    fn from(state: OrderState) -> Self {
-        match state {
-            OrderState::Open => Self::Open,
-            OrderState::PartiallyFilled => Self::PartiallyFilled,
-            OrderState::Filled => Self::Filled,
-            OrderState::Cancelled => Self::Canceled,
-            OrderState::Rejected => Self::Rejected,
-        }
-    }
+fn status(state: OrderState) -> Result<OrderStatus, MapError> {
+    Ok(match state {
+        OrderState::Open => OrderStatus::Open,
+        OrderState::PartiallyFilled => OrderStatus::PartiallyFilled,
+        OrderState::Filled => OrderStatus::Filled,
+        OrderState::Cancelled => OrderStatus::Canceled,
+        OrderState::Rejected => OrderStatus::Rejected,
+        OrderState::Unknown => return Err(MapError::State),
+    })
 }
 
 impl From<TradeSide> for Side {
@@ -97,7 +98,7 @@ pub(crate) fn update_report(
     Ok(Some(ExecutionReport {
         client_order_id,
         venue_order_id: id(update.i)?,
-        status: update.os.into(),
+        status: status(update.os)?,
         filled: contract.base_quantity(update.f.0)?,
         average_price: update.p.and_then(|price| contract.base_price(price.0).ok()),
         venue_time: Timestamp::from_millis(update.ut),
@@ -168,7 +169,7 @@ pub(crate) fn past_report(
     Ok(Some(ExecutionReport {
         client_order_id,
         venue_order_id: id(order.order_id)?,
-        status: order.order_status.into(),
+        status: status(order.order_status)?,
         filled: contract.base_quantity(order.filled_amount.0)?,
         average_price: order.average_filled_price.and_then(|price| contract.base_price(price.0).ok()),
         venue_time: Timestamp::from_millis(order.updated_at),
@@ -197,7 +198,8 @@ pub(crate) fn left_open(
 ) -> Result<deltaplane_ports::OpenOrder, MapError> {
     let quantity = |number: Number| contract.base_quantity(number.0);
     let left = quantity(update.a)?.saturating_minus(quantity(update.f)?);
-    let is_over = OrderStatus::from(update.os).is_terminal();
+    // What is not known to be over may still trade.
+    let is_over = status(update.os).is_ok_and(OrderStatus::is_terminal);
     Ok(deltaplane_ports::OpenOrder {
         symbol,
         venue_order_id: id(update.i)?,
@@ -309,4 +311,28 @@ pub(crate) fn listed(markets: &[Market]) -> Vec<ListedContract> {
 pub(crate) fn income(id: String, symbol: Symbol, kind: IncomeKind, amount: Decimal, at: i64) -> Income {
     let (amount, at) = (Notional::new(amount), Timestamp::from_millis(at));
     Income { id, symbol, kind, amount, asset: "USDC".to_owned(), at }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_ports::NameRule;
+
+    use super::*;
+
+    fn past(name: &str, state: &str) -> PastOrder {
+        let text = format!(
+            r#"{{"order_id":1,"client_order_id":{name},"symbol":"ETH","order_status":"{state}","filled_amount":"0","created_at":1,"updated_at":2}}"#
+        );
+        serde_json::from_str(&text).expect("a row")
+    }
+
+    /// A stop order of somebody else is `triggered`: it decides nothing. One of ours in such a state is an error.
+    #[test]
+    fn a_state_that_is_not_known_counts_where_the_order_is_ours() {
+        let contract = SymbolMap::contract_of_name(NameRule::BaseOnly, "ETH").expect("a contract");
+        assert_eq!(past_report(&past("null", "triggered"), &contract), Ok(None));
+        let ours = past(r#""6ba7b810-9dad-11d1-80b4-00c04fd430c8""#, "triggered");
+        assert_eq!(past_report(&ours, &contract), Err(MapError::State));
+        assert!(order_name(&ours).is_some());
+    }
 }

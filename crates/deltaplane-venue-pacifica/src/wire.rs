@@ -299,7 +299,7 @@ pub enum TradeSide {
     CloseShort,
 }
 
-/// States of an order. A new one is an error, not a guess.
+/// States of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderState {
@@ -313,6 +313,9 @@ pub enum OrderState {
     Cancelled,
     /// Refused after it was taken in.
     Rejected,
+    /// One that is not known here, as stop orders have: of an order of ours it is an error, not a guess.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why a trade happened; an unknown word is told as it is.

@@ -503,6 +503,7 @@ impl OrderGateway for InProcessVenue {
             let named = mine.filter_map(|order| {
                 let client_order_id = order.client_id.parse().ok()?;
                 let venue_order_id = order.id.to_string().parse().ok()?;
+                let client_order_id = Some(client_order_id);
                 Some(OrderName { venue_order_id, client_order_id, cause: FillCause::Order })
             });
             Ok(named.collect())
