@@ -198,6 +198,7 @@ pub async fn engine_through(
             symbols: SymbolMap::new(deltaplane_venue_binance::NAMES),
             receive_window: Duration::from_millis(1_500),
             proof_slack: Duration::from_millis(500),
+            proof_lag: Duration::from_millis(500),
             request_timeout: Duration::from_millis(1_000),
             egress: Egress::direct(),
             tables: None,

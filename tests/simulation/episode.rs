@@ -34,8 +34,9 @@ pub(crate) enum Mode {
 
 /// How long faults rage.
 const STORM_MS: i64 = 30_000;
-/// The longest validity window of these venues, its slack, and half a minute.
-const SETTLES_WITHIN_MS: i64 = 20_000 + 1_000 + 30_000;
+/// The longest validity window of these venues, its slack, looks over six lags with a stream that is proven for three, and
+/// half a minute.
+const SETTLES_WITHIN_MS: i64 = 20_000 + 1_000 + 60_000 + 30_000 + 30_000;
 
 /// What an episode came to.
 #[derive(Debug, Default)]

@@ -487,6 +487,7 @@ impl OrderGateway for SimAccount {
         VenueRules {
             validity_window: if fences { Duration::from_secs(20) } else { Duration::from_secs(3) },
             proof_slack: Duration::from_secs(1),
+            proof_lag: Duration::from_secs(10),
             fences,
             counts_down: !fences,
         }

@@ -22,7 +22,7 @@ fn configure(folder: &Path, exchanges: &[Running]) {
         let (name, rest, ws) = (place.name, running.rest(), running.ws());
         write!(
             text,
-            "[[exchange]]\nid = \"{name}\"\nkind = \"binance\"\nrest_url = \"{rest}\"\nstream_url = \"{ws}\"\n\
+            "[[exchange]]\nid = \"{name}\"\nkind = \"binance\"\nrest_url = \"{rest}\"\nstream_url = \"{ws}\"\nproof_lag_ms = 1000\n\
              [[account]]\nid = \"{name}\"\nexchange = \"{name}\"\napi_key_env = \"KEY_{name}\"\nsecret_env = \"SECRET_{name}\"\n"
         )
         .unwrap();

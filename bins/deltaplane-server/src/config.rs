@@ -198,6 +198,7 @@ struct FileExchange {
     api_config_key_env: Option<Spanned<String>>,
     api_config_key_file: Option<Spanned<PathBuf>>,
     receive_window_ms: Option<Spanned<u64>>,
+    proof_lag_ms: Option<Spanned<u64>>,
     request_timeout_ms: Option<Spanned<u64>>,
     #[serde(default)]
     proxies: Vec<Spanned<String>>,
@@ -403,6 +404,8 @@ pub struct Exchange {
     pub api_config_key: Option<SecretString>,
     /// Validity window of orders.
     pub receive_window: Duration,
+    /// How far two looks must be apart that prove that an order does not exist.
+    pub proof_lag: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
     /// Where its feed and those of its accounts leave from that have no proxies of their own.
@@ -996,6 +999,12 @@ impl Config {
                 rest_url: places.url("exchange.rest_url", &exchange.rest_url, "http", rest_path)?,
                 stream_url: places.url("exchange.stream_url", &exchange.stream_url, "ws", stream_path)?,
                 symbols,
+                proof_lag: places.millis(
+                    "proof_lag_ms",
+                    exchange.proof_lag_ms.as_ref(),
+                    10_000,
+                    (1_000, 60_000),
+                )?,
                 receive_window: places.millis(
                     "receive_window_ms",
                     exchange.receive_window_ms.as_ref(),

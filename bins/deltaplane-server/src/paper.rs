@@ -134,6 +134,8 @@ pub(crate) async fn start(
             network: Network::Main,
             api_config_key: None,
             receive_window: Duration::from_secs(3),
+            // The simulated exchanges show in reads within 0.3 s what happened.
+            proof_lag: Duration::from_secs(1),
             request_timeout: Duration::from_secs(5),
             pool: Pool::default(),
         });

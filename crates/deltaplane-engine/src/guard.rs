@@ -185,6 +185,7 @@ mod tests {
         gateway.expect_rules().returning(move || VenueRules {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
+            proof_lag: Duration::from_secs(10),
             fences: false,
             counts_down,
         });

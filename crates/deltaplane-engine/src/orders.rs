@@ -29,6 +29,22 @@ const STREAM_TELLS_WITHIN: Duration = Duration::from_secs(1);
 /// How often the trades of an ended order are asked for, ever more seldom: some ten minutes.
 const TRADES_ASKED: usize = 24;
 
+/// Looks over so many lags decide without a stream that is proven since before the order was sent, where it is proven for
+/// so many now.
+const LONG_LOOKS: u32 = 6;
+const LONG_PROOF: u32 = 3;
+
+/// What a look for an order tells beside that it is not there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// When it began.
+    pub(crate) began: Timestamp,
+    /// Since when the account's stream is proven without a gap, at the end of the look.
+    pub(crate) proven_since: Option<Timestamp>,
+    /// The same answers have an event of the account from after the order's window.
+    pub(crate) has_newer_events: bool,
+}
+
 /// How far an order's fate is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -68,6 +84,8 @@ pub(crate) struct TrackedOrder {
     pub(crate) next_check: Option<Timestamp>,
     pub(crate) check_in_flight: bool,
     pub(crate) proofs_failed: u32,
+    /// When the first of the newest looks began that all found nothing, and how many there were.
+    looked: Option<(Timestamp, u32)>,
     /// When an order that may rest is canceled, again and again until its end is known.
     pub(crate) cancel_at: Option<Timestamp>,
     /// How often it was tried to cancel it.
@@ -114,6 +132,7 @@ impl TrackedOrder {
             next_check: None,
             check_in_flight: false,
             proofs_failed: 0,
+            looked: None,
             cancel_at: None,
             cancels: 0,
             canceled_at: None,
@@ -369,6 +388,49 @@ impl TrackedOrder {
         self.fate == Fate::Unknown && self.fenced == Fence::NotTried && self.asked > 0
     }
 
+    /// Whether the venue told of it: then it does not end by absence.
+    pub(crate) fn was_acknowledged(&self) -> bool {
+        self.fate == Fate::Accepted || self.venue_order_id.is_some()
+    }
+
+    /// Takes a look that found nothing of it; gives whether that is enough to say that it never came to be.
+    ///
+    /// One look decides after its place at the venue was taken. Else two are needed, a lag apart, with a stream that is
+    /// proven since before it was sent, or an event of the account from after its window in the same answers; or looks
+    /// over six lags, with a stream that is proven for three.
+    pub(crate) fn on_nothing_found(&mut self, look: &Look, lag: Duration) -> bool {
+        let (first, count) = self.looked.map_or((look.began, 1), |(first, n)| (first, n.saturating_add(1)));
+        self.looked = Some((first, count));
+        if self.is_burned() {
+            return true;
+        }
+        let over = look.began.since(first);
+        let is_proven_for = |time| look.proven_since.is_some_and(|since| since <= look.began.before(time));
+        let was_streamed = look.proven_since.is_some_and(|since| since <= self.sent_at);
+        (count >= 2 && over >= lag && (was_streamed || look.has_newer_events))
+            || (count >= 4
+                && over >= lag.saturating_mul(LONG_LOOKS)
+                && is_proven_for(lag.saturating_mul(LONG_PROOF)))
+    }
+
+    /// Whether it was looked for so long and so often that only a person can tell what became of it: the venue told of it
+    /// once and does not show it.
+    pub(crate) fn is_missing(&mut self, now: Timestamp, lag: Duration) -> bool {
+        let (first, count) = self.looked.map_or((now, 1), |(first, n)| (first, n.saturating_add(1)));
+        self.looked = Some((first, count));
+        count >= 4 && now.since(first) >= lag.saturating_mul(LONG_LOOKS)
+    }
+
+    /// What was seen says that looks before it proved nothing.
+    pub(crate) fn on_something_found(&mut self) {
+        self.looked = None;
+    }
+
+    /// When it is looked for again where looks did not decide.
+    pub(crate) fn look_again_at(&mut self, at: Timestamp) {
+        self.next_check = Some(at);
+    }
+
     /// Takes what came of that.
     pub(crate) fn on_fenced(&mut self, outcome: &FenceOutcome, now: Timestamp) {
         self.fenced = match outcome {
@@ -547,6 +609,80 @@ mod tests {
             leg: 0,
             order,
         }
+    }
+
+    const LAG: Duration = Duration::from_secs(10);
+
+    /// Looks of an order that was sent at 0, at these seconds, with a stream that is proven since then.
+    fn looks(order: &mut TrackedOrder, seconds: &[i64], proven_since: Option<i64>) -> Vec<bool> {
+        let look = |second: &i64| {
+            let (began, since) = (Timestamp::from_millis(second * 1_000), proven_since);
+            let proven_since = since.map(|second| Timestamp::from_millis(second * 1_000));
+            order.on_nothing_found(&Look { began, proven_since, has_newer_events: false }, LAG)
+        };
+        seconds.iter().map(look).collect()
+    }
+
+    fn sent() -> TrackedOrder {
+        TrackedOrder::new(intent(TimeInForce::ImmediateOrCancel, 3_000), None, Timestamp::default())
+    }
+
+    #[test]
+    fn two_looks_a_lag_apart_prove_absence_where_the_stream_was_proven_all_the_time() {
+        assert_eq!(looks(&mut sent(), &[5, 9, 14, 15], Some(0)), [false, false, false, true]);
+        let mut order = sent();
+        assert_eq!(looks(&mut order, &[5], Some(0)), [false]);
+        order.on_something_found();
+        assert_eq!(
+            looks(&mut order, &[15, 25], Some(0)),
+            [false, true],
+            "what was seen counts the looks anew"
+        );
+    }
+
+    #[test]
+    fn without_a_stream_from_before_the_sending_looks_go_on_for_six_lags() {
+        let seconds = [5, 15, 35, 55, 64, 65];
+        assert_eq!(looks(&mut sent(), &seconds, Some(1)), [false, false, false, false, false, true]);
+        assert_eq!(looks(&mut sent(), &seconds, Some(36)), [false; 6], "it is proven for 29 s only");
+        assert_eq!(looks(&mut sent(), &[5, 35, 65], Some(1)), [false; 3], "three looks");
+        assert_eq!(looks(&mut sent(), &[5, 15, 35, 55, 65, 600], None), [false; 6], "no stream");
+        let mut order = sent();
+        let look = |second: i64| Look {
+            began: Timestamp::from_millis(second * 1_000),
+            proven_since: None,
+            has_newer_events: true,
+        };
+        assert!(!order.on_nothing_found(&look(5), LAG));
+        assert!(order.on_nothing_found(&look(15), LAG), "the same answers have what came after it");
+    }
+
+    #[test]
+    fn one_look_decides_after_its_place_was_taken() {
+        let mut order = sent();
+        order.on_fenced(&FenceOutcome::Burned, Timestamp::from_millis(1_000));
+        assert_eq!(looks(&mut order, &[7], None), [true]);
+    }
+
+    /// The venue took it in: that it is not shown any more proves nothing, and after a minute a person must look.
+    #[test]
+    fn an_order_that_was_acknowledged_does_not_end_by_absence() {
+        let mut order = sent();
+        assert!(!order.was_acknowledged());
+        let report = ExecutionReport {
+            client_order_id: "order-1".parse().unwrap(),
+            venue_order_id: "7".parse().unwrap(),
+            status: OrderStatus::Open,
+            filled: Quantity::ZERO,
+            average_price: None,
+            venue_time: Timestamp::default(),
+        };
+        order.on_report(&report, Evidence::PlacementAnswer, Timestamp::default());
+        assert!(order.was_acknowledged());
+        let missing: Vec<bool> = [5, 15, 35, 64, 65]
+            .map(|second| order.is_missing(Timestamp::from_millis(second * 1_000), LAG))
+            .into();
+        assert_eq!(missing, [false, false, false, false, true]);
     }
 
     /// What rests leaves no trace: its absence is proven from the moment on at which the venue had nothing to cancel.

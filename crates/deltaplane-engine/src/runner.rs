@@ -13,7 +13,7 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
-    AccountId, ClientOrderId, Fill, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    AccountId, ClientOrderId, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -29,7 +29,7 @@ use crate::groups::Exposures;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
 use crate::losses::Losses;
-use crate::operation::{Draft, Effect, Event, Operation, Pause};
+use crate::operation::{Draft, Effect, Event, Operation, Pause, Sought};
 use crate::policies::Policies;
 use crate::reconcile::{self, Ledger};
 use crate::risks::RiskBoard;
@@ -539,12 +539,18 @@ impl Shell {
         let Some(keeper) = self.shared.eyes.accounts.get(&intent.order.account).cloned() else { return };
         let since = search_start(operation.sent_at(&id).unwrap_or_default());
         let asking = asking(operation);
+        let began = self.shared.eyes.clock.now();
         self.work.push(Box::pin(async move {
-            let answers: Result<(OrderSighting, Vec<Fill>, _), ReadError> = async {
-                let sighting = gateway.fetch_order(&id, &symbol, since, asking).await?;
+            let answers: Result<Sought, ReadError> = async {
+                let mut sighting = gateway.fetch_order(&id, &symbol, since, asking).await?;
+                let open = gateway.fetch_open_orders(&symbol, asking).await?;
+                if let Some(report) = open.into_iter().find(|report| report.client_order_id == id) {
+                    sighting = OrderSighting::Found(report);
+                }
                 let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
                 let position = keeper.refresh(asking).await?.position(&symbol);
-                Ok((sighting, fills, position))
+                let proven_since = keeper.reader.stream().proven_since;
+                Ok(Sought { began, sighting, fills, position, proven_since })
             }
             .await;
             Done::Event(Event::Proof(id, answers))

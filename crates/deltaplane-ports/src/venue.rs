@@ -252,8 +252,10 @@ pub struct OrderName {
 pub struct VenueRules {
     /// How long after signing the venue may still take an order in.
     pub validity_window: Duration,
-    /// How long after that window absence is trusted.
+    /// How long after that window an order is looked for before its absence says anything.
     pub proof_slack: Duration,
+    /// How far two looks must be apart that prove absence: the venue's reads lag behind its matching by less.
+    pub proof_lag: Duration,
     /// Whether [`OrderGateway::fence`] can settle an order before its window has passed.
     pub fences: bool,
     /// Whether the venue cancels an account's orders by itself when it is not told otherwise in time: see

@@ -28,6 +28,8 @@ pub struct FapiConfig {
     pub receive_window: Duration,
     /// How long after that window absence is trusted.
     pub proof_slack: Duration,
+    /// How far two looks must be apart that prove that an order does not exist.
+    pub proof_lag: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
     /// Where its streams leave from; the transport has its own.

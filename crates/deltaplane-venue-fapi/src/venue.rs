@@ -872,6 +872,7 @@ impl OrderGateway for FapiVenue {
         VenueRules {
             validity_window: self.validity(),
             proof_slack: self.config.proof_slack,
+            proof_lag: self.config.proof_lag,
             fences: self.rest.dialect.paths.noop.is_some() && self.has_fixed_validity(),
             counts_down: true,
         }

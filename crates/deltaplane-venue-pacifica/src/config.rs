@@ -32,6 +32,8 @@ pub struct PacificaConfig {
     pub expiry_window: Duration,
     /// How long after that window absence is trusted: the venue holds some orders back for a moment.
     pub proof_slack: Duration,
+    /// How far two looks must be apart that prove that an order does not exist.
+    pub proof_lag: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
     /// Where its streams leave from; the transport has its own.

@@ -1024,6 +1024,7 @@ impl OrderGateway for PacificaVenue {
             validity_window: self.config.expiry_window,
             // The venue's time may be wrong by what signing allows, and the venue holds orders back.
             proof_slack: self.config.proof_slack + rest::CLOCK_UNCERTAINTY + SPEED_BUMP,
+            proof_lag: self.config.proof_lag,
             fences: false,
             counts_down: false,
         }

@@ -538,6 +538,7 @@ impl OrderGateway for InProcessVenue {
         VenueRules {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
+            proof_lag: Duration::from_secs(1),
             fences: false,
             counts_down: true,
         }

@@ -10,8 +10,11 @@ use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, SubmitOutcome, Timestamp,
 };
 
-use super::{CLOCK_MARGIN, Effect, MAX_FAILED_PROOFS, Operation};
-use crate::orders::{Fate, TrackedOrder};
+use super::{CLOCK_MARGIN, Effect, MAX_FAILED_PROOFS, Operation, Sought};
+use crate::orders::{Fate, Look, TrackedOrder};
+
+/// How far looks are apart where a venue's rules are not known.
+const PROOF_LAG: Duration = Duration::from_secs(10);
 
 impl Operation {
     pub(super) fn record_outcome(&mut self, id: &ClientOrderId, outcome: OutcomeRecord, now: Timestamp) {
@@ -87,10 +90,8 @@ impl Operation {
     ) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
-        let slack = self
-            .rules
-            .get(&order.intent.order.account)
-            .map_or(Duration::from_secs(10), |rules| rules.proof_slack);
+        let rules = self.rules.get(&order.intent.order.account);
+        let (slack, lag) = rules.map_or((PROOF_LAG, PROOF_LAG), |rules| (rules.proof_slack, rules.proof_lag));
         match result {
             Ok(OrderSighting::Found(report)) => {
                 let ended = matches!(order.fate, Fate::Ended(_));
@@ -101,6 +102,15 @@ impl Operation {
             }
             _ if matches!(order.fate, Fate::Ended(_)) => order.on_trades_read(now),
             Ok(OrderSighting::NotFound) if order.may_be_hidden() => order.on_not_found(now),
+            Ok(OrderSighting::NotFound) if order.was_acknowledged() => {
+                order.on_not_found(now);
+                if now >= order.provable_at(slack) && order.is_missing(now, lag) {
+                    let text = "the venue took it in and does not show it any more".to_owned();
+                    if let Some(outcome) = order.freeze(text) {
+                        self.record_outcome(id, outcome, now);
+                    }
+                }
+            }
             Ok(OrderSighting::NotFound) if now >= order.provable_at(slack) => {
                 order.check_in_flight = true;
                 effects.push(Effect::Prove(id.clone()));
@@ -158,21 +168,26 @@ impl Operation {
         }
     }
 
-    pub(super) fn on_proof(
-        &mut self,
-        id: &ClientOrderId,
-        result: Result<(OrderSighting, Vec<Fill>, Delta), ReadError>,
-        now: Timestamp,
-    ) {
+    pub(super) fn on_proof(&mut self, id: &ClientOrderId, result: Result<Sought, ReadError>, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
-        if !matches!(order.fate, Fate::Unknown | Fate::InFlight | Fate::Accepted) {
+        if !matches!(order.fate, Fate::Unknown | Fate::InFlight) || order.was_acknowledged() {
+            // Meanwhile the venue told of it: that decides.
+            order.next_check = order.next_check.or((!order.is_settled()).then_some(now));
             return;
         }
-        let Ok((sighting, fills, position)) = result else { return order.on_not_found(now) };
+        let Ok(Sought { began, sighting, fills, position, proven_since }) = result else {
+            return order.on_not_found(now);
+        };
         if let OrderSighting::Found(report) = sighting {
+            order.on_something_found();
             return self.on_report(&report, Evidence::OrderQuery, now);
         }
+        let rules = self.rules.get(&order.intent.order.account);
+        let (slack, lag) = rules.map_or((PROOF_LAG, PROOF_LAG), |rules| (rules.proof_slack, rules.proof_lag));
+        let closed = order.provable_at(slack).after(CLOCK_MARGIN);
+        let has_newer_events = fills.iter().any(|fill| fill.venue_time > closed);
+        let look = Look { began, proven_since, has_newer_events };
         let (account, side, since) =
             (order.intent.order.account.clone(), order.intent.order.side, order.sent_at);
         // Another account's trades may have the same numbers.
@@ -197,6 +212,12 @@ impl Operation {
         let moved = expected.is_some_and(|expected| expected != position);
         let Some(order) = self.orders.get_mut(id) else { return };
         if stray == 0 && !moved {
+            if !order.on_nothing_found(&look, lag) {
+                order.on_not_found(now);
+                // What is read may lag behind what happened.
+                order.look_again_at(began.after(lag).max(now.after(Duration::from_millis(50))));
+                return;
+            }
             let reason = "it cannot be taken in any more, the order is not found, no trade exists and the position is as expected";
             let evidence = if order.is_burned() { Evidence::Fence } else { Evidence::ExpiryProof };
             let outcome = order.not_accepted(evidence, reason.to_owned());
@@ -204,6 +225,7 @@ impl Operation {
             return;
         }
         order.proofs_failed += 1;
+        order.on_something_found();
         order.on_not_found(now);
         if order.proofs_failed >= MAX_FAILED_PROOFS {
             let text = format!(

@@ -76,6 +76,21 @@ pub struct KnownOperation {
     pub kind: Option<OperationKind>,
 }
 
+/// What a venue answered when an order was looked for that may not exist.
+#[derive(Debug)]
+pub struct Sought {
+    /// When the first question was sent.
+    pub began: Timestamp,
+    /// The order, among all orders and among those that are open.
+    pub sighting: OrderSighting,
+    /// Trades of the account in the symbol since a little before it was sent.
+    pub fills: Vec<Fill>,
+    /// The account's position in the symbol.
+    pub position: Delta,
+    /// Since when the account's stream is proven without a gap, when all was answered.
+    pub proven_since: Option<Timestamp>,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -99,8 +114,8 @@ pub enum Event {
     Canceled(ClientOrderId, CancelOutcome),
     /// The attempt to take an order's place at the venue was answered.
     Fenced(ClientOrderId, FenceOutcome),
-    /// The three questions of an absence proof were answered: order, trades since, position.
-    Proof(ClientOrderId, Result<(OrderSighting, Vec<Fill>, Delta), ReadError>),
+    /// A look for an order that may not exist was answered.
+    Proof(ClientOrderId, Result<Sought, ReadError>),
     /// A person said what became of an order in doubt: that, and who says so.
     Decided(ClientOrderId, Settlement, String),
     /// Something more urgent needs its accounts, which is this: it ends with its next slice.
@@ -142,7 +157,7 @@ pub enum Effect {
     Fence(ClientOrderId),
     /// Read the trades since an order was sent.
     ReadTrades(ClientOrderId),
-    /// Ask the three questions of an absence proof.
+    /// Look for an order that may not exist: ask for it, for open orders, trades and the position.
     Prove(ClientOrderId),
     /// Append these records; nothing waits for it.
     Record(Vec<Record>),

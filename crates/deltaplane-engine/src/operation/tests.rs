@@ -12,7 +12,7 @@ use deltaplane_types::{
     Timestamp, TradingState,
 };
 
-use super::{Draft, Effect, Event, Operation};
+use super::{Draft, Effect, Event, Operation, Sought};
 use crate::config::EngineConfig;
 use crate::control::{self, Goal, Round, Spec, Terms, Verdict};
 use crate::ids::IdKey;
@@ -138,6 +138,7 @@ impl Bench {
         let rules = VenueRules {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
+            proof_lag: Duration::from_secs(10),
             fences: false,
             counts_down: false,
         };
@@ -234,6 +235,18 @@ impl Bench {
             cause: FillCause::Order,
             venue_time: self.now,
         }));
+    }
+
+    /// An order is looked for and not found; the stream is proven all the time.
+    fn looks(&mut self, order: &ClientOrderId, fills: Vec<Fill>, position: &str) {
+        let sought = Sought {
+            began: self.now,
+            sighting: deltaplane_ports::OrderSighting::NotFound,
+            fills,
+            position: delta(position),
+            proven_since: Some(Timestamp::default()),
+        };
+        self.step(Event::Proof(order.clone(), Ok(sought)));
     }
 
     fn is_refused(&mut self, order: &ClientOrderId) {
@@ -348,14 +361,14 @@ fn a_trade_of_another_account_with_the_same_number_explains_no_order() {
         cause: FillCause::Order,
         venue_time: bench.now,
     };
-    let proof = (deltaplane_ports::OrderSighting::NotFound, vec![hidden], delta("9"));
-    bench.step(Event::Proof(first[0].1.clone(), Ok(proof)));
+    bench.looks(&first[0].1, vec![hidden], "9");
     let report = bench.operation.report(bench.now);
     let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
     assert_eq!(order.state, "unknown", "{order:?}");
     // Without that trade everything is as it would be had the order never arrived.
-    let proof = (deltaplane_ports::OrderSighting::NotFound, Vec::new(), delta("9"));
-    bench.step(Event::Proof(first[0].1.clone(), Ok(proof)));
+    bench.looks(&first[0].1, Vec::new(), "9");
+    bench.now = bench.now.after(Duration::from_secs(10));
+    bench.looks(&first[0].1, Vec::new(), "9");
     let report = bench.operation.report(bench.now);
     let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
     assert_eq!(order.state, "notAccepted", "{order:?}");
