@@ -380,6 +380,37 @@ async fn hostile_connections_are_cut_off_and_harm_nobody() {
     assert_eq!(server.get("/healthz").await.0, 200);
 }
 
+/// More clients than there are places keep their connections open, as pollers and dashboards do: whoever comes next is
+/// answered, and the control listener knows nothing of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_kept_open_keep_nobody_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = format!("127.0.0.1:{}", free_port());
+    let server = Server::start_with(folder.path(), &["--control-listen", &control], &[]).await;
+    let mut kept = Vec::new();
+    for _ in 0..1_100 {
+        let mut socket = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+        socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = [0; 512];
+        let length = socket.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "{}", kept.len());
+        kept.push(socket);
+    }
+    assert_eq!(server.get("/healthz").await.0, 200);
+    let ask = |method: reqwest::Method, path: &str, body: &'static str| {
+        let request = server.client.request(method, format!("http://{control}{path}"));
+        request.header(CONTENT_TYPE, "application/json").body(body).send()
+    };
+    assert_eq!(ask(reqwest::Method::GET, "/readyz", "").await.unwrap().status(), 200);
+    let engaged = r#"{"engaged": true, "reason": "too many clients"}"#;
+    let answer = ask(reqwest::Method::POST, "/api/v1/system/kill-switch", engaged).await.unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+    let (_, status) = server.get("/api/v1/system/status").await;
+    assert_eq!(status["tradingState"]["killSwitchReason"], "too many clients", "{status}");
+    let answer = ask(reqwest::Method::GET, "/api/v1/portfolio", "").await.unwrap();
+    assert_eq!(answer.status(), 404, "it serves what protects, and nothing else");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_async_request_is_accepted_and_can_be_looked_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -421,6 +452,10 @@ async fn what_keeps_the_server_from_starting_is_said_clearly() {
     let address = taken.local_addr().unwrap().to_string();
     assert!(refused(path, &["--listen", &address], &[]).contains("cannot listen on"));
     assert!(refused(path, &["--listen", "0.0.0.0:0"], &[]).contains("is not a loopback address"));
+    let text = refused(path, &["--listen", "127.0.0.1:0", "--control-listen", "0.0.0.0:0"], &[]);
+    assert!(text.contains("--control-listen: 0.0.0.0:0 is not a loopback address"), "{text}");
+    let text = refused(path, &["--listen", "127.0.0.1:0", "--control-listen", &address], &[]);
+    assert!(text.contains("or choose another with --control-listen"), "{text}");
     assert!(refused(path, &with("missing.toml"), &[]).contains("cannot read missing.toml"));
     write("typo.toml", "\nmoode = \"paper\"\n");
     let text = refused(path, &with("typo.toml"), &[]);

@@ -37,6 +37,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Where the API listens, before what the file says.
     pub listen: Option<SocketAddr>,
+    /// Where health, kill switch, flatten and stop listen beside it.
+    pub control_listen: Option<SocketAddr>,
     /// Where the journal is, before what the file says.
     pub data_dir: Option<PathBuf>,
     /// Paper mode replays this instead of a synthetic market.
@@ -78,6 +80,50 @@ impl Drop for Thread {
     }
 }
 
+/// The listener for what must be reachable whatever else is asked.
+struct Control {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Control {
+    async fn bind(listen: SocketAddr) -> Result<Self> {
+        check_loopback("--control-listen", listen)?;
+        let listener = TcpListener::bind(listen).await.with_context(|| {
+            format!("cannot listen on {listen}; stop what uses it, or choose another with --control-listen")
+        })?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Serves on a thread of its own until that is dropped.
+    fn serve(self, state: Arc<ApiState>) -> Result<Thread> {
+        let thread = Thread::start("control")?;
+        let listener = self.listener.into_std()?;
+        // Nobody may be reading.
+        let _ = writeln!(std::io::stdout(), "  control  http://{}", self.address);
+        thread.handle.spawn(async move {
+            let listener = match TcpListener::from_std(listener) {
+                Ok(listener) => listener,
+                Err(error) => return tracing::error!(%error, "the control listener cannot be used"),
+            };
+            let router = deltaplane_api::control_router(state);
+            let limits = ServerLimits { requests: 64, connections: 64, ..ServerLimits::default() };
+            deltaplane_api::serve(listener, router, limits, std::future::pending()).await;
+        });
+        Ok(thread)
+    }
+}
+
+fn check_loopback(option: &str, address: SocketAddr) -> Result<()> {
+    if !address.ip().is_loopback() {
+        bail!(
+            "{option}: {address} is not a loopback address: this server speaks plain HTTP; put a TLS proxy in front of a loopback address"
+        );
+    }
+    Ok(())
+}
+
 /// Runs the server until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -98,6 +144,10 @@ pub async fn run(options: Options) -> Result<()> {
         format!("cannot listen on {listen}; stop what uses it, or choose another with --listen")
     })?;
     let address = listener.local_addr()?;
+    let control = match options.control_listen {
+        Some(listen) => Some(Control::bind(listen).await?),
+        None => None,
+    };
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
     let store = Arc::new(SqliteStore::open_accepting(&data_dir, options.accept_quarantine)?);
     let mut exchanges_thread = None;
@@ -144,6 +194,10 @@ pub async fn run(options: Options) -> Result<()> {
     wait_until_ready(&engine).await;
     // Nobody may be reading.
     let _ = announce(mode, address, &data_dir, &engine, &paper_exchanges, primary_symbol.as_str()).await;
+    let _control = match control {
+        Some(control) => Some(control.serve(state.clone())?),
+        None => None,
+    };
     deltaplane_api::serve(listener, deltaplane_api::router(state), ServerLimits::default(), stop_signal())
         .await;
     tracing::info!("stopping: running operations are finished first");
@@ -236,11 +290,7 @@ fn api_key(mode: Mode) -> Result<Option<ApiKey>> {
 fn listen_address(config: &Config, options: &Options) -> Result<SocketAddr> {
     let configured = config.listen.as_deref().map(str::parse).transpose()?;
     let address = options.listen.or(configured).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 3_000)));
-    if !address.ip().is_loopback() {
-        bail!(
-            "{address} is not a loopback address: this server speaks plain HTTP; put a TLS proxy in front of a loopback address"
-        );
-    }
+    check_loopback("listen", address)?;
     Ok(address)
 }
 

@@ -18,6 +18,9 @@ struct Arguments {
     /// Address of the API; loopback only.
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// Address of a second listener for health, kill switch, flatten and stop alone, on a thread of its own; loopback only.
+    #[arg(long)]
+    control_listen: Option<SocketAddr>,
     /// Folder of the journal.
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -38,11 +41,27 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Arguments { config, listen, data_dir, market_recording, paper_latency, live, accept_quarantine } =
-        Arguments::parse();
+    let Arguments {
+        config,
+        listen,
+        control_listen,
+        data_dir,
+        market_recording,
+        paper_latency,
+        live,
+        accept_quarantine,
+    } = Arguments::parse();
     let paper_latency = paper_latency.map(|millis| Duration::from_millis(millis.into()));
-    let options =
-        Options { config, listen, data_dir, market_recording, paper_latency, live, accept_quarantine };
+    let options = Options {
+        config,
+        listen,
+        control_listen,
+        data_dir,
+        market_recording,
+        paper_latency,
+        live,
+        accept_quarantine,
+    };
     match deltaplane_server::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -44,6 +44,6 @@ mod wire;
 pub use deltaplane_ports::ControlPlane;
 pub use guard::auth::{ApiKey, ApiKeyError};
 pub use prepared::Prepared;
-pub use router::router;
+pub use router::{control_router, router};
 pub use server::{ServerLimits, serve};
 pub use state::{ApiState, Traffic, Vitals};

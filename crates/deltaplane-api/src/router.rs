@@ -60,6 +60,22 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .with_state(state)
 }
 
+/// What must be reachable whatever else is asked, for a listener of its own: health, the kill switch, flatten and stop.
+pub fn control_router(state: Arc<ApiState>) -> Router {
+    let guarded = Router::new()
+        .route("/api/v1/delta/flatten", post(handlers::flatten))
+        .route("/api/v1/system/kill-switch", post(handlers::kill_switch))
+        .route("/api/v1/system/stop", post(handlers::system_stop))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(state.clone(), guard));
+    Router::new()
+        .route("/healthz", get(handlers::healthz))
+        .route("/readyz", get(handlers::readyz))
+        .merge(guarded)
+        .with_state(state)
+}
+
 async fn no_such_path(request: Request) -> Response<Body> {
     let path: String = request.uri().path().chars().take(200).collect();
     let failed =
