@@ -178,9 +178,16 @@ async fn a_dated_future_counts_and_the_perpetual_is_traded() {
     let bitcoin = view.symbols.iter().find(|shown| shown.symbol == btc()).unwrap();
     assert_eq!(bitcoin.net, delta("0.25"));
     assert!(view.symbols.iter().all(|shown| !shown.symbol.is_dated()), "{:?}", view.symbols);
-    assert_eq!(control(&world, &btc(), "0", false).await.failure, None);
+    let report = control(&world, &btc(), "0", false).await;
+    assert_eq!(report.failure, None);
+    let told = "account long holds 0.5 of BTC-USDT-260327, which counts and is not traded";
+    assert!(report.warnings.iter().any(|warning| warning == told), "{:?}", report.warnings);
     assert_eq!(held(&world, 0, "BTCUSDT_260327"), delta("0.5").value());
     assert_eq!(held(&world, 0, "BTCUSDT") + held(&world, 1, "BTCUSDT"), delta("-0.5").value());
+    // The long of half a bitcoin has its short in the perpetual: to close one of them alone is no flatten.
+    let started = world.engine.flatten(Flatten::new(btc(), world.accounts.clone())).await.unwrap();
+    let report = started.report.await.unwrap();
+    assert_eq!(failed(&report).code, Code::DeltaBeyondLimit);
     let refused = world.control(request(&world, &symbol("BTC-USDT-260327"), "0", false)).await;
     assert_eq!(failed(&refused).code, Code::InvalidRequest);
     assert!(failed(&refused).error.contains("counts into BTC-USD"), "{}", failed(&refused).error);

@@ -355,23 +355,25 @@ async fn requests_that_wait_keep_no_place_from_what_makes_the_book_safer() {
     }
 }
 
-/// What the API refuses an embedding program can still ask for.
+/// An embedding program is held to what the API holds its callers to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_timeout_of_nothing_and_one_of_a_week_are_kept() {
+async fn a_timeout_of_nothing_and_one_of_a_week_are_refused_and_the_shortest_one_is_kept() {
     let (world, _) = world().await;
-    for millis in [0, 1] {
-        let request = DeltaControl { timeout: Duration::from_millis(millis), ..world.to_flat() };
-        let report = world.control(request).await;
-        if let Some(failure) = report.failure {
-            assert_eq!(failure.code, Code::Timeout, "{failure:?}");
-        }
-        // What was sent in that time is settled, and counts.
-        let after = ended(&world, &report.id).await;
-        let settled = |state: &str| ["filled", "expired", "notAccepted"].contains(&state);
-        assert!(after.orders.iter().all(|order| settled(&order.state)), "{after:?}");
+    for seconds in [0, 7 * 24 * 3_600] {
+        let request = DeltaControl { timeout: Duration::from_secs(seconds), ..world.to_flat() };
+        let Err(refused) = world.engine.control_delta(request).await else { panic!("it began") };
+        assert_eq!(refused.code, Code::InvalidRequest);
+        assert!(refused.error.contains("must be at least 100 and at most 600000 ms"), "{}", refused.error);
     }
-    let week = DeltaControl { timeout: Duration::from_secs(7 * 24 * 3_600), ..world.to_flat() };
-    assert_eq!((world.control(week).await.failure, world.true_net()), (None, Decimal::ZERO));
+    let request = DeltaControl { timeout: Duration::from_millis(100), ..world.to_flat() };
+    let report = world.control(request).await;
+    if let Some(failure) = report.failure {
+        assert_eq!(failure.code, Code::Timeout, "{failure:?}");
+    }
+    // What was sent in that time is settled, and counts.
+    let after = ended(&world, &report.id).await;
+    let settled = |state: &str| ["filled", "expired", "notAccepted"].contains(&state);
+    assert!(after.orders.iter().all(|order| settled(&order.state)), "{after:?}");
 }
 
 /// While the orders of an earlier run are still in doubt nothing is planned on them, and what protects works.

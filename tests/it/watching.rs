@@ -90,10 +90,12 @@ async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
     let world = World { exchanges, engine, accounts };
     trade_by_hand(&world, 2, Side::Sell, "0.1");
     until("it is hedged again", async || world.true_net().is_zero()).await;
-    let mistyped = Policy { symbol: "BTC-USDC".parse().unwrap(), ..policy(&world) };
-    let refused = world.engine.put_policy(mistyped).await.unwrap_err();
-    assert_eq!(refused.code, Code::InvalidRequest);
-    assert!(refused.error.contains("do not list BTC-USDC"), "{refused:?}");
+    for (symbol, told) in [("BTX-USD", "do not list BTX-USD"), ("BTC-USDC", "BTC-USDC counts into BTC-USD")] {
+        let mistyped = Policy { symbol: symbol.parse().unwrap(), ..policy(&world) };
+        let refused = world.engine.put_policy(mistyped).await.unwrap_err();
+        assert_eq!(refused.code, Code::InvalidRequest);
+        assert!(refused.error.contains(told), "{refused:?}");
+    }
     assert!(world.engine.delete_policy(&btc()).await.unwrap());
     assert!(!world.engine.delete_policy(&btc()).await.unwrap());
     assert!(world.engine.policies().await.is_empty());

@@ -504,9 +504,19 @@ impl AccountKeeper {
         })
     }
 
+    /// A reading of another account is none: orders would go to one and positions be counted of the other.
+    fn of_this_account(&self, reading: AccountSnapshot) -> Result<AccountSnapshot, ReadError> {
+        if reading.account == self.id {
+            return Ok(reading);
+        }
+        let told = &reading.account;
+        Err(ReadError::Unreadable(format!("its connector tells of the account {told}, not of {}", self.id)))
+    }
+
     /// Reads the account now and gives its state with that.
     pub(crate) async fn refresh(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
-        let result = self.reader.fetch_account(priority).await;
+        let result =
+            self.reader.fetch_account(priority).await.and_then(|reading| self.of_this_account(reading));
         let now = self.clock.now();
         let is_proven = self.reader.stream().is_proven();
         let changed = self.write(|state| {
@@ -708,6 +718,20 @@ mod tests {
     /// A stream that is connected and not proven.
     fn unproven() -> Arc<Mutex<StreamStatus>> {
         Arc::new(Mutex::new(StreamStatus { is_connected: true, proven_since: None }))
+    }
+
+    #[tokio::test]
+    async fn a_reading_of_another_account_is_none() {
+        let mut reader = MockAccountReader::new();
+        reader.expect_fetch_account().returning(|_| Ok(account_snapshot("other")));
+        reader.expect_stream().returning(StreamStatus::default);
+        let clock = Arc::new(TestClock::default());
+        let (id, venue) = ("main".parse().unwrap(), "main".parse().unwrap());
+        let key = IdKey::new(b"tests");
+        let keeper = AccountKeeper::new(id, venue, "binance".to_owned(), Arc::new(reader), clock, key);
+        let error = keeper.refresh(Priority::Sync).await.unwrap_err().to_string();
+        assert!(error.contains("tells of the account other, not of main"), "{error}");
+        assert!(keeper.newest().is_none());
     }
 
     /// A keeper at work, the count of its readings, and the account's stream.

@@ -284,6 +284,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
     let warnings = unnamed
         .iter()
         .map(|(id, delta)| format!("account {id} holds {delta} of {} and is not named", spec.symbol));
+    let warnings = warnings.chain(other_contracts(spec, snapshot, config));
     let warnings = warnings.chain(snapshot.stale.iter().cloned()).collect();
     let net_all = if unnamed.is_empty() {
         None
@@ -368,6 +369,24 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
 fn with_details(mut failure: Box<Failure>, name: &str, lines: Vec<String>) -> Box<Failure> {
     failure.details.insert(name.to_owned(), lines);
     failure
+}
+
+/// What named accounts hold of the symbol's coin in contracts that are not traded for it.
+fn other_contracts(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Vec<String> {
+    let of_account = |(id, facts): (&AccountId, &AccountFacts)| {
+        let positions = facts.account.positions.values();
+        let others = positions.filter(|position| {
+            position.symbol != spec.symbol && config.holdings.counted_in(&position.symbol) == spec.symbol
+        });
+        let told = |position: &deltaplane_types::Position| {
+            format!(
+                "account {id} holds {} of {}, which counts and is not traded",
+                position.delta, position.symbol
+            )
+        };
+        others.map(told).collect::<Vec<_>>()
+    };
+    snapshot.accounts.iter().flat_map(of_account).collect()
 }
 
 fn hedge_side(
@@ -625,11 +644,13 @@ fn decide_two_sided(
             }
         }
         let why_nothing = anchor.rebalance.as_ref().and_then(|view| view.reason.clone());
+        let others = other_contracts(round.spec, round.snapshot, round.config).join("; ");
         let reason = match round.spec.goal {
-            Goal::Flatten => "flat: no position is left",
-            _ => "every position is where it should be",
+            Goal::Flatten if others.is_empty() => "flat: no position is left".to_owned(),
+            Goal::Flatten => format!("flat in {}, but {others}", round.spec.symbol),
+            _ => "every position is where it should be".to_owned(),
         };
-        let reason = why_nothing.unwrap_or_else(|| reason.to_owned());
+        let reason = why_nothing.unwrap_or(reason);
         return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
     }
     let input = PlanInput {

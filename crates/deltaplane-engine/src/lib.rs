@@ -15,6 +15,7 @@ mod alerts;
 mod breakers;
 mod canceling;
 mod changes;
+mod checks;
 mod config;
 pub mod control;
 mod doubts;

@@ -24,6 +24,7 @@ use deltaplane_types::{
 use crate::alerts::{Condition, KILL_SWITCH};
 use crate::breakers;
 use crate::canceling::Canceled;
+use crate::checks;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::{Core, Engine};
 use crate::monitor::STORE;
@@ -52,6 +53,7 @@ fn read_failure(error: &ReadError) -> (Code, String) {
 #[async_trait]
 impl ControlPlane for Engine {
     async fn control_delta(&self, request: DeltaControl) -> Result<Started, Box<Failure>> {
+        checks::control(&request)?;
         let aim = self.core.aim(&request.symbol);
         let book = self.core.book(&request.symbol, &request.accounts);
         let spec = Spec {
@@ -75,6 +77,7 @@ impl ControlPlane for Engine {
     }
 
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
+        checks::hedge(&request)?;
         self.core.check_accounts(&request.accounts)?;
         let accounts = self.core.accounts_for(&request).await?;
         let aim = self.core.aim(&request.symbol);
@@ -97,6 +100,7 @@ impl ControlPlane for Engine {
     }
 
     async fn flatten(&self, request: Flatten) -> Result<Started, Box<Failure>> {
+        checks::flatten(&request)?;
         let spec = Spec {
             goal: Goal::Flatten,
             symbol: request.symbol,
@@ -109,6 +113,7 @@ impl ControlPlane for Engine {
     }
 
     async fn rebalance_utilization(&self, request: UtilizationRebalance) -> Result<Started, Box<Failure>> {
+        checks::rebalance(&request)?;
         let spec = Spec {
             goal: Goal::Utilization(UtilizationGoal {
                 target: request.target,
@@ -126,6 +131,7 @@ impl ControlPlane for Engine {
     }
 
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {
+        checks::sync(&request)?;
         // Reading is allowed for accounts that are out of trading.
         let unknown = request.accounts.iter().any(|id| !self.core.shared.eyes.accounts.contains_key(id));
         if unknown {
@@ -427,6 +433,7 @@ impl ControlPlane for Engine {
     }
 
     async fn stress(&self, request: StressRequest) -> Result<StressReport, Box<Failure>> {
+        checks::stress(&request)?;
         self.core.stress(&request).await
     }
 
@@ -439,6 +446,8 @@ impl ControlPlane for Engine {
     }
 
     async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
+        checks::policy(&policy)?;
+        self.core.shared.eyes.check_symbol(&policy.symbol)?;
         self.core.put_policy(policy).await
     }
 
