@@ -246,7 +246,11 @@ async fn an_odd_row_of_the_list_costs_that_row() {
     assert!(alert.message.contains(r#"{"contractType":"PERPETUAL","symbol":17}"#), "{}", alert.message);
     let refused = world.control(request(&world, &symbol("ETH-USD"), "1", false)).await;
     assert_eq!(failed(&refused).code, Code::HedgeFailed);
-    assert!(failed(&refused).error.contains("lacks its LOT_SIZE"), "{}", failed(&refused).error);
+    assert!(
+        failed(&refused).error.contains("a rule of the instrument cannot be read"),
+        "{}",
+        failed(&refused).error
+    );
 }
 
 /// The row of a held position that cannot be read: what is held is not known, so nothing is done in that symbol. Others go

@@ -734,7 +734,7 @@ impl Places<'_> {
         }
         for text in &raw.split_symbols {
             let symbol: Symbol = self.parse("split_symbols", text)?;
-            if symbol.is_dated() || symbol.counted_as() == symbol {
+            if symbol.is_dated() || symbol.counted_as() == symbol || symbol.quote() == "USDT" {
                 bail!(
                     "{}: split_symbols: {symbol} is no symbol of another margin asset; write one such as BTC-USDC, which else counts into BTC-USD",
                     self.at(text.span().start)
@@ -975,9 +975,12 @@ impl Config {
             for (symbol, contract) in &exchange.symbols {
                 let place = || format!("{file}: symbols of exchange {id}: {symbol}");
                 let name: Symbol = symbol.parse().with_context(place)?;
-                if name.counted_as() != name {
+                if name.undated().quote() == "USDT" {
+                    bail!("{}: it is an ordinary contract of {}: write that", place(), name.counted_as());
+                }
+                if name.counted_as() != name && !name.is_dated() {
                     // Whoever maps it by itself hedges it by itself.
-                    holdings.split.insert(name.undated());
+                    holdings.split.insert(name.clone());
                 }
                 symbols.insert(name, exchange.kind.contract(contract).with_context(place)?);
             }

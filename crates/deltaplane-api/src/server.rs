@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 /// How long a connection that is to end may take for that where it has no request.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(10);
 
 /// What all clients together may take.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +53,8 @@ impl Default for ServerLimits {
 struct Open {
     /// Requests at work on it.
     busy: usize,
+    /// It was asked to end and holds no place any more.
+    is_closing: bool,
     /// Its place in the order in which connections were used last.
     used: u64,
     close: Arc<Notify>,
@@ -83,16 +85,13 @@ impl Connections {
         loop {
             let freed = self.freed.notified();
             let has_room = self.with(|state| {
-                if state.open.len() < most {
+                if state.open.values().filter(|open| !open.is_closing).count() < most {
                     return true;
                 }
-                let idle = state.open.iter().filter(|(_, open)| open.busy == 0);
-                let Some(oldest) = idle.min_by_key(|(_, open)| open.used).map(|(id, _)| *id) else {
-                    return false;
-                };
-                if let Some(open) = state.open.remove(&oldest) {
-                    open.close.notify_one();
-                }
+                let idle = state.open.values_mut().filter(|open| open.busy == 0 && !open.is_closing);
+                let Some(oldest) = idle.min_by_key(|open| open.used) else { return false };
+                oldest.is_closing = true;
+                oldest.close.notify_one();
                 true
             });
             if has_room {
@@ -107,7 +106,7 @@ impl Connections {
             let id = state.next;
             state.next = state.next.saturating_add(1);
             let close = Arc::new(Notify::new());
-            state.open.insert(id, Open { busy: 0, used: id, close: close.clone() });
+            state.open.insert(id, Open { busy: 0, is_closing: false, used: id, close: close.clone() });
             (id, close)
         })
     }
@@ -195,6 +194,8 @@ pub async fn serve(
     if tokio::time::timeout(limits.drain_time, drained).await.is_err() {
         tracing::warn!("requests were still running when the drain time ended");
     }
+    // What still waits for an operation gets its answer while that is finished.
+    tasks.detach_all();
 }
 
 /// Serves one connection to its end.

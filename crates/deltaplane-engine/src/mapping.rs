@@ -25,10 +25,13 @@ const MOST_APART: i64 = 3;
 /// How many positions and rows an alert names.
 const NAMED: usize = 3;
 
-/// Whether a position without a symbol may be one in the symbol's coin.
-fn concerns(position: &UnmappedPosition, symbol: &Symbol) -> bool {
+/// Whether a position without a symbol may be one in the symbol's coin, by the thousand or not.
+pub(crate) fn concerns(position: &UnmappedPosition, symbol: &Symbol) -> bool {
     match &position.base {
-        Some(base) => base == symbol.base(),
+        Some(base) => {
+            let multiple = symbol.base().strip_suffix(base.as_str());
+            multiple.is_some_and(|multiple| ["", "1000", "1000000", "1M", "K"].contains(&multiple))
+        }
         // Nothing of the row can be told: it may be anything.
         None => position.quantity.is_none(),
     }

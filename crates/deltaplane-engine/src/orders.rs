@@ -421,6 +421,17 @@ impl TrackedOrder {
         count >= 4 && now.since(first) >= lag.saturating_mul(LONG_LOOKS)
     }
 
+    /// Whether a whole look found nothing of it.
+    pub(crate) const fn is_sought(&self) -> bool {
+        self.looked.is_some()
+    }
+
+    /// How long after a look that did not decide the next one begins: looks that go on for long cost much of a budget.
+    pub(crate) fn pause_between_looks(&self, lag: Duration) -> Duration {
+        let is_long = self.looked.is_some_and(|(_, count)| count >= 2);
+        if is_long { lag.saturating_mul(2) } else { lag }
+    }
+
     /// What was seen says that looks before it proved nothing.
     pub(crate) fn on_something_found(&mut self) {
         self.looked = None;

@@ -180,7 +180,11 @@ impl Recovered {
             }
             Record::Outcome { client_order_id, outcome, .. } => {
                 if let Some(operation) = self.operation_of(&client_order_id) {
-                    operation.outcomes.insert(client_order_id, outcome);
+                    let known = operation.outcomes.get(&client_order_id);
+                    let was_taken_in = matches!(known, Some(OutcomeRecord::Accepted { .. }));
+                    if !(was_taken_in && matches!(outcome, OutcomeRecord::Unknown { .. })) {
+                        operation.outcomes.insert(client_order_id, outcome);
+                    }
                 }
             }
             Record::Fill { client_order_id, fill } => {

@@ -13,7 +13,7 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
-    AccountId, ClientOrderId, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    AccountId, ClientOrderId, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp, UnmappedPosition,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -29,6 +29,7 @@ use crate::groups::Exposures;
 use crate::ids::OrderIdParts;
 use crate::lanes::Held;
 use crate::losses::Losses;
+use crate::mapping::concerns;
 use crate::operation::{Draft, Effect, Event, Operation, Pause, Sought};
 use crate::policies::Policies;
 use crate::reconcile::{self, Ledger};
@@ -548,7 +549,13 @@ impl Shell {
                     sighting = OrderSighting::Found(report);
                 }
                 let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
-                let position = keeper.refresh(asking).await?.position(&symbol);
+                let account = keeper.refresh(asking).await?;
+                let is_odd = |held: &&UnmappedPosition| held.quantity.is_none() && concerns(held, &symbol);
+                if let Some(odd) = account.unmapped.iter().find(is_odd) {
+                    let text = format!("the position in {}: {}", odd.instrument, odd.reason);
+                    return Err(ReadError::Unreadable(text));
+                }
+                let position = account.position(&symbol);
                 let proven_since = keeper.reader.stream().proven_since;
                 Ok(Sought { began, sighting, fills, position, proven_since })
             }

@@ -293,9 +293,7 @@ impl Eyes {
                 (Ok(account), Ok(instrument)) => (account, instrument),
                 (Err(error), _) | (_, Err(error)) => return Err(unreadable(&id, &error)),
             };
-            if !how.accept_unmapped {
-                self.check_position(&account, symbol)?;
-            }
+            self.check_position(&account, symbol)?;
             let feed = self.feed_of.get(&id);
             let Some(market) = feed.and_then(|feed| views.get(feed)) else {
                 let name = feed.map_or("none", FeedId::as_str);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_ports::{Priority, Record, TradingOrder};
+use deltaplane_ports::{Priority, ReadError, Record, TradingOrder};
 use deltaplane_types::{AlertKind, AlertSeverity, Symbol, Timestamp, TradingState};
 
 use crate::account_fold::Mismatch;
@@ -150,6 +150,8 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
     let mut newest = None;
     for symbol in symbols {
         match gateway.fetch_order_names(&symbol, since, Priority::Resolve).await {
+            // What the venue does not list has no orders.
+            Err(ReadError::UnknownSymbol(_)) => {}
             Err(error) => {
                 tracing::warn!(account = %keeper.id, %error, "its orders cannot be asked for: it stays out of trading");
                 return false;

@@ -194,7 +194,7 @@ impl SymbolMap {
             quote: None,
             kind: ContractKind::Perpetual,
         });
-        map.learn(&rows.collect::<Vec<_>>());
+        map.learn(&rows.collect::<Vec<_>>(), &[]);
         map
     }
 
@@ -215,16 +215,20 @@ impl SymbolMap {
     ///
     /// A multiple such as `1000` is taken off a name only where the venue lists nothing under the bare name and no other
     /// multiple of it. What was learned before stays as it was: a position does not change its symbol while it is held.
-    pub fn learn(&self, rows: &[ListedContract]) {
+    /// Names of rows that could not be read are taken too; where such a row tells no name, nothing new is made of a name
+    /// that another row could contradict.
+    pub fn learn(&self, rows: &[ListedContract], unreadable: &[Option<&str>]) {
+        let is_complete = unreadable.iter().all(Option::is_some);
+        let names = rows.iter().map(|row| row.name.as_str()).chain(unreadable.iter().flatten().copied());
+        let undated = names.filter_map(|name| self.rule.parts(name)).filter(|(_, _, date)| date.is_none());
+        let named: BTreeSet<(&str, &str)> = undated.map(|(base, quote, _)| (base, quote)).collect();
         let read: Vec<(&ListedContract, Result<Row<'_>, Unmapped>)> =
             rows.iter().map(|row| (row, self.row(row))).collect();
-        let perpetual =
-            || read.iter().filter_map(|(_, row)| row.as_ref().ok()).filter(|row| row.date.is_none());
-        let bare: BTreeSet<&str> = perpetual().map(|row| row.base).collect();
+        let bare: BTreeSet<&str> = named.iter().map(|(base, _)| *base).collect();
         let mut multiples: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for row in perpetual() {
-            if let Some((coin, _)) = self.rule.coin_behind(row.base) {
-                multiples.entry(coin).or_default().insert(row.base);
+        for base in bare.iter().copied() {
+            if let Some((coin, _)) = self.rule.coin_behind(base) {
+                multiples.entry(coin).or_default().insert(base);
             }
         }
         let coin_of = |row: &Row<'_>| match self.rule.coin_behind(row.base) {
@@ -240,6 +244,12 @@ impl SymbolMap {
         let rank = |row: &Row<'_>| SETTLED_IN.iter().position(|quote| *quote == row.quote);
         let mut order: Vec<usize> = (0..read.len()).collect();
         order.sort_by_key(|index| read[*index].1.as_ref().ok().and_then(rank).unwrap_or(SETTLED_IN.len()));
+        // One of another quote stands for the coin only where the exchange lists none of a better one.
+        let is_ordinary = |row: &Row<'_>| {
+            let mut better = SETTLED_IN.iter().take(rank(row).unwrap_or(0));
+            (is_complete || rank(row) == Some(0)) && !better.any(|quote| named.contains(&(row.base, *quote)))
+        };
+        let is_plain = |row: &Row<'_>| is_complete || self.rule.coin_behind(row.base).is_none();
         self.write(|listed| {
             for index in order {
                 let (listed_row, row) = &read[index];
@@ -248,7 +258,13 @@ impl SymbolMap {
                     continue;
                 }
                 let mapped = match row {
-                    Ok(row) => self.place(listed, name, row, coin_of(row)),
+                    Ok(row) if !is_plain(row) => Err(Unmapped {
+                        base: self.rule.coin_behind(row.base).map(|(coin, _)| coin.to_owned()),
+                        reason:
+                            "another row of the exchange's list cannot be read and may name the same coin"
+                                .to_owned(),
+                    }),
+                    Ok(row) => self.place(listed, name, row, (coin_of(row), is_ordinary(row))),
                     Err(unmapped) => Err(unmapped.clone()),
                 };
                 if let Ok((symbol, contract)) = &mapped {
@@ -309,7 +325,7 @@ impl SymbolMap {
         listed: &Listed,
         name: &str,
         row: &Row<'_>,
-        (coin, multiplier): (String, Decimal),
+        ((coin, multiplier), is_ordinary): ((String, Decimal), bool),
     ) -> Result<(Symbol, Contract), Unmapped> {
         let contract = Contract { name: name.to_owned(), multiplier, quote: row.quote.to_owned() };
         let unmapped = |reason: String| Err(Unmapped { base: Some(coin.clone()), reason });
@@ -325,7 +341,8 @@ impl SymbolMap {
             ));
         };
         let counted = own.counted_as();
-        let has_own = row.date.is_some() || self.apart.contains(&own);
+        let is_base_only = self.rule == NameRule::BaseOnly;
+        let has_own = row.date.is_some() || self.apart.contains(&own) || !(is_ordinary || is_base_only);
         let symbol = match listed.by_symbol.get(&counted) {
             None if !has_own => counted,
             // The same coin with another multiple may be another coin: only the configuration can tell.
@@ -457,11 +474,14 @@ mod tests {
     #[test]
     fn the_venues_own_data_must_name_the_same_coin() {
         let map = SymbolMap::new(NameRule::BaseAndQuote);
-        map.learn(&[
-            row("1000CATUSDT", "CAT", "USDT", ContractKind::Perpetual),
-            row("1000DOGUSDT", "WOLF", "USDT", ContractKind::Perpetual),
-            row("BTCUSDT", "BTC", "USDC", ContractKind::Perpetual),
-        ]);
+        map.learn(
+            &[
+                row("1000CATUSDT", "CAT", "USDT", ContractKind::Perpetual),
+                row("1000DOGUSDT", "WOLF", "USDT", ContractKind::Perpetual),
+                row("BTCUSDT", "BTC", "USDC", ContractKind::Perpetual),
+            ],
+            &[],
+        );
         assert_eq!(meaning(&map, "1000CATUSDT"), "CAT-USD x1000 USDT");
         assert_eq!(meaning(&map, "1000DOGUSDT"), "its name says 1000DOG, its base asset is WOLF");
         assert_eq!(meaning(&map, "BTCUSDT"), "its name says USDT, it is settled in USDC");
@@ -470,12 +490,15 @@ mod tests {
     #[test]
     fn other_contracts_of_a_coin_have_symbols_that_count_into_the_traded_one() {
         let map = SymbolMap::new(NameRule::BaseAndQuote);
-        map.learn(&[
-            row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual),
-            row("BTCUSDT_260327", "BTC", "USDT", ContractKind::Dated),
-            row("BTCUSDT", "BTC", "USDT", ContractKind::Perpetual),
-            row("ONLYUSDC", "ONLY", "USDC", ContractKind::Perpetual),
-        ]);
+        map.learn(
+            &[
+                row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual),
+                row("BTCUSDT_260327", "BTC", "USDT", ContractKind::Dated),
+                row("BTCUSDT", "BTC", "USDT", ContractKind::Perpetual),
+                row("ONLYUSDC", "ONLY", "USDC", ContractKind::Perpetual),
+            ],
+            &[],
+        );
         assert_eq!(meaning(&map, "BTCUSDT"), "BTC-USD x1 USDT");
         assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
         assert_eq!(meaning(&map, "BTCUSDT_260327"), "BTC-USDT-260327 x1 USDT");
@@ -487,12 +510,15 @@ mod tests {
     #[test]
     fn what_cannot_be_told_has_no_symbol_and_says_why() {
         let map = SymbolMap::new(NameRule::BaseAndQuote);
-        map.learn(&[
-            row("\u{5e01}\u{5b89}USDT", "\u{5e01}\u{5b89}", "USDT", ContractKind::Perpetual),
-            row("NEWUSDT", "NEW", "USDT", ContractKind::Unknown("MYSTERY".to_owned())),
-            row("BTCUSDT_260327", "BTC", "USDT", ContractKind::Perpetual),
-            row("ETHBTC", "ETH", "BTC", ContractKind::Perpetual),
-        ]);
+        map.learn(
+            &[
+                row("\u{5e01}\u{5b89}USDT", "\u{5e01}\u{5b89}", "USDT", ContractKind::Perpetual),
+                row("NEWUSDT", "NEW", "USDT", ContractKind::Unknown("MYSTERY".to_owned())),
+                row("BTCUSDT_260327", "BTC", "USDT", ContractKind::Perpetual),
+                row("ETHBTC", "ETH", "BTC", ContractKind::Perpetual),
+            ],
+            &[],
+        );
         assert!(meaning(&map, "\u{5e01}\u{5b89}USDT").contains("configure one for it"));
         assert_eq!(meaning(&map, "NEWUSDT"), "contracts of the type \"MYSTERY\" are not known here");
         assert_eq!(meaning(&map, "BTCUSDT_260327"), "its name and its type do not agree on a delivery date");
@@ -511,23 +537,51 @@ mod tests {
         ]);
         let map = SymbolMap::configured(NameRule::BaseAndQuote, overrides, BTreeSet::new());
         let names = ["BTCUSDT", "XBTUSDT", "ETHUSDT", "ETHUSDC"];
-        map.learn(&names.map(|name| ListedContract {
-            name: name.to_owned(),
-            base: None,
-            quote: None,
-            kind: ContractKind::Perpetual,
-        }));
+        map.learn(
+            &names.map(|name| ListedContract {
+                name: name.to_owned(),
+                base: None,
+                quote: None,
+                kind: ContractKind::Perpetual,
+            }),
+            &[],
+        );
         assert_eq!(meaning(&map, "XBTUSDT"), "BTC-USD x10 USDT");
         assert!(meaning(&map, "BTCUSDT").starts_with("BTC-USD is XBTUSDT, which may be another coin"));
         assert_eq!(map.canonical("BTCUSDT").unwrap_err().base.as_deref(), Some("BTC"));
         assert_eq!(meaning(&map, "ETHUSDT"), "ETH-USDT x1 USDT", "of the same coin: it counts");
     }
 
+    /// The row of the ordinary contract, or of the bare name, cannot be read: nothing else takes its symbol.
+    #[test]
+    fn rows_that_cannot_be_read_keep_their_names() {
+        let map = SymbolMap::new(NameRule::BaseAndQuote);
+        let kind = ContractKind::Perpetual;
+        let rows = [
+            row("BTCUSDC", "BTC", "USDC", kind.clone()),
+            row("1000CATUSDT", "1000CAT", "USDT", kind.clone()),
+        ];
+        map.learn(&rows, &[Some("BTCUSDT"), Some("CATUSDT")]);
+        assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
+        assert_eq!(map.contract(&symbol("BTC-USD")), None);
+        assert_eq!(meaning(&map, "1000CATUSDT"), "1000CAT-USD x1 USDT");
+        map.learn(&[row("BTCUSDT", "BTC", "USDT", kind.clone())], &[]);
+        assert_eq!(meaning(&map, "BTCUSDT"), "BTC-USD x1 USDT");
+        // A row that does not tell its name may be any of them.
+        let map = SymbolMap::new(NameRule::BaseAndQuote);
+        map.learn(&[rows[0].clone(), rows[1].clone(), row("ETHUSDT", "ETH", "USDT", kind)], &[None]);
+        assert_eq!(meaning(&map, "ETHUSDT"), "ETH-USD x1 USDT");
+        assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
+        assert!(meaning(&map, "1000CATUSDT").contains("cannot be read and may name the same coin"));
+        map.learn(&rows, &[]);
+        assert_eq!(meaning(&map, "1000CATUSDT"), "CAT-USD x1000 USDT");
+    }
+
     #[test]
     fn a_symbol_apart_is_one_of_its_own() {
         let apart = BTreeSet::from([symbol("BTC-USDC")]);
         let map = SymbolMap::configured(NameRule::BaseAndQuote, BTreeMap::new(), apart);
-        map.learn(&[row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual)]);
+        map.learn(&[row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual)], &[]);
         assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
         assert_eq!(map.contract(&symbol("BTC-USD")), None);
     }
@@ -537,10 +591,10 @@ mod tests {
         let map = SymbolMap::of_names(NameRule::BaseAndQuote, ["1000CATUSDT", "OLDUSDT"]);
         let copy = map.clone();
         let kind = ContractKind::Perpetual;
-        map.learn(&[
-            row("1000CATUSDT", "1000CAT", "USDT", kind.clone()),
-            row("CATUSDT", "CAT", "USDT", kind),
-        ]);
+        map.learn(
+            &[row("1000CATUSDT", "1000CAT", "USDT", kind.clone()), row("CATUSDT", "CAT", "USDT", kind)],
+            &[],
+        );
         assert_eq!(meaning(&copy, "1000CATUSDT"), "CAT-USD x1000 USDT");
         assert!(meaning(&copy, "CATUSDT").starts_with("CAT-USD is 1000CATUSDT"));
         assert_eq!(meaning(&copy, "OLDUSDT"), "OLD-USD x1 USDT");
@@ -579,7 +633,7 @@ mod tests {
                 ListedContract { name, base: Some(base), quote: None, kind }
             }).collect();
             let map = SymbolMap::new(rule);
-            map.learn(&rows);
+            map.learn(&rows, &[]);
             let mut seen: BTreeMap<Symbol, &str> = BTreeMap::new();
             for row in &rows {
                 let Ok((symbol, contract)) = map.canonical(&row.name) else { continue };

@@ -178,7 +178,9 @@ impl Session {
             // Those who waited take what the first one learned.
             if !self.symbols.is_known() || listed_at.is_none_or(|at| at.elapsed() >= UNLISTED) {
                 let info = self.rest.exchange_info(Priority::Hedge).await?;
-                self.symbols.learn(&info.symbols.read.iter().map(map::listed).collect::<Vec<_>>());
+                let odd: Vec<Option<&str>> =
+                    info.symbols.unreadable.iter().map(|row| row.text_of("symbol")).collect();
+                self.symbols.learn(&info.symbols.read.iter().map(map::listed).collect::<Vec<_>>(), &odd);
                 *listed_at = Some(tokio::time::Instant::now());
             }
         }

@@ -30,6 +30,8 @@ pub(crate) enum MapError {
     Id(String),
     #[error("the instrument lacks its {0}")]
     Missing(String),
+    #[error("a rule of the instrument cannot be read ({reason}): {row}")]
+    OddRule { row: String, reason: String },
     #[error("the instrument's {field} is {value}, not above 0")]
     NotAboveZero { field: &'static str, value: Decimal },
 }
@@ -254,12 +256,10 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
     } = parts;
     let (mut tick, mut lot, mut notional, mut band) = (None, None, None, (None, None));
     let filters = info.filters.as_ref();
-    let missing = |name: &str| {
-        // A rule that cannot be read is missing, and says why.
-        let odd = filters.and_then(|filters| filters.unreadable.iter().find(|row| row.text.contains(name)));
-        let why = odd.map(|row| format!(", which cannot be read ({}): {}", row.reason, row.text));
-        MapError::Missing(format!("{name}{}", why.unwrap_or_default()))
-    };
+    if let Some(odd) = filters.and_then(|filters| filters.unreadable.first()) {
+        return Err(MapError::OddRule { row: odd.text.clone(), reason: odd.reason.clone() });
+    }
+    let missing = |name: &str| MapError::Missing(name.to_owned());
     for filter in filters.iter().flat_map(|filters| &filters.read) {
         match filter {
             Filter::PriceFilter { tick_size } => {

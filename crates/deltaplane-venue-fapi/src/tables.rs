@@ -85,6 +85,15 @@ struct Known {
     wanted: BTreeSet<String>,
 }
 
+impl Known {
+    /// Whether the settings of a symbol may be in a row that could not be read.
+    fn is_setting_odd(&self, name: &str) -> bool {
+        let odd = self.unreadable.get(&List::Settings).into_iter().flatten();
+        let mut named = odd.map(|row| row.text_of("symbol"));
+        named.any(|of| of.is_none_or(|of| of == name)) && !self.settings.contains_key(name)
+    }
+}
+
 /// What an instrument is made from, beside its contract.
 pub(crate) struct InstrumentTables {
     pub(crate) info: wire::SymbolInfo,
@@ -185,7 +194,8 @@ impl Tables {
                     }
                 }
                 let infos = rows(info.symbols, list, &mut unreadable);
-                self.symbols.learn(&infos.iter().map(map::listed).collect::<Vec<ListedContract>>());
+                let odd: Vec<Option<&str>> = unreadable.iter().map(|row| row.text_of("symbol")).collect();
+                self.symbols.learn(&infos.iter().map(map::listed).collect::<Vec<ListedContract>>(), &odd);
                 let infos = infos.into_iter().map(|info| (info.symbol.clone(), info)).collect();
                 self.write(|known| known.infos = infos);
             }
@@ -283,6 +293,10 @@ impl Tables {
 
     /// Asks for the exchange's list where it is not known.
     pub(crate) async fn ensure_listed(&self, priority: Priority) -> Result<(), RestError> {
+        // One that is doubted counts until it was read again, in the background.
+        if self.symbols.is_known() && self.read(|known| known.read_at.contains_key(&List::ExchangeInfo)) {
+            return Ok(());
+        }
         self.ensure(&[List::ExchangeInfo], Duration::MAX, priority).await
     }
 
@@ -304,7 +318,8 @@ impl Tables {
     /// What an instrument is made from, as far as it is known.
     pub(crate) fn known(&self, name: &str) -> Option<InstrumentTables> {
         self.read(|known| {
-            if List::OF_INSTRUMENT.iter().any(|list| !known.read_at.contains_key(list)) {
+            let lists = List::OF_INSTRUMENT;
+            if lists.iter().any(|list| !known.read_at.contains_key(list)) || known.is_setting_odd(name) {
                 return None;
             }
             // Fees of one symbol stand in for another one's until those are read.

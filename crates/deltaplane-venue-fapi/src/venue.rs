@@ -278,6 +278,10 @@ impl AccountReader for FapiVenue {
         self.tables.ensure_listed(priority).await?;
         let as_of = self.rest.clock.now();
         let mut account = self.rest.account(priority).await?;
+        if let Some(odd) = account.assets.unreadable.first() {
+            // A coin in the wallet counts into delta: without it another one would be hedged.
+            return Err(ReadError::Unreadable(format!("a row of the assets: {}: {}", odd.reason, odd.text)));
+        }
         let odd = account.positions.take_unreadable("positions");
         let rows = account.positions.read;
         let details = self.position_details(&rows, priority).await?;
@@ -348,7 +352,6 @@ impl AccountReader for FapiVenue {
         }
         positions.retain(|_, position| position.delta != Delta::ZERO);
         let mut unreadable = odd;
-        unreadable.extend(account.assets.take_unreadable("assets"));
         unreadable.extend(self.tables.unreadable());
         Ok(AccountSnapshot {
             account: self.config.account.clone(),

@@ -220,7 +220,8 @@ impl PacificaVenue {
     fn take_markets(&self, at: Timestamp, text: &[u8]) -> Result<(), RestError> {
         let mut rows: Rows<Market> = wire::answer(text).map_err(RestError::Unreadable)?.data;
         let unreadable = rows.take_unreadable("info");
-        self.config.symbols.learn(&map::listed(&rows.read));
+        let odd: Vec<Option<&str>> = unreadable.iter().map(|row| row.text_of("symbol")).collect();
+        self.config.symbols.learn(&map::listed(&rows.read), &odd);
         let perpetual = rows.read.into_iter().filter(Market::is_perpetual);
         let markets = perpetual.map(|market| (market.symbol.clone(), market)).collect();
         self.learn(|known| {
@@ -504,7 +505,9 @@ impl From<MapError> for ReadError {
 impl AccountReader for PacificaVenue {
     async fn fetch_account(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
         // Before it is known what is listed, a name does not tell which contract it means.
-        self.ensure_markets(Duration::MAX, priority).await?;
+        if !self.config.symbols.is_known() {
+            self.ensure_markets(Duration::MAX, priority).await?;
+        }
         let as_of = self.rest.clock.now();
         let address = self.key.account();
         let (account, (mut rows, order)) =

@@ -215,7 +215,8 @@ impl Operation {
             if !order.on_nothing_found(&look, lag) {
                 order.on_not_found(now);
                 // What is read may lag behind what happened.
-                order.look_again_at(began.after(lag).max(now.after(Duration::from_millis(50))));
+                let pause = order.pause_between_looks(lag);
+                order.look_again_at(began.after(pause).max(now.after(Duration::from_millis(50))));
                 return;
             }
             let reason = "it cannot be taken in any more, the order is not found, no trade exists and the position is as expected";
@@ -271,6 +272,9 @@ impl Operation {
             } else if matches!(order.fate, Fate::Ended(_)) {
                 // Its trades are told under the venue's name for it, which the journal does not keep.
                 Effect::Sight(id.clone())
+            } else if order.is_sought() && !order.may_be_hidden() && !order.was_acknowledged() {
+                // It was not found before: the whole look asks for it too.
+                Effect::Prove(id.clone())
             } else if order.wants_fence() && rules.is_some_and(|rules| rules.fences) {
                 Effect::Fence(id.clone())
             } else {

@@ -361,7 +361,12 @@ impl Operation {
                 order.cancel_at = Some(now);
             }
             match outcome {
-                Some(outcome @ (OutcomeRecord::Ended { .. } | OutcomeRecord::NotAccepted { .. })) => {
+                // What the venue took in once does not count as perhaps sent: it does not end by absence.
+                Some(
+                    outcome @ (OutcomeRecord::Ended { .. }
+                    | OutcomeRecord::NotAccepted { .. }
+                    | OutcomeRecord::Accepted { .. }),
+                ) => {
                     if let Some(order) = operation.orders.get_mut(&order) {
                         order.restore(&outcome);
                         order.next_check = Some(now);
