@@ -433,7 +433,7 @@ async fn line(
     let mut outcomes = BTreeMap::<String, u64>::new();
     for operation in answer["operations"].as_array().into_iter().flatten() {
         let state = operation["state"].as_str().unwrap_or("?");
-        let code = operation["code"].as_u64().filter(|_| operation["success"] == false);
+        let code = operation["code"].as_u64();
         let outcome = code.map_or(state.to_owned(), |code| format!("{state} {code}"));
         let is_new = !outcomes.contains_key(&outcome);
         if is_new && state == "failed" {

@@ -274,6 +274,11 @@ impl World {
         let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
         let engine = engine_through(&places, &exchanges, &urls, journal, config).await;
         ready(&engine).await;
+        // Until then accounts are read, which spends what a test may count.
+        until("the accounts' streams are proven", async || {
+            engine.accounts().await.iter().all(|account| account.is_streamed)
+        })
+        .await;
         let accounts = names(&places);
         Self { exchanges, engine, accounts }
     }
