@@ -691,6 +691,18 @@ impl Places<'_> {
         Ok(Duration::from_millis(*value.get_ref()))
     }
 
+    /// Refuses a symbol that counts into another one: what is said of it would hold for nothing.
+    fn hedged(&self, key: &str, symbol: &Symbol, holdings: &Holdings) -> Result<()> {
+        let counted = symbol.counted_in(&holdings.split);
+        if counted != *symbol {
+            bail!(
+                "{}: {key}: {symbol} counts into {counted}; write that, or list {symbol} under split_symbols",
+                self.file
+            );
+        }
+        Ok(())
+    }
+
     /// What counts into delta beside positions.
     fn holdings(&self, raw: &FileConfig) -> Result<Holdings> {
         let mut holdings = Holdings::default();
@@ -1059,6 +1071,12 @@ impl Config {
             accounts.push(Account { id, exchange, credential, pool });
         }
         let overrides = places.overrides(&raw.limits, limits.general.in_place_of(Limits::default()))?;
+        for symbol in overrides.symbols.keys() {
+            places.hedged("limits.symbol", symbol, &holdings)?;
+        }
+        for symbol in holdings.external.keys() {
+            places.hedged("external_delta", symbol, &holdings)?;
+        }
         if raw.mode != Mode::Paper
             && let Some(account) =
                 overrides.accounts.keys().find(|id| !accounts.iter().any(|known| known.id == **id))
@@ -1069,12 +1087,14 @@ impl Config {
             Some(symbol) => places.parse("primary_symbol", symbol)?,
             None => default_symbol(),
         };
+        places.hedged("primary_symbol", &primary_symbol, &holdings)?;
         if let Some(listen) = &raw.listen {
             let _: std::net::SocketAddr = places.parse("listen", listen)?;
         }
         let mut symbols = vec![primary_symbol.clone()];
         for symbol in raw.symbols.iter().flatten() {
             let symbol = places.parse("symbols", symbol)?;
+            places.hedged("symbols", &symbol, &holdings)?;
             if !symbols.contains(&symbol) {
                 symbols.push(symbol);
             }
@@ -1287,6 +1307,13 @@ secret_env = "PATH"
             &format!("split_symbols = [\"BTC-USDC\", \"btc\"]{LIVE}"),
             "line 1: split_symbols: \"btc\" is not a legal symbol",
         );
+        for (text, key) in [
+            (format!("primary_symbol = \"BTC-USDC\"{LIVE}"), "primary_symbol"),
+            (format!("symbols = [\"BTC-USDC\"]{LIVE}"), "symbols"),
+            (format!("{LIVE}[limits.symbol.BTC-USDC]\nmax_order_notional = \"1\"\n"), "limits.symbol"),
+        ] {
+            refused(&text, &format!("{key}: BTC-USDC counts into BTC-USD; write that, or list BTC-USDC"));
+        }
         refused("mode = \"observe\"", "needs at least one [[account]]");
         let pacifica = LIVE.replace("\"binance\"\nrest", "\"pacifica\"\nrest");
         refused(&pacifica, "account main has an API key; Pacifica needs address and private_key");

@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
+use deltaplane_ports::bounds;
 use deltaplane_types::{AccountId, Decimal, Symbol, parse_exact};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -208,8 +211,9 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number of milliseconds.
-    pub fn millis(&mut self, name: &'static str, least: u64, most: u64) -> Option<u64> {
-        self.whole_of(name, (least, most), " of milliseconds")
+    pub fn millis(&mut self, name: &'static str, range: RangeInclusive<Duration>) -> Option<u64> {
+        let ms = |time: &Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.whole_of(name, (ms(range.start()), ms(range.end())), " of milliseconds")
     }
 
     /// A whole number.
@@ -368,7 +372,7 @@ impl<'a> Fields<'a> {
 
     /// 1 to 100 distinct account ids, which must be there.
     pub fn need_accounts(&mut self, name: &'static str) -> Vec<AccountId> {
-        const MOST: usize = 100;
+        const MOST: usize = bounds::MOST_ACCOUNTS;
         let Some(raw) = self.raw(name) else {
             self.missing(name, "an array of account ids");
             return Vec::new();
@@ -495,7 +499,7 @@ mod tests {
         fields.need_decimal("maxDeviation", Range::between(Decimal::ZERO, Decimal::ONE));
         fields.flag("dryRun");
         fields.need_accounts("accounts");
-        fields.millis("timeout", 100, 600_000);
+        fields.millis("timeout", bounds::TIMEOUT);
         fields.need_choice("hedgeStrategy", &[("delta-neutral", 1), ("same-platform", 2)]);
         match fields.finish() {
             Ok(()) => Vec::new(),

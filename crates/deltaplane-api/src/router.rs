@@ -17,7 +17,7 @@ use crate::state::ApiState;
 
 /// Builds the facade over what it asks.
 pub fn router(state: Arc<ApiState>) -> Router {
-    let guarded = Router::new()
+    let routes = Router::new()
         .route("/api/v1/delta/control", post(handlers::delta_control))
         .route("/api/v1/utilization/rebalance", post(handlers::utilization_rebalance))
         .route("/api/v1/delta/flatten", post(handlers::flatten))
@@ -49,30 +49,29 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/api/v1/system/kill-switch", post(handlers::kill_switch))
         .route("/api/v1/system/restart", post(handlers::system_restart))
         .route("/api/v1/system/stop", post(handlers::system_stop))
-        .route("/api/v1/system/status", get(handlers::system_status))
-        .fallback(no_such_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(state.clone(), guard));
-    Router::new()
-        .route("/healthz", get(handlers::healthz))
-        .route("/readyz", get(handlers::readyz))
-        .merge(guarded)
-        .with_state(state)
+        .route("/api/v1/system/status", get(handlers::system_status));
+    guarded(state, routes)
 }
 
 /// What must be reachable whatever else is asked, for a listener of its own: health, the kill switch, flatten and stop.
 pub fn control_router(state: Arc<ApiState>) -> Router {
-    let guarded = Router::new()
+    let routes = Router::new()
         .route("/api/v1/delta/flatten", post(handlers::flatten))
         .route("/api/v1/system/kill-switch", post(handlers::kill_switch))
-        .route("/api/v1/system/stop", post(handlers::system_stop))
+        .route("/api/v1/system/stop", post(handlers::system_stop));
+    guarded(state, routes)
+}
+
+/// Routes that only those may ask who have the key, beside those that tell of health.
+fn guarded(state: Arc<ApiState>, routes: Router<Arc<ApiState>>) -> Router {
+    let routes = routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(state.clone(), guard));
     Router::new()
         .route("/healthz", get(handlers::healthz))
         .route("/readyz", get(handlers::readyz))
-        .merge(guarded)
+        .merge(routes)
         .with_state(state)
 }
 

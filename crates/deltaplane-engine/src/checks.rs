@@ -1,24 +1,15 @@
 //! Ranges and rules of requests. Whoever embeds the engine is held to what the API holds its callers to, in the same words.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use deltaplane_ports::{
     DeltaControl, Failure, Flatten, HedgeExecution, Pacing, Policy, StressRequest, SyncRequest,
-    UtilizationRebalance,
+    UtilizationRebalance, bounds,
 };
 use deltaplane_types::{AccountId, Code, Decimal, Notional, Ratio};
 
 use crate::report::failure;
-
-const MOST_ACCOUNTS: usize = 100;
-const MOST_CLIPS: u32 = 20;
-const MOST_MOVES: usize = 20;
-const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
-const MOST_TIMEOUT: Duration = Duration::from_secs(600);
-const LEAST_REST: Duration = Duration::from_millis(200);
-const LEAST_EVERY: Duration = Duration::from_secs(60);
-const MOST_AFTER: Duration = Duration::from_secs(3_600);
-const MONTH: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// What is wrong with a request.
 #[derive(Default)]
@@ -37,7 +28,7 @@ impl Problems {
     }
 
     fn slippage(&mut self, value: Ratio) {
-        let most = Decimal::from_i128_with_scale(1, 1);
+        let most = bounds::most_slippage();
         let value = value.value();
         if value <= Decimal::ZERO || value > most {
             self.add(format!("maxSlippage {value} is out of range: must be above 0 and at most {most}"));
@@ -56,25 +47,26 @@ impl Problems {
         }
     }
 
-    fn time(&mut self, name: &str, value: Duration, (least, most): (Duration, Duration)) {
-        if value < least || value > most {
+    fn time(&mut self, name: &str, value: Duration, range: RangeInclusive<Duration>) {
+        if !range.contains(&value) {
             self.add(format!(
                 "{name} {} is out of range: must be at least {} and at most {} ms",
                 value.as_millis(),
-                least.as_millis(),
-                most.as_millis()
+                range.start().as_millis(),
+                range.end().as_millis()
             ));
         }
     }
 
     fn timeout(&mut self, value: Duration) {
-        self.time("timeout", value, (LEAST_TIMEOUT, MOST_TIMEOUT));
+        self.time("timeout", value, bounds::TIMEOUT);
     }
 
     fn accounts(&mut self, name: &str, accounts: &[AccountId]) {
-        if accounts.is_empty() || accounts.len() > MOST_ACCOUNTS {
+        if accounts.is_empty() || accounts.len() > bounds::MOST_ACCOUNTS {
             let count = accounts.len();
-            self.add(format!("{name} has {count} elements; send 1 to {MOST_ACCOUNTS} account ids"));
+            let most = bounds::MOST_ACCOUNTS;
+            self.add(format!("{name} has {count} elements; send 1 to {most} account ids"));
         }
         let twice = accounts.iter().enumerate().find(|(index, id)| accounts[..*index].contains(id));
         if let Some((_, id)) = twice {
@@ -83,16 +75,16 @@ impl Problems {
     }
 
     fn pacing(&mut self, pacing: &Pacing, timeout: Duration) {
-        if pacing.clips == 0 || pacing.clips > MOST_CLIPS {
-            let clips = pacing.clips;
-            self.add(format!("clips {clips} is out of range: must be at least 1 and at most {MOST_CLIPS}"));
+        if pacing.clips == 0 || pacing.clips > bounds::MOST_CLIPS {
+            let (clips, most) = (pacing.clips, bounds::MOST_CLIPS);
+            self.add(format!("clips {clips} is out of range: must be at least 1 and at most {most}"));
         }
-        self.time("clipInterval", pacing.interval, (Duration::ZERO, MOST_TIMEOUT));
+        self.time("clipInterval", pacing.interval, bounds::CLIP_INTERVAL);
         if !pacing.interval.is_zero() && pacing.clips < 2 {
             self.add("clipInterval means nothing in one part; send clips of at least 2".to_owned());
         }
         if let Some(rest) = pacing.rest_for {
-            self.time("restTime", rest, (LEAST_REST, MOST_TIMEOUT));
+            self.time("restTime", rest, bounds::REST);
         }
         if pacing.longest() >= timeout {
             self.add(format!(
@@ -163,8 +155,9 @@ pub(crate) fn sync(request: &SyncRequest) -> Result<(), Box<Failure>> {
 
 pub(crate) fn stress(request: &StressRequest) -> Result<(), Box<Failure>> {
     let mut problems = Problems::default();
-    if request.moves.len() > MOST_MOVES {
-        problems.add(format!("moves has {} elements; send at most {MOST_MOVES}", request.moves.len()));
+    if request.moves.len() > bounds::MOST_MOVES {
+        let (count, most) = (request.moves.len(), bounds::MOST_MOVES);
+        problems.add(format!("moves has {count} elements; send at most {most}"));
     }
     let is_possible = |change: &Ratio| change.value() > -Decimal::ONE && change.value() <= Decimal::TEN;
     for change in request.moves.iter().filter(|change| !is_possible(change)) {
@@ -190,9 +183,9 @@ pub(crate) fn policy(policy: &Policy) -> Result<(), Box<Failure>> {
     problems.slippage(policy.max_slippage);
     problems.timeout(policy.timeout);
     problems.fraction("hysteresis", policy.hysteresis);
-    problems.time("after", policy.after, (Duration::ZERO, MOST_AFTER));
+    problems.time("after", policy.after, bounds::AFTER);
     if let Some(horizon) = policy.horizon {
-        problems.time("horizon", horizon, (LEAST_EVERY, MONTH));
+        problems.time("horizon", horizon, bounds::PERIOD);
     }
     let limits = &policy.limits;
     for (name, value) in [
@@ -215,7 +208,7 @@ pub(crate) fn policy(policy: &Policy) -> Result<(), Box<Failure>> {
         }
     }
     if let Some(rebalance) = &policy.rebalance {
-        problems.time("rebalance/every", rebalance.every, (LEAST_EVERY, MONTH));
+        problems.time("rebalance/every", rebalance.every, bounds::PERIOD);
         problems.fraction("rebalance/targetUtilization", rebalance.target);
         problems.fraction("rebalance/tolerancePercent", rebalance.tolerance);
         problems.amount("rebalance/maxRebalanceAmount", rebalance.max_amount);

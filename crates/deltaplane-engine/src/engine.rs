@@ -157,7 +157,7 @@ impl Engine {
     /// [`StartError`] if the journal cannot be used or the parts do not fit together.
     pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
         let EngineParts { config, accounts, feeds, exits, budgets, journal, history, clock, ids } = parts;
-        let mut recovered = Recovered::read(journal.load().await?);
+        let mut recovered = Recovered::read(journal.load().await?, config.holdings.split.clone());
         let recorder = Recorder::new(journal);
         let epoch = recovered.epoch.wrapping_add(1);
         let started_at = clock.now();

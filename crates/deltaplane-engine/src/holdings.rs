@@ -72,8 +72,7 @@ impl Holdings {
 
     /// The symbol that a contract's position counts into.
     pub(crate) fn counted_in(&self, symbol: &Symbol) -> Symbol {
-        let undated = symbol.undated();
-        if self.split.contains(&undated) { undated } else { symbol.counted_as() }
+        symbol.counted_in(&self.split)
     }
 
     /// The delta of an account in a symbol: its positions in contracts of the coin and what of the coin is in its wallet.

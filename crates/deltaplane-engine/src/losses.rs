@@ -47,22 +47,36 @@ pub(crate) struct Loss {
     pub(crate) at: Timestamp,
 }
 
-/// Losses by symbol. The same rules hold for what happens and for what a journal tells.
+/// Losses by the symbol that they count into. The same rules hold for what happens and for what a journal tells.
 #[derive(Debug, Default)]
-pub(crate) struct LossTable(BTreeMap<Symbol, Loss>);
+pub(crate) struct LossTable {
+    losses: BTreeMap<Symbol, Loss>,
+    /// Symbols that are hedged by themselves.
+    split: BTreeSet<Symbol>,
+}
 
 impl LossTable {
+    pub(crate) fn new(split: BTreeSet<Symbol>) -> Self {
+        Self { losses: BTreeMap::new(), split }
+    }
+
+    /// The symbol whose operations answer what happened in a contract.
+    pub(crate) fn counted_in(&self, symbol: &Symbol) -> Symbol {
+        symbol.counted_in(&self.split)
+    }
+
     /// Something from outside moved a position.
     pub(crate) fn moved(&mut self, activity: &ExternalActivity) {
+        let symbol = self.counted_in(&activity.symbol);
         match activity.cause {
             ExternalCause::Liquidation | ExternalCause::Deleveraging | ExternalCause::Settlement => {
-                let loss = self.0.entry(activity.symbol.clone()).or_default();
+                let loss = self.losses.entry(symbol).or_default();
                 loss.lost = loss.lost.plus(activity.change).unwrap_or(loss.lost);
                 loss.accounts.insert(activity.account.clone());
                 loss.at = activity.at;
             }
             ExternalCause::ForeignTrade | ExternalCause::Correction => {
-                self.0.remove(&activity.symbol);
+                self.losses.remove(&symbol);
             }
         }
     }
@@ -70,17 +84,17 @@ impl LossTable {
     /// An operation began.
     pub(crate) fn began(&mut self, kind: OperationKind, symbol: &Symbol, operation: &OperationId) {
         if kind == OperationKind::LossResponse {
-            if let Some(loss) = self.0.get_mut(symbol) {
+            if let Some(loss) = self.losses.get_mut(symbol) {
                 loss.begun.push(operation.clone());
             }
         } else if kind.aims_at_a_net_delta() || kind == OperationKind::Hedge {
-            self.0.remove(symbol);
+            self.losses.remove(symbol);
         }
     }
 
     /// An answer ended.
     pub(crate) fn answered(&mut self, symbol: &Symbol) {
-        self.0.remove(symbol);
+        self.losses.remove(symbol);
     }
 }
 
@@ -94,7 +108,7 @@ pub(crate) struct Losses {
 impl Losses {
     /// Goes on with what a journal tells.
     pub(crate) fn restore(&self, mut table: LossTable, now: Timestamp) {
-        table.0.retain(|_, loss| now.since(loss.at) < ANSWERED_WITHIN);
+        table.losses.retain(|_, loss| now.since(loss.at) < ANSWERED_WITHIN);
         self.with(|waiting| *waiting = table);
         self.changed.notify_one();
     }
@@ -110,7 +124,9 @@ impl Losses {
     }
 
     fn first(&self) -> Vec<(Symbol, Loss)> {
-        self.with(|waiting| waiting.0.iter().map(|(symbol, loss)| (symbol.clone(), loss.clone())).collect())
+        self.with(|waiting| {
+            waiting.losses.iter().map(|(symbol, loss)| (symbol.clone(), loss.clone())).collect()
+        })
     }
 }
 
@@ -292,7 +308,7 @@ mod tests {
     }
 
     fn waiting(table: &LossTable) -> Option<(Delta, usize)> {
-        table.0.get(&symbol()).map(|loss| (loss.lost, loss.begun.len()))
+        table.losses.get(&symbol()).map(|loss| (loss.lost, loss.begun.len()))
     }
 
     #[test]
@@ -313,6 +329,23 @@ mod tests {
         assert_eq!(waiting(&table), Some((delta("0.3"), 1)), "begun is not answered");
         table.answered(&symbol());
         assert_eq!(waiting(&table), None);
+    }
+
+    /// A future that is settled is a loss in the symbol of its coin, unless that contract is hedged by itself.
+    #[test]
+    fn a_loss_in_another_contract_of_the_coin_is_one_of_its_symbol() {
+        let in_future = |symbol: &str| ExternalActivity {
+            symbol: symbol.parse().unwrap(),
+            ..activity(ExternalCause::Settlement, "0.2")
+        };
+        let mut table = LossTable::default();
+        table.moved(&in_future("BTC-USDT-260327"));
+        table.moved(&in_future("BTC-USDC"));
+        assert_eq!(waiting(&table), Some((delta("0.4"), 0)));
+        let mut table = LossTable::new(["BTC-USDC".parse().unwrap()].into());
+        table.moved(&in_future("BTC-USDC"));
+        assert_eq!(waiting(&table), None);
+        assert_eq!(table.losses.len(), 1);
     }
 
     #[test]

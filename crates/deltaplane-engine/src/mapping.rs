@@ -1,12 +1,13 @@
 //! Positions that have no symbol, rows that cannot be read, and symbols that may mean two coins: what is not known to be
 //! hedged is told, and nothing is opened beside it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use deltaplane_ports::{Failure, Record};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Decimal, FeedId, Symbol, Timestamp,
-    UnmappedPosition, UnreadableRow,
+    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Decimal, FeedId, MarketView, Symbol,
+    Timestamp, UnmappedPosition, UnreadableRow,
 };
 
 use crate::alerts::Condition;
@@ -104,9 +105,8 @@ impl Eyes {
     }
 
     /// The exchanges whose prices of a symbol cannot be those of one coin, the cheapest and the dearest, USD.
-    fn apart(&self, symbol: &Symbol) -> Option<[(FeedId, Decimal); 2]> {
-        let mids = self.healthy_views(symbol).into_iter();
-        let mids = mids.filter_map(|(id, view)| Some((id, self.mid_in_usd(&view)?)));
+    fn apart(&self, views: &BTreeMap<FeedId, Arc<MarketView>>) -> Option<[(FeedId, Decimal); 2]> {
+        let mids = views.iter().filter_map(|(id, view)| Some((id.clone(), self.mid_in_usd(view)?)));
         let mut mids: Vec<(FeedId, Decimal)> = mids.collect();
         mids.sort_by_key(|(_, mid)| *mid);
         let (low, high) = (mids.first()?.clone(), mids.last()?.clone());
@@ -115,8 +115,12 @@ impl Eyes {
     }
 
     /// Refuses a symbol whose prices differ so much between exchanges that it may be two coins.
-    pub(crate) fn check_coin(&self, symbol: &Symbol) -> Result<(), Box<Failure>> {
-        match self.apart(symbol) {
+    pub(crate) fn check_coin(
+        &self,
+        symbol: &Symbol,
+        views: &BTreeMap<FeedId, Arc<MarketView>>,
+    ) -> Result<(), Box<Failure>> {
+        match self.apart(views) {
             None => Ok(()),
             Some(apart) => {
                 let remedy = format!(
@@ -142,15 +146,13 @@ impl Core {
         let shared = &self.shared;
         let eyes = &shared.eyes;
         let now = eyes.clock.now();
-        let hedged = self.hedged_coins();
+        let followed = self.followed_symbols();
         let mut records = Vec::new();
         for (id, keeper) in &eyes.accounts {
             let Some(snapshot) = keeper.newest() else { continue };
             let unmapped: Vec<&UnmappedPosition> = eyes.unmapped(&snapshot).collect();
-            let is_hedged = |position: &&UnmappedPosition| match &position.base {
-                Some(base) => hedged.contains(base),
-                None => position.quantity.is_none(),
-            };
+            let is_hedged =
+                |position: &&UnmappedPosition| followed.iter().any(|symbol| concerns(position, symbol));
             let message = (!unmapped.is_empty()).then(|| of_positions(id, &unmapped));
             let severity =
                 if unmapped.iter().any(is_hedged) { AlertSeverity::Critical } else { AlertSeverity::Warn };
@@ -158,9 +160,8 @@ impl Core {
             let message = (!snapshot.unreadable.is_empty()).then(|| of_rows(id, &snapshot.unreadable));
             records.extend(self.stand(UNREADABLE, AlertSeverity::Warn, id, message, now));
         }
-        let followed: BTreeSet<Symbol> = self.followed_symbols();
         for symbol in &followed {
-            if let Some(apart) = eyes.apart(symbol) {
+            if let Some(apart) = eyes.apart(&eyes.healthy_views(symbol)) {
                 let condition = Condition {
                     kind: AlertKind::System,
                     topic: NOT_ONE_COIN,
@@ -212,10 +213,6 @@ impl Core {
             symbols.extend(snapshot.positions.keys().map(|symbol| eyes.config.holdings.counted_in(symbol)));
         }
         symbols
-    }
-
-    fn hedged_coins(&self) -> BTreeSet<String> {
-        self.followed_symbols().iter().map(|symbol| symbol.base().to_owned()).collect()
     }
 }
 

@@ -331,6 +331,7 @@ impl TrackedOrder {
         now: Timestamp,
     ) -> Option<OutcomeRecord> {
         self.venue_order_id = Some(report.venue_order_id.clone());
+        self.on_something_found();
         self.reported = self.reported.max(report.filled);
         if self.fate == Fate::NotAccepted {
             return self.freeze("seen at the venue after it counted as not accepted".to_owned());

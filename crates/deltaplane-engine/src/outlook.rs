@@ -72,6 +72,8 @@ impl Core {
     pub(crate) async fn stress(&self, request: &StressRequest) -> Result<StressReport, Box<Failure>> {
         let eyes = &self.shared.eyes;
         let symbol = &request.symbol;
+        eyes.check_symbol(symbol)?;
+        let counts = |of: &Symbol| eyes.config.holdings.counted_in(of) == *symbol;
         let external = eyes.config.holdings.external(symbol, eyes.clock.now())?;
         let (mut books, mut deltas) = (BTreeMap::new(), BTreeMap::new());
         for (id, keeper) in &eyes.accounts {
@@ -107,7 +109,7 @@ impl Core {
                     let (mut equity, mut kept) = (*equity, Decimal::ZERO);
                     let mut after = Vec::with_capacity(positions.len());
                     for (of, held) in positions {
-                        let moved = if of == symbol { change.value() } else { Decimal::ZERO };
+                        let moved = if counts(of) { change.value() } else { Decimal::ZERO };
                         let mark = mul_rounded(held.mark.value(), add(Decimal::ONE, moved)?)?;
                         let gained =
                             mul_rounded(held.quantity.value(), mul_rounded(held.mark.value(), moved)?)?;
@@ -135,7 +137,8 @@ impl Core {
         }
         let held = |id: &AccountId| -> Delta {
             let positions = books.get(id).map(|(_, positions)| positions.as_slice()).unwrap_or_default();
-            positions.iter().find(|(of, _)| of == symbol).map_or(Delta::ZERO, |(_, held)| held.quantity)
+            let of_coin = positions.iter().filter(|(of, _)| counts(of));
+            of_coin.fold(Delta::ZERO, |sum, (_, held)| sum.plus(held.quantity).unwrap_or(sum))
         };
         let sum = |ids: &mut dyn Iterator<Item = &AccountId>| {
             ids.fold(Delta::ZERO, |sum, id| sum.plus(held(id)).unwrap_or(sum))

@@ -340,6 +340,12 @@ impl ControlPlane for Engine {
         }
         if let TradingScope::Symbol(symbol) = &scope
             && state != TradingState::Running
+        {
+            // A state of a contract that counts into another symbol would stop nothing.
+            shared.eyes.check_symbol(symbol)?;
+        }
+        if let TradingScope::Symbol(symbol) = &scope
+            && state != TradingState::Running
             && !is_said
             && !self.core.is_symbol_of_ours(symbol).await
         {

@@ -1,6 +1,6 @@
 //! What the journal of earlier runs says: where to go on, and which orders are still in doubt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_ports::{
@@ -83,8 +83,9 @@ fn ended_short(summary: Option<&str>) -> Box<Failure> {
 }
 
 impl Recovered {
-    pub(crate) fn read(records: Vec<StoredRecord>) -> Self {
-        let mut state = Self::default();
+    /// Takes what the journal tells; `split` are symbols that are hedged by themselves.
+    pub(crate) fn read(records: Vec<StoredRecord>, split: BTreeSet<Symbol>) -> Self {
+        let mut state = Self { losses: LossTable::new(split), ..Self::default() };
         for StoredRecord { record, .. } in records {
             state.apply(record);
         }
@@ -149,7 +150,7 @@ impl Recovered {
                         self.lanes.insert(lane, LaneFacts { position, at, read_by: None });
                     }
                 }
-                if !self.is_aimed_at(&activity.symbol) {
+                if !self.is_aimed_at(&self.losses.counted_in(&activity.symbol)) {
                     self.losses.moved(&activity);
                 }
                 self.external.push(activity);

@@ -264,7 +264,7 @@ impl Eyes {
         }
         let views = self.healthy_views(symbol);
         let mut priced = views.clone();
-        if let Err(two_coins) = self.check_coin(symbol) {
+        if let Err(two_coins) = self.check_coin(symbol, &views) {
             // What is held may be closed at the prices of where it is held.
             let states =
                 readings.iter().flatten().filter_map(|(id, (state, _))| Some((id, state.as_ref().ok()?)));

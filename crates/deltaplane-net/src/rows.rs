@@ -40,6 +40,11 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Rows<T> {
 }
 
 impl<T> Rows<T> {
+    /// What the rows that cannot be read tell in a field; none for those that do not tell it.
+    pub fn unreadable_names(&self, field: &str) -> Vec<Option<&str>> {
+        self.unreadable.iter().map(|row| row.text_of(field)).collect()
+    }
+
     /// Takes the rows that cannot be read, of the list with this name.
     pub fn take_unreadable(&mut self, list: &'static str) -> Vec<UnreadableRow> {
         let rows = std::mem::take(&mut self.unreadable);
@@ -55,6 +60,8 @@ mod tests {
     fn an_odd_row_costs_that_row() {
         let mut rows: Rows<u32> = serde_json::from_str(r#"[1, {"odd": "x"}, 3, -4]"#).unwrap();
         assert_eq!(rows.read, [1, 3]);
+        let named: Rows<u32> = serde_json::from_str(r#"[{"symbol": "BTCUSDT"}, {"symbol": 7}]"#).unwrap();
+        assert_eq!(named.unreadable_names("symbol"), [Some("BTCUSDT"), None]);
         let odd = rows.take_unreadable("numbers");
         assert_eq!(
             odd.iter().map(|row| (row.list, row.text.as_str())).collect::<Vec<_>>(),

@@ -3,6 +3,7 @@
 //! Each port is small, `dyn`, and chosen once at start-up. Its documentation is the contract that a second
 //! implementation can be written from. No port has a default method that pretends success.
 
+pub mod bounds;
 mod budget;
 mod control;
 mod earnings;

@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use deltaplane_types::{ArithmeticError, Decimal, Price, Quantity, RangeError, Symbol};
+use deltaplane_types::{
+    ArithmeticError, Decimal, Notional, Price, Quantity, RangeError, Symbol, UnmappedPosition, UnreadableRow,
+    parse_exact,
+};
+use tokio::sync::watch;
 
 /// A venue's contract for a symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,15 +153,15 @@ pub struct Unmapped {
 #[derive(Clone, Debug)]
 pub struct SymbolMap {
     rule: NameRule,
-    overrides: Arc<BTreeMap<Symbol, Contract>>,
     /// Symbols that are hedged by themselves, though they are of a coin that has another symbol.
     apart: Arc<BTreeSet<Symbol>>,
     listed: Arc<RwLock<Listed>>,
+    /// Whether the venue's list is known.
+    known: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Debug, Default)]
 struct Listed {
-    is_known: bool,
     by_name: BTreeMap<String, Result<(Symbol, Contract), Unmapped>>,
     by_symbol: BTreeMap<Symbol, Contract>,
 }
@@ -174,12 +178,11 @@ impl SymbolMap {
         overrides: BTreeMap<Symbol, Contract>,
         apart: BTreeSet<Symbol>,
     ) -> Self {
-        let map = Self { rule, overrides: overrides.into(), apart: apart.into(), listed: Arc::default() };
+        let known = watch::Sender::new(false).into();
+        let map = Self { rule, apart: apart.into(), listed: Arc::default(), known };
         map.write(|listed| {
-            for (symbol, contract) in map.overrides.iter() {
-                let mapped = (symbol.clone(), contract.clone());
-                listed.by_name.insert(contract.name.clone(), Ok(mapped));
-                listed.by_symbol.insert(symbol.clone(), contract.clone());
+            for (symbol, contract) in overrides {
+                listed.insert(symbol, contract);
             }
         });
         map
@@ -208,7 +211,45 @@ impl SymbolMap {
 
     /// Whether the venue's list is known.
     pub fn is_known(&self) -> bool {
-        self.read(|listed| listed.is_known)
+        *self.known.borrow()
+    }
+
+    /// Waits until the venue's list is known.
+    pub async fn until_known(&self) {
+        // It cannot close: this holds the other end.
+        let _ = self.known.subscribe().wait_for(|known| *known).await;
+    }
+
+    /// The map as a text, a contract a line, for [`Self::remember`].
+    pub fn to_text(&self) -> String {
+        self.read(|listed| {
+            let line = |(symbol, contract): (&Symbol, &Contract)| {
+                let Contract { name, multiplier, quote } = contract;
+                format!("{symbol}\t{name}\t{multiplier}\t{quote}\n")
+            };
+            listed.by_symbol.iter().map(line).collect()
+        })
+    }
+
+    /// Takes what an earlier run had mapped: an order in doubt is looked for in the contract that it was sent in, whatever is
+    /// listed by now. What the configuration says otherwise, and lines that cannot be read, are left out.
+    pub fn remember(&self, text: &str) {
+        self.write(|listed| {
+            for line in text.lines() {
+                let fields: Vec<&str> = line.split('\t').collect();
+                let [symbol, name, multiplier, quote] = fields[..] else { continue };
+                let (Ok(symbol), Ok(multiplier)) = (symbol.parse::<Symbol>(), parse_exact(multiplier)) else {
+                    continue;
+                };
+                let own = format!("{}-{quote}", symbol.base()).parse::<Symbol>();
+                let is_split_off = own.is_ok_and(|own| own != symbol && self.apart.contains(&own));
+                let is_taken = listed.by_name.contains_key(name) || listed.by_symbol.contains_key(&symbol);
+                if multiplier > Decimal::ZERO && !is_split_off && !is_taken {
+                    let contract = Contract { name: name.to_owned(), multiplier, quote: quote.to_owned() };
+                    listed.insert(symbol, contract);
+                }
+            }
+        });
     }
 
     /// Learns the venue's list.
@@ -267,13 +308,13 @@ impl SymbolMap {
                     Ok(row) => self.place(listed, name, row, (coin_of(row), is_ordinary(row))),
                     Err(unmapped) => Err(unmapped.clone()),
                 };
-                if let Ok((symbol, contract)) = &mapped {
-                    listed.by_symbol.insert(symbol.clone(), contract.clone());
+                match mapped {
+                    Ok((symbol, contract)) => listed.insert(symbol, contract),
+                    Err(unmapped) => drop(listed.by_name.insert(name.clone(), Err(unmapped))),
                 }
-                listed.by_name.insert(name.clone(), mapped);
             }
-            listed.is_known = true;
         });
+        self.known.send_replace(true);
     }
 
     /// What a row says of its coin.
@@ -384,11 +425,42 @@ impl SymbolMap {
         })
     }
 
+    /// A position whose row cannot be read. How much is held is not believed of such a row.
+    pub fn unreadable_position(&self, row: &UnreadableRow) -> UnmappedPosition {
+        let name = row.text_of("symbol");
+        let base = name.and_then(|name| match self.canonical(name) {
+            Ok((symbol, _)) => Some(symbol.base().to_owned()),
+            Err(unmapped) => unmapped.base,
+        });
+        UnmappedPosition {
+            instrument: name.unwrap_or(&row.text).to_owned(),
+            base,
+            quantity: None,
+            notional: None,
+            reason: format!("its row cannot be read: {}", row.reason),
+        }
+    }
+
     /// What the venue's name says by itself: multiplier and settlement currency; none where it follows no rule.
     pub fn contract_of_name(rule: NameRule, name: &str) -> Option<Contract> {
         let (base, quote, _) = rule.parts(name)?;
         let multiplier = rule.coin_behind(base).map_or(Decimal::ONE, |(_, multiple)| multiple);
         Some(Contract { name: name.to_owned(), multiplier, quote: quote.to_owned() })
+    }
+}
+
+impl Listed {
+    fn insert(&mut self, symbol: Symbol, contract: Contract) {
+        self.by_name.insert(contract.name.clone(), Ok((symbol.clone(), contract.clone())));
+        self.by_symbol.insert(symbol, contract);
+    }
+}
+
+impl Unmapped {
+    /// A position in the contract: signed units of it, and its signed notional where that is told.
+    pub fn position(self, name: &str, quantity: Decimal, notional: Option<Notional>) -> UnmappedPosition {
+        let Self { base, reason } = self;
+        UnmappedPosition { instrument: name.to_owned(), base, quantity: Some(quantity), notional, reason }
     }
 }
 
@@ -584,6 +656,38 @@ mod tests {
         map.learn(&[row("BTCUSDC", "BTC", "USDC", ContractKind::Perpetual)], &[]);
         assert_eq!(meaning(&map, "BTCUSDC"), "BTC-USDC x1 USDC");
         assert_eq!(map.contract(&symbol("BTC-USD")), None);
+    }
+
+    /// A bare name that was listed later does not take the symbol over at a restart: an order in doubt would be looked for
+    /// in another contract.
+    #[test]
+    fn what_an_earlier_run_had_mapped_stays() {
+        let earlier = SymbolMap::of_names(NameRule::BaseAndQuote, ["1000CATUSDT", "ETHUSDT"]);
+        let kept = earlier.to_text();
+        assert_eq!(kept, "CAT-USD\t1000CATUSDT\t1000\tUSDT\nETH-USD\tETHUSDT\t1\tUSDT\n");
+        let overrides = BTreeMap::from([(symbol("ETH-USD"), contract("ETHUSDC", 1, "USDC"))]);
+        let map = SymbolMap::configured(NameRule::BaseAndQuote, overrides, BTreeSet::new());
+        map.remember(&format!("{kept}BAD\tLINE\nX-USD\tXUSDT\t0\tUSDT\n"));
+        assert!(!map.is_known(), "that is no list");
+        let kind = ContractKind::Perpetual;
+        let rows = [row("1000CATUSDT", "1000CAT", "USDT", kind.clone()), row("CATUSDT", "CAT", "USDT", kind)];
+        map.learn(&rows, &[]);
+        assert_eq!(meaning(&map, "1000CATUSDT"), "CAT-USD x1000 USDT");
+        assert!(meaning(&map, "CATUSDT").starts_with("CAT-USD is 1000CATUSDT"));
+        assert_eq!(map.contract(&symbol("ETH-USD")), Some(contract("ETHUSDC", 1, "USDC")), "as configured");
+        assert_eq!(map.contract(&symbol("X-USD")), None);
+        let split = SymbolMap::configured(NameRule::BaseAndQuote, BTreeMap::new(), [symbol("A-USDC")].into());
+        split.remember("A-USD\tAUSDC\t1\tUSDC\n");
+        assert_eq!(split.contract(&symbol("A-USD")), None, "it was split off since");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_list_is_told() {
+        let map = SymbolMap::new(NameRule::BaseOnly);
+        let copy = map.clone();
+        let waiting = tokio::spawn(async move { copy.until_known().await });
+        map.learn(&[], &[]);
+        waiting.await.unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Names. Input becomes one of these at the border and is not checked again inside.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -143,6 +144,13 @@ impl Symbol {
             Some((rest, _)) if self.is_dated() => Self(rest.into()),
             _ => self.clone(),
         }
+    }
+
+    /// The symbol that the contract's position counts into, where some are split off.
+    #[must_use]
+    pub fn counted_in(&self, split: &BTreeSet<Self>) -> Self {
+        let undated = self.undated();
+        if split.contains(&undated) { undated } else { self.counted_as() }
     }
 
     /// The symbol that contracts of one coin count into, whichever dollar they are settled in and whenever they are

@@ -173,16 +173,12 @@ impl Session {
         if let Some(contract) = self.symbols.contract(&self.symbol) {
             return Ok(contract);
         }
-        if !self.symbols.is_known() || self.listed_at.lock().await.is_none_or(|at| at.elapsed() >= UNLISTED) {
-            let mut listed_at = self.listed_at.lock().await;
-            // Those who waited take what the first one learned.
-            if !self.symbols.is_known() || listed_at.is_none_or(|at| at.elapsed() >= UNLISTED) {
-                let info = self.rest.exchange_info(Priority::Hedge).await?;
-                let odd: Vec<Option<&str>> =
-                    info.symbols.unreadable.iter().map(|row| row.text_of("symbol")).collect();
-                self.symbols.learn(&info.symbols.read.iter().map(map::listed).collect::<Vec<_>>(), &odd);
-                *listed_at = Some(tokio::time::Instant::now());
-            }
+        // Those who wait take what the first one learns.
+        let mut listed_at = self.listed_at.lock().await;
+        if !self.symbols.is_known() || listed_at.is_none_or(|at| at.elapsed() >= UNLISTED) {
+            let info = self.rest.exchange_info(Priority::Hedge).await?;
+            map::learn(&self.symbols, &info.symbols);
+            *listed_at = Some(tokio::time::Instant::now());
         }
         self.symbols.contract(&self.symbol).ok_or(FeedError::Unlisted)
     }

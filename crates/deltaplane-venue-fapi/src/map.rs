@@ -1,5 +1,6 @@
 //! Wire to domain: pure, total, invents nothing.
 
+use deltaplane_net::Rows;
 use deltaplane_ports::{
     Contract, ContractError, ContractKind, Income, IncomeKind, ListedContract, OpenOrder, OrderName,
     SymbolMap,
@@ -229,14 +230,15 @@ fn kind(contract_type: Option<&str>) -> ContractKind {
     }
 }
 
-/// A row of the list, as far as its symbol goes.
-pub(crate) fn listed(info: &SymbolInfo) -> ListedContract {
-    ListedContract {
+/// Has the symbols learn what the exchange lists.
+pub(crate) fn learn(symbols: &SymbolMap, infos: &Rows<SymbolInfo>) {
+    let listed = |info: &SymbolInfo| ListedContract {
         name: info.symbol.clone(),
         base: info.base_asset.clone(),
         quote: info.margin_asset.clone(),
         kind: kind(info.contract_type.as_deref()),
-    }
+    };
+    symbols.learn(&infos.read.iter().map(listed).collect::<Vec<_>>(), &infos.unreadable_names("symbol"));
 }
 
 /// The delivery date of contracts that go on, in 2100.

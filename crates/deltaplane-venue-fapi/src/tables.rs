@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use deltaplane_net::Rows;
-use deltaplane_ports::{ListedContract, Priority, ReadError, SymbolMap, TableStore};
+use deltaplane_ports::{Priority, ReadError, SymbolMap, TableStore};
 use deltaplane_types::{Decimal, Ratio, Timestamp, UnreadableRow};
 use serde::de::DeserializeOwned;
 
@@ -32,6 +32,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(15);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Hours between fundings of a symbol that the exchange does not list.
 const USUAL_INTERVAL: u32 = 8;
+
+/// Where it is kept which contract each symbol means.
+const CONTRACTS: &str = "contracts";
 
 /// A list that serves all symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +132,9 @@ impl Tables {
         let tables = Self { rest, symbols, store, prefix, known, asking };
         if let Some(store) = &tables.store {
             let now = tables.rest.clock.now();
+            if let Some((_, text)) = store.load(&tables.file(CONTRACTS)) {
+                tables.symbols.remember(&text);
+            }
             for list in List::ALL {
                 if let Some((at, text)) = store.load(&tables.file(list.name()))
                     && let Err(error) = tables.take(list, at.min(now), text.as_bytes())
@@ -193,10 +199,11 @@ impl Tables {
                         orders.set_limit(limit.limit);
                     }
                 }
-                let infos = rows(info.symbols, list, &mut unreadable);
-                let odd: Vec<Option<&str>> = unreadable.iter().map(|row| row.text_of("symbol")).collect();
-                self.symbols.learn(&infos.iter().map(map::listed).collect::<Vec<ListedContract>>(), &odd);
-                let infos = infos.into_iter().map(|info| (info.symbol.clone(), info)).collect();
+                map::learn(&self.symbols, &info.symbols);
+                let infos = rows(info.symbols, list, &mut unreadable)
+                    .into_iter()
+                    .map(|info| (info.symbol.clone(), info))
+                    .collect();
                 self.write(|known| known.infos = infos);
             }
             List::FundingInfo => {
@@ -264,6 +271,9 @@ impl Tables {
         }
         if let (Some(store), Ok(text)) = (&self.store, std::str::from_utf8(&text)) {
             store.store(&self.file(list.name()), at, text);
+            if list == List::ExchangeInfo {
+                store.store(&self.file(CONTRACTS), at, &self.symbols.to_text());
+            }
         }
         Ok(())
     }
@@ -364,6 +374,9 @@ impl Tables {
                 self.ask_rates(name, priority).await?;
             }
         }
+        if self.read(|known| known.is_setting_odd(name)) {
+            return Err(ReadError::Unreadable(format!("the row of the settings of {name} cannot be read")));
+        }
         let lacking = || ReadError::Unreadable(format!("the exchange's tables lack {name}"));
         self.known(name).map(Some).ok_or_else(lacking)
     }
@@ -423,6 +436,9 @@ impl Tables {
         priority: Priority,
     ) -> Result<(Decimal, bool), RestError> {
         self.ensure(&[List::Settings], age, priority).await?;
+        if self.read(|known| known.is_setting_odd(name)) {
+            return Err(RestError::Unreadable(format!("the row of the settings of {name} cannot be read")));
+        }
         Ok(self.read(|known| known.settings.get(name).copied()).unwrap_or((Decimal::ONE, false)))
     }
 

@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Seldom, StreamProof, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
-    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, Unmapped,
-    VenueRules, table_prefix,
+    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueRules,
+    table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
     OrderIntent, Position, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
-    UnknownCause, UnmappedPosition, UnreadableRow,
+    UnknownCause, UnmappedPosition,
 };
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -173,22 +173,6 @@ impl FapiVenue {
         self.config.symbols.contract(symbol).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))
     }
 
-    /// A position whose row cannot be read. How much is held is not believed of such a row.
-    fn odd_position(&self, row: &UnreadableRow) -> UnmappedPosition {
-        let name = row.text_of("symbol");
-        let base = name.and_then(|name| match self.config.symbols.canonical(name) {
-            Ok((symbol, _)) => Some(symbol.base().to_owned()),
-            Err(unmapped) => unmapped.base,
-        });
-        UnmappedPosition {
-            instrument: name.unwrap_or(&row.text).to_owned(),
-            base,
-            quantity: None,
-            notional: None,
-            reason: format!("its row cannot be read: {}", row.reason),
-        }
-    }
-
     fn position_side(&self, intent: &OrderIntent) -> Option<&'static str> {
         // Hedge mode: a closing sale works on the long position, an opening one on the short.
         self.tables.hedge_mode().then_some(match (intent.side, intent.reduce_only) {
@@ -292,21 +276,17 @@ impl AccountReader for FapiVenue {
             }
         }
         let mut positions: BTreeMap<Symbol, Position> = BTreeMap::new();
-        let mut unmapped: Vec<UnmappedPosition> = odd.iter().map(|row| self.odd_position(row)).collect();
+        let mut unmapped: Vec<UnmappedPosition> =
+            odd.iter().map(|row| self.config.symbols.unreadable_position(row)).collect();
         for row in &rows {
             if row.position_amt.0.is_zero() {
                 continue;
             }
             let (symbol, contract) = match self.config.symbols.canonical(&row.symbol) {
                 Ok(mapped) => mapped,
-                Err(Unmapped { base, reason }) => {
-                    unmapped.push(UnmappedPosition {
-                        instrument: row.symbol.clone(),
-                        base,
-                        quantity: Some(row.position_amt.0),
-                        notional: Some(Notional::new(row.notional.0)),
-                        reason,
-                    });
+                Err(without) => {
+                    let notional = Some(Notional::new(row.notional.0));
+                    unmapped.push(without.position(&row.symbol, row.position_amt.0, notional));
                     continue;
                 }
             };

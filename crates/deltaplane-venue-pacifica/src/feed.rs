@@ -182,8 +182,7 @@ impl List {
         if !self.symbols.is_known() || read_at.is_none_or(|at| at.elapsed() >= UNLISTED) {
             let text = self.rest.info(Priority::Hedge).await?;
             let rows: Rows<Market> = wire::answer(&text).map_err(FeedError::NoList)?.data;
-            let odd: Vec<Option<&str>> = rows.unreadable.iter().map(|row| row.text_of("symbol")).collect();
-            self.symbols.learn(&map::listed(&rows.read), &odd);
+            map::learn(&self.symbols, &rows);
             *read_at = Some(Instant::now());
         }
         self.symbols.contract(symbol).ok_or_else(|| FeedError::Unlisted(symbol.to_string()))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use deltaplane_net::Rows;
 use deltaplane_ports::{
     Contract, ContractError, ContractKind, Income, IncomeKind, ListedContract, OrderName, SymbolMap,
 };
@@ -292,10 +293,10 @@ pub(crate) fn of_market(symbols: &SymbolMap, name: &str) -> Option<(Symbol, Cont
     symbols.canonical(name).ok()
 }
 
-/// Rows of the list of markets as far as their symbols go. Spot markets are no contracts.
-pub(crate) fn listed(markets: &[Market]) -> Vec<ListedContract> {
-    let contracts = markets.iter().filter(|market| !market.is_spot());
-    let row = |market: &Market| ListedContract {
+/// Has the symbols learn what the venue lists. Spot markets are no contracts.
+pub(crate) fn learn(symbols: &SymbolMap, markets: &Rows<Market>) {
+    let contracts = markets.read.iter().filter(|market| !market.is_spot());
+    let listed = |market: &Market| ListedContract {
         name: market.symbol.clone(),
         base: None,
         quote: None,
@@ -304,7 +305,7 @@ pub(crate) fn listed(markets: &[Market]) -> Vec<ListedContract> {
             Some(text) => ContractKind::Unknown(text.chars().take(40).collect()),
         },
     };
-    contracts.map(row).collect()
+    symbols.learn(&contracts.map(listed).collect::<Vec<_>>(), &markets.unreadable_names("symbol"));
 }
 
 /// A row of the account's statement; the venue counts in USDC.

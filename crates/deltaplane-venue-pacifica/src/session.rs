@@ -36,8 +36,6 @@ pub(crate) const PROOF: ProofTimes = ProofTimes { ping: Duration::from_secs(20),
 const SILENCE: Duration = Duration::from_secs(20);
 /// A channel that is not acknowledged by then is not subscribed to: the venue answers a bad request with nothing.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-/// How often it is looked whether the venue's list is known by now.
-const UNLISTED: Duration = Duration::from_millis(50);
 const CHANNELS: [&str; 7] = [
     "account_order_updates",
     "account_trades",
@@ -202,9 +200,7 @@ impl Session {
     }
 
     async fn run(self, mut queue: mpsc::Receiver<Outgoing>) {
-        while !self.symbols.is_known() {
-            tokio::time::sleep(UNLISTED).await;
-        }
+        self.symbols.until_known().await;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
         loop {
             let began = Instant::now();

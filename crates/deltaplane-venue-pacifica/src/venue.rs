@@ -10,7 +10,7 @@ use deltaplane_net::{Backoff, ClockOffset, HttpTransport, Rows, Seldom, Spent, S
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
     IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
-    Unmapped, VenueRules, table_prefix,
+    VenueRules, table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -197,6 +197,9 @@ impl PacificaVenue {
     fn load_tables(&self) {
         let Some(store) = &self.config.tables else { return };
         let now = self.rest.clock.now();
+        if let Some((_, text)) = store.load(&self.table_name("contracts")) {
+            self.config.symbols.remember(&text);
+        }
         if let Some((at, text)) = store.load(&self.table_name("markets"))
             && let Err(error) = self.take_markets(at.min(now), text.as_bytes())
         {
@@ -219,9 +222,8 @@ impl PacificaVenue {
 
     fn take_markets(&self, at: Timestamp, text: &[u8]) -> Result<(), RestError> {
         let mut rows: Rows<Market> = wire::answer(text).map_err(RestError::Unreadable)?.data;
+        map::learn(&self.config.symbols, &rows);
         let unreadable = rows.take_unreadable("info");
-        let odd: Vec<Option<&str>> = unreadable.iter().map(|row| row.text_of("symbol")).collect();
-        self.config.symbols.learn(&map::listed(&rows.read), &odd);
         let perpetual = rows.read.into_iter().filter(Market::is_perpetual);
         let markets = perpetual.map(|market| (market.symbol.clone(), market)).collect();
         self.learn(|known| {
@@ -255,6 +257,7 @@ impl PacificaVenue {
             let text = self.rest.info(priority).await?;
             self.take_markets(asked, &text)?;
             self.keep_table("markets", asked, &text);
+            self.keep_table("contracts", asked, self.config.symbols.to_text().as_bytes());
         }
         Ok(())
     }
@@ -411,22 +414,6 @@ impl PacificaVenue {
         self.config.symbols.contract(symbol).ok_or_else(|| ReadError::UnknownSymbol(symbol.clone()))
     }
 
-    /// A position whose row cannot be read. How much is held is not believed of such a row.
-    fn odd_position(&self, row: &UnreadableRow) -> UnmappedPosition {
-        let name = row.text_of("symbol");
-        let base = name.and_then(|name| match self.config.symbols.canonical(name) {
-            Ok((symbol, _)) => Some(symbol.base().to_owned()),
-            Err(unmapped) => unmapped.base,
-        });
-        UnmappedPosition {
-            instrument: name.unwrap_or(&row.text).to_owned(),
-            base,
-            quantity: None,
-            notional: None,
-            reason: format!("its row cannot be read: {}", row.reason),
-        }
-    }
-
     async fn position(
         &self,
         row: &PositionRow,
@@ -515,7 +502,7 @@ impl AccountReader for PacificaVenue {
         self.learn(|known| known.account = Some(account.clone()));
         let mut unreadable = rows.take_unreadable("positions");
         let mut unmapped: Vec<UnmappedPosition> =
-            unreadable.iter().map(|row| self.odd_position(row)).collect();
+            unreadable.iter().map(|row| self.config.symbols.unreadable_position(row)).collect();
         if rows.read.iter().any(|row| self.known_market(&row.symbol).is_none()) {
             // Listed a moment ago, perhaps; where it is not, the position is told as one without a symbol.
             if let Err(error) = self.ensure_markets(LACKING_AGE, priority).await {
@@ -530,13 +517,10 @@ impl AccountReader for PacificaVenue {
                     positions.insert(position.symbol.clone(), position);
                 }
                 Err(_) if row.amount.0.is_zero() => {}
-                Err(Unmapped { base, reason }) => unmapped.push(UnmappedPosition {
-                    instrument: row.symbol.clone(),
-                    base,
-                    quantity: Some(if row.side == BookSide::Ask { -row.amount.0 } else { row.amount.0 }),
-                    notional: None,
-                    reason,
-                }),
+                Err(without) => {
+                    let amount = if row.side == BookSide::Ask { -row.amount.0 } else { row.amount.0 };
+                    unmapped.push(without.position(&row.symbol, amount, None));
+                }
             }
         }
         unreadable.extend(self.known(|known| known.unreadable.clone()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use deltaplane_ports::{
     Deleverage, DeltaControl, Failover, Flatten, HedgeExecution, HedgeStrategy, HedgeTo, KillSwitch,
     OnShortfall, Pacing, Policy, PolicyLimits, RequestMeta, ResolveOrder, ScheduledRebalance, Settlement,
-    StressRequest, SyncRequest, TradingChange, UtilizationRebalance,
+    StressRequest, SyncRequest, TradingChange, UtilizationRebalance, bounds,
 };
 use deltaplane_types::{
     AccountId, Decimal, Delta, FeedId, Notional, OperationId, Quantity, Ratio, Side, Symbol, TradingScope,
@@ -16,23 +16,19 @@ use crate::request::{Fields, Problems, Range};
 
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 const SYNC_TIMEOUT_MS: u64 = 10_000;
-const TIMEOUTS: (u64, u64) = (100, 600_000);
-const MOST_CLIPS: u64 = 20;
 const REST_MS: u64 = 5_000;
-const LEAST_REST_MS: u64 = 200;
 
 fn fraction() -> Range {
     Range::between(Decimal::ZERO, Decimal::ONE)
 }
 
 fn slippage(fields: &mut Fields<'_>) -> Ratio {
-    let range =
-        Range { least: Some((Decimal::ZERO, false)), most: Some(Decimal::from_i128_with_scale(1, 1)) };
+    let range = Range { least: Some((Decimal::ZERO, false)), most: Some(bounds::most_slippage()) };
     Ratio::new(fields.decimal("maxSlippage", range).unwrap_or(Decimal::from_i128_with_scale(5, 3)))
 }
 
 fn timeout(fields: &mut Fields<'_>, default: u64) -> Duration {
-    Duration::from_millis(fields.millis("timeout", TIMEOUTS.0, TIMEOUTS.1).unwrap_or(default))
+    Duration::from_millis(fields.millis("timeout", bounds::TIMEOUT).unwrap_or(default))
 }
 
 /// Whether whoever asks knows of positions that have no symbol.
@@ -129,13 +125,13 @@ pub(crate) fn hedge_execution(
 
 /// Parts, pauses and rests.
 fn pacing(fields: &mut Fields<'_>) -> Pacing {
-    let clips = fields.whole("clips", 1, MOST_CLIPS).unwrap_or(1);
-    let interval = fields.millis("clipInterval", 0, TIMEOUTS.1);
+    let clips = fields.whole("clips", 1, bounds::MOST_CLIPS.into()).unwrap_or(1);
+    let interval = fields.millis("clipInterval", bounds::CLIP_INTERVAL);
     if interval.is_some_and(|interval| interval > 0) && clips < 2 {
         fields.reject("clipInterval", "means nothing in one part; send clips of at least 2".to_owned());
     }
     let maker_first = fields.flag("makerFirst").unwrap_or(false);
-    let rest = fields.millis("restTime", LEAST_REST_MS, TIMEOUTS.1);
+    let rest = fields.millis("restTime", bounds::REST);
     if rest.is_some() && !maker_first {
         fields.reject("restTime", "means nothing where nothing rests; send makerFirst: true".to_owned());
     }
@@ -264,7 +260,7 @@ pub(crate) fn stress(body: &[u8]) -> Result<StressRequest, Problems> {
     let mut fields = Fields::read(body)?;
     let symbol = fields.need_symbol("symbol");
     let range = Range { least: Some((Decimal::NEGATIVE_ONE, false)), most: Some(Decimal::TEN) };
-    let moves = fields.decimals("moves", range, 20);
+    let moves = fields.decimals("moves", range, bounds::MOST_MOVES);
     fields.finish()?;
     let by_default = || [-20, -10, -5, 5, 10, 20].map(|percent| Decimal::new(percent, 2)).to_vec();
     let moves = moves.unwrap_or_else(by_default).into_iter().map(Ratio::new).collect();
@@ -306,7 +302,7 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
     });
     let deleverage = if fields.has("deleverage") { deleverage } else { usual.deleverage };
     let rebalance = fields.object("rebalance", |fields| {
-        let every = fields.millis("every", 60_000, 30 * DAY_MS);
+        let every = fields.millis("every", bounds::PERIOD);
         if every.is_none() && !fields.has("every") {
             fields
                 .reject("every", "is missing; send the milliseconds between two rebalances, at least 60000");
@@ -339,9 +335,9 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
             .choice("hedgeTo", &[("target", HedgeTo::Target), ("band", HedgeTo::Band)])
             .unwrap_or(usual.hedge_to),
         hysteresis: fields.decimal("hysteresis", fraction()).map_or(usual.hysteresis, Ratio::new),
-        after: fields.millis("after", 0, 3_600_000).map_or(usual.after, Duration::from_millis),
+        after: fields.millis("after", bounds::AFTER).map_or(usual.after, Duration::from_millis),
         limits: limits.unwrap_or_default(),
-        horizon: fields.millis("horizon", 60_000, 30 * DAY_MS).map(Duration::from_millis),
+        horizon: fields.millis("horizon", bounds::PERIOD).map(Duration::from_millis),
         deleverage,
         rebalance,
         ..usual

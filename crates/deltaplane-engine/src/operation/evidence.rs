@@ -180,7 +180,6 @@ impl Operation {
             return order.on_not_found(now);
         };
         if let OrderSighting::Found(report) = sighting {
-            order.on_something_found();
             return self.on_report(&report, Evidence::OrderQuery, now);
         }
         let rules = self.rules.get(&order.intent.order.account);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaplane_ports::{IntentRecord, OperationKind, OperationState, Record, VenueRules};
+use deltaplane_ports::{IntentRecord, OperationKind, OperationState, OutcomeRecord, Record, VenueRules};
 use deltaplane_testkit::{account_snapshot, delta, notional, price, quantity, ratio};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, Fill, FillCause, Instrument, Level, MarginBracket, MarginPrice,
@@ -12,7 +12,7 @@ use deltaplane_types::{
     Timestamp, TradingState,
 };
 
-use super::{Draft, Effect, Event, Operation, Sought};
+use super::{Draft, Effect, Event, KnownOperation, Operation, Sought};
 use crate::config::EngineConfig;
 use crate::control::{self, Goal, Round, Spec, Terms, Verdict};
 use crate::ids::IdKey;
@@ -372,6 +372,32 @@ fn a_trade_of_another_account_with_the_same_number_explains_no_order() {
     let report = bench.operation.report(bench.now);
     let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
     assert_eq!(order.state, "notAccepted", "{order:?}");
+}
+
+/// The journal says that the venue took it in: a restart does not make it an order that perhaps never arrived.
+#[test]
+fn an_acknowledged_order_stays_so_over_a_restart() {
+    let mut before = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
+    before.shows(&[("rich", "9"), ("poor", "0")]);
+    let orders = before.reserved();
+    let intent = before.operation.order_intent(&orders[0].1).unwrap().clone();
+    let state = |outcome: OutcomeRecord| {
+        let known =
+            KnownOperation { orders: vec![(intent.clone(), Some(outcome))], ..KnownOperation::default() };
+        let id = "recovered-1".parse().unwrap();
+        let (operation, _) = Operation::recover(
+            id,
+            before.operation.spec().clone(),
+            EngineConfig::new(btc(), IdKey::new(b"tests")),
+            BTreeMap::new(),
+            before.now,
+            known,
+        );
+        operation.report(before.now).orders[0].state.clone()
+    };
+    let evidence = deltaplane_types::Evidence::PlacementAnswer;
+    assert_eq!(state(OutcomeRecord::Accepted { evidence }), "accepted");
+    assert_eq!(state(OutcomeRecord::Unknown { cause: "no answer".to_owned() }), "unknown");
 }
 
 /// A short that is paid 0.0003 a day and a long that pays 0.00015 earn 0.00015 of their value. 100 USD keep an account
