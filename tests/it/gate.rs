@@ -94,15 +94,17 @@ async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
         (held(&world, 0), held(&world, 1), held(&world, 2)),
         (delta("0.5"), delta("-0.5"), delta("0"))
     );
-    // A symbol that no exchange lists has none either: whoever halts it means another one.
-    let change = TradingChange {
-        scope: TradingScope::Symbol("BTC-USDT".parse().unwrap()),
-        state: TradingState::Halted,
-        reason: "the exchange's own spelling".to_owned(),
-    };
-    let refused = world.engine.set_trading(change).await.unwrap_err();
-    assert_eq!(refused.code, Code::InvalidRequest);
-    assert!(refused.error.contains("lists BTC-USDT") && refused.solution.contains("BTC-USD"), "{refused:?}");
+    // A symbol that no exchange lists, or that counts into another, has none: whoever halts it means another one.
+    for (symbol, error) in [("XBT-USD", "lists XBT-USD"), ("BTC-USDT", "BTC-USDT counts into BTC-USD")] {
+        let change = TradingChange {
+            scope: TradingScope::Symbol(symbol.parse().unwrap()),
+            state: TradingState::Halted,
+            reason: "another spelling".to_owned(),
+        };
+        let refused = world.engine.set_trading(change).await.unwrap_err();
+        assert_eq!(refused.code, Code::InvalidRequest);
+        assert!(refused.error.contains(error) && refused.solution.contains("BTC-USD"), "{refused:?}");
+    }
     // An account that nobody configured has no state.
     let change = TradingChange {
         scope: TradingScope::Account(account("other")),
