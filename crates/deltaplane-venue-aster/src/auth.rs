@@ -6,8 +6,10 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use deltaplane_ports::TableStore;
 use deltaplane_venue_fapi::{Freshness, Signed, Signer, encode};
 use secp256k1::ecdsa::RecoverableSignature;
 use secp256k1::{Message, PublicKey, SecretKey};
@@ -15,6 +17,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::digest::{self, keccak};
 
+/// How often the newest nonce is kept, and how far nonces may have gone on since then when a process ends.
+const KEEP_EVERY_MICROS: i64 = 1_000_000;
+const UNKEPT_MICROS: i64 = 2_000_000;
 /// How long after its nonce the venue may take a request in.
 const VALIDITY: Duration = Duration::from_secs(60);
 
@@ -62,6 +67,10 @@ pub struct AgentKey {
     user: String,
     domain: [u8; 32],
     last_nonce: AtomicI64,
+    /// Where the newest nonce is kept over restarts.
+    kept_in: OnceLock<Arc<dyn TableStore>>,
+    /// The newest nonce that is kept there.
+    kept: AtomicI64,
 }
 
 impl fmt::Debug for AgentKey {
@@ -107,7 +116,30 @@ impl AgentKey {
         let point = PublicKey::from_secret_key(&secret).serialize_uncompressed();
         let signer = format!("0x{}", hex::encode(&keccak(&[&point[1..]])[12..]));
         let domain = digest::domain(network.chain_id());
-        Ok(Self { secret, signer, user: address(user)?, domain, last_nonce: AtomicI64::new(0) })
+        Ok(Self {
+            secret,
+            signer,
+            user: address(user)?,
+            domain,
+            last_nonce: AtomicI64::new(0),
+            kept_in: OnceLock::new(),
+            kept: AtomicI64::new(0),
+        })
+    }
+
+    /// Goes on after the nonces of earlier runs, wherever the clock stands now, and keeps its own for the next one. The
+    /// exchange remembers the newest hundred of a signer and refuses what is used or older.
+    pub fn keep_nonces(&self, tables: Arc<dyn TableStore>) {
+        let kept = tables.load(&self.nonce_table()).and_then(|(_, text)| text.trim().parse::<i64>().ok());
+        if let Some(kept) = kept {
+            self.last_nonce.fetch_max(kept.saturating_add(UNKEPT_MICROS), Ordering::SeqCst);
+        }
+        // A second store changes nothing.
+        let _ = self.kept_in.set(tables);
+    }
+
+    fn nonce_table(&self) -> String {
+        format!("aster-nonce-{}", self.signer)
     }
 
     /// The address of the wallet that it signs for.
@@ -133,14 +165,21 @@ impl AgentKey {
         format!("0x{}{:02x}", hex::encode(compact), recovery.to_u8() + 27)
     }
 
-    /// A nonce at a time of the venue's that nobody in this process used before.
+    /// A nonce at a time of the venue's that neither this process nor one before it used.
     fn next_nonce(&self, freshness: Freshness) -> i64 {
         let now = freshness.at.as_millis().saturating_mul(1_000);
         let last = self.last_nonce.fetch_max(now, Ordering::SeqCst);
-        if last < now {
-            return now;
+        let nonce =
+            if last < now { now } else { self.last_nonce.fetch_add(1, Ordering::SeqCst).saturating_add(1) };
+        if let Some(tables) = self.kept_in.get() {
+            let kept = self.kept.load(Ordering::SeqCst);
+            let is_due = nonce.saturating_sub(kept) >= KEEP_EVERY_MICROS;
+            // Of requests at the same time one keeps it.
+            if is_due && self.kept.compare_exchange(kept, nonce, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                tables.store(&self.nonce_table(), freshness.at, &nonce.to_string());
+            }
         }
-        self.last_nonce.fetch_add(1, Ordering::SeqCst).saturating_add(1)
+        nonce
     }
 
     fn signed(&self, params: &[(&str, &str)], nonce: i64) -> String {
@@ -306,6 +345,40 @@ mod tests {
         assert_eq!(seen.len(), 2_000, "two requests had one nonce");
         assert_eq!(key.sign(&[], at(5_000)).nonce, Some(5_000_000), "time goes on");
         assert_eq!(key.sign(&[], at(4_000)).nonce, Some(5_000_001), "and never back");
+    }
+
+    /// Kept in memory as the data folder keeps it.
+    #[derive(Debug, Default)]
+    struct Kept(std::sync::Mutex<std::collections::BTreeMap<String, (Timestamp, String)>>);
+
+    impl TableStore for Kept {
+        fn load(&self, name: &str) -> Option<(Timestamp, String)> {
+            self.0.lock().unwrap().get(name).cloned()
+        }
+
+        fn store(&self, name: &str, at: Timestamp, text: &str) {
+            self.0.lock().unwrap().insert(name.to_owned(), (at, text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn nonces_go_on_after_those_of_an_earlier_run_with_the_clock_set_back() {
+        let tables = Arc::new(Kept::default());
+        let at = |ms| Freshness { at: Timestamp::from_millis(ms), window: Duration::from_secs(5) };
+        let run = |times: std::ops::Range<i64>| -> Vec<i64> {
+            let data: Value = serde_json::from_str(include_str!("../tests/data/vectors.json")).unwrap();
+            let key = key(&data["vectors"][0]);
+            key.keep_nonces(tables.clone());
+            times.map(|ms| key.sign(&[], at(ms)).nonce.unwrap()).collect()
+        };
+        let first = run(100_000..101_900);
+        let second = run(96_900..97_400);
+        let all: std::collections::BTreeSet<&i64> = first.iter().chain(&second).collect();
+        assert_eq!(all.len(), 1_900 + 500, "a nonce was used twice");
+        assert!(second.iter().min() > first.iter().max(), "below what the exchange remembers");
+        let ahead = second.iter().max().unwrap() - 97_400_000;
+        assert!(ahead < 10_000_000, "{ahead} microseconds ahead of the exchange's clock, of sixty seconds");
+        assert_eq!(run(200_000..200_001), [200_000_000], "once time has passed they are the time again");
     }
 
     #[test]

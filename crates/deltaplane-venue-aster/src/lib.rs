@@ -138,7 +138,12 @@ pub fn start_account(
     clock: Arc<dyn Clock>,
 ) -> Arc<FapiVenue> {
     match credential {
-        Credential::Agent(key) => FapiVenue::start(config, &DIALECT, key, transport, clock),
+        Credential::Agent(key) => {
+            if let Some(tables) = &config.tables {
+                key.keep_nonces(tables.clone());
+            }
+            FapiVenue::start(config, &DIALECT, key, transport, clock)
+        }
         Credential::Hmac(key) => FapiVenue::start(config, &DIALECT_V1, Arc::new(key), transport, clock),
     }
 }
