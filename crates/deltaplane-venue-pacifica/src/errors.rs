@@ -52,6 +52,31 @@ const TEXTS: &[(&str, RefusalReason)] = &[
     ("Too many requests", RefusalReason::RateLimited),
 ];
 
+const KEY: &str = "check the account's key and that its wallet approved it as an agent; no order was sent";
+
+/// What to do about a refusal, by the beginning of its text.
+const REMEDIES: &[(&str, &str)] = &[
+    ("Verification failed", KEY),
+    ("Invalid signature", KEY),
+    ("Invalid public key", KEY),
+    ("Agent not authorized", KEY),
+    ("Signer not whitelisted", KEY),
+    ("Invalid message", "synchronize this machine's clock"),
+    ("Beta access required", "ask the exchange for access for this account"),
+    ("Account not found", "make a first deposit, and check the configured address"),
+    ("Insufficient balance", "add margin to the account, or lower the amount"),
+    ("Immediate liquidation", "add margin to the account, or lower the amount"),
+    ("Order amount too low", "raise the amount above the market's smallest order"),
+    ("Order amount too high", "lower the amount"),
+    ("Open order limit reached", "cancel open orders of the account"),
+    ("Open interest limit", "use another exchange until the market's open interest falls"),
+    ("Price too far from mark", "ask again: prices are then taken anew"),
+];
+
+fn remedy(text: &str) -> Option<&'static str> {
+    REMEDIES.iter().find(|(known, _)| text.starts_with(known)).map(|(_, remedy)| *remedy)
+}
+
 /// Business codes (HTTP 422) that mean one refusal or another in both tables.
 const fn by_code(code: i64) -> Option<RefusalReason> {
     match code {
@@ -103,7 +128,7 @@ fn definite(slug: Option<&str>, text: &str, business_code: Option<i64>) -> Optio
 pub(crate) fn of_answer(status: u16, body: &[u8]) -> Verdict {
     let failure = Failure::read(body);
     let refused = |reason, code, text: &str| {
-        Verdict::Refused(Refusal { reason, code, text: shorten(text), remedy: None })
+        Verdict::Refused(Refusal { reason, code, text: shorten(text), remedy: remedy(text) })
     };
     match (status, failure) {
         // Limiters and the content network answer without the venue's own body, before any order is read.
@@ -127,8 +152,9 @@ pub(crate) fn of_answer(status: u16, body: &[u8]) -> Verdict {
 
 /// What a reply over the WebSocket says, by its own codes.
 pub(crate) fn of_reply(code: i64, text: &str) -> Verdict {
-    let refused =
-        |reason| Verdict::Refused(Refusal { reason, code: Some(code), text: shorten(text), remedy: None });
+    let refused = |reason| {
+        Verdict::Refused(Refusal { reason, code: Some(code), text: shorten(text), remedy: remedy(text) })
+    };
     match code {
         429 => refused(RefusalReason::RateLimited),
         403 => refused(RefusalReason::NotPermitted),
@@ -149,7 +175,7 @@ pub(crate) fn of_reply(code: i64, text: &str) -> Verdict {
 /// What a failed exchange means.
 pub(crate) fn of_transport(error: &TransportError) -> Verdict {
     let refused = |reason, text: &str| {
-        Verdict::Refused(Refusal { reason, code: None, text: shorten(text), remedy: None })
+        Verdict::Refused(Refusal { reason, code: None, text: shorten(text), remedy: remedy(text) })
     };
     match error {
         TransportError::NotSent(text) => refused(RefusalReason::NotSent, text),
@@ -208,6 +234,19 @@ mod tests {
         check(422, r#"{"success":false,"error":"something new","code":25}"#, Some(RefusalReason::Rejected));
         check(403, "<html>The request could not be satisfied</html>", Some(RefusalReason::NotPermitted));
         check(429, "slow down", Some(RefusalReason::RateLimited));
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do_where_its_text_tells() {
+        let remedy = |status, body: &str| match of_answer(status, body.as_bytes()) {
+            Verdict::Refused(refusal) => refusal.remedy,
+            Verdict::Unknown(cause) => panic!("{cause}"),
+        };
+        let too_low = r#"{"success":false,"data":null,"error":"Order amount too low for FAe4: 7.81140 < 10","code":0,"error_id":"invalid_amount"}"#;
+        assert_eq!(remedy(422, too_low), Some("raise the amount above the market's smallest order"));
+        let key = r#"{"success":false,"data":null,"error":"Verification failed: signature does not match signer and canonical payload.","code":400,"error_id":"signature_verification_failed"}"#;
+        assert!(remedy(400, key).unwrap().contains("no order was sent"));
+        assert_eq!(remedy(429, "slow down"), None);
     }
 
     #[test]
