@@ -12,7 +12,7 @@ use deltaplane_ports::{
     PlannedLeg, Record, RequestMeta,
 };
 use deltaplane_store_sqlite::SqliteStore;
-use deltaplane_testkit::{MemoryJournal, delta, notional, price, quantity, ratio};
+use deltaplane_testkit::{MemoryJournal, delta, price, quantity, ratio};
 use deltaplane_tests::{Place, WallClock, World, btc, engine, exchanges, ready};
 use deltaplane_types::{
     AccountId, Decimal, Evidence, Fill, FillCause, OperationId, OrderIntent, OrderStatus, Side, TimeInForce,
@@ -178,7 +178,7 @@ fn operation(number: u64) -> Vec<Record> {
         side: order.side,
         quantity: quantity("0.01"),
         price: price("66000"),
-        fee: notional("0.3"),
+        fee: deltaplane_types::Fee::in_quote_currency(deltaplane_types::Decimal::new(3, 1)),
         cause: FillCause::Order,
         venue_time: at,
     };
@@ -188,6 +188,7 @@ fn operation(number: u64) -> Vec<Record> {
             kind: "hedge".to_owned(),
             symbol: btc(),
             accounts: vec![account.clone()],
+            requester: deltaplane_types::Requester::Operator,
             key: None,
             at,
         },

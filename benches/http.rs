@@ -115,6 +115,7 @@ async fn main() {
         answers: Arc::new(SqliteStore::open(folder.path()).expect("a store")),
         clock,
         api_key: None,
+        public_hosts: Vec::new(),
         live: false,
         vitals: Arc::new(NoVitals),
         traffic: Traffic::default(),

@@ -61,6 +61,8 @@ async fn main() -> anyhow::Result<()> {
     let request = DeltaControl::new("BTC-USD".parse()?, names, Delta::ZERO, limit);
     let started = engine.control_delta(request).await.map_err(|failure| anyhow::anyhow!(failure.error))?;
     let report = started.report.await?;
-    println!("net delta {} -> {}", report.initial_delta, report.final_delta);
+    let shown =
+        |delta: Option<Delta>| delta.map_or_else(|| "not known".to_owned(), |delta| delta.to_string());
+    println!("net delta {} -> {}", shown(report.initial_delta), shown(report.final_delta));
     report.failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure.error)))
 }

@@ -267,7 +267,7 @@ fn slippage(input: &Value) -> Result<Value> {
             side,
             price: Price::try_new(decimal(&fill[0])?)?,
             quantity: Quantity::try_new(decimal(&fill[1])?)?,
-            fee: Notional::new(decimal(&fill[2])?),
+            fee: Some(Notional::new(decimal(&fill[2])?)),
             arrival_mid,
         });
     }
@@ -275,8 +275,8 @@ fn slippage(input: &Value) -> Result<Value> {
     Ok(json!({
         "slippage": shown(quality.slippage.value()),
         "totalCost": shown(quality.total_cost.value()),
-        "totalFees": shown(quality.total_fees.value()),
-        "executionCost": shown(quality.execution_cost.value()),
+        "totalFees": quality.total_fees.map(|fees| shown(fees.value())),
+        "executionCost": quality.execution_cost.map(|cost| shown(cost.value())),
     }))
 }
 

@@ -37,13 +37,14 @@ impl Clock for WallClock {
     }
 }
 
-/// Names that count up.
+/// Names that count up, over engines too.
 #[derive(Default)]
-pub struct Names(AtomicU64);
+pub struct Names;
 
 impl IdSource for Names {
     fn unique(&self) -> String {
-        format!("{:06}", self.0.fetch_add(1, Ordering::SeqCst))
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        format!("{:06}", NEXT.fetch_add(1, Ordering::SeqCst))
     }
 }
 
@@ -57,6 +58,8 @@ pub struct Place {
     pub wallet: &'static str,
     /// Other assets in its wallet.
     pub balances: &'static [(&'static str, &'static str)],
+    /// The price of BNB where fees are paid in it.
+    pub fee_burn: Option<&'static str>,
     /// Whether longs and shorts are held apart.
     pub hedge_mode: bool,
     /// Whether its key may trade.
@@ -73,6 +76,7 @@ impl Place {
             position,
             wallet: "100000",
             balances: &[],
+            fee_burn: None,
             hedge_mode: false,
             can_trade: true,
             latency: Duration::ZERO,
@@ -116,6 +120,7 @@ pub async fn exchange_with(place: &Place, market: Market, mut accounts: Vec<Acco
     let account = AccountConfig {
         wallet: exact(place.wallet),
         balances: place.balances.iter().map(|(asset, n)| ((*asset).to_owned(), exact(n))).collect(),
+        fee_burn: place.fee_burn.map(exact),
         hedge_mode: place.hedge_mode,
         can_trade: place.can_trade,
         positions: BTreeMap::from([("BTCUSDT".to_owned(), exact(place.position))]),
@@ -184,6 +189,17 @@ pub async fn engine_through(
     journal: Arc<dyn Journal>,
     config: EngineConfig,
 ) -> Engine {
+    engine_naming(places, exchanges, rest_urls, (journal, Arc::new(Names)), config).await
+}
+
+/// The same with operations named by a source of the test's own.
+pub async fn engine_naming(
+    places: &[Place],
+    exchanges: &[Running],
+    rest_urls: &[String],
+    (journal, ids): (Arc<dyn Journal>, Arc<dyn IdSource>),
+    config: EngineConfig,
+) -> Engine {
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
     let mut accounts = Vec::new();
@@ -234,7 +250,7 @@ pub async fn engine_through(
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),
         clock,
-        ids: Arc::new(Names::default()),
+        ids,
     };
     Engine::start(parts).await.expect("a journal in memory")
 }

@@ -44,7 +44,7 @@ async fn an_order_fills_and_every_source_tells_the_same() {
         assert_eq!((report.status, report.filled), (OrderStatus::Filled, order.quantity), "{kind:?}");
         let read = bench.gateway.fetch_fills(&btc(), Bench::lately(), Priority::Resolve).await.unwrap();
         let key = |fill: &deltaplane_types::Fill| {
-            (fill.trade_id.clone(), fill.side, fill.quantity, fill.price, fill.fee, fill.cause)
+            (fill.trade_id.clone(), fill.side, fill.quantity, fill.price, fill.fee.clone(), fill.cause)
         };
         let (mut told_keys, mut read_keys): (Vec<_>, Vec<_>) =
             (told.iter().map(key).collect(), read.iter().map(key).collect());
@@ -59,7 +59,7 @@ async fn an_order_fills_and_every_source_tells_the_same() {
             (sum(|t| t.quantity * t.price), sum(|t| t.fee), exchange.rules.taker_rate)
         });
         let sum: Decimal = read.iter().map(|fill| fill.quantity.value() * fill.price.value()).sum();
-        let paid: Decimal = read.iter().map(|fill| fill.fee.value()).sum();
+        let paid: Decimal = read.iter().map(|fill| fill.fee.amount).sum();
         assert_eq!(sum, traded, "{kind:?}");
         assert!(
             (paid - fees).abs() < dec("0.00001") && (fees - traded * rate).is_zero(),

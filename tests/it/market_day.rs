@@ -551,10 +551,9 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
         }
     }
     let reports = engine.operations(usize::MAX).await;
-    outcome.fees = reports.iter().map(|report| report.total_fees.value()).sum();
+    outcome.fees = reports.iter().map(|report| report.total_fees.unwrap().value()).sum();
     outcome.orders = reports.iter().map(|report| report.orders.len()).sum();
-    outcome.slippage =
-        reports.iter().map(|report| report.execution_cost.value() - report.total_fees.value()).sum();
+    outcome.slippage = reports.iter().map(|report| report.slippage_cost.unwrap().value()).sum();
     // The venues' records are asked for now and then.
     tokio::time::sleep(LATE).await;
     outcome.funding = funding(&ways);

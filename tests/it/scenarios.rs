@@ -60,7 +60,7 @@ async fn a_skewed_book_is_brought_to_neutral_and_every_order_was_durable_first()
     let (world, journal) = world().await;
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure, None, "{report:?}");
-    assert_eq!((report.initial_delta, report.final_delta), (delta("0.25"), delta("0")));
+    assert_eq!((report.initial_delta, report.final_delta), (Some(delta("0.25")), Some(delta("0"))));
     assert_eq!(world.true_net(), Decimal::ZERO);
     assert_eq!(report.state, OperationState::Succeeded);
     let records = journal.records();
@@ -76,7 +76,7 @@ async fn a_skewed_book_is_brought_to_neutral_and_every_order_was_durable_first()
     assert!(report.orders.iter().all(|order| order.evidence.is_some()));
     // The exchange's own fee rate is 5 bp.
     let paid = report.total_cost.value() * Decimal::from_i128_with_scale(5, 4);
-    assert!((report.total_fees.value() - paid).abs() < Decimal::from_i128_with_scale(1, 6));
+    assert!((report.total_fees.unwrap().value() - paid).abs() < Decimal::from_i128_with_scale(1, 6));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +132,7 @@ async fn trades_of_the_operation_before_keep_no_order_in_doubt() {
     let second = world.control(request).await;
     assert_eq!(second.failure, None, "{second:?}");
     assert_eq!((second.orders[0].side, second.orders[0].state.as_str()), (Side::Sell, "notAccepted"));
-    assert_eq!((second.final_delta, world.true_net()), (delta("0.15"), delta("-0.1").value()));
+    assert_eq!((second.final_delta, world.true_net()), (Some(delta("0.15")), delta("-0.1").value()));
 }
 
 /// Some venues show a position seconds after its trade: who plans on the old one hedges twice.
@@ -259,7 +259,10 @@ async fn a_dry_run_plans_the_same_and_leaves_no_trace() {
     let before = journal.records().len();
     let report = world.control(deltaplane_ports::DeltaControl { dry_run: true, ..world.to_flat() }).await;
     assert_eq!(report.failure, None);
-    assert_eq!((report.final_delta, report.adjustment_needed, report.dry_run), (delta("0"), true, true));
+    assert_eq!(
+        (report.final_delta, report.adjustment_needed, report.dry_run),
+        (Some(delta("0")), true, true)
+    );
     assert_eq!(report.plan.unwrap().reached, delta("-0.25"));
     assert_eq!((orders(&world), journal.records().len()), (0, before));
     assert_eq!(world.true_net(), Decimal::from_i128_with_scale(25, 2));
@@ -451,7 +454,7 @@ async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
     assert_eq!(failure.details["inDoubt"].len(), 1);
     let later = ended(&world, &report.id).await;
     assert_eq!(later.orders[0].state, "filled", "{later:?}");
-    assert_eq!(later.final_delta, delta("0"));
+    assert_eq!(later.final_delta, Some(delta("0")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -615,7 +618,7 @@ async fn base_asset_in_a_wallet_and_holdings_elsewhere_count_into_delta() {
     let world = World { exchanges, engine, accounts: names(&places) };
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure, None, "{report:?}");
-    assert_eq!((report.initial_delta, report.final_delta), (delta("0.4"), delta("0")));
+    assert_eq!((report.initial_delta, report.final_delta), (Some(delta("0.4")), Some(delta("0"))));
     assert_eq!(world.true_net(), Decimal::from_i128_with_scale(-15, 2), "positions hold against the rest");
     let sync = SyncRequest {
         accounts: world.accounts.clone(),
@@ -626,7 +629,7 @@ async fn base_asset_in_a_wallet_and_holdings_elsewhere_count_into_delta() {
     world.engine.sync_accounts(sync).await.unwrap();
     let portfolio = world.engine.portfolio().await;
     let symbol = &portfolio.symbols[0];
-    assert_eq!((symbol.net, symbol.external), (delta("0"), delta("-0.1")));
+    assert_eq!((symbol.net, symbol.external), (delta("0"), Some(delta("-0.1"))));
 }
 
 /// The exchanges price in USDT, of which one is worth 0.9 USD here: costs, prices and limits are in USD.
@@ -681,7 +684,7 @@ async fn a_hedge_mode_account_closes_its_long_side() {
     let world = World::start(places, Arc::new(MemoryJournal::default())).await;
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.failure, None, "{report:?}");
-    assert_eq!((report.final_delta, world.true_net()), (delta("0"), Decimal::ZERO));
+    assert_eq!((report.final_delta, world.true_net()), (Some(delta("0")), Decimal::ZERO));
     let sides = |index: usize| {
         world.exchanges[index].sim().with(|exchange| {
             let account = exchange.accounts.values().next().unwrap();
@@ -716,8 +719,18 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
         names.dedup();
         names
     };
+    // More than the exchange carries that is exposed: with a side the rest of the book is no limit.
+    let beyond = HedgeExecution {
+        side: Some(Side::Sell),
+        ..hedge(HedgeStrategy::SamePlatform, &world.accounts, "0.6")
+    };
+    let failure = world.engine.execute_hedge(beyond).await.unwrap_err();
+    assert_eq!(failure.code, Code::DeltaBeyondLimit, "{failure:?}");
+    assert!(failure.error.contains("0.6 is more than long carries: its net delta of BTC-USD is 0.5"));
+    assert!(failure.solution.contains("hedge at most 0.5"), "{failure:?}");
     let report = run(hedge(HedgeStrategy::CrossPlatform, &world.accounts, "0.1")).await;
     assert_eq!(report.failure, None, "{report:?}");
+    assert_eq!(report.exposed, Some(("long".parse().unwrap(), delta("0.5"))));
     assert!(!used(&report).contains(&"long".to_owned()), "the position there stays: {report:?}");
     let report = run(hedge(HedgeStrategy::SamePlatform, &world.accounts, "0.15")).await;
     assert_eq!((report.failure.clone(), used(&report)), (None, vec!["long".to_owned()]), "{report:?}");

@@ -142,6 +142,10 @@ impl Oracle {
                 self.check_outside(activity, venues);
                 *self.seldom.entry(format!("outside {}", activity.cause)).or_default() += 1;
             }
+            Record::Corrected(correction) => {
+                let id = &correction.client_order_id;
+                self.violation(format!("I8: {id} traded after its operation ended: its end was not true"));
+            }
             Record::Trading(_) | Record::Policy { .. } => {}
         }
     }

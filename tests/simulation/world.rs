@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use deltaplane_ports::{AccountEvent, Clock, OpenOrder, Record};
 use deltaplane_types::{
-    AccountId, ClientOrderId, Decimal, ExecutionReport, Fill, FillCause, MarketView, Notional, OrderAck,
-    OrderIntent, OrderStatus, Price, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol,
-    Timestamp, UnknownCause,
+    AccountId, ClientOrderId, Decimal, ExecutionReport, Fill, FillCause, MarketView, OrderAck, OrderIntent,
+    OrderStatus, Price, Quantity, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, Timestamp,
+    UnknownCause,
 };
 use deltaplane_venue_sim::Dialect;
 use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
@@ -783,7 +783,7 @@ pub(crate) fn fill_of(
         side: trade.side,
         quantity: Quantity::try_new(trade.quantity).expect("not below zero"),
         price: Price::try_new(trade.price).expect("above zero"),
-        fee: Notional::new(trade.fee),
+        fee: deltaplane_types::Fee::in_quote_currency(trade.fee),
         cause: match trade.cause {
             Cause::Order => FillCause::Order,
             Cause::Liquidation => FillCause::Liquidation,

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod budgets;
+mod full_disk;
+mod outages;
 mod paper;
 mod proxies;
 mod server;

@@ -57,6 +57,13 @@ impl Server {
         server
     }
 
+    /// Starts one by a command that ends in the binary.
+    pub(crate) async fn begin(command: &mut Command) -> Self {
+        let server = Self::spawn(command);
+        server.is_ready().await;
+        server
+    }
+
     /// Starts one, and gives with it where its simulated exchanges are, by their kinds.
     pub(crate) async fn start_printing(folder: &Path) -> (Self, BTreeMap<String, PaperExchange>) {
         let mut server = Self::spawn(command(folder).stdout(Stdio::piped()));

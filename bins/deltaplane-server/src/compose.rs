@@ -23,7 +23,7 @@ use crate::config::{Config, Mode, read_secret};
 use crate::connect;
 use crate::logs;
 use crate::paper::{self, Paper};
-use crate::supervisor::{MakeEngine, Supervisor};
+use crate::supervisor::{MakeEngine, MendJournal, Supervisor};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
 use crate::tables::TableFolder;
 
@@ -39,6 +39,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Where health, kill switch, flatten and stop listen beside it.
     pub control_listen: Option<SocketAddr>,
+    /// Names under which the server is reached beside those of this machine.
+    pub public_hosts: Vec<String>,
     /// Where the journal is, before what the file says.
     pub data_dir: Option<PathBuf>,
     /// Paper mode replays this instead of a synthetic market.
@@ -178,7 +180,12 @@ pub async fn run(options: Options) -> Result<()> {
         tables: Arc::new(TableFolder::new(&data_dir)),
         clock: clock.clone(),
     };
-    let engine = Supervisor::start(parts.maker(engine_thread.handle.clone())).await?;
+    let journal = store.clone();
+    let mend: MendJournal = Box::new(move || {
+        let journal = journal.clone();
+        Box::pin(async move { journal.reopen().await })
+    });
+    let engine = Supervisor::start(parts.maker(engine_thread.handle.clone()), mend).await?;
     let vitals = ProcessVitals::default();
     tokio::spawn(vitals.clone().measure());
     let state = Arc::new(ApiState {
@@ -186,6 +193,7 @@ pub async fn run(options: Options) -> Result<()> {
         answers: store,
         clock,
         api_key,
+        public_hosts: options.public_hosts.clone(),
         live: mode == Mode::Live,
         vitals: Arc::new(vitals),
         traffic: Traffic::default(),

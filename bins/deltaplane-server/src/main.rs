@@ -21,6 +21,9 @@ struct Arguments {
     /// Address of a second listener for health, kill switch, flatten and stop alone, on a thread of its own; loopback only.
     #[arg(long)]
     control_listen: Option<SocketAddr>,
+    /// A name under which the server is reached beside localhost and addresses, as behind a TLS proxy; may be repeated.
+    #[arg(long = "public-host", value_name = "NAME")]
+    public_hosts: Vec<String>,
     /// Folder of the journal.
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -45,6 +48,7 @@ async fn main() -> ExitCode {
         config,
         listen,
         control_listen,
+        public_hosts,
         data_dir,
         market_recording,
         paper_latency,
@@ -56,6 +60,7 @@ async fn main() -> ExitCode {
         config,
         listen,
         control_listen,
+        public_hosts,
         data_dir,
         market_recording,
         paper_latency,

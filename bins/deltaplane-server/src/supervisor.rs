@@ -1,7 +1,7 @@
 //! Keeps the engine, and starts it again when somebody asks for that. The facade stays up meanwhile.
 
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -28,6 +28,13 @@ type Making = Pin<Box<dyn Future<Output = Result<Engine>> + Send>>;
 /// Makes an engine with all its connections.
 pub(crate) type MakeEngine = Box<dyn Fn() -> Making + Send + Sync>;
 
+/// Tries once to have the journal go on after a full disk.
+pub(crate) type MendJournal =
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>> + Send + Sync>;
+
+/// How often it is looked whether a full disk has room again.
+const MEND_EVERY: Duration = Duration::from_secs(2);
+
 /// What the newest engine showed before it stopped.
 struct Last {
     accounts: Vec<AccountView>,
@@ -48,7 +55,9 @@ enum State {
 
 /// The engine that runs, or what was seen of it last.
 pub(crate) struct Supervisor {
+    me: Weak<Self>,
     make: MakeEngine,
+    mend: MendJournal,
     state: RwLock<State>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
@@ -81,11 +90,45 @@ fn down(why: &str) -> Box<Failure> {
 }
 
 impl Supervisor {
-    pub(crate) async fn start(make: MakeEngine) -> Result<Arc<Self>> {
+    pub(crate) async fn start(make: MakeEngine, mend: MendJournal) -> Result<Arc<Self>> {
         let engine = Arc::new(make().await?);
-        end_with_the_journal(&engine);
-        let state = RwLock::new(State::Running(engine));
-        Ok(Arc::new(Self { make, state, changing: tokio::sync::Mutex::default() }))
+        let state = RwLock::new(State::Running(engine.clone()));
+        let changing = tokio::sync::Mutex::default();
+        let supervisor = Arc::new_cyclic(|me| Self { me: me.clone(), make, mend, state, changing });
+        supervisor.watch_journal(&engine);
+        Ok(supervisor)
+    }
+
+    /// A journal that cannot be written ends the process: what is on disk is then not known, and the next start reads it.
+    /// With a full disk nothing is sent, and reads go on; when there is room again the services start anew.
+    fn watch_journal(&self, engine: &Arc<Engine>) {
+        let failure = engine.journal_failure();
+        let (supervisor, engine) = (self.me.clone(), Arc::downgrade(engine));
+        tokio::spawn(async move {
+            let mut failed = failure.await;
+            loop {
+                if let JournalError::Failed(error) = failed {
+                    tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
+                    std::process::exit(70);
+                }
+                tokio::time::sleep(MEND_EVERY).await;
+                let Some(supervisor) = supervisor.upgrade() else { return };
+                match (supervisor.mend)().await {
+                    Ok(()) => return supervisor.restart_after(&engine).await,
+                    Err(error) => failed = error,
+                }
+            }
+        });
+    }
+
+    /// Starts the services anew, unless another engine runs already.
+    async fn restart_after(&self, failed: &Weak<Engine>) {
+        let _one = self.changing.lock().await;
+        let is_another =
+            self.current().is_ok_and(|engine| !std::ptr::eq(Arc::as_ptr(&engine), failed.as_ptr()));
+        if !is_another && self.restart().await.is_ok() {
+            tracing::warn!("the disk has room again: the services run");
+        }
     }
 
     fn set(&self, state: State) -> State {
@@ -135,7 +178,7 @@ impl Supervisor {
             match (self.make)().await {
                 Ok(engine) => {
                     let engine = Arc::new(engine);
-                    end_with_the_journal(&engine);
+                    self.watch_journal(&engine);
                     drop(self.set(State::Running(engine)));
                     return Ok(SystemPhase::Running);
                 }
@@ -157,18 +200,6 @@ impl Supervisor {
             }
         }
     }
-}
-
-/// A journal that cannot be written ends the process: what is on disk is then not known, and the next start reads it.
-/// With a full disk nothing is sent any more, and reads go on.
-fn end_with_the_journal(engine: &Engine) {
-    let failure = engine.journal_failure();
-    tokio::spawn(async move {
-        if let JournalError::Failed(error) = failure.await {
-            tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
-            std::process::exit(70);
-        }
-    });
 }
 
 #[async_trait]
@@ -414,7 +445,8 @@ mod tests {
                 engine().await
             })
         };
-        (Supervisor::start(Box::new(make)).await.unwrap(), starts)
+        let mend: MendJournal = Box::new(|| Box::pin(async { Ok(()) }));
+        (Supervisor::start(Box::new(make), mend).await.unwrap(), starts)
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,6 +84,10 @@ impl Audit {
                     self.wrong(row, format!("operation {operation} ended while open: {}", open.join(", ")));
                 }
             }
+            // The end that the journal had was not the true one: another one follows.
+            Record::Corrected(correction) => {
+                self.ended.remove(&correction.client_order_id);
+            }
             Record::External(_) | Record::Trading(_) | Record::Policy { .. } | Record::Alert { .. } => {}
         }
     }
@@ -158,6 +162,7 @@ mod tests {
                 kind: "hedge".to_owned(),
                 symbol: "BTC-USD".parse().unwrap(),
                 accounts: vec![account.clone()],
+                requester: deltaplane_types::Requester::Operator,
                 key: None,
                 at: at(1),
             },

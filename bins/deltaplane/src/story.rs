@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use deltaplane_ports::{AlertChange, OutcomeRecord, Record, StoredRecord};
-use deltaplane_types::{AccountId, ClientOrderId, OperationId, Timestamp};
+use deltaplane_types::{AccountId, ClientOrderId, Fee, OperationId, Timestamp};
 
 fn time(at: Timestamp) -> String {
     match jiff::Timestamp::from_millisecond(at.as_millis()) {
@@ -23,6 +23,13 @@ fn outcome_text(outcome: &OutcomeRecord) -> String {
             format!("never placed (proven by {}): {reason}", evidence.kind())
         }
         OutcomeRecord::Unknown { cause } => format!("in doubt: {cause}"),
+    }
+}
+
+fn fee(fee: &Fee) -> String {
+    match &fee.asset {
+        Some(asset) => format!("{} {asset}", fee.amount),
+        None => fee.amount.to_string(),
     }
 }
 
@@ -64,12 +71,24 @@ pub fn line(stored: &StoredRecord) -> String {
             time(fill.venue_time),
             fill.quantity,
             fill.price,
-            fill.fee,
+            fee(&fill.fee),
             fill.trade_id
         ),
         Record::OperationClosed { operation, state, summary, at, .. } => {
             format!("{} {operation} ended {state}: {summary}", time(*at))
         }
+        Record::Corrected(correction) => format!(
+            "{} order {} of {} had ended as {} with {} traded, and is {} with {} (trade {} of {})",
+            time(correction.at),
+            correction.client_order_id,
+            correction.operation,
+            correction.was.0,
+            correction.was.1,
+            correction.now.0,
+            correction.now.1,
+            correction.trade,
+            time(correction.traded_at)
+        ),
         Record::External(activity) => format!(
             "{} {} of {} {} by {}: the position is {} now",
             time(activity.at),
@@ -149,6 +168,7 @@ pub fn story(records: &[StoredRecord], operation: &OperationId) -> Option<String
             }
             // A run that began while the operation was open says that the process had ended.
             Record::RunStarted { .. } => !lines.is_empty() && !closed,
+            Record::Corrected(correction) => correction.operation == *operation,
             Record::External(_) | Record::Trading(_) | Record::Policy { .. } | Record::Alert { .. } => false,
         };
         if mine {

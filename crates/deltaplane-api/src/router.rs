@@ -92,7 +92,7 @@ async fn wrong_method(request: Request) -> Response<Body> {
 /// Checks who asks, and measures.
 async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    if let Err(denied) = auth::check(state.api_key.as_ref(), request.headers()) {
+    if let Err(denied) = auth::check(state.api_key.as_ref(), &state.public_hosts, request.headers()) {
         let (status, text, remedy) = match denied {
             Denied::Key => (
                 StatusCode::UNAUTHORIZED,
@@ -102,7 +102,7 @@ async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next)
             Denied::Host(host) => (
                 StatusCode::FORBIDDEN,
                 format!("the Host {host:?} is not this machine"),
-                "use localhost or an address",
+                "use localhost or an address, or start the server with --public-host and this name",
             ),
             Denied::Origin(origin) => (
                 StatusCode::FORBIDDEN,

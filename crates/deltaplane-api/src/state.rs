@@ -28,6 +28,8 @@ pub struct ApiState {
     pub clock: Arc<dyn Clock>,
     /// The key that every request needs; none only in paper mode on loopback.
     pub api_key: Option<ApiKey>,
+    /// Names under which the server is reached beside those of this machine, with no port.
+    pub public_hosts: Vec<String>,
     /// Whether real orders are sent: a hedge with a side then needs an idempotency key.
     pub live: bool,
     /// Measures the process.

@@ -53,7 +53,7 @@ fn fill(trade: &str, side: Side, amount: &str) -> Fill {
         side,
         quantity: quantity(amount),
         price: price("60000"),
-        fee: Notional::ZERO,
+        fee: deltaplane_types::Fee::default(),
         cause: FillCause::Order,
         venue_time: at(0),
     }

@@ -566,9 +566,17 @@ impl AccountKeeper {
         self.readings.tell();
     }
 
-    /// Takes an event of the stream.
+    /// Takes an event of the stream. A trade of another account is none of this one: what its connector tells then is not
+    /// believed without a reading.
     fn on_event(&self, event: &AccountEvent) {
         let now = self.clock.now();
+        let event = match event {
+            AccountEvent::Fill(fill, _) if fill.account != self.id => {
+                tracing::error!(account = %self.id, told = %fill.account, "its connector tells of another account");
+                &AccountEvent::Unreadable
+            }
+            event => event,
+        };
         let is_ours =
             |fill: &Fill| fill.client_order_id.as_ref().is_some_and(|name| self.id_key.read(name).is_some());
         let terms = |symbol: &Symbol| self.reader.known_instrument(symbol);
@@ -769,6 +777,37 @@ mod tests {
         (keeper, readings, events)
     }
 
+    /// A trade of another account on this one's stream: the state is not believed before it was read again.
+    #[tokio::test(start_paused = true)]
+    async fn a_trade_of_another_account_is_none_and_has_the_account_read() {
+        let proven = StreamStatus { is_connected: true, proven_since: Some(Timestamp::default()) };
+        let (keeper, readings, events) = kept(PACE, Arc::new(Mutex::new(proven)));
+        pass(10_000).await;
+        let before = readings.load(Ordering::SeqCst);
+        let mut fill = fill("BTC-USD");
+        fill.account = "other".parse().unwrap();
+        events.send(AccountEvent::Fill(fill, 1)).unwrap();
+        pass(2_000).await;
+        assert!(readings.load(Ordering::SeqCst) > before);
+        assert!(keeper.foreign(&"BTC-USD".parse().unwrap()).is_zero(), "it moved nothing here");
+    }
+
+    fn fill(symbol: &str) -> Fill {
+        Fill {
+            account: "main".parse().unwrap(),
+            symbol: symbol.parse().unwrap(),
+            trade_id: "7".parse().unwrap(),
+            venue_order_id: "1".parse().unwrap(),
+            client_order_id: None,
+            side: deltaplane_types::Side::Buy,
+            quantity: deltaplane_testkit::quantity("1"),
+            price: deltaplane_testkit::price("50000"),
+            fee: deltaplane_types::Fee::default(),
+            cause: deltaplane_types::FillCause::Order,
+            venue_time: Timestamp::default(),
+        }
+    }
+
     async fn pass(ms: u64) {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
@@ -881,19 +920,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trade_is_explained_by_its_symbol_and_number() {
         let (keeper, _, _) = kept(PACE, unproven());
-        let fill = |symbol: &str| Fill {
-            account: "main".parse().unwrap(),
-            symbol: symbol.parse().unwrap(),
-            trade_id: "7".parse().unwrap(),
-            venue_order_id: "1".parse().unwrap(),
-            client_order_id: None,
-            side: deltaplane_types::Side::Buy,
-            quantity: deltaplane_testkit::quantity("1"),
-            price: deltaplane_testkit::price("50000"),
-            fee: deltaplane_types::Notional::ZERO,
-            cause: deltaplane_types::FillCause::Order,
-            venue_time: Timestamp::default(),
-        };
         keeper.explain(&"BTC-USD".parse().unwrap(), ["7".parse().unwrap()]);
         let left = keeper.without_explained(vec![fill("BTC-USD"), fill("ETH-USD")]);
         assert_eq!(left, [fill("ETH-USD")]);

@@ -1,20 +1,23 @@
 //! What one round of an operation does: a pure decision over a snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_math::{
     Decision, Exposure, Interval, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
-    quantity_to_band, reference_exposure, round_down_to_lot,
+    quantity_to_band, reference_exposure, round_down_to_lot, smallest_order,
 };
-use deltaplane_plan::{PlanAccount, PlanError, PlanInput, least_smallest_order, plan_hedge, plan_lockstep};
+use deltaplane_plan::{
+    PlanAccount, PlanError, PlanInput, least_smallest_order, plan_hedge, plan_lockstep, smallest_order_of,
+};
 use deltaplane_ports::{Failure, HedgeTo, OnShortfall, Pacing, RebalanceLine, RebalanceView};
 use deltaplane_risk::{
     AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, LimitOverride, Limits,
 };
 use deltaplane_types::{
     AccountId, Code, Decimal, Delta, Instrument, Notional, Plan, Price, Quantity, Ratio, Side, Symbol,
-    TradingState,
+    TradingState, VenueId,
 };
 
 use crate::config::EngineConfig;
@@ -114,6 +117,21 @@ pub struct Terms {
     pub pacing: Pacing,
     /// Positions that have no symbol do not keep it from opening.
     pub accept_unmapped: bool,
+    /// The exchange that carries the exposure that a hedge lowers, and its net delta, base units.
+    pub exposed: Option<(VenueId, Delta)>,
+    /// The plan of a dry run, to be carried out as it is.
+    pub remembered: Option<Arc<Remembered>>,
+}
+
+/// A plan that a dry run made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// The plan.
+    pub plan: Plan,
+    /// The positions that it was made from.
+    pub positions: BTreeMap<AccountId, Delta>,
+    /// How each account's position shall change, signed, where both sides trade.
+    pub changes: BTreeMap<AccountId, Delta>,
 }
 
 /// What the first round fixes for the whole operation.
@@ -184,6 +202,15 @@ pub enum Verdict {
         /// Whether it closes again what the operation itself opened.
         unwinds: bool,
     },
+}
+
+impl Verdict {
+    /// Net delta now.
+    pub const fn net(&self) -> Delta {
+        match self {
+            Self::Done { net, .. } | Self::Refused { net, .. } | Self::Go { net, .. } => *net,
+        }
+    }
 }
 
 /// One round's inputs beside the snapshot.
@@ -419,7 +446,9 @@ fn hedge_side(
             "hedgeAmount {amount} would overshoot: the net delta of {} over all accounts is {net}, its target {}",
             spec.symbol, spec.terms.aim
         );
-        let remedy = format!("hedge at most {}, or send side to open exposure on purpose", away.abs());
+        let there = spec.terms.exposed.as_ref().map_or(away.abs(), |(_, exposure)| exposure.abs());
+        let most = away.abs().min(there);
+        let remedy = format!("hedge at most {most}, or send side to open exposure on purpose");
         return Err(failure(Code::DeltaBeyondLimit, text, remedy));
     }
     Ok(away.negated().side())
@@ -473,7 +502,9 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
                     let reason = format!("withinTolerance: deviation ratio {shown} is within {tolerance}");
                     return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
                 }
-                Decision::Dust => return dust(round, anchor, net, (needed, ratio, *max_deviation, least)),
+                Decision::Dust => {
+                    return dust(round, anchor, net, &accounts, (needed, ratio, *max_deviation));
+                }
                 Decision::Act => {}
             }
             let needed = match hedge_to {
@@ -542,6 +573,52 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         return Ok(Verdict::Done { ending: Ending::Stuck, reason, net });
     }
     approve(round, plan, net)
+}
+
+/// Decides the first round of an operation that carries out a remembered plan: that plan as it is, or nothing.
+pub fn decide_remembered(round: &Round<'_>, anchor: &Anchor, remembered: &Remembered) -> Verdict {
+    let now = decide(round, anchor);
+    let net = now.net();
+    let plan = match &now {
+        Verdict::Done { .. } => None,
+        Verdict::Refused { plan, .. } => plan.clone(),
+        Verdict::Go { approved, .. } => Some(Box::new(approved.plan().as_ref().clone())),
+    };
+    let refused = |why: String| {
+        let text = format!("the plan of planId cannot be carried out any more: {why}");
+        let remedy = "look at plan, which is what would be done now, and ask for a new dry run";
+        Verdict::Refused { failure: failure(Code::PlanChanged, text, remedy), plan: plan.clone(), net }
+    };
+    if let Some(why) = what_changed(round, remembered) {
+        return refused(why);
+    }
+    match approve(round, remembered.plan.clone(), net) {
+        Ok(Verdict::Refused { failure, .. }) | Err(failure) => refused(failure.error),
+        Ok(verdict) => verdict,
+    }
+}
+
+/// What is not as it was when a remembered plan was made.
+fn what_changed(round: &Round<'_>, remembered: &Remembered) -> Option<String> {
+    let facts = |id: &AccountId| round.snapshot.accounts.get(id);
+    for (id, before) in &remembered.positions {
+        let now = facts(id).map(|facts| facts.account.position(&round.spec.symbol));
+        if now != Some(*before) {
+            let now = now.map_or_else(|| "cannot be read".to_owned(), |now| format!("holds {now}"));
+            return Some(format!("account {id} held {before} then and {now}"));
+        }
+    }
+    if round.snapshot.doubt.is_some() {
+        return Some("an order of another operation is in doubt".to_owned());
+    }
+    remembered.plan.legs.iter().find_map(|leg| {
+        let mid = facts(&leg.account)?.market.mid()?;
+        let is_beyond = match leg.side {
+            Side::Buy => mid > leg.price_cap,
+            Side::Sell => mid < leg.price_cap,
+        };
+        is_beyond.then(|| format!("the mid of {} is {mid}, beyond the cap {}", leg.account, leg.price_cap))
+    })
 }
 
 /// An order that only reduces a position adds risk all the same where it takes the book from where it belongs: what may
@@ -816,10 +893,17 @@ fn dust(
     round: &Round<'_>,
     anchor: &Anchor,
     net: Delta,
-    (needed, ratio, max_deviation, least): (Delta, Ratio, Ratio, Quantity),
+    accounts: &[PlanAccount],
+    (needed, ratio, max_deviation): (Delta, Ratio, Ratio),
 ) -> Result<Verdict, Box<Failure>> {
     let value = needed.abs().notional_at(anchor.price).map_err(internal)?;
-    let text = format!("dust: the deviation {} is less than the smallest order {least}", needed.abs());
+    let mut each = Vec::new();
+    for account in accounts {
+        let least = smallest_order_of(account, needed, round.spec.max_slippage).map_err(internal)?;
+        each.extend(least.map(|least| format!("{} takes {least} or more", account.id)));
+    }
+    let text =
+        format!("dust: the deviation {} is less than the smallest order: {}", needed.abs(), each.join(", "));
     if ratio > max_deviation && value > round.config.dust_limit {
         let text = format!("{text}, and its value {value} is above dustLimitUsd {}", round.config.dust_limit);
         let failure = failure(
@@ -888,7 +972,11 @@ fn shortfall(
             if ratio <= limit || *on_shortfall == OnShortfall::BestEffort {
                 return Ok(None);
             }
-            let best = plan.planned_final.minus(*target)?.abs();
+            let left = target.minus(plan.planned_final)?;
+            let best = left.abs();
+            if !plan.legs.is_empty() && is_dust(round, anchor, left)? {
+                return Ok(None);
+            }
             let shown = ratio.value().round_dp(6).normalize();
             let text = format!(
                 "net delta can be brought to within {best} of the target at best, a ratio of {shown}, beyond maxDeviation {limit}"
@@ -903,6 +991,22 @@ fn shortfall(
         }
         _ => Ok(None),
     }
+}
+
+/// Whether what a plan leaves is worth little and less than what any named account takes as an ordinary order.
+fn is_dust(round: &Round<'_>, anchor: &Anchor, left: Delta) -> Result<bool, MathError> {
+    if left.abs().notional_at(anchor.price)? > round.config.dust_limit {
+        return Ok(false);
+    }
+    for facts in round.snapshot.accounts.values() {
+        let Some(mid) = facts.market.mid() else { continue };
+        let rules = order_rules(&facts.instrument);
+        let least = smallest_order(&rules, Delta::ZERO, left, mid, round.spec.max_slippage)?;
+        if left.abs().value() >= least.value() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {

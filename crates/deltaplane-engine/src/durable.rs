@@ -66,6 +66,11 @@ impl Recorder {
         self.failed.load(Ordering::SeqCst)
     }
 
+    /// How the journal failed.
+    pub(crate) fn failed_with(&self) -> Option<JournalError> {
+        self.failure.borrow().clone()
+    }
+
     /// Waits for the first failure.
     pub async fn failure(&self) -> JournalError {
         let mut failure = self.failure.subscribe();

@@ -12,8 +12,8 @@ use deltaplane_ports::{
     VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Delta, FeedId, OperationId, Side, Symbol,
-    Timestamp, TradingState, VenueId,
+    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Delta, FeedId, IdError, OperationId,
+    Requester, Side, Symbol, Timestamp, TradingState, VenueId,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -24,7 +24,7 @@ use crate::accounts::AccountKeeper;
 use crate::alerts::{Alerts, Condition};
 use crate::breakers::{self, Breakers};
 use crate::config::EngineConfig;
-use crate::control::{Goal, Spec, Terms};
+use crate::control::{Goal, Remembered, Spec, Terms};
 use crate::doubts::Doubts;
 use crate::durable::Recorder;
 use crate::earnings;
@@ -36,9 +36,11 @@ use crate::lanes::{Lanes, Rank};
 use crate::losses::{self, Losses};
 use crate::monitor;
 use crate::operation::{Event, Operation};
+use crate::plans::KeptPlans;
 use crate::policies::{self, Policies, READ_FOR};
 use crate::reconcile::Ledger;
 use crate::recovery::{Recovered, RecoveredOperation};
+use crate::reopening::REOPENED;
 use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
@@ -127,6 +129,7 @@ pub(crate) struct Core {
     pub(crate) lanes: Lanes,
     pub(crate) rules: BTreeMap<AccountId, VenueRules>,
     ids: Arc<dyn IdSource>,
+    plans: KeptPlans,
     slots: Arc<Semaphore>,
     kept_slots: Arc<Semaphore>,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -262,6 +265,7 @@ impl Engine {
             budgets,
             policies: Policies::default(),
             history,
+            sends: Mutex::default(),
             running: Mutex::default(),
         });
         let core = Arc::new(Core {
@@ -269,6 +273,7 @@ impl Engine {
             lanes: Lanes::default(),
             rules,
             ids,
+            plans: KeptPlans::default(),
             slots,
             kept_slots,
             runtime: tokio::runtime::Handle::current(),
@@ -323,6 +328,7 @@ impl Engine {
             core.shared.raise(journal_condition(reason)).await;
         }
         tasks.spawn(core.clone().cancel_after_restart());
+        tasks.spawn(tell_of_the_journal(core.clone()));
         for keeper in core.shared.eyes.accounts.values() {
             let of_account = |name, run: fn(Arc<Core>, Arc<AccountKeeper>) -> BoxFuture<'static, ()>| {
                 let (core, keeper) = (core.clone(), keeper.clone());
@@ -390,10 +396,15 @@ impl Engine {
         for operation in running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             operation.abort();
         }
+        // Whether an exchange took an order that has no answer yet is for the next engine to find out.
+        let sends = &self.core.shared.sends;
+        for send in sends.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            send.abort();
+        }
     }
 
-    /// Waits until the journal fails. Nothing is sent from then on; unless the disk is only full, what is on it is
-    /// not known, and the process should end at once.
+    /// Waits until the journal fails. Nothing is sent from then on. Where the disk is full, another engine over the same
+    /// journal goes on once there is room; else what is on disk is not known, and the process should end at once.
     pub fn journal_failure(&self) -> impl Future<Output = JournalError> + Send + 'static {
         // Whoever waits does not keep the engine.
         let recorder = self.core.shared.hands.recorder.clone();
@@ -423,6 +434,19 @@ impl Engine {
             .collect();
         (deltas, eyes.reference_price(symbol))
     }
+}
+
+/// What is told while the disk has no room for the journal.
+const DISK_FULL: &str = "the disk of the journal is full: nothing is sent until it has room again";
+
+/// Tells at once that the journal failed. The journal cannot take the alert any more.
+async fn tell_of_the_journal(core: Arc<Core>) {
+    let shared = &core.shared;
+    let text = match shared.hands.recorder.failure().await {
+        JournalError::DiskFull => format!("{DISK_FULL}. Free space on it."),
+        JournalError::Failed(error) => format!("the journal failed, nothing is sent any more: {error}"),
+    };
+    let _ = shared.alerts.raise(journal_condition(text), shared.eyes.clock.now());
 }
 
 fn journal_condition(reason: String) -> Condition {
@@ -550,7 +574,13 @@ impl Core {
             return Some("the system is stopping".to_owned());
         }
         if self.shared.hands.recorder.has_failed() {
-            return Some("the journal failed: nothing is sent until the process is restarted".to_owned());
+            let is_full = self.shared.hands.recorder.failed_with() == Some(JournalError::DiskFull);
+            let text = if is_full {
+                DISK_FULL
+            } else {
+                "the journal failed: nothing is sent until the process is restarted"
+            };
+            return Some(text.to_owned());
         }
         None
     }
@@ -612,13 +642,14 @@ impl Core {
         Ok(())
     }
 
-    /// The accounts that a hedge's strategy leaves of those named, by what all accounts hold now.
+    /// The accounts that a hedge's strategy leaves of those named, by what all accounts hold now, with the exchange that
+    /// carries the exposure and its net delta.
     pub(crate) async fn accounts_for(
         &self,
         request: &HedgeExecution,
-    ) -> Result<Vec<AccountId>, Box<Failure>> {
+    ) -> Result<(Vec<AccountId>, Option<(VenueId, Delta)>), Box<Failure>> {
         let stays = match request.strategy {
-            HedgeStrategy::DeltaNeutral => return Ok(request.accounts.clone()),
+            HedgeStrategy::DeltaNeutral => return Ok((request.accounts.clone(), None)),
             HedgeStrategy::CrossPlatform => false,
             HedgeStrategy::SamePlatform => true,
         };
@@ -661,7 +692,7 @@ impl Core {
         // What is sold lowers a long, so a side says which sign is exposed.
         let exposed = request.side.map_or(away.side(), Side::opposite);
         let of_that_sign = by_venue.iter().filter(|(_, delta)| !delta.is_zero() && delta.side() == exposed);
-        let Some((carries, _)) = of_that_sign.max_by_key(|(_, delta)| delta.abs()) else {
+        let Some((carries, exposure)) = of_that_sign.max_by_key(|(_, delta)| delta.abs()) else {
             let sign = if exposed == Side::Buy { "long" } else { "short" };
             let text = format!("no exchange is {sign} of {}", request.symbol);
             return Err(failure(Code::InvalidRequest, text, "send hedgeStrategy: \"delta-neutral\""));
@@ -676,7 +707,17 @@ impl Core {
             let remedy = "name other accounts, or choose another hedgeStrategy";
             return Err(failure(Code::InvalidRequest, text, remedy));
         }
-        Ok(left)
+        if request.amount.value() > exposure.abs().value() {
+            let text = format!(
+                "hedgeAmount {} is more than {carries} carries: its net delta of {} is {exposure}",
+                request.amount, request.symbol
+            );
+            // Without a side the net delta of the whole book is a limit too.
+            let most = if request.side.is_none() { exposure.abs().min(away.abs()) } else { exposure.abs() };
+            let remedy = format!("hedge at most {most}, or send hedgeStrategy: \"delta-neutral\"");
+            return Err(failure(Code::DeltaBeyondLimit, text, remedy));
+        }
+        Ok((left, Some((carries.clone(), *exposure))))
     }
 
     /// Where the net delta of a symbol belongs: the target of its policy, else zero.
@@ -700,7 +741,7 @@ impl Core {
         };
         let is_over = |alert: &Alert| match &alert.account {
             // These end with the state of trading that they set.
-            _ if breakers::TOPICS.contains(&alert.topic.as_str()) => false,
+            _ if breakers::TOPICS.contains(&alert.topic.as_str()) || alert.topic == REOPENED => false,
             None => alert.topic == crate::services::SERVICE,
             Some(account) if shared.eyes.accounts.contains_key(account) => alert.topic == ACCOUNT_GONE,
             Some(account) => !waits(account),
@@ -710,13 +751,22 @@ impl Core {
         let _ = shared.hands.recorder.append(records).await;
     }
 
-    fn new_id(&self, kind: OperationKind, now: Timestamp) -> OperationId {
+    fn new_id(&self, kind: OperationKind, now: Timestamp) -> Result<OperationId, Box<Failure>> {
         let date = jiff::Timestamp::from_millisecond(now.as_millis())
             .map(|at| at.strftime("%Y%m%d").to_string())
             .unwrap_or_default();
-        format!("{}-{date}-{}", kind.prefix(), self.ids.unique())
-            .parse()
-            .expect("prefix, date and suffix follow the rule")
+        let unique = self.ids.unique();
+        let remedy = "mend the IdSource that the engine was started with; nothing was sent";
+        let id: OperationId =
+            format!("{}-{date}-{unique}", kind.prefix()).parse().map_err(|error: IdError| {
+                let text = format!("the id source gave {unique:?}, which makes no operation id: {error}");
+                failure(Code::Internal, text, remedy)
+            })?;
+        if self.shared.reports.get(&id).is_some() {
+            let text = format!("the id source gave {unique:?} a second time");
+            return Err(failure(Code::Internal, text, remedy));
+        }
+        Ok(id)
     }
 
     /// Refuses what may add to a position while that is paused.
@@ -745,19 +795,21 @@ impl Core {
         self.check_accounts(&spec.accounts)?;
         let eyes = &self.shared.eyes;
         let now = eyes.clock.now();
-        let id = self.new_id(kind, now);
+        let id = self.new_id(kind, now)?;
         self.check_paused(&spec)?;
         let (sender, report) = oneshot::channel();
         if dry_run {
-            let dry = DryRun { eyes: eyes.clone() };
-            let (config, rules) = (eyes.config.clone(), self.rules.clone());
-            let name = id.clone();
+            let (core, name) = (self.clone(), id.clone());
             self.runtime.spawn(async move {
-                let result = dry.plan(name, kind, spec, config, rules, timeout).await;
-                let _ = sender.send(result);
+                let report = core.plan(name, kind, spec, timeout, meta).await;
+                let _ = sender.send(report);
             });
             return Ok(Started { id, report });
         }
+        let spec = match &meta.plan {
+            Some(plan) => self.with_plan(plan, &meta.requester, spec, now)?,
+            None => spec,
+        };
         if !eyes.config.may_send {
             return Err(failure(
                 Code::NotPermitted,
@@ -813,6 +865,9 @@ impl Core {
             );
             return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\", or wait"));
         }
+        if let Some(plan) = &meta.plan {
+            self.plans.burn(plan, &meta.requester, &id, now)?;
+        }
         let key = meta.idempotency.map(|idempotency| idempotency.key);
         let tied = key.clone();
         let (machine, effects) = Operation::start(
@@ -822,7 +877,7 @@ impl Core {
             eyes.config.clone(),
             self.rules.clone(),
             (now, timeout),
-            key,
+            (meta.requester, key),
         );
         // From here on a stop finds it among those at work, or it finds the stop.
         let inbox = runner::enlist(&self.shared, &machine);
@@ -838,6 +893,45 @@ impl Core {
         let shared = self.shared.clone();
         self.at_work(runner::run(shared, machine, effects, held, inbox, (Some(sender), Some(slot))));
         Ok(Started { id, report })
+    }
+
+    /// A request that carries out the plan of a dry run.
+    fn with_plan(
+        &self,
+        plan: &str,
+        requester: &Requester,
+        spec: Spec,
+        now: Timestamp,
+    ) -> Result<Spec, Box<Failure>> {
+        if spec.terms.pacing.is_slow() {
+            let text = "planId is carried out at once and goes with no parts and no rest";
+            return Err(failure(Code::InvalidRequest, text, "leave out clips and makerFirst, or planId"));
+        }
+        let remembered = Some(self.plans.find(plan, requester, &spec, now)?);
+        Ok(Spec { terms: Terms { remembered, ..spec.terms }, ..spec })
+    }
+
+    /// A dry run. Its plan may be carried out for a while.
+    async fn plan(
+        &self,
+        id: OperationId,
+        kind: OperationKind,
+        spec: Spec,
+        timeout: Duration,
+        meta: RequestMeta,
+    ) -> OperationReport {
+        let eyes = &self.shared.eyes;
+        let dry = DryRun { eyes: eyes.clone() };
+        let (config, rules) = (eyes.config.clone(), self.rules.clone());
+        let asked = (timeout, meta.requester.clone());
+        let (mut report, remembered) = dry.plan(id, kind, spec.clone(), config, rules, asked).await;
+        if let Some(remembered) = remembered {
+            let plan = format!("plan-{}", self.ids.unique());
+            self.plans.keep(plan.clone(), meta.requester, &spec, remembered, eyes.clock.now());
+            report.plan_id = Some(plan);
+        }
+        eyes.add_last_known(&mut report);
+        report
     }
 
     pub(crate) fn view(keeper: &AccountKeeper) -> AccountView {
@@ -878,14 +972,15 @@ impl DryRun {
         spec: Spec,
         config: EngineConfig,
         rules: BTreeMap<AccountId, VenueRules>,
-        timeout: Duration,
-    ) -> OperationReport {
+        (timeout, requester): (Duration, Requester),
+    ) -> (OperationReport, Option<Remembered>) {
         let now = self.eyes.clock.now();
         let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
+        let asked = (requester, None);
         let how = Reading { accept_unmapped: spec.terms.accept_unmapped, ..DRY };
         // All of it at once: how it is spread over time changes nothing in what is traded.
         let spec = Spec { terms: Terms { pacing: Pacing::default(), ..spec.terms }, ..spec };
-        let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), None);
+        let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), asked);
         let snapshot =
             match tokio::time::timeout(timeout, self.eyes.snapshot((&symbol, None), &accounts, how)).await {
                 Ok(snapshot) => snapshot,

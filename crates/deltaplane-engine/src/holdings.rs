@@ -51,7 +51,7 @@ impl Default for Holdings {
 
 impl Holdings {
     /// The asset that a balance counts as.
-    fn counted_as(&self, asset: &str) -> String {
+    pub(crate) fn counted_as(&self, asset: &str) -> String {
         let name = asset.to_ascii_uppercase();
         self.aliases.get(&name).cloned().unwrap_or(name)
     }
@@ -95,7 +95,7 @@ impl Holdings {
             .collect()
     }
 
-    fn is_money(&self, asset: &str) -> bool {
+    pub(crate) fn is_money(&self, asset: &str) -> bool {
         is_money(asset) || self.rates.contains_key(asset)
     }
 

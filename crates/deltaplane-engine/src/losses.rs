@@ -12,7 +12,8 @@ use deltaplane_ports::{
     Alert, ExternalActivity, ExternalCause, HedgeTo, OnShortfall, OperationKind, OperationReport, RequestMeta,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Side, Symbol, Timestamp,
+    AccountId, AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Requester, Side, Symbol,
+    Timestamp,
 };
 use tokio::sync::Notify;
 
@@ -245,7 +246,7 @@ impl Core {
             only_reduces: true,
             terms: Terms { elsewhere: Some(out_of_reach), aim: before, ..Terms::default() },
         };
-        let meta = RequestMeta::default();
+        let meta = RequestMeta { requester: Requester::Policy, ..RequestMeta::default() };
         let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;
         let started = started.map_err(|failed| failed.error.clone())?;
         tracing::warn!(operation = %started.id, %symbol, %lost, "one side was lost: the other is shrunk");

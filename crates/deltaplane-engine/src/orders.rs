@@ -8,7 +8,7 @@ use deltaplane_math::MathError;
 use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord, Settlement};
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
-    Decimal, Delta, Evidence, ExecutionReport, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
+    Decimal, Delta, Evidence, ExecutionReport, Fee, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
     RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause, VenueOrderId,
 };
 
@@ -262,16 +262,23 @@ impl TrackedOrder {
         self.filled().signed(self.intent.order.side)
     }
 
+    /// Whether what it traded can be compared with a price at arrival.
+    pub(crate) fn has_arrival_mid(&self) -> bool {
+        self.arrival_mid.is_some() || self.fills.is_empty()
+    }
+
     /// Its trades in USD; `rate` is what a unit of its account's quote currency is worth. A number that has no
     /// value there is left as it is.
     pub(crate) fn priced_fills(&self, rate: Decimal) -> impl Iterator<Item = PricedFill> + '_ {
-        let worth = move |amount: Decimal| amount.checked_mul(rate).unwrap_or(amount);
-        let price = move |price: Price| Price::try_new(worth(price.value())).unwrap_or(price);
+        let price = move |price: Price| {
+            let worth = price.value().checked_mul(rate).unwrap_or(price.value());
+            Price::try_new(worth).unwrap_or(price)
+        };
         self.fills.values().map(move |fill| PricedFill {
             side: fill.side,
             price: price(fill.price),
             quantity: fill.quantity,
-            fee: Notional::new(worth(fill.fee.value())),
+            fee: fill.fee.in_usd(rate).map(Notional::new),
             arrival_mid: price(self.arrival_mid.unwrap_or(fill.price)),
         })
     }
@@ -550,11 +557,21 @@ impl TrackedOrder {
         Some(OutcomeRecord::Unknown { cause })
     }
 
-    pub(crate) fn report(&self) -> Result<OrderReport, MathError> {
-        let mut fees = Notional::ZERO;
+    /// Adds its fees to the sums of the assets that paid them; `quote` is the currency of its account.
+    pub(crate) fn add_fees(&self, quote: &str, sums: &mut BTreeMap<String, Decimal>) {
+        for Fee { amount, asset, .. } in self.fills.values().map(|fill| &fill.fee) {
+            let sum = sums.entry(asset.clone().unwrap_or_else(|| quote.to_owned())).or_default();
+            *sum = sum.saturating_add(*amount);
+        }
+    }
+
+    /// What is known of it; a unit of its account's quote currency is worth `rate`.
+    pub(crate) fn report(&self, rate: Decimal) -> Result<OrderReport, MathError> {
+        let mut fees = Some(Notional::ZERO);
         let mut traded = Notional::ZERO;
         for fill in self.fills.values() {
-            fees = fees.plus(fill.fee)?;
+            let fee = fill.fee.in_quote(rate).map(Notional::new);
+            fees = fees.zip(fee).map(|(sum, fee)| sum.plus(fee)).transpose()?;
             traded = traded.plus(fill.quantity.notional_at(fill.price)?)?;
         }
         let priced = self.priced();

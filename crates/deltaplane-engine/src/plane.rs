@@ -29,6 +29,7 @@ use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::{Core, Engine};
 use crate::monitor::STORE;
 use crate::operation::Event;
+use crate::reopening::REOPENED;
 use crate::report::failure;
 use crate::snapshot::KNOWN_FOR;
 
@@ -79,7 +80,7 @@ impl ControlPlane for Engine {
     async fn execute_hedge(&self, request: HedgeExecution) -> Result<Started, Box<Failure>> {
         checks::hedge(&request)?;
         self.core.check_accounts(&request.accounts)?;
-        let accounts = self.core.accounts_for(&request).await?;
+        let (accounts, exposed) = self.core.accounts_for(&request).await?;
         let aim = self.core.aim(&request.symbol);
         let book = self.core.book(&request.symbol, &accounts);
         let spec = Spec {
@@ -92,6 +93,7 @@ impl ControlPlane for Engine {
                 pacing: request.pacing,
                 aim,
                 book,
+                exposed,
                 accept_unmapped: request.meta.accept_unmapped,
                 ..Terms::default()
             },
@@ -189,9 +191,8 @@ impl ControlPlane for Engine {
                     Some((view.account.clone(), delta))
                 })
                 .collect();
-            // One that is too old is not counted and is told by the operations that need it.
-            let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).unwrap_or_default();
-            let all = by_account.values().copied().chain([external]);
+            let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).ok();
+            let all = by_account.values().copied().chain(external);
             let Ok(exposure) = exposure_of(all) else { continue };
             let reference_price = eyes.reference_price(&symbol);
             let ratio = reference_price.and_then(|price| {
@@ -199,9 +200,11 @@ impl ControlPlane for Engine {
                     reference_exposure(&exposure, Delta::ZERO, eyes.config.reference_floor, price).ok()?;
                 deviation_ratio(exposure.net, Delta::ZERO, reference).ok()
             });
+            let interval = external.and_then(|_| self.core.interval_of(&symbol, exposure.net));
             symbols.push(SymbolView {
                 symbol,
                 net: exposure.net,
+                interval: interval.map(|interval| (interval.low, interval.high)),
                 long: exposure.long,
                 short: exposure.short,
                 reference_price,
@@ -385,7 +388,7 @@ impl ControlPlane for Engine {
             if scope == TradingScope::Global && order.state == TradingState::Running {
                 records.extend(shared.alerts.resolve("journal", now, |_| true));
             }
-            for topic in breakers::TOPICS {
+            for topic in breakers::TOPICS.into_iter().chain([REOPENED]) {
                 records.extend(shared.alerts.resolve(topic, now, |alert| match &scope {
                     TradingScope::Global => alert.account.is_none() && alert.symbol.is_none(),
                     TradingScope::Account(of) => alert.account.as_ref() == Some(of),

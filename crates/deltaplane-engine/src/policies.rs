@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_math::{MathError, floor_to_step, mul_rounded};
+use deltaplane_math::{Interval, MathError, floor_to_step, mul_rounded};
 use deltaplane_ports::{
     Deleverage, Failure, OnShortfall, OpenOrder, OperationKind, OperationState, Policy, PolicyStatus,
     PolicyView, Priority, ReadError, Record, RequestMeta,
 };
 use deltaplane_risk::LimitOverride;
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, OperationId, Ratio, Symbol, Timestamp,
-    TradingState, VenueId,
+    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, OperationId, Ratio, Requester, Symbol,
+    Timestamp, TradingState, VenueId,
 };
 use tokio::sync::Notify;
 
@@ -568,6 +568,30 @@ impl Core {
         Some(sum)
     }
 
+    /// All that the net delta of a symbol over all accounts can be, where `net` is what their newest states show: orders in
+    /// doubt may have traded, and of an account that cannot be read trades that it does not show and its open orders. None
+    /// where an account was never read.
+    pub(crate) fn interval_of(&self, symbol: &Symbol, net: Delta) -> Option<Interval> {
+        let eyes = &self.shared.eyes;
+        let (mut buys, mut sells) = match eyes.doubts.beside(symbol, None) {
+            Some(doubt) => (doubt.buys, doubt.sells),
+            None => (Delta::ZERO, Delta::ZERO),
+        };
+        for keeper in eyes.accounts.values() {
+            keeper.newest()?;
+            if !self.is_unread(keeper) {
+                continue;
+            }
+            let open = keeper.last_open_orders().into_iter().filter(|order| order.symbol == *symbol);
+            let moves = open.map(|order| order.left.signed(order.side));
+            for possible in moves.chain([keeper.awaited_move(symbol)]) {
+                let sum = if possible.is_negative() { &mut sells } else { &mut buys };
+                *sum = sum.plus(possible.abs()).ok()?;
+            }
+        }
+        Interval::around(net, buys, sells).ok()
+    }
+
     /// Whether an account's stream is not proven and readings of it fail: its state is old, and asking for it again holds
     /// the others up.
     fn is_unread(&self, keeper: &AccountKeeper) -> bool {
@@ -616,7 +640,7 @@ impl Core {
         spec: Spec,
         (why, critical): (String, bool),
     ) -> (PolicyStatus, String) {
-        let meta = RequestMeta::default();
+        let meta = RequestMeta { requester: Requester::Policy, ..RequestMeta::default() };
         match self.launch(kind, spec, policy.timeout, false, meta).await {
             Ok(started) => {
                 tracing::info!(operation = %started.id, symbol = %policy.symbol, %why, "a policy acts");

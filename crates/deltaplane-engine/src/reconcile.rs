@@ -14,6 +14,7 @@ use deltaplane_types::{
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
+use crate::reopening::reopen;
 use crate::runner::Shared;
 
 /// A difference must last this long: venues show trades late.
@@ -210,14 +211,15 @@ pub(crate) fn causes(expected: Delta, found: Delta, foreign: &[Fill]) -> Vec<Nam
     all
 }
 
-/// Trades of others since a time that were not named yet, oldest first as the venue tells them.
-async fn foreign_since(
+/// Trades since a time that were not named yet, oldest first as the venue tells them: those of others, and those of orders
+/// of ours.
+async fn unnamed_since(
     shared: &Shared,
     keeper: &AccountKeeper,
     gateway: &dyn OrderGateway,
     symbol: &Symbol,
     from: Timestamp,
-) -> Result<Vec<Fill>, ReadError> {
+) -> Result<(Vec<Fill>, Vec<Fill>), ReadError> {
     let trades = gateway.fetch_fills(symbol, from, Priority::Resolve).await?;
     // Each trade is named once.
     let mut foreign = keeper.without_explained(trades);
@@ -234,7 +236,7 @@ async fn foreign_since(
     let is_foreign = |fill: &Fill| {
         fill.client_order_id.as_ref().is_none_or(|name| shared.eyes.config.id_key.read(name).is_none())
     };
-    Ok(foreign.into_iter().filter(is_foreign).collect())
+    Ok(foreign.into_iter().partition(is_foreign))
 }
 
 /// Looks up what moved a position, records it, tells people, and takes the venue's position as the truth.
@@ -254,7 +256,9 @@ pub(crate) async fn explain(
         return Ok(Vec::new());
     };
     let from = since.before(OVERLAP);
-    let foreign = foreign_since(shared, keeper, gateway.as_ref(), symbol, from).await?;
+    let (foreign, ours) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, from).await?;
+    let late = reopen(shared, (keeper, symbol), (expected, found), ours).await;
+    let expected = expected.plus(late).unwrap_or(expected);
     let mut named = causes(expected, found, &foreign);
     let known_since = shared.ledger.known_since(account, symbol);
     let is_whole = |named: &[Named]| named.iter().all(|(cause, ..)| *cause != ExternalCause::Correction);
@@ -262,7 +266,7 @@ pub(crate) async fn explain(
         known_since.map(|at| at.before(UNHEARD).max(since.before(FURTHER_BACK))).filter(|at| *at < from)
         && !is_whole(&named)
     {
-        let foreign = foreign_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
+        let (foreign, _) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
         let further = causes(expected, found, &foreign);
         if is_whole(&further) {
             named = further;
@@ -355,7 +359,7 @@ pub(crate) fn let_alerts_go(shared: &Shared, now: Timestamp) -> Vec<Record> {
 
 #[cfg(test)]
 mod tests {
-    use deltaplane_testkit::{delta, notional, price, quantity};
+    use deltaplane_testkit::{delta, price, quantity};
     use deltaplane_types::Side;
 
     use super::*;
@@ -370,7 +374,7 @@ mod tests {
             side,
             quantity: quantity(amount),
             price: price("50000"),
-            fee: notional("0"),
+            fee: deltaplane_types::Fee::default(),
             cause,
             venue_time: Timestamp::default(),
         }

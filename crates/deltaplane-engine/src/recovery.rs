@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    Alert, AlertChange, ExternalActivity, Failure, IntentRecord, OperationKind, OperationReport,
-    OperationState, OutcomeRecord, Policy, Record, StoredRecord, TradingOrder,
+    Alert, AlertChange, Correction, ExternalActivity, Failure, IntentRecord, OperationKind, OperationReport,
+    OperationState, OutcomeRecord, Policy, Record, StoredRecord, TradingOrder, USD,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Code, Delta, Fill, Notional, OperationId, Quantity, Ratio, Side, Symbol,
-    Timestamp, TradeId,
+    AccountId, ClientOrderId, Code, Decimal, Delta, Fill, Notional, OperationId, Quantity, Requester, Side,
+    Symbol, Timestamp, TradeId,
 };
 
 use crate::losses::LossTable;
-use crate::operation::{KnownOperation, gave_way, interrupted};
+use crate::operation::{BEYOND_CAP, KnownOperation, gave_way, interrupted};
 use crate::orders::TrackedOrder;
 use crate::policies::{schedule_beside, schedule_from};
 use crate::report::failure;
@@ -68,8 +68,10 @@ pub(crate) struct RecoveredOperation {
     /// Positions as the newest plan read them, with what was traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
     read_at: Timestamp,
-    /// How far net delta was from the target of the first plan.
-    began_at: Option<Delta>,
+    /// Target and net delta of the first plan.
+    first_plan: Option<(Delta, Delta)>,
+    corrections: Vec<Correction>,
+    requester: Requester,
     key: Option<String>,
     closed: Option<(String, String, Timestamp)>,
 }
@@ -99,7 +101,7 @@ impl Recovered {
                 self.epoch = self.epoch.max(epoch);
                 self.last_at = self.last_at.max(at);
             }
-            Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => {
+            Record::OperationAccepted { operation, kind, symbol, accounts, requester, key, at } => {
                 let kind = OperationKind::ALL.into_iter().find(|known| known.prefix() == kind);
                 let kind = kind.unwrap_or(OperationKind::Recovery);
                 self.losses.began(kind, &symbol, &operation);
@@ -115,7 +117,9 @@ impl Recovered {
                     fills: Vec::new(),
                     positions: BTreeMap::new(),
                     read_at: Timestamp::default(),
-                    began_at: None,
+                    first_plan: None,
+                    corrections: Vec::new(),
+                    requester,
                     key,
                     closed: None,
                 });
@@ -131,7 +135,7 @@ impl Recovered {
                     operation.positions.insert(account, (position, traded));
                 }
                 operation.read_at = read_at;
-                operation.began_at = operation.began_at.or_else(|| net.minus(target).ok());
+                operation.first_plan.get_or_insert((target, net));
             }
             Record::External(activity) => {
                 let lane = (activity.account.clone(), activity.symbol.clone());
@@ -167,7 +171,13 @@ impl Recovered {
                 };
             }
             Record::Trading(order) => self.trading = Some(order),
-            Record::Alert { alert, change } => self.alerts.push((alert, change)),
+            Record::Alert { mut alert, change } => {
+                if alert.topic == "market-left-cap" {
+                    // Its name of before.
+                    BEYOND_CAP.clone_into(&mut alert.topic);
+                }
+                self.alerts.push((alert, change));
+            }
             Record::Intent(intent) => {
                 // Where the beginning of that run was lost, its number is still taken.
                 self.epoch = self.epoch.max(intent.epoch);
@@ -190,8 +200,23 @@ impl Recovered {
             }
             Record::Fill { client_order_id, fill } => {
                 self.explained.push((fill.account.clone(), fill.symbol.clone(), fill.trade_id.clone()));
-                if let Some(operation) = self.operation_of(&client_order_id) {
-                    operation.fills.push((client_order_id, fill));
+                let lane = (fill.account.clone(), fill.symbol.clone());
+                let change = fill.quantity.signed(fill.side);
+                let Some(operation) = self.operation_of(&client_order_id) else { return };
+                let is_late = operation.closed.is_some();
+                operation.fills.push((client_order_id, fill));
+                // What the operation said of the position at its end lacks it.
+                if let Some(facts) =
+                    self.lanes.get_mut(&lane).filter(|facts| is_late && facts.read_by.is_none())
+                {
+                    facts.position = facts.position.plus(change).unwrap_or(facts.position);
+                }
+            }
+            Record::Corrected(correction) => {
+                let found =
+                    self.index.get(&correction.operation).and_then(|index| self.operations.get_mut(*index));
+                if let Some(operation) = found {
+                    operation.corrections.push(correction);
                 }
             }
             Record::OperationClosed { operation, state, summary, positions, read_at, at } => {
@@ -210,7 +235,7 @@ impl Recovered {
                     }
                     // What a person asked for is no turn of the schedule, and what gave way is tried again as it was.
                     if operation.kind == OperationKind::Rebalance
-                        && operation.key.is_none()
+                        && operation.requester == Requester::Policy
                         && !gave_way(&summary)
                         && let Some((policy, since)) = self.policies.get_mut(&operation.symbol)
                     {
@@ -252,6 +277,12 @@ impl RecoveredOperation {
         self.closed.as_ref().is_none_or(|(state, ..)| state == "frozen")
     }
 
+    /// How far net delta was from the target of the first plan.
+    fn began_at(&self) -> Option<Delta> {
+        let (target, net) = self.first_plan?;
+        net.minus(target).ok()
+    }
+
     /// The request's idempotency key.
     pub(crate) fn key(&self) -> Option<&String> {
         self.key.as_ref()
@@ -284,8 +315,9 @@ impl RecoveredOperation {
             fills: self.fills.clone(),
             positions: self.positions.clone(),
             read_at: self.read_at,
-            began_at: self.began_at.filter(|_| self.kind.is_two_sided()),
+            began_at: self.began_at().filter(|_| self.kind.is_two_sided()),
             kind: Some(self.kind),
+            requester: self.requester.clone(),
         }
     }
 
@@ -296,7 +328,7 @@ impl RecoveredOperation {
 
     /// The report, as far as the journal tells it.
     pub(crate) fn report(&self) -> OperationReport {
-        let mut orders = Vec::new();
+        let (mut orders, mut fees_by_asset) = (Vec::new(), BTreeMap::new());
         for intent in &self.intents {
             let mut order = TrackedOrder::new(intent.clone(), None, self.began);
             if let Some(outcome) = self.outcomes.get(&intent.client_order_id) {
@@ -307,7 +339,8 @@ impl RecoveredOperation {
                     let _ = order.on_fill(fill.clone());
                 }
             }
-            orders.extend(order.report());
+            order.add_fees(USD, &mut fees_by_asset);
+            orders.extend(order.report(Decimal::ONE));
         }
         let (state, reason, ended) = match &self.closed {
             Some((state, summary, at)) => (state.as_str(), Some(summary.clone()), *at),
@@ -329,7 +362,8 @@ impl RecoveredOperation {
         let sum = |values: Vec<Notional>| {
             values.into_iter().fold(Notional::ZERO, |sum, v| sum.plus(v).unwrap_or(sum))
         };
-        let total_fees = sum(orders.iter().map(|order| order.fees).collect());
+        let fees: Option<Vec<Notional>> = orders.iter().map(|order| order.fees).collect();
+        let total_fees = fees.map(sum);
         let total_cost = sum(orders
             .iter()
             .filter_map(|order| order.filled.notional_at(order.average_price?).ok())
@@ -340,26 +374,34 @@ impl RecoveredOperation {
             state,
             symbol: self.symbol.clone(),
             accounts: self.accounts.clone(),
+            requester: self.requester.clone(),
             dry_run: false,
             started_at: self.began,
             execution_time: ended.since(self.began).min(Duration::from_secs(365 * 24 * 3_600)),
-            target: Delta::ZERO,
-            initial_delta: Delta::ZERO,
-            final_delta: Delta::ZERO,
-            deviation: Delta::ZERO,
+            target: self.first_plan.map(|(target, _)| target),
+            initial_delta: self.first_plan.map(|(_, net)| net),
+            final_delta: None,
+            deviation: None,
+            last_known: None,
             deviation_ratio: None,
             reference_exposure: None,
             adjustment_needed: !orders.is_empty(),
             reason,
             plan: None,
+            plan_id: None,
+            remembered_plan: None,
             orders,
-            slippage: Ratio::ZERO,
+            corrections: self.corrections.clone(),
+            slippage: None,
+            slippage_cost: None,
             total_cost,
             total_fees,
-            execution_cost: total_fees,
-            max_transient_delta: Delta::ZERO,
+            fees_by_asset,
+            execution_cost: None,
+            max_transient_delta: None,
             worst_case: None,
             interval: None,
+            exposed: None,
             rebalance: None,
             warnings: vec!["of an earlier run: only what the journal keeps is shown".to_owned()],
             state_age: None,

@@ -13,12 +13,13 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
-    AccountId, ClientOrderId, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp, UnmappedPosition,
+    AccountId, ClientOrderId, Fill, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    UnmappedPosition,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::alerts::{Alerts, Condition};
 use crate::breakers::Breakers;
@@ -102,6 +103,21 @@ impl Reports {
         self.with(|state| state.by_id.get(id).map(|(_, report)| report.clone()))
     }
 
+    /// Corrects the report of the operation that an order of ours belongs to, by a trade of it.
+    pub(crate) fn correct<T>(
+        &self,
+        fill: &Fill,
+        correct: impl FnOnce(&mut OperationReport) -> Option<T>,
+    ) -> Option<T> {
+        let name = fill.client_order_id.as_ref()?;
+        self.with(|state| {
+            let of_order = |report: &&mut OperationReport| {
+                report.orders.iter().any(|order| order.client_order_id == *name)
+            };
+            correct(state.by_id.values_mut().map(|(_, report)| report).find(of_order)?)
+        })
+    }
+
     /// Ties an operation to its request's idempotency key.
     pub(crate) fn tie(&self, key: &str, id: &OperationId) {
         self.with(|state| state.keys.insert(key.to_owned(), id.clone()));
@@ -159,11 +175,20 @@ pub(crate) struct Shared {
     pub(crate) budgets: Vec<BudgetUser>,
     pub(crate) policies: Policies,
     pub(crate) history: Arc<dyn RiskHistory>,
+    /// Orders that are being sent.
+    pub(crate) sends: Mutex<Vec<AbortHandle>>,
     /// Where what others decide reaches the operations that run.
     pub(crate) running: Mutex<BTreeMap<OperationId, AtWork>>,
 }
 
 impl Shared {
+    /// Notes an order that is being sent, so that the end of the engine ends it.
+    fn note_send(&self, send: AbortHandle) {
+        let mut sends = self.sends.lock().unwrap_or_else(PoisonError::into_inner);
+        sends.retain(|send| !send.is_finished());
+        sends.push(send);
+    }
+
     /// Notes a condition, and what is new about it in the journal.
     pub(crate) async fn raise(&self, condition: Condition) {
         let record = self.alerts.raise(condition, self.eyes.clock.now());
@@ -226,7 +251,7 @@ pub(crate) async fn run(
     while !operation.is_finished() {
         let now = shared.eyes.clock.now();
         let wait = operation.wake_at().map(|at| at.since(now).max(Duration::from_millis(1)));
-        let event = tokio::select! {
+        let mut event = tokio::select! {
             biased;
             Some(done) = shell.work.next() => match shell.unpack(done) {
                 Some(event) => event,
@@ -235,6 +260,7 @@ pub(crate) async fn run(
             Some(event) = events.recv() => event,
             () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3_600))) => Event::Tick,
         };
+        shell.price_fees(&mut event);
         shell.changed(&event, &operation);
         let effects = operation.step(event, shared.eyes.clock.now());
         // What is not known counts for the others before anything else happens.
@@ -250,7 +276,8 @@ pub(crate) async fn run(
     shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     shared.eyes.doubts.tell(&operation.spec().symbol, &id, None);
     shared.hands.gate.close(&id);
-    let report = operation.report(shared.eyes.clock.now());
+    let mut report = operation.report(shared.eyes.clock.now());
+    shared.eyes.add_last_known(&mut report);
     tracing::info!(
         operation = %report.id,
         state = ?report.state,
@@ -259,7 +286,7 @@ pub(crate) async fn run(
         "operation ended"
     );
     shared.reports.publish(report.clone());
-    if let Ok(slippage) = report.execution_cost.minus(report.total_fees) {
+    if let Some(slippage) = report.slippage_cost {
         shared.breakers.on_slippage(slippage, shared.eyes.clock.now(), &shared.eyes.config.breakers);
     }
     let symbol = &operation.spec().symbol;
@@ -340,6 +367,20 @@ impl Shell {
                 Event::Reserved(Ok(intents))
             }
         })
+    }
+
+    /// Notes what the assets are worth that paid for trades, at the time at which they are told.
+    fn price_fees(&self, event: &mut Event) {
+        let fills = match event {
+            Event::Fill(fill) => std::slice::from_mut(fill),
+            Event::TradesRead(_, Ok(fills)) => fills.as_mut_slice(),
+            _ => return,
+        };
+        for fee in fills.iter_mut().map(|fill| &mut fill.fee) {
+            if let Some(asset) = fee.asset.as_ref().filter(|_| fee.rate.is_none()) {
+                fee.rate = self.shared.eyes.worth_of(asset);
+            }
+        }
     }
 
     /// What an order did makes the account's known state old.
@@ -503,7 +544,8 @@ impl Shell {
                     }));
                 }
                 Effect::Answer => {
-                    let report = operation.report(now);
+                    let mut report = operation.report(now);
+                    shared.eyes.add_last_known(&mut report);
                     shared.reports.publish(report.clone());
                     self.reply(report);
                 }
@@ -519,7 +561,9 @@ impl Shell {
             let Some(token) = self.tokens.remove(&id) else { continue };
             let shared = self.shared.clone();
             // On a task of its own: what is sent goes on whatever becomes of this loop.
-            let sending = tokio::spawn(async move { shared.hands.gate.send(token, priority).await });
+            let gate = shared.clone();
+            let sending = tokio::spawn(async move { gate.hands.gate.send(token, priority).await });
+            shared.note_send(sending.abort_handle());
             self.work.push(Box::pin(async move {
                 let outcome = sending
                     .await

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
 use deltaplane_math::{MarginUse, MarkedPosition, MathError};
-use deltaplane_ports::{Clock, PriceFeed, Priority, ReadError};
+use deltaplane_ports::{Clock, LastKnown, OperationReport, PriceFeed, Priority, ReadError};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarketView,
     Notional, OperationId, Position, Price, Ratio, Symbol, Timestamp, TradingState,
@@ -159,6 +159,10 @@ impl Eyes {
             for (symbol, _) in held {
                 feed.follow(symbol);
             }
+            // A coin in the wallet may pay fees.
+            for symbol in self.config.holdings.collateral_symbols(&snapshot) {
+                feed.follow(&symbol);
+            }
         }
     }
 
@@ -170,6 +174,37 @@ impl Eyes {
     /// The reference price of a symbol now, where there is one.
     pub(crate) fn reference_price(&self, symbol: &Symbol) -> Option<Price> {
         self.agreed(&self.healthy_views(symbol)).ok().flatten().map(|consensus| consensus.price)
+    }
+
+    /// Where an operation did not read net delta, what it was when it was known last.
+    pub(crate) fn add_last_known(&self, report: &mut OperationReport) {
+        if report.initial_delta.is_none() && report.final_delta.is_none() {
+            report.last_known = self.last_known(&report.symbol, &report.accounts);
+        }
+    }
+
+    /// Net delta of accounts by their newest states, however old; none where one was never read.
+    fn last_known(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<LastKnown> {
+        let holdings = &self.config.holdings;
+        let external = holdings.external.get(symbol).map(|held| (held.delta, held.as_of));
+        let states = accounts.iter().map(|id| {
+            let keeper = self.accounts.get(id)?;
+            Some((holdings.delta(&*keeper.newest()?, symbol).ok()?, keeper.confirmed_at()?))
+        });
+        let all: Vec<(Delta, Timestamp)> = states.chain(external.map(Some)).collect::<Option<_>>()?;
+        let value = all.iter().try_fold(Delta::ZERO, |sum, (delta, _)| sum.plus(*delta)).ok()?;
+        Some(LastKnown { value, at: all.iter().map(|(_, at)| *at).min()? })
+    }
+
+    /// What a unit of an asset is worth now, USD: a coin by the prices of its symbol.
+    pub(crate) fn worth_of(&self, asset: &str) -> Option<Decimal> {
+        let holdings = &self.config.holdings;
+        if holdings.is_money(asset) {
+            return Some(holdings.rate(asset));
+        }
+        let symbol: Symbol = format!("{}-USD", holdings.counted_as(asset)).parse().ok()?;
+        self.follow(&symbol);
+        self.reference_price(&symbol).map(Price::value)
     }
 
     /// An account's positions in other symbols, with the marks that are streamed where its venue told none.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use deltaplane_math::{
-    MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, keeps_distance, least_distances,
-    liquidation_distance, mul_rounded, rebalance, smallest_order,
+    MarginUse, MathError, Rebalance, RebalanceAccount, RebalanceInput, floor_to_step, keeps_distance,
+    least_distances, liquidation_distance, mul_rounded, rebalance, smallest_order,
 };
 use deltaplane_plan::{PlanError, PlanInput, plan_lockstep};
 use deltaplane_ports::{RebalanceLine, RebalanceView, Transfer};
@@ -341,7 +341,9 @@ fn transfers(
         if off > tolerated {
             poor.push(((*id).clone(), surplus.abs()));
         } else if surplus > Decimal::ZERO {
-            rich.push(((*id).clone(), surplus));
+            let left = facts.account.position(&spec.symbol).plus(change.trade)?;
+            let spare = spare(facts, (spec, price), left, surplus, config)?;
+            rich.push(((*id).clone(), spare));
         }
     }
     poor.sort_by_key(|(_, amount)| std::cmp::Reverse(*amount));
@@ -361,6 +363,35 @@ fn transfers(
         }
     }
     Ok(all)
+}
+
+/// How much of a surplus may leave an account that then holds `left`: what its exchange lets go, and no more than keeps its
+/// liquidation far enough.
+fn spare(
+    facts: &AccountFacts,
+    (spec, price): (&Spec, Price),
+    left: Delta,
+    surplus: Decimal,
+    config: &EngineConfig,
+) -> Result<Decimal, MathError> {
+    let margin = facts.margin(&spec.symbol)?;
+    let available = mul_rounded(facts.account.available.value(), facts.quote_rate)?;
+    let least = [config.costs.min_liquidation_distance; 2];
+    let keeps = |amount: Decimal| {
+        let equity = Notional::new(deltaplane_math::sub(margin.equity.value(), amount)?);
+        keeps_distance(&MarginUse { equity, ..margin.clone() }, left, price, least)
+    };
+    // Whole units of money, the largest amount by halving.
+    let (mut good, mut bad) =
+        (Decimal::ZERO, deltaplane_math::add(surplus.min(available).floor(), Decimal::ONE)?);
+    if bad <= Decimal::ONE || !keeps(good)? {
+        return Ok(Decimal::ZERO);
+    }
+    while deltaplane_math::sub(bad, good)? > Decimal::ONE {
+        let middle = deltaplane_math::div(deltaplane_math::add(good, bad)?, Decimal::TWO)?.floor();
+        if keeps(middle)? { good = middle } else { bad = middle }
+    }
+    Ok(good)
 }
 
 /// After how many days the carry that a transfer keeps pays for it: without the money the account would have to give

@@ -227,10 +227,31 @@ pub fn least_smallest_order(
 ) -> Result<Option<Quantity>, MathError> {
     let mut least: Option<Quantity> = None;
     for account in accounts {
-        let Some(mid) = account.mid() else { continue };
-        let smallest =
-            deltaplane_math::smallest_order(&account.rules, account.position, quantity, mid, max_slippage)?;
+        let Some(smallest) = smallest_order_of(account, quantity, max_slippage)? else { continue };
         least = Some(least.map_or(smallest, |known| known.min(smallest)));
     }
     Ok(least)
+}
+
+/// The smallest order of one account that trades a part of `quantity` or all of it; none without a book. Where it holds the
+/// other side, closing what it holds is a part: venues free that from the smallest value of an order.
+///
+/// # Errors
+///
+/// [`MathError`] if the numbers lead beyond exact arithmetic.
+pub fn smallest_order_of(
+    account: &PlanAccount,
+    quantity: Delta,
+    max_slippage: deltaplane_types::Ratio,
+) -> Result<Option<Quantity>, MathError> {
+    let Some(mid) = account.mid() else { return Ok(None) };
+    let smallest =
+        |part| deltaplane_math::smallest_order(&account.rules, account.position, part, mid, max_slippage);
+    let whole = smallest(quantity)?;
+    let closes = account.position.negated();
+    if closes.is_zero() || closes.side() != quantity.side() || closes.abs() >= quantity.abs() {
+        return Ok(Some(whole));
+    }
+    let part = smallest(closes)?;
+    Ok(Some(if part.value() <= closes.abs().value() { whole.min(part) } else { whole }))
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use deltaplane_plan::plan_hedge;
+use deltaplane_plan::{least_smallest_order, plan_hedge};
 use deltaplane_types::AlternativeKind;
 use serde_json::json;
 
@@ -40,4 +40,39 @@ fn each_account_alone_is_told_with_its_cost_and_why_it_was_not_chosen() {
     assert_eq!(told[0], ("b", "3".to_owned(), "1.1997".to_owned(), "would cost 0.5997 more"));
     assert_eq!((told.len(), told[1].0, told[1].1.as_str()), (2, "c", "2"));
     assert!(told[1].3.starts_with("takes only 2 of 3: depth: the book holds 2"), "{}", told[1].3);
+}
+
+/// A long of 3 of which the exchange takes no ordinary order below 500 / 99 = 6: closing it needs no more than a lot, also
+/// where 4 are to be sold.
+#[test]
+fn what_an_exchange_lets_close_is_no_dust() {
+    let account = |id: &str, position: &str, exempt: bool| {
+        json!({
+            "id": id, "pos": position, "lot": "1", "minQty": "1", "minNotional": "500", "reduceOnlyExempt": exempt,
+            "equity": "10000", "otherMargin": "0", "imr": "0.1", "mmr": "0.05", "maxNotional": "1000000",
+            "takerRate": "0", "fundingOverHorizon": "0", "bids": [["99.9", "100"]], "asks": [["100.1", "100"]],
+        })
+    };
+    let input = |accounts: serde_json::Value| {
+        support::input_from(&json!({
+            "accounts": accounts, "quantity": "-4", "price": "100", "maxSlippage": "0.01", "lambda": "0.02",
+            "soft": "0.7", "uMax": "0.95", "minLiquidationDistance": "0.1", "maxBasis": "0.02",
+        }))
+    };
+    let least = |accounts| {
+        let input = input(accounts);
+        let least = least_smallest_order(&input.accounts, input.needed, input.max_slippage).unwrap().unwrap();
+        least.value().normalize().to_string()
+    };
+    assert_eq!(least(json!([account("a", "3", true)])), "1");
+    assert_eq!(least(json!([account("a", "3", false)])), "6", "nothing is let off");
+    assert_eq!(least(json!([account("a", "-3", true)])), "6", "a short grows by selling");
+    assert_eq!(least(json!([account("a", "0", true)])), "6");
+    let plan = plan_hedge(&input(json!([account("a", "3", true)]))).unwrap();
+    let legs: Vec<String> = plan
+        .legs
+        .iter()
+        .map(|leg| format!("{} {}", leg.quantity.value().normalize(), leg.reduce_only))
+        .collect();
+    assert_eq!(legs, ["3 true"]);
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId, Plan,
-    Price, Quantity, Ratio, Side, Symbol, Timestamp, TradingScope, TradingState, VenueId,
+    Price, Quantity, Ratio, Requester, Side, Symbol, Timestamp, TradingScope, TradingState, VenueId,
 };
 
 use crate::budget::{BudgetView, Priority};
 use crate::earnings::{EarnedDay, PnlQuery};
-use crate::journal::{Alert, ExternalActivity, TradingOrder};
+use crate::journal::{Alert, Correction, ExternalActivity, TradingOrder};
 use crate::preflight::Finding;
 use crate::venue::OpenOrder;
 
@@ -54,6 +54,10 @@ pub struct RequestMeta {
     pub wait: Option<Duration>,
     /// Positions that have no symbol do not keep it from opening: whoever asks knows of them.
     pub accept_unmapped: bool,
+    /// Who asks.
+    pub requester: Requester,
+    /// The plan of a dry run that shall be carried out as it is: its `planId`.
+    pub plan: Option<String>,
 }
 
 /// `POST /api/v1/delta/control`.
@@ -358,13 +362,22 @@ pub struct OrderReport {
     pub filled: Quantity,
     /// Average price of what traded.
     pub average_price: Option<Price>,
-    /// Fees of what traded, quote.
-    pub fees: Notional,
+    /// Fees of what traded, quote; none where the price of an asset that paid one is not known.
+    pub fees: Option<Notional>,
     /// What proves its end.
     pub evidence: Option<String>,
     /// The venue's words where it refused, or why nothing is known.
     pub note: Option<String>,
     /// The venue's time of the newest trade, else ours of the sending.
+    pub at: Timestamp,
+}
+
+/// A net delta as it was known last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastKnown {
+    /// Net delta of the operation's accounts.
+    pub value: Delta,
+    /// When the oldest of their states was true.
     pub at: Timestamp,
 }
 
@@ -390,20 +403,24 @@ pub struct OperationReport {
     pub symbol: Symbol,
     /// The accounts named.
     pub accounts: Vec<AccountId>,
+    /// Who asked for it.
+    pub requester: Requester,
     /// Whether nothing was to be sent.
     pub dry_run: bool,
     /// When it began.
     pub started_at: Timestamp,
     /// How long it took so far.
     pub execution_time: Duration,
-    /// Where net delta should go.
-    pub target: Delta,
-    /// Net delta at the start.
-    pub initial_delta: Delta,
-    /// Net delta at the end, or the planned one of a dry run.
-    pub final_delta: Delta,
-    /// `|final − target|`.
-    pub deviation: Delta,
+    /// Where net delta should go; none where that was to follow from positions that were not read.
+    pub target: Option<Delta>,
+    /// Net delta at the start; none where it was not read.
+    pub initial_delta: Option<Delta>,
+    /// Net delta at the end, or the planned one of a dry run; none where it is not known.
+    pub final_delta: Option<Delta>,
+    /// `|final − target|`; none where one of them is not known.
+    pub deviation: Option<Delta>,
+    /// What net delta was when it was known last, where it is not known now.
+    pub last_known: Option<LastKnown>,
     /// The deviation over the reference exposure.
     pub deviation_ratio: Option<Ratio>,
     /// The yardstick, taken at the start.
@@ -414,18 +431,28 @@ pub struct OperationReport {
     pub reason: Option<String>,
     /// The first plan.
     pub plan: Option<Plan>,
+    /// Under which name a request may have the plan of this dry run carried out; none where there is nothing to carry out.
+    pub plan_id: Option<String>,
+    /// The plan of an earlier dry run that was asked for and cannot be carried out any more.
+    pub remembered_plan: Option<Plan>,
     /// Every order.
     pub orders: Vec<OrderReport>,
-    /// Adverse fraction against the mids at arrival.
-    pub slippage: Ratio,
+    /// What orders traded after the operation ended.
+    pub corrections: Vec<Correction>,
+    /// Adverse fraction against the mids at arrival, zero where nothing traded; none where these are not known.
+    pub slippage: Option<Ratio>,
+    /// The same as an amount, quote.
+    pub slippage_cost: Option<Notional>,
     /// Traded notional, quote.
     pub total_cost: Notional,
-    /// Fees, quote.
-    pub total_fees: Notional,
-    /// Fees and slippage, quote.
-    pub execution_cost: Notional,
-    /// Largest `|D − T|` that was possible at any time.
-    pub max_transient_delta: Delta,
+    /// Fees, quote; none where one of them is not known.
+    pub total_fees: Option<Notional>,
+    /// Fees by the asset that paid them, in units of it.
+    pub fees_by_asset: BTreeMap<String, Decimal>,
+    /// Fees and slippage, quote; none where one of them is not known.
+    pub execution_cost: Option<Notional>,
+    /// Largest `|D − T|` that was possible at any time; none where net delta was not read.
+    pub max_transient_delta: Option<Delta>,
     /// Accounts that hold the symbol and are not named, and the like.
     pub warnings: Vec<String>,
     /// How old the oldest of the accounts' states was that its first plan was made from; zero where the stream of every
@@ -437,6 +464,8 @@ pub struct OperationReport {
     pub worst_case: Option<Delta>,
     /// All that the net delta of its accounts can be now: lowest and highest, apart while orders are in doubt.
     pub interval: Option<(Delta, Delta)>,
+    /// The exchange that carries the exposure of a hedge whose strategy asks for it, and its net delta, base units.
+    pub exposed: Option<(VenueId, Delta)>,
     /// What a utilization rebalance found and planned.
     pub rebalance: Option<RebalanceView>,
     /// Why it did not do what was asked.
@@ -1017,10 +1046,13 @@ pub struct SymbolView {
     pub reference_price: Option<Price>,
     /// `|net| ÷ max(long, short, floor)`, where there is a price.
     pub deviation_ratio: Option<Ratio>,
+    /// All that the net delta can be, lowest and highest: apart while orders are in doubt or an account cannot be read.
+    /// None where an account was never read.
+    pub interval: Option<(Delta, Delta)>,
     /// Delta by account: the position, and what of the base asset is in the wallet.
     pub accounts: BTreeMap<AccountId, Delta>,
-    /// What is held elsewhere, as configured.
-    pub external: Delta,
+    /// What is held elsewhere, as configured; none where that is older than it may be.
+    pub external: Option<Delta>,
 }
 
 /// What of one quote currency is in the wallets.

@@ -6,7 +6,8 @@ use std::fmt;
 use async_trait::async_trait;
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, ClientOrderId, Decimal, Delta, Evidence, Fill, OperationId,
-    OrderIntent, OrderStatus, PlanId, Quantity, Side, Symbol, Timestamp, TradeId, TradingScope, TradingState,
+    OrderIntent, OrderStatus, PlanId, Quantity, Requester, Side, Symbol, Timestamp, TradeId, TradingScope,
+    TradingState,
 };
 
 use crate::control::Policy;
@@ -79,6 +80,29 @@ pub struct PlannedLeg {
     pub side: Side,
     /// How much at most, base units: the sum of its intents never passes it.
     pub quantity: Quantity,
+}
+
+/// That an order of an operation that ended traded after all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Correction {
+    /// The operation.
+    pub operation: OperationId,
+    /// The order.
+    pub client_order_id: ClientOrderId,
+    /// Its account.
+    pub account: AccountId,
+    /// Its symbol.
+    pub symbol: Symbol,
+    /// How it had ended, as reports say it, and with what traded, base units.
+    pub was: (String, Quantity),
+    /// How it ended in truth.
+    pub now: (String, Quantity),
+    /// The trade that shows it.
+    pub trade: TradeId,
+    /// The venue's time of the trade.
+    pub traded_at: Timestamp,
+    /// When it was found.
+    pub at: Timestamp,
 }
 
 /// What moved a position.
@@ -266,6 +290,8 @@ pub enum Record {
         symbol: Symbol,
         /// The accounts that it may trade.
         accounts: Vec<AccountId>,
+        /// Who asked for it.
+        requester: Requester,
         /// The request's idempotency key.
         key: Option<String>,
         /// When.
@@ -328,6 +354,8 @@ pub enum Record {
         /// When.
         at: Timestamp,
     },
+    /// An order traded after its operation ended; its trade and its new end follow.
+    Corrected(Correction),
     /// A position moved, and no order of ours did it.
     External(ExternalActivity),
     /// Somebody, or the engine itself, said what may be traded.

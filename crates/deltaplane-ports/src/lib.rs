@@ -20,21 +20,21 @@ pub use budget::{BudgetStatus, BudgetUser, BudgetView, Priority, RequestBudget};
 pub use control::{
     AccountReadiness, AccountRisk, AccountSource, AccountView, ControlPlane, Deleverage, DeltaControl,
     Failover, Failure, FeedCondition, FeedView, FeedsView, Flatten, FundingView, HedgeExecution,
-    HedgeStrategy, HedgeTo, HistoryQuery, IdempotencyKey, KillReport, KillSwitch, MarketSummary, OnShortfall,
-    OperationKind, OperationReport, OperationState, OrderReport, Pacing, PastAlert, Policy, PolicyLimits,
-    PolicyStatus, PolicyView, PortfolioView, PositionRisk, PreflightReport, QuoteExposure, RebalanceLine,
-    RebalanceView, RequestMeta, ResolveOrder, RiskSample, ScheduledRebalance, ServiceState, ServiceView,
-    Settlement, Started, StressAccount, StressLoss, StressMove, StressReport, StressRequest, SymbolView,
-    SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TimelineEntry, TradingChange, Transfer,
-    UtilizationRebalance,
+    HedgeStrategy, HedgeTo, HistoryQuery, IdempotencyKey, KillReport, KillSwitch, LastKnown, MarketSummary,
+    OnShortfall, OperationKind, OperationReport, OperationState, OrderReport, Pacing, PastAlert, Policy,
+    PolicyLimits, PolicyStatus, PolicyView, PortfolioView, PositionRisk, PreflightReport, QuoteExposure,
+    RebalanceLine, RebalanceView, RequestMeta, ResolveOrder, RiskSample, ScheduledRebalance, ServiceState,
+    ServiceView, Settlement, Started, StressAccount, StressLoss, StressMove, StressReport, StressRequest,
+    SymbolView, SyncReport, SyncRequest, SystemCommand, SystemPhase, SystemView, TimelineEntry,
+    TradingChange, Transfer, UtilizationRebalance,
 };
 pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, USD, day_of};
 pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
 pub use history::{EquityMark, GainPeak, HistoryError, RiskHistory, ThinOut, thin_out};
 pub use journal::{
-    Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, ExternalActivity, ExternalCause,
-    IntentRecord, Journal, JournalError, OutcomeRecord, PlannedLeg, Record, ScopedTrading, StoredRecord,
-    TradingOrder,
+    Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Correction, ExternalActivity,
+    ExternalCause, IntentRecord, Journal, JournalError, OutcomeRecord, PlannedLeg, Record, ScopedTrading,
+    StoredRecord, TradingOrder,
 };
 pub use preflight::{Check, Finding, Severity};
 pub use symbols::{Contract, ContractError, ContractKind, ListedContract, NameRule, SymbolMap, Unmapped};

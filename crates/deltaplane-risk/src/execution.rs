@@ -12,8 +12,8 @@ pub struct PricedFill {
     pub price: Price,
     /// Base units.
     pub quantity: Quantity,
-    /// The fee, quote.
-    pub fee: Notional,
+    /// The fee, quote; none where what paid it has no known price.
+    pub fee: Option<Notional>,
     /// Its venue's mid at arrival.
     pub arrival_mid: Price,
 }
@@ -25,16 +25,18 @@ pub struct ExecutionQuality {
     pub slippage: Ratio,
     /// Traded notional `Σ price × quantity`, quote.
     pub total_cost: Notional,
-    /// Fees, quote.
-    pub total_fees: Notional,
-    /// Fees plus slippage, quote.
-    pub execution_cost: Notional,
+    /// Slippage `Σ side × (price − mid) × quantity`, quote.
+    pub slippage_cost: Notional,
+    /// Fees, quote; none where one of them is not known.
+    pub total_fees: Option<Notional>,
+    /// Fees plus slippage, quote; none where a fee is not known.
+    pub execution_cost: Option<Notional>,
 }
 
 /// Sums up fills; all zero where there are none.
 pub fn execution_quality(fills: &[PricedFill]) -> Result<ExecutionQuality, MathError> {
     let (mut adverse, mut arrival, mut traded, mut fees) =
-        (Decimal::ZERO, Decimal::ZERO, Decimal::ZERO, Decimal::ZERO);
+        (Decimal::ZERO, Decimal::ZERO, Decimal::ZERO, Some(Decimal::ZERO));
     for fill in fills {
         let (price, quantity, mid) = (fill.price.value(), fill.quantity.value(), fill.arrival_mid.value());
         let moved = mul_rounded(sub(price, mid)?, quantity)?;
@@ -44,14 +46,15 @@ pub fn execution_quality(fills: &[PricedFill]) -> Result<ExecutionQuality, MathE
         };
         arrival = add(arrival, mul(mid, quantity)?)?;
         traded = add(traded, mul(price, quantity)?)?;
-        fees = add(fees, fill.fee.value())?;
+        fees = fees.zip(fill.fee).map(|(sum, fee)| add(sum, fee.value())).transpose()?;
     }
     let slippage = if arrival.is_zero() { Decimal::ZERO } else { div(adverse, arrival)? };
     Ok(ExecutionQuality {
         slippage: Ratio::new(slippage),
         total_cost: Notional::new(traded),
-        total_fees: Notional::new(fees),
-        execution_cost: Notional::new(add(fees, adverse)?),
+        slippage_cost: Notional::new(adverse),
+        total_fees: fees.map(Notional::new),
+        execution_cost: fees.map(|fees| add(fees, adverse)).transpose()?.map(Notional::new),
     })
 }
 

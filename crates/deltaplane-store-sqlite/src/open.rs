@@ -134,7 +134,7 @@ impl SqliteStore {
             some => some,
         };
         settle_answers(&connection).map_err(failed)?;
-        let writer = Writer::start(connection, walk.last, walk.hash);
+        let writer = Writer::start(connection, path.clone(), walk.last, walk.hash);
         Ok(Self { writer, path, quarantined, _lock: lock })
     }
 
@@ -143,13 +143,22 @@ impl SqliteStore {
         self.quarantined.as_ref()
     }
 
+    /// Goes on after a full disk: where the disk takes something again, the file is opened anew and checked whole.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::DiskFull`] while there is no room, [`JournalError::Failed`] where the file is not what it was.
+    pub async fn reopen(&self) -> Result<(), JournalError> {
+        self.writer.reopen().await
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+pub(crate) fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     if found > SCHEMA {

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    Acknowledgement, Alert, AlertChange, Deleverage, ExternalActivity, ExternalCause, HedgeTo, IntentRecord,
-    OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record, ScheduledRebalance, ScopedTrading, TradingOrder,
+    Acknowledgement, Alert, AlertChange, Correction, Deleverage, ExternalActivity, ExternalCause, HedgeTo,
+    IntentRecord, OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record, ScheduledRebalance, ScopedTrading,
+    TradingOrder,
 };
 use deltaplane_types::{
-    AccountId, Delta, Evidence, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity, Ratio,
-    Side, Symbol, TimeInForce, Timestamp, TradingScope, read_back,
+    AccountId, Delta, Evidence, Fee, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity,
+    Ratio, Requester, Side, Symbol, TimeInForce, Timestamp, TradingScope, read_back,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,9 @@ pub(crate) enum Row {
         kind: String,
         symbol: String,
         accounts: Vec<String>,
+        // Absent in rows of before: it then follows from what is there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        requester: Option<String>,
         key: Option<String>,
         at: i64,
     },
@@ -82,6 +86,11 @@ pub(crate) enum Row {
         quantity: String,
         price: String,
         fee: String,
+        // Absent where the quote currency paid, and in rows of before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fee_asset: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fee_rate: Option<String>,
         venue_time: i64,
     },
     OperationClosed {
@@ -92,6 +101,17 @@ pub(crate) enum Row {
         positions: BTreeMap<String, String>,
         #[serde(default)]
         read_at: i64,
+        at: i64,
+    },
+    Corrected {
+        operation: String,
+        client_order_id: String,
+        account: String,
+        symbol: String,
+        was: (String, String),
+        now: (String, String),
+        trade: String,
+        traded_at: i64,
         at: i64,
     },
     External {
@@ -219,6 +239,7 @@ fn read_evidence(text: &str) -> Result<Evidence, RowError> {
         Evidence::ExpiryProof,
         Evidence::Fence,
         Evidence::NotSent,
+        Evidence::LateTrade,
     ];
     known
         .into_iter()
@@ -249,12 +270,13 @@ fn price(text: &str) -> Result<Price, RowError> {
 impl From<&Record> for Row {
     fn from(record: &Record) -> Self {
         match record {
-            Record::OperationAccepted { operation, kind, symbol, accounts, key, at } => {
+            Record::OperationAccepted { operation, kind, symbol, accounts, requester, key, at } => {
                 Self::OperationAccepted {
                     operation: operation.to_string(),
                     kind: kind.clone(),
                     symbol: symbol.to_string(),
                     accounts: accounts.iter().map(ToString::to_string).collect(),
+                    requester: Some(requester.to_string()),
                     key: key.clone(),
                     at: at.as_millis(),
                 }
@@ -321,7 +343,9 @@ impl From<&Record> for Row {
                 side: side(fill.side),
                 quantity: fill.quantity.to_string(),
                 price: fill.price.to_string(),
-                fee: fill.fee.to_string(),
+                fee: fill.fee.amount.to_string(),
+                fee_asset: fill.fee.asset.clone(),
+                fee_rate: fill.fee.rate.map(|rate| rate.to_string()),
                 venue_time: fill.venue_time.as_millis(),
             },
             Record::OperationClosed { operation, state, summary, positions, read_at, at } => {
@@ -334,6 +358,17 @@ impl From<&Record> for Row {
                     at: at.as_millis(),
                 }
             }
+            Record::Corrected(found) => Self::Corrected {
+                operation: found.operation.to_string(),
+                client_order_id: found.client_order_id.to_string(),
+                account: found.account.to_string(),
+                symbol: found.symbol.to_string(),
+                was: (found.was.0.clone(), found.was.1.to_string()),
+                now: (found.now.0.clone(), found.now.1.to_string()),
+                trade: found.trade.to_string(),
+                traded_at: found.traded_at.as_millis(),
+                at: found.at.as_millis(),
+            },
             Record::External(external) => Self::External {
                 account: external.account.to_string(),
                 symbol: external.symbol.to_string(),
@@ -553,15 +588,29 @@ impl PolicyRow {
     }
 }
 
+/// Who asked, by a row that does not say: scheduled rebalances had no idempotency key.
+fn requester_before(kind: &str, has_key: bool) -> Requester {
+    match kind {
+        "policy" | "deleverage" | "loss-response" => Requester::Policy,
+        "rebalance" if !has_key => Requester::Policy,
+        _ => Requester::Operator,
+    }
+}
+
 impl TryFrom<Row> for Record {
     type Error = RowError;
 
     fn try_from(row: Row) -> Result<Self, RowError> {
         let at = Timestamp::from_millis;
         Ok(match row {
-            Row::OperationAccepted { operation, kind, symbol, accounts, key, at: time } => {
+            Row::OperationAccepted { operation, kind, symbol, accounts, requester, key, at: time } => {
+                let requester = match requester {
+                    Some(text) => text.parse().map_err(bad)?,
+                    None => requester_before(&kind, key.is_some()),
+                };
                 Self::OperationAccepted {
                     operation: operation.parse().map_err(bad)?,
+                    requester,
                     kind,
                     symbol: symbol.parse().map_err(bad)?,
                     accounts: accounts.iter().map(|id| id.parse().map_err(bad)).collect::<Result<_, _>>()?,
@@ -665,6 +714,8 @@ impl TryFrom<Row> for Record {
                 quantity: amount,
                 price: paid,
                 fee,
+                fee_asset,
+                fee_rate,
                 venue_time,
             } => {
                 let client_order_id: deltaplane_types::ClientOrderId =
@@ -679,7 +730,11 @@ impl TryFrom<Row> for Record {
                         side: read_side(&side)?,
                         quantity: quantity(&amount)?,
                         price: price(&paid)?,
-                        fee: Notional::new(read_back(&fee).map_err(bad)?),
+                        fee: Fee {
+                            amount: read_back(&fee).map_err(bad)?,
+                            asset: fee_asset,
+                            rate: fee_rate.map(|rate| read_back(&rate)).transpose().map_err(bad)?,
+                        },
                         // Only trades of orders of ours are kept.
                         cause: FillCause::Order,
                         venue_time: at(venue_time),
@@ -696,6 +751,30 @@ impl TryFrom<Row> for Record {
                     read_at: at(read_at),
                     at: at(time),
                 }
+            }
+            Row::Corrected {
+                operation,
+                client_order_id,
+                account,
+                symbol,
+                was,
+                now,
+                trade,
+                traded_at,
+                at: time,
+            } => {
+                let end = |(state, filled): (String, String)| Ok::<_, RowError>((state, quantity(&filled)?));
+                Self::Corrected(Correction {
+                    operation: operation.parse().map_err(bad)?,
+                    client_order_id: client_order_id.parse().map_err(bad)?,
+                    account: account.parse().map_err(bad)?,
+                    symbol: symbol.parse().map_err(bad)?,
+                    was: end(was)?,
+                    now: end(now)?,
+                    trade: trade.parse().map_err(bad)?,
+                    traded_at: at(traded_at),
+                    at: at(time),
+                })
             }
             Row::External { account, symbol, cause, change, position, trades, at: time } => {
                 let known = ExternalCause::ALL.into_iter().find(|known| known.to_string() == cause);

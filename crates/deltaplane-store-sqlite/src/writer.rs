@@ -1,5 +1,8 @@
 //! The one thread that writes.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -9,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use crate::chain;
+use crate::open::{self, OpenError};
 
 /// Jobs that one transaction takes at most.
 const MAX_GROUP: usize = 512;
@@ -16,6 +20,8 @@ const MAX_GROUP: usize = 512;
 const MAX_WAITING: usize = 4_096;
 /// The WAL is written back when it has grown to this many pages.
 const CHECKPOINT_PAGES: i64 = 4_000;
+/// So much must fit on a disk that was full before the journal is written again.
+const PROBE_BYTES: usize = 1 << 20;
 /// How long an answer is kept.
 const ANSWER_AGE: Duration = Duration::from_secs(24 * 3_600);
 
@@ -27,6 +33,7 @@ enum Job {
     Attach { key: String, operation: String, reply: Reply<()> },
     Complete { key: String, answer: Answer, reply: Reply<()> },
     Release { key: String, reply: Reply<()> },
+    Reopen(Reply<()>),
 }
 
 /// A handle to the writer's thread, which ends when the handle is dropped.
@@ -46,9 +53,9 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: Connection, position: i64, hash: [u8; 32]) -> Self {
+    pub(crate) fn start(connection: Connection, path: PathBuf, position: i64, hash: [u8; 32]) -> Self {
         let (jobs, queue) = mpsc::sync_channel(MAX_WAITING);
-        let mut state = State { connection, position, hash, failed: None, since_checkpoint: 0 };
+        let mut state = State { connection, path, position, hash, failed: None, since_checkpoint: 0 };
         let thread = std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
@@ -75,6 +82,10 @@ impl Writer {
         self.ask(|reply| Job::Append(payloads, reply)).await
     }
 
+    pub(crate) async fn reopen(&self) -> Result<(), JournalError> {
+        self.ask(Job::Reopen).await
+    }
+
     pub(crate) async fn claim(
         &self,
         key: String,
@@ -99,6 +110,7 @@ impl Writer {
 
 struct State {
     connection: Connection,
+    path: PathBuf,
     position: i64,
     hash: [u8; 32],
     failed: Option<JournalError>,
@@ -121,9 +133,66 @@ fn journal_error(error: &rusqlite::Error) -> JournalError {
     }
 }
 
+/// Writes a file of the size of a large transaction beside the journal and has it on disk, then removes it.
+fn probe(journal: &Path) -> Result<(), JournalError> {
+    let path = journal.with_file_name("journal.probe");
+    let write = || {
+        let mut file = File::create(&path)?;
+        file.write_all(&vec![0; PROBE_BYTES])?;
+        file.sync_all()
+    };
+    let written: std::io::Result<()> = write();
+    let removed = std::fs::remove_file(&path);
+    written.and(removed).map_err(|error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => JournalError::DiskFull,
+        _ => JournalError::Failed(format!("{} cannot be written: {error}", path.display())),
+    })
+}
+
 impl State {
     /// Writes a group in one transaction: all of it is durable, or none of it.
     fn write(&mut self, group: Vec<Job>) {
+        let mut jobs = Vec::with_capacity(group.len());
+        for job in group {
+            match job {
+                // A caller who went away needs no answer.
+                Job::Reopen(reply) => drop(reply.send(self.reopen())),
+                job => jobs.push(job),
+            }
+        }
+        if !jobs.is_empty() {
+            self.write_all(jobs);
+        }
+    }
+
+    /// Opens the file anew after a full disk, once the disk takes something again; all other failures stay.
+    fn reopen(&mut self) -> Result<(), JournalError> {
+        match &self.failed {
+            None => return Ok(()),
+            Some(JournalError::DiskFull) => {}
+            Some(error) => return Err(error.clone()),
+        }
+        probe(&self.path)?;
+        let connection = Connection::open(&self.path).map_err(|error| journal_error(&error))?;
+        let walk = open::prepare(&connection, &self.path)
+            .and_then(|()| open::verify(&connection, &self.path))
+            .map_err(|error| match error {
+                OpenError::Sqlite { source, .. } => journal_error(&source),
+                error => JournalError::Failed(error.to_string()),
+            })?;
+        if let Some((row, reason)) = walk.bad.first() {
+            return Err(JournalError::Failed(format!("row {row} is damaged: {reason}")));
+        }
+        if walk.last < self.position {
+            let text = format!("rows {} to {} are lost", walk.last + 1, self.position);
+            return Err(JournalError::Failed(text));
+        }
+        (self.connection, self.position, self.hash, self.failed) = (connection, walk.last, walk.hash, None);
+        tracing::warn!(rows = self.position, "the disk has room again: the journal is written anew");
+        Ok(())
+    }
+
+    fn write_all(&mut self, group: Vec<Job>) {
         if let Some(error) = &self.failed {
             for job in group {
                 refuse(job, error);
@@ -170,6 +239,8 @@ impl State {
     fn perform(&mut self, job: Job) -> (rusqlite::Result<()>, Done) {
         match job {
             Job::Append(payloads, reply) => (self.append(&payloads), Done::Unit(reply)),
+            // Taken out before.
+            Job::Reopen(reply) => (Ok(()), Done::Unit(reply)),
             Job::Claim { key, body_hash, now, reply } => match self.claim(&key, &body_hash, now) {
                 Ok(claim) => (Ok(()), Done::Claim(reply, claim)),
                 Err(error) => (Err(error), Done::Claim(reply, AnswerClaim::New)),
@@ -252,7 +323,8 @@ fn refuse(job: Job, error: &JournalError) {
         Job::Append(_, reply)
         | Job::Attach { reply, .. }
         | Job::Complete { reply, .. }
-        | Job::Release { reply, .. } => {
+        | Job::Release { reply, .. }
+        | Job::Reopen(reply) => {
             drop(reply.send(Err(error.clone())));
         }
         Job::Claim { reply, .. } => drop(reply.send(Err(error.clone()))),

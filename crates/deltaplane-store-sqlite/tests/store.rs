@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Deleverage, ExternalActivity,
-    ExternalCause, HedgeTo, IntentRecord, Journal, OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record,
-    ScheduledRebalance, ScopedTrading, TradingOrder,
+    Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Correction, Deleverage,
+    ExternalActivity, ExternalCause, HedgeTo, IntentRecord, Journal, OutcomeRecord, PlannedLeg, Policy,
+    PolicyLimits, Record, ScheduledRebalance, ScopedTrading, TradingOrder,
 };
 use deltaplane_store_sqlite::{JournalReading, OpenError, SqliteStore};
 use deltaplane_testkit::{delta, notional, price, quantity, ratio};
@@ -42,7 +42,11 @@ fn every_record() -> Vec<Record> {
         side: Side::Sell,
         quantity: quantity("0.1"),
         price: price("61500.1"),
-        fee: notional("-0.02"),
+        fee: deltaplane_types::Fee {
+            amount: "-0.00002".parse().unwrap(),
+            asset: Some("BNB".to_owned()),
+            rate: Some("612.5".parse().unwrap()),
+        },
         cause: deltaplane_types::FillCause::Order,
         venue_time: at(1_200),
     };
@@ -54,6 +58,7 @@ fn every_record() -> Vec<Record> {
             kind: "hedge".to_owned(),
             symbol: order.symbol.clone(),
             accounts: vec![order.account.clone()],
+            requester: deltaplane_types::Requester::Client { key: "desk".to_owned() },
             key: Some("a key".to_owned()),
             at: at(2),
         },
@@ -97,6 +102,17 @@ fn every_record() -> Vec<Record> {
             at: at(9),
         },
     ];
+    records.push(Record::Corrected(Correction {
+        operation: "hedge-20261123-1".parse().unwrap(),
+        client_order_id: id.clone(),
+        account: "binance-main".parse().unwrap(),
+        symbol: "BTC-USD".parse().unwrap(),
+        was: ("notAccepted".to_owned(), quantity("0")),
+        now: ("filled".to_owned(), quantity("0.1")),
+        trade: "19".parse().unwrap(),
+        traded_at: at(9),
+        at: at(10),
+    }));
     for cause in ExternalCause::ALL {
         records.push(Record::External(ExternalActivity {
             account: "binance-main".parse().unwrap(),
@@ -185,6 +201,7 @@ fn every_record() -> Vec<Record> {
         Evidence::StreamEvent,
         Evidence::ExpiryProof,
         Evidence::NotSent,
+        Evidence::LateTrade,
         Evidence::Person("ann".to_owned()),
     ] {
         records.push(outcome(OutcomeRecord::Accepted { evidence: evidence.clone() }));

@@ -21,6 +21,8 @@ pub enum Code {
     NotRunning,
     /// 1008: no such thing.
     NotFound,
+    /// 1009: the plan that was asked for cannot be carried out any more.
+    PlanChanged,
     /// 2001: the operation's time ran out.
     Timeout,
     /// 2002: the account's proxy failed.
@@ -35,7 +37,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::InvalidRequest,
         Self::InvalidAccount,
         Self::DeltaBeyondLimit,
@@ -45,6 +47,7 @@ impl Code {
         Self::Conflict,
         Self::NotRunning,
         Self::NotFound,
+        Self::PlanChanged,
         Self::Timeout,
         Self::ProxyFailed,
         Self::NotPermitted,
@@ -64,6 +67,7 @@ impl Code {
             Self::Conflict => 1006,
             Self::NotRunning => 1007,
             Self::NotFound => 1008,
+            Self::PlanChanged => 1009,
             Self::Timeout => 2001,
             Self::ProxyFailed => 2002,
             Self::NotPermitted => 3001,

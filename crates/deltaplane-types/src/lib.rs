@@ -15,6 +15,7 @@ mod money;
 mod order;
 mod plan;
 mod quantity;
+mod requester;
 mod time;
 mod trading;
 
@@ -29,11 +30,12 @@ pub use ids::{
 pub use market::{Level, MarketView};
 pub use money::is_money;
 pub use order::{
-    Evidence, ExecutionReport, Fill, FillCause, OrderAck, OrderIntent, OrderStatus, Refusal, RefusalReason,
-    Side, SubmitOutcome, TimeInForce, UnknownCause,
+    Evidence, ExecutionReport, Fee, Fill, FillCause, OrderAck, OrderIntent, OrderStatus, Refusal,
+    RefusalReason, Side, SubmitOutcome, TimeInForce, UnknownCause,
 };
 pub use plan::{Alternative, AlternativeKind, CostParts, Leg, Obstacle, Plan, Slice, SliceOrder};
 pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError, Ratio};
+pub use requester::Requester;
 /// The exact decimal number behind every quantity.
 pub use rust_decimal::Decimal;
 pub use time::Timestamp;

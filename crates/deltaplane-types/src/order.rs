@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::{AccountId, ClientOrderId, Notional, Price, Quantity, Symbol, Timestamp, TradeId, VenueOrderId};
+use rust_decimal::Decimal;
+
+use crate::{AccountId, ClientOrderId, Price, Quantity, Symbol, Timestamp, TradeId, VenueOrderId};
 
 /// Which way an order trades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,6 +134,39 @@ pub enum FillCause {
     Settlement,
 }
 
+/// What was paid for a trade, in the asset that paid it; below zero it is a rebate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fee {
+    /// How much of the asset.
+    pub amount: Decimal,
+    /// The asset as the venue names it; none where that is the account's quote currency.
+    pub asset: Option<String>,
+    /// What a unit of the asset was worth when the trade was told, USD; none where that is not known or `asset` is none.
+    pub rate: Option<Decimal>,
+}
+
+impl Fee {
+    /// A fee in the account's quote currency.
+    pub const fn in_quote_currency(amount: Decimal) -> Self {
+        Self { amount, asset: None, rate: None }
+    }
+
+    /// What it was worth, USD, where a unit of the account's quote currency is worth `quote_rate`. None where that is not
+    /// known or beyond what can be held.
+    pub fn in_usd(&self, quote_rate: Decimal) -> Option<Decimal> {
+        self.amount.checked_mul(if self.asset.is_none() { quote_rate } else { self.rate? })
+    }
+
+    /// The same in the account's quote currency.
+    pub fn in_quote(&self, quote_rate: Decimal) -> Option<Decimal> {
+        match self.rate {
+            _ if self.asset.is_none() => Some(self.amount),
+            Some(rate) if rate == quote_rate => Some(self.amount),
+            _ => self.in_usd(quote_rate)?.checked_div(quote_rate),
+        }
+    }
+}
+
 /// One trade of an order of ours, or of a person on the same account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fill {
@@ -151,8 +186,8 @@ pub struct Fill {
     pub quantity: Quantity,
     /// The price.
     pub price: Price,
-    /// What was paid in quote currency; negative is a rebate.
-    pub fee: Notional,
+    /// What was paid for it.
+    pub fee: Fee,
     /// Why it happened.
     pub cause: FillCause,
     /// The venue's time.
@@ -266,6 +301,8 @@ pub enum Evidence {
     Fence,
     /// No byte was written.
     NotSent,
+    /// A trade of it that the venue told after its end.
+    LateTrade,
     /// A named person decided.
     Person(String),
 }
@@ -280,6 +317,7 @@ impl Evidence {
             Self::ExpiryProof => "expiryProof",
             Self::Fence => "fence",
             Self::NotSent => "notSent",
+            Self::LateTrade => "lateTrade",
             Self::Person(_) => "person",
         }
     }

@@ -43,7 +43,7 @@ impl fmt::Display for TradingScope {
 /// A name that is not one of the known ones.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not one of {1}")]
-pub struct UnknownName(String, &'static str);
+pub struct UnknownName(pub(crate) String, pub(crate) &'static str);
 
 impl fmt::Display for TradingState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

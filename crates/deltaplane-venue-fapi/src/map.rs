@@ -6,9 +6,9 @@ use deltaplane_ports::{
     SymbolMap,
 };
 use deltaplane_types::{
-    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
-    MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side, Symbol,
-    Timestamp, parse_exact,
+    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fee, Fill, FillCause,
+    Instrument, MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, RangeError, Ratio, Side,
+    Symbol, Timestamp, parse_exact,
 };
 
 use crate::wire::{
@@ -163,7 +163,11 @@ pub(crate) fn event_fill(
         side: event.side.into(),
         quantity: contract.base_quantity(event.last_quantity.0)?,
         price: contract.base_price(event.last_price.0)?,
-        fee: Notional::new(event.commission.map_or(Decimal::ZERO, |fee| fee.0)),
+        fee: Fee {
+            amount: event.commission.map_or(Decimal::ZERO, |fee| fee.0),
+            asset: event.commission_asset.clone(),
+            rate: None,
+        },
         cause: cause(&event.c),
         venue_time: Timestamp::from_millis(event.time),
     }))
@@ -184,7 +188,7 @@ pub(crate) fn trade_fill(
         side: trade.side.into(),
         quantity: contract.base_quantity(trade.qty.0)?,
         price: contract.base_price(trade.price.0)?,
-        fee: Notional::new(trade.commission.0.abs()),
+        fee: Fee { amount: trade.commission.0.abs(), asset: trade.commission_asset.clone(), rate: None },
         cause: FillCause::Order,
         venue_time: Timestamp::from_millis(trade.time),
     })

@@ -288,7 +288,10 @@ mod tests {
             (fill.trade_id.as_str(), fill.side, fill.quantity.to_string()),
             ("501234567", Side::Buy, "0.004".into())
         );
-        assert_eq!((fill.price.to_string(), fill.fee.to_string()), ("61000".into(), "0.0488".into()));
+        assert_eq!(
+            (fill.price.to_string(), fill.fee.amount.normalize().to_string()),
+            ("61000".into(), "0.0488".into())
+        );
         let AccountEvent::Open(open) = &told[1] else { panic!("{told:?}") };
         assert_eq!((open.left.to_string(), open.side), ("0.006".into(), Side::Buy));
         let AccountEvent::Report(report) = &told[2] else { panic!("{told:?}") };

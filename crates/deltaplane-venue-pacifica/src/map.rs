@@ -7,8 +7,9 @@ use deltaplane_ports::{
     Contract, ContractError, ContractKind, Income, IncomeKind, ListedContract, OrderName, SymbolMap,
 };
 use deltaplane_types::{
-    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, FillCause, Instrument,
-    MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, Ratio, Side, Symbol, Timestamp,
+    AccountId, ArithmeticError, ClientOrderId, Decimal, Delta, ExecutionReport, Fee, Fill, FillCause,
+    Instrument, MarginBracket, MarginPrice, Notional, OrderStatus, Price, Quantity, Ratio, Side, Symbol,
+    Timestamp,
 };
 
 use crate::wire::{
@@ -120,7 +121,7 @@ pub(crate) fn update_fill(
         side: update.ts.into(),
         quantity: contract.base_quantity(update.a.0)?,
         price: contract.base_price(update.p.0)?,
-        fee: Notional::new(update.f.0),
+        fee: Fee::in_quote_currency(update.f.0),
         cause: (&update.tc).into(),
         venue_time: Timestamp::from_millis(update.t),
     })
@@ -140,7 +141,7 @@ pub(crate) fn past_fill(
         side: trade.side.into(),
         quantity: contract.base_quantity(trade.amount.0)?,
         price: contract.base_price(trade.price.0)?,
-        fee: Notional::new(trade.fee.0),
+        fee: Fee::in_quote_currency(trade.fee.0),
         cause: trade.cause.as_ref().map_or(FillCause::Order, Into::into),
         venue_time: Timestamp::from_millis(trade.created_at),
     })

@@ -166,6 +166,9 @@ pub struct AccountConfig {
     /// Leverage of every symbol.
     #[serde(default = "default_leverage")]
     pub leverage: u32,
+    /// The price of BNB where fees are paid in it, a tenth less, as long as there is enough of it in the wallet.
+    #[serde(default)]
+    pub fee_burn: Option<Exact>,
     /// Whether the key may trade.
     #[serde(default = "yes")]
     pub can_trade: bool,
@@ -251,6 +254,7 @@ impl AccountConfig {
             balances: BTreeMap::new(),
             hedge_mode: false,
             multi_assets: false,
+            fee_burn: None,
             leverage: default_leverage(),
             can_trade: true,
             isolated: Vec::new(),

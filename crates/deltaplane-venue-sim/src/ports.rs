@@ -12,7 +12,7 @@ use deltaplane_ports::{
     Priority, ReadError, StreamStatus, VenueRules, WalletChange,
 };
 use deltaplane_types::{
-    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
+    AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fee, FeedId, Fill, FillCause,
     Instrument, Level, MarginBracket, MarginPrice, MarketView, Notional, OrderAck, OrderIntent, OrderStatus,
     Position, Price, Quantity, Ratio, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce,
     Timestamp,
@@ -227,7 +227,7 @@ impl InProcessVenue {
             side: trade.side,
             quantity: Quantity::try_new(trade.quantity).map_err(unreadable)?,
             price: Price::try_new(trade.price).map_err(unreadable)?,
-            fee: Notional::new(trade.fee),
+            fee: Fee { amount: trade.fee, asset: Some(trade.fee_asset.to_owned()), rate: None },
             cause: FillCause::Order,
             venue_time: Timestamp::from_millis(trade.time),
         })

@@ -66,18 +66,17 @@ pub(crate) enum Denied {
     Origin(String),
 }
 
-pub(crate) fn check(key: Option<&ApiKey>, headers: &HeaderMap) -> Result<(), Denied> {
+/// Checks the headers of a request before its body is read. `public_hosts` are names beside those of this machine under
+/// which it is reached, with no port.
+pub(crate) fn check(
+    key: Option<&ApiKey>,
+    public_hosts: &[String],
+    headers: &HeaderMap,
+) -> Result<(), Denied> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(key) = key {
-        let presented = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-        return if presented.is_some_and(|presented| key.matches(presented.trim())) {
-            Ok(())
-        } else {
-            Err(Denied::Key)
-        };
-    }
     let host = text(header::HOST).unwrap_or_default();
-    if !is_local(host) {
+    let name = name_of(host);
+    if !is_local(name) && !public_hosts.iter().any(|public| public.eq_ignore_ascii_case(name)) {
         return Err(Denied::Host(host.chars().take(80).collect()));
     }
     if let Some(origin) = text(header::ORIGIN) {
@@ -86,15 +85,21 @@ pub(crate) fn check(key: Option<&ApiKey>, headers: &HeaderMap) -> Result<(), Den
             return Err(Denied::Origin(origin.chars().take(80).collect()));
         }
     }
-    Ok(())
+    let Some(key) = key else { return Ok(()) };
+    let presented = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+    if presented.is_some_and(|presented| key.matches(presented.trim())) { Ok(()) } else { Err(Denied::Key) }
 }
 
-/// Whether a Host header names this machine or is an address, which no web page can point elsewhere.
-fn is_local(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
+/// A Host header without its port.
+fn name_of(host: &str) -> &str {
+    match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
+    }
+}
+
+/// Whether a name is this machine's or an address, which no web page can point elsewhere.
+fn is_local(name: &str) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok()
 }
 
@@ -113,10 +118,23 @@ mod tests {
         let bearer = |token: &str| {
             headers(&[(header::AUTHORIZATION, &format!("Bearer {token}")), (header::HOST, "localhost")])
         };
-        assert_eq!(check(Some(&key), &bearer(&text)), Ok(()));
-        assert_eq!(check(Some(&key), &bearer("admin.wrong")), Err(Denied::Key));
-        assert_eq!(check(Some(&key), &headers(&[(header::HOST, "localhost")])), Err(Denied::Key));
+        assert_eq!(check(Some(&key), &[], &bearer(&text)), Ok(()));
+        assert_eq!(check(Some(&key), &[], &bearer("admin.wrong")), Err(Denied::Key));
+        assert_eq!(check(Some(&key), &[], &headers(&[(header::HOST, "localhost")])), Err(Denied::Key));
         assert_eq!(format!("{key:?}"), "ApiKey(***)");
+        // A page of another origin and a name that somebody pointed here do not even come to the key.
+        let from = |host: &str, origin: &str| {
+            let mut headers = bearer(&text);
+            headers.insert(header::HOST, host.parse().unwrap());
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+            check(Some(&key), &["delta.example".to_owned()], &headers)
+        };
+        assert_eq!(
+            from("localhost:3000", "https://evil.example"),
+            Err(Denied::Origin("https://evil.example".to_owned()))
+        );
+        assert_eq!(from("evil.example", "http://evil.example"), Err(Denied::Host("evil.example".to_owned())));
+        assert_eq!(from("Delta.example:443", "https://Delta.example:443"), Ok(()));
     }
 
     #[test]
@@ -130,14 +148,15 @@ mod tests {
     #[test]
     fn without_a_key_only_local_names_and_pages_pass() {
         for host in ["localhost:3000", "127.0.0.1:3000", "[::1]:3000", "127.0.0.1"] {
-            assert_eq!(check(None, &headers(&[(header::HOST, host)])), Ok(()), "{host}");
+            assert_eq!(check(None, &[], &headers(&[(header::HOST, host)])), Ok(()), "{host}");
         }
         assert!(matches!(
-            check(None, &headers(&[(header::HOST, "evil.example:3000")])),
+            check(None, &[], &headers(&[(header::HOST, "evil.example:3000")])),
             Err(Denied::Host(_))
         ));
-        let with =
-            |origin| check(None, &headers(&[(header::HOST, "localhost:3000"), (header::ORIGIN, origin)]));
+        let with = |origin| {
+            check(None, &[], &headers(&[(header::HOST, "localhost:3000"), (header::ORIGIN, origin)]))
+        };
         assert_eq!(with("http://localhost:3000"), Ok(()));
         assert!(matches!(with("https://evil.example"), Err(Denied::Origin(_))));
         assert!(matches!(with("null"), Err(Denied::Origin(_))));

@@ -54,7 +54,7 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
             let failed = status.is_client_error() || status.is_server_error();
             let content_type = if failed { "application/problem+json" } else { "application/json" };
-            Reply { content_type, ..Reply::written(status, body.into()) }
+            Reply { content_type, newer: corrected(state, key).await, ..Reply::written(status, body.into()) }
         }
         Ok(AnswerClaim::OtherBody) => {
             let text = "this Idempotency-Key was used with another body in the last 24 hours";
@@ -77,6 +77,12 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
         }
         Err(error) => store_failed(&error, path),
     })
+}
+
+/// Where an operation is found that was corrected after it was answered: the answer stays as it was.
+async fn corrected(state: &ApiState, key: &IdempotencyKey) -> Option<String> {
+    let report = state.plane.operation_of_key(&key.key).await?;
+    (!report.corrections.is_empty()).then(|| format!("/api/v1/operations/{}", report.id))
 }
 
 /// The answer of an operation that ended after its request was cut off: a crash, say. It is kept from then on.

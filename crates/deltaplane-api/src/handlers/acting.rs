@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, Response, StatusCode};
+use axum::http::{HeaderMap, Response, StatusCode, header};
 use deltaplane_ports::{Failure, OperationReport, RequestMeta, Started, SystemCommand};
-use deltaplane_types::Code;
+use deltaplane_types::{Code, Requester};
 
 use super::{Asked, failed, invalid, read};
 use crate::guard::idempotency::{self, Claimed};
@@ -50,7 +50,11 @@ fn prefer(headers: &HeaderMap) -> Prefer {
 fn meta(asked: &Asked) -> Result<RequestMeta, Reply> {
     let idempotency = idempotency::key_of(&asked.headers, &asked.path, &asked.body)
         .map_err(|failure| failed(&failure, &asked.path))?;
-    Ok(RequestMeta { idempotency, wait: prefer(&asked.headers).wait, accept_unmapped: false })
+    let bearer = asked.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let client = bearer.and_then(|text| text.strip_prefix("Bearer ")?.trim().split_once('.'));
+    // Who needs no key sits at the machine.
+    let requester = client.map_or(Requester::Operator, |(id, _)| Requester::Client { key: id.to_owned() });
+    Ok(RequestMeta { idempotency, wait: prefer(&asked.headers).wait, requester, ..RequestMeta::default() })
 }
 
 pub(crate) async fn delta_control(State(state): Shared, request: Request) -> Response<Body> {

@@ -1,9 +1,10 @@
 //! Accounts and the portfolio.
 
 use deltaplane_ports::{AccountRisk, AccountView, PortfolioView, PreflightReport, SyncReport};
-use deltaplane_types::{Decimal, Notional, Price, Ratio, Symbol, Timestamp, UnmappedPosition};
+use deltaplane_types::{Decimal, Delta, Notional, Price, Ratio, Symbol, Timestamp, UnmappedPosition};
 
 use super::json::{JsonObject, Number};
+use super::operation::interval;
 
 /// `AccountState`; the flat position fields speak about `symbol`.
 pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> JsonObject {
@@ -112,16 +113,18 @@ pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
     let is_unread = |account: &&AccountView| account.snapshot.is_none();
     let unread: Vec<&str> =
         view.accounts.iter().filter(is_unread).map(|account| account.account.as_str()).collect();
-    let known = |number: Decimal| unread.is_empty().then_some(Number(number));
     let symbols: Vec<JsonObject> = view
         .symbols
         .iter()
         .map(|symbol| {
+            let known =
+                |number: Decimal| (unread.is_empty() && symbol.external.is_some()).then_some(Number(number));
             let mut json = JsonObject::default();
             json.put("symbol", symbol.symbol.as_str());
             json.put("netDelta", &known(symbol.net.value()));
             json.put("longExposure", &known(symbol.long.value()));
             json.put("shortExposure", &known(symbol.short.value()));
+            json.put("netDeltaInterval", &symbol.interval.map(interval));
             json.put("referencePrice", &symbol.reference_price.map(|price| Number(price.value())));
             json.put("deviationRatio", &symbol.deviation_ratio.and_then(|ratio| known(ratio.value())));
             let mut accounts = JsonObject::default();
@@ -129,7 +132,7 @@ pub(crate) fn portfolio(view: &PortfolioView, symbol: &Symbol) -> JsonObject {
                 accounts.number(id.as_str(), delta.value());
             }
             json.put("accounts", &accounts);
-            json.number("externalDelta", symbol.external.value());
+            json.number_or_null("externalDelta", symbol.external.map(Delta::value));
             json
         })
         .collect();

@@ -45,6 +45,11 @@ impl JsonObject {
         self.put(name, &Number(value));
     }
 
+    /// Null where there is no value: what is not known is no zero.
+    pub(crate) fn number_or_null(&mut self, name: &str, value: Option<Decimal>) {
+        self.put(name, &value.map(Number));
+    }
+
     /// Leaves the name out where there is no value.
     pub(crate) fn number_if(&mut self, name: &str, value: Option<Decimal>) {
         if let Some(value) = value {
@@ -82,6 +87,8 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
     pub(crate) location: Option<String>,
     pub(crate) retry_after: Option<Duration>,
+    /// Where a newer state of what the body tells is found.
+    pub(crate) newer: Option<String>,
 }
 
 impl Reply {
@@ -91,7 +98,14 @@ impl Reply {
 
     /// An answer whose JSON stands already.
     pub(crate) fn written(status: StatusCode, body: Bytes) -> Self {
-        Self { status, content_type: "application/json", body, location: None, retry_after: None }
+        Self {
+            status,
+            content_type: "application/json",
+            body,
+            location: None,
+            retry_after: None,
+            newer: None,
+        }
     }
 
     pub(crate) fn problem(status: StatusCode, body: JsonObject) -> Self {
@@ -106,6 +120,10 @@ impl Reply {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(location) = self.location.and_then(|location| HeaderValue::from_str(&location).ok()) {
             headers.insert(header::LOCATION, location);
+        }
+        let newer = self.newer.map(|path| format!("<{path}>; rel=\"latest-version\""));
+        if let Some(link) = newer.and_then(|link| HeaderValue::from_str(&link).ok()) {
+            headers.insert(header::LINK, link);
         }
         if let Some(wait) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));

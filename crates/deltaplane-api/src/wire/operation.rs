@@ -1,14 +1,27 @@
 //! Operations: the answers to `delta/control` and `hedge/execute`, and what `operations` shows.
 
+use std::collections::BTreeMap;
+
 use deltaplane_ports::{
-    OperationKind, OperationReport, OperationState, OrderReport, RebalanceLine, RebalanceView,
+    Correction, LastKnown, OperationKind, OperationReport, OperationState, OrderReport, RebalanceLine,
+    RebalanceView,
 };
-use deltaplane_types::{AlternativeKind, Decimal, Leg, Plan};
+use deltaplane_types::{
+    AlternativeKind, Decimal, Delta, Evidence, Leg, Notional, Plan, Price, Quantity, Ratio,
+};
 
 use super::json::{JsonObject, Number};
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// All that a net delta can be.
+pub(crate) fn interval((low, high): (Delta, Delta)) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.number("low", low.value());
+    json.number("high", high.value());
+    json
 }
 
 /// Orders that changed a position, in the form of `OrderExecution`.
@@ -23,10 +36,30 @@ fn execution(order: &OrderReport) -> JsonObject {
     json.put("symbol", order.symbol.as_str());
     json.number("amount", order.filled.value());
     json.put("side", &order.side.to_string());
-    json.number_if("executedPrice", order.average_price.map(deltaplane_types::Price::value));
-    json.number("fees", order.fees.value());
+    json.number_if("executedPrice", order.average_price.map(Price::value));
+    json.number_or_null("fees", order.fees.map(Notional::value));
     json.put("timestamp", &order.at.as_millis());
     json.put("clientOrderId", order.client_order_id.as_str());
+    json
+}
+
+/// What an order traded after its operation ended.
+fn correction(correction: &Correction) -> JsonObject {
+    let end = |(state, filled): &(String, Quantity)| {
+        let mut json = JsonObject::default();
+        json.put("state", state);
+        json.number("filled", filled.value());
+        json
+    };
+    let mut json = JsonObject::default();
+    json.put("clientOrderId", correction.client_order_id.as_str());
+    json.put("accountId", correction.account.as_str());
+    json.put("was", &end(&correction.was));
+    json.put("now", &end(&correction.now));
+    json.put("evidence", Evidence::LateTrade.kind());
+    json.put("tradeId", correction.trade.as_str());
+    json.put("tradedAt", &correction.traded_at.as_millis());
+    json.put("timestamp", &correction.at.as_millis());
     json
 }
 
@@ -45,9 +78,9 @@ fn hedge_fields(json: &mut JsonObject, report: &OperationReport) {
     json.number("totalCost", report.total_cost.value());
     json.put("executionTime", &millis(report.execution_time));
     json.number("netDeltaChange", net_change(report));
-    json.number("slippage", report.slippage.value());
-    json.number("totalFees", report.total_fees.value());
-    json.number("executionCost", report.execution_cost.value());
+    json.number_or_null("slippage", report.slippage.map(Ratio::value));
+    json.number_or_null("totalFees", report.total_fees.map(Notional::value));
+    json.number_or_null("executionCost", report.execution_cost.map(Notional::value));
 }
 
 /// `DeltaControlResponse`.
@@ -56,9 +89,9 @@ pub(crate) fn delta_control(report: &OperationReport) -> JsonObject {
     json.put("success", &report.failure.is_none());
     json.put("operationId", report.id.as_str());
     json.put("timestamp", &report.started_at.as_millis());
-    json.number("initialDelta", report.initial_delta.value());
-    json.number("finalDelta", report.final_delta.value());
-    json.number("deltaDeviation", report.deviation.value());
+    json.number_or_null("initialDelta", report.initial_delta.map(Delta::value));
+    json.number_or_null("finalDelta", report.final_delta.map(Delta::value));
+    json.number_or_null("deltaDeviation", report.deviation.map(Delta::value));
     json.put("accountsProcessed", &names(report));
     json.put("totalAdjustments", &report.orders.iter().filter(|order| !order.filled.is_zero()).count());
     json.put("executionTime", &millis(report.execution_time));
@@ -78,8 +111,8 @@ pub(crate) fn hedge_execution(report: &OperationReport) -> JsonObject {
     json.put("operationId", report.id.as_str());
     json.put("timestamp", &report.started_at.as_millis());
     hedge_fields(&mut json, report);
-    json.number("initialDelta", report.initial_delta.value());
-    json.number("finalDelta", report.final_delta.value());
+    json.number_or_null("initialDelta", report.initial_delta.map(Delta::value));
+    json.number_or_null("finalDelta", report.final_delta.map(Delta::value));
     json.put("accountsProcessed", &names(report));
     shared_fields(&mut json, report);
     json
@@ -117,10 +150,11 @@ pub(crate) fn utilization_rebalance(report: &OperationReport) -> JsonObject {
             .collect();
         json.put("transferSuggestions", &transfers);
     }
-    let cost = report.plan.as_ref().map_or(Decimal::ZERO, |plan| plan.cost.value());
-    json.number("estimatedCost", cost);
-    json.number("initialDelta", report.initial_delta.value());
-    json.number("finalDelta", report.final_delta.value());
+    // Where nothing is to be done that costs nothing; where nothing was read the cost is not known.
+    let nothing = report.rebalance.as_ref().map(|_| Decimal::ZERO);
+    json.number_or_null("estimatedCost", report.plan.as_ref().map(|plan| plan.cost.value()).or(nothing));
+    json.number_or_null("initialDelta", report.initial_delta.map(Delta::value));
+    json.number_or_null("finalDelta", report.final_delta.map(Delta::value));
     if !report.dry_run && report.adjustment_needed {
         let mut hedge = JsonObject::default();
         hedge_fields(&mut hedge, report);
@@ -174,20 +208,39 @@ fn names(report: &OperationReport) -> Vec<String> {
 fn shared_fields(json: &mut JsonObject, report: &OperationReport) {
     json.put("dryRun", &report.dry_run);
     json.put_if("reason", report.reason.as_ref());
-    json.number_if("deviationRatio", report.deviation_ratio.map(deltaplane_types::Ratio::value));
-    json.number_if("referenceExposure", report.reference_exposure.map(deltaplane_types::Delta::value));
-    json.number("maxTransientDelta", report.max_transient_delta.value());
-    json.number_if("worstCaseDelta", report.worst_case.map(deltaplane_types::Delta::value));
-    if let Some((low, high)) = report.interval {
-        json.put("deltaInterval", &[Number(low.value()), Number(high.value())]);
+    json.number_if("deviationRatio", report.deviation_ratio.map(Ratio::value));
+    json.number_if("referenceExposure", report.reference_exposure.map(Delta::value));
+    json.number_or_null("maxTransientDelta", report.max_transient_delta.map(Delta::value));
+    if let Some(LastKnown { value, at }) = report.last_known {
+        let mut known = JsonObject::default();
+        known.number("value", value.value());
+        known.put("at", &at.as_millis());
+        json.put("lastKnown", &known);
     }
-    json.number_if("netDeltaAll", report.net_delta_all.map(deltaplane_types::Delta::value));
+    if !report.fees_by_asset.is_empty() {
+        let by_asset = report.fees_by_asset.iter().map(|(asset, paid)| (asset, Number(*paid)));
+        json.put("feesByAsset", &by_asset.collect::<BTreeMap<_, _>>());
+    }
+    json.number_if("worstCaseDelta", report.worst_case.map(Delta::value));
+    json.put("netDeltaInterval", &report.interval.map(interval));
+    if let Some((exchange, exposure)) = &report.exposed {
+        json.put("exposedExchange", exchange.as_str());
+        json.number("exposure", exposure.value());
+    }
+    json.number_if("netDeltaAll", report.net_delta_all.map(Delta::value));
+    if !report.corrections.is_empty() {
+        json.put("corrections", &report.corrections.iter().map(correction).collect::<Vec<_>>());
+    }
     if !report.warnings.is_empty() {
         json.put("warnings", &report.warnings);
     }
     let state_age = report.state_age.filter(|_| report.dry_run);
     json.put_if("stateAge", state_age.map(|age| age.as_millis()).as_ref());
+    json.put_if("planId", report.plan_id.as_ref());
+    let made = report.plan.as_ref().filter(|_| report.dry_run);
+    json.put_if("planHash", made.map(|plan| plan.id.as_str()).as_ref());
     json.put_if("plan", report.plan.as_ref().map(plan).as_ref());
+    json.put_if("rememberedPlan", report.remembered_plan.as_ref().map(plan).as_ref());
 }
 
 const fn state(state: OperationState) -> &'static str {
@@ -234,12 +287,13 @@ pub(crate) fn summary(report: &OperationReport) -> JsonObject {
     json.put("operationId", report.id.as_str());
     json.put("kind", kind(report.kind));
     json.put("state", state(report.state));
+    json.put("requestedBy", &report.requester.to_string());
     json.put("symbol", report.symbol.as_str());
     json.put("accounts", &names(report));
     json.put("timestamp", &report.started_at.as_millis());
     json.put("executionTime", &millis(report.execution_time));
-    json.number("initialDelta", report.initial_delta.value());
-    json.number("finalDelta", report.final_delta.value());
+    json.number_or_null("initialDelta", report.initial_delta.map(Delta::value));
+    json.number_or_null("finalDelta", report.final_delta.map(Delta::value));
     json.put("orders", &report.orders.len());
     json.put_if("reason", report.reason.as_ref());
     if let Some(failure) = &report.failure {
@@ -252,13 +306,13 @@ pub(crate) fn summary(report: &OperationReport) -> JsonObject {
 /// `GET operations/{id}`: everything.
 pub(crate) fn detail(report: &OperationReport) -> JsonObject {
     let mut json = summary(report);
-    json.number("targetDelta", report.target.value());
-    json.number("deltaDeviation", report.deviation.value());
+    json.number_or_null("targetDelta", report.target.map(Delta::value));
+    json.number_or_null("deltaDeviation", report.deviation.map(Delta::value));
     json.put("adjustmentNeeded", &report.adjustment_needed);
     json.number("totalCost", report.total_cost.value());
-    json.number("totalFees", report.total_fees.value());
-    json.number("executionCost", report.execution_cost.value());
-    json.number("slippage", report.slippage.value());
+    json.number_or_null("totalFees", report.total_fees.map(Notional::value));
+    json.number_or_null("executionCost", report.execution_cost.map(Notional::value));
+    json.number_or_null("slippage", report.slippage.map(Ratio::value));
     json.put("orders", &report.orders.iter().map(order).collect::<Vec<_>>());
     shared_fields(&mut json, report);
     if let Some(failure) = &report.failure {
@@ -289,8 +343,8 @@ fn order(order: &OrderReport) -> JsonObject {
     json.number("limitPrice", order.limit_price.value());
     json.put("state", &order.state);
     json.number("filled", order.filled.value());
-    json.number_if("executedPrice", order.average_price.map(deltaplane_types::Price::value));
-    json.number("fees", order.fees.value());
+    json.number_if("executedPrice", order.average_price.map(Price::value));
+    json.number_or_null("fees", order.fees.map(Notional::value));
     json.put_if("evidence", order.evidence.as_ref());
     json.put_if("note", order.note.as_ref());
     json.put("timestamp", &order.at.as_millis());
@@ -299,7 +353,7 @@ fn order(order: &OrderReport) -> JsonObject {
 
 fn plan(plan: &Plan) -> JsonObject {
     let mut json = JsonObject::default();
-    json.put("planId", plan.id.as_str());
+    json.put("planHash", plan.id.as_str());
     json.put("timestamp", &plan.as_of.as_millis());
     json.number("referencePrice", plan.reference_price.value());
     json.number("targetDelta", plan.target.value());

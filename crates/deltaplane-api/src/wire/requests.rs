@@ -33,7 +33,11 @@ fn timeout(fields: &mut Fields<'_>, default: u64) -> Duration {
 
 /// Whether whoever asks knows of positions that have no symbol.
 fn accepting(fields: &mut Fields<'_>, meta: RequestMeta) -> RequestMeta {
-    RequestMeta { accept_unmapped: fields.flag("acceptUnmapped").unwrap_or(false), ..meta }
+    let plan = fields.optional_text("planId", "the planId of a dry run");
+    if plan.is_some() && fields.flag("dryRun") == Some(true) {
+        fields.reject("planId", "does not go with dryRun; leave one of them out");
+    }
+    RequestMeta { accept_unmapped: fields.flag("acceptUnmapped").unwrap_or(false), plan, ..meta }
 }
 
 /// The problem is known already when this stands in for a symbol.

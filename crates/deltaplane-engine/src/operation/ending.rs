@@ -23,7 +23,7 @@ pub(crate) const UNMATCHED: &str = "one-legged";
 /// The topic of a flatten that left positions.
 const NOT_FLAT: &str = "not-flat";
 /// The topic of a hedge that the market ran away from.
-const LEFT_CAP: &str = "market-left-cap";
+pub(crate) const BEYOND_CAP: &str = "price-beyond-cap";
 
 /// What is said of an operation that the end of the process cut off.
 pub(crate) fn interrupted() -> Box<Failure> {
@@ -184,13 +184,13 @@ impl Operation {
     fn tell_what_is_left(&self, traded: bool, effects: &mut Vec<Effect>) {
         let topic = match self.spec.goal {
             Goal::Flatten => NOT_FLAT,
-            Goal::Delta { .. } | Goal::Hedge { .. } => LEFT_CAP,
+            Goal::Delta { .. } | Goal::Hedge { .. } => BEYOND_CAP,
             Goal::Shift { .. } | Goal::Utilization(_) | Goal::Settle => return,
         };
         let Some(failed) = &self.failure else {
             effects.push(Effect::Resolve(topic));
             if topic == NOT_FLAT {
-                effects.push(Effect::Resolve(LEFT_CAP));
+                effects.push(Effect::Resolve(BEYOND_CAP));
             }
             return;
         };
@@ -203,6 +203,13 @@ impl Operation {
                 format!(
                     "operation {} did not close all positions: {}; {}",
                     self.id, failed.error, failed.solution
+                ),
+            ),
+            _ if self.market_beyond_caps().is_some() && failed.code == Code::DeltaBeyondLimit => (
+                AlertSeverity::Critical,
+                format!(
+                    "operation {} stopped: the market left its price caps. {}; ask again with fresh prices",
+                    self.id, failed.error
                 ),
             ),
             _ if traded && ran_away && failed.code == Code::DeltaBeyondLimit => (

@@ -14,7 +14,7 @@ use deltaplane_ports::{
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, Instrument, OperationId, OrderIntent,
-    Plan, Price, Quantity, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause,
+    Plan, Price, Quantity, Requester, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause,
 };
 
 use crate::accounts::RecentTrades;
@@ -33,7 +33,7 @@ mod shrinking;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ending::GAVE_WAY_TO;
+pub(crate) use ending::{BEYOND_CAP, GAVE_WAY_TO};
 
 /// Rounds of planning in one operation.
 const MAX_ROUNDS: u32 = 20;
@@ -74,6 +74,8 @@ pub struct KnownOperation {
     pub began_at: Option<Delta>,
     /// What kind of request it served.
     pub kind: Option<OperationKind>,
+    /// Who asked for it.
+    pub requester: Requester,
 }
 
 /// What a venue answered when an order was looked for that may not exist.
@@ -230,6 +232,7 @@ pub struct Operation {
     kind: OperationKind,
     /// The kind of request that it serves: another one where it settles what an earlier run left.
     served: OperationKind,
+    requester: Requester,
     spec: Spec,
     config: EngineConfig,
     rules: BTreeMap<AccountId, VenueRules>,
@@ -312,17 +315,19 @@ impl Operation {
         config: EngineConfig,
         rules: BTreeMap<AccountId, VenueRules>,
         (now, timeout): (Timestamp, Duration),
-        key: Option<String>,
+        (requester, key): (Requester, Option<String>),
     ) -> (Self, Vec<Effect>) {
         let accepted = Record::OperationAccepted {
             operation: id.clone(),
             kind: kind.prefix().to_owned(),
             symbol: spec.symbol.clone(),
             accounts: spec.accounts.clone(),
+            requester: requester.clone(),
             key,
             at: now,
         };
         let mut operation = Self::empty(id, kind, spec, config, rules, now, now.after(timeout));
+        operation.requester = requester;
         operation.pending.push(accepted);
         operation.note(now, "requested");
         let mut effects = Vec::new();
@@ -339,10 +344,11 @@ impl Operation {
         now: Timestamp,
         known: KnownOperation,
     ) -> (Self, Vec<Effect>) {
-        let KnownOperation { orders: intents, fills, positions, read_at, began_at, kind } = known;
+        let KnownOperation { orders: intents, fills, positions, read_at, began_at, kind, requester } = known;
         let end = now.after(Duration::from_secs(365 * 24 * 3_600));
         let mut operation = Self::empty(id, OperationKind::Recovery, spec, config, rules, now, end);
         operation.phase = Phase::Watching;
+        operation.requester = requester;
         operation.answered = true;
         operation.reason =
             Some("interrupted by the end of the process; its orders were settled afterwards".to_owned());
@@ -406,6 +412,7 @@ impl Operation {
             id,
             kind,
             served: kind,
+            requester: Requester::Recovery,
             spec,
             config,
             rules,

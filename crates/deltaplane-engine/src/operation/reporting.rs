@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use deltaplane_math::Interval;
-use deltaplane_ports::{Failure, OperationReport, OperationState};
+use deltaplane_ports::{Failure, OperationReport, OperationState, USD};
 use deltaplane_risk::{PricedFill, execution_quality};
-use deltaplane_types::{AccountId, Decimal, Delta, Quantity, Timestamp};
+use deltaplane_types::{AccountId, Code, Decimal, Delta, Plan, Quantity, Timestamp};
 
 use super::{Operation, Phase};
-use crate::control::Goal;
+use crate::control::{Goal, Remembered};
 use crate::orders::TrackedOrder;
 use crate::snapshot::Snapshot;
 
@@ -84,48 +84,74 @@ impl Operation {
             .values()
             .flat_map(|order| order.priced_fills(rate(&order.intent.order.account)))
             .collect();
-        let quality = execution_quality(&fills).unwrap_or_default();
-        let initial = anchor.map_or(Delta::ZERO, |anchor| anchor.net);
+        let quality = execution_quality(&fills).ok();
+        let are_mids_known = self.orders.values().all(TrackedOrder::has_arrival_mid);
+        let slippage = quality.filter(|_| are_mids_known);
         let target = match &self.spec.goal {
-            Goal::Delta { target, .. } => *target,
-            _ => anchor.map_or(Delta::ZERO, |anchor| anchor.target),
+            Goal::Delta { target, .. } => Some(*target),
+            _ => anchor.map(|anchor| anchor.target),
         };
-        let net = if self.phase == Phase::Finished { self.net } else { self.net_now().unwrap_or(self.net) };
-        let ratio =
-            anchor.and_then(|anchor| deltaplane_math::deviation_ratio(net, target, anchor.reference).ok());
+        let net_now = || self.net_now().unwrap_or(self.net);
+        let net = anchor.map(|_| if self.phase == Phase::Finished { self.net } else { net_now() });
+        let ratio = anchor.zip(net).zip(target).and_then(|((anchor, net), target)| {
+            deltaplane_math::deviation_ratio(net, target, anchor.reference).ok()
+        });
+        let mut fees_by_asset = BTreeMap::new();
+        for order in self.orders.values() {
+            let instrument = self.instruments.get(&order.intent.order.account);
+            order.add_fees(instrument.map_or(USD, |instrument| &instrument.quote), &mut fees_by_asset);
+        }
+        let order_report = |id| {
+            let order: &TrackedOrder = self.orders.get(id)?;
+            order.report(rate(&order.intent.order.account)).ok()
+        };
         OperationReport {
             id: self.id.clone(),
             kind: self.served,
             state: self.state,
             symbol: self.spec.symbol.clone(),
             accounts: self.spec.accounts.clone(),
+            requester: self.requester.clone(),
             dry_run: false,
             started_at: self.started_at,
             execution_time: self.ended_at.unwrap_or(now).since(self.started_at),
             target,
-            initial_delta: initial,
+            initial_delta: anchor.map(|anchor| anchor.net),
             final_delta: net,
-            deviation: net.minus(target).map_or(net, Delta::abs),
+            deviation: net.zip(target).and_then(|(net, target)| net.minus(target).ok()).map(Delta::abs),
+            last_known: None,
             deviation_ratio: ratio,
             reference_exposure: anchor.map(|anchor| anchor.reference),
             adjustment_needed: self.adjustment_needed,
             reason: self.reason.clone(),
             plan: self.first_plan.as_deref().cloned(),
-            orders: self.order_ids.iter().filter_map(|id| self.orders.get(id)?.report().ok()).collect(),
-            slippage: quality.slippage,
-            total_cost: quality.total_cost,
-            total_fees: quality.total_fees,
-            execution_cost: quality.execution_cost,
-            max_transient_delta: self.max_transient,
+            plan_id: None,
+            remembered_plan: self.refused_plan().cloned(),
+            orders: self.order_ids.iter().filter_map(order_report).collect(),
+            corrections: Vec::new(),
+            slippage: slippage.map(|quality| quality.slippage),
+            slippage_cost: slippage.map(|quality| quality.slippage_cost),
+            total_cost: quality.unwrap_or_default().total_cost,
+            total_fees: quality.and_then(|quality| quality.total_fees),
+            fees_by_asset,
+            execution_cost: slippage.and_then(|quality| quality.execution_cost),
+            max_transient_delta: anchor.map(|_| self.max_transient),
             warnings: anchor.map(|anchor| anchor.warnings.clone()).unwrap_or_default(),
             state_age: anchor.map(|anchor| anchor.state_age),
             net_delta_all: anchor.and_then(|anchor| anchor.net_all),
             worst_case: self.worst_case,
+            exposed: self.spec.terms.exposed.clone(),
             rebalance: anchor.and_then(|anchor| anchor.rebalance.clone()),
             interval: self.interval().map(|interval| (interval.low, interval.high)),
             failure: self.failure.as_deref().cloned(),
             timeline: self.timeline.clone(),
         }
+    }
+
+    /// The plan that was asked for, where it cannot be carried out any more.
+    fn refused_plan(&self) -> Option<&Plan> {
+        let is_refused = self.failure.as_ref().is_some_and(|failure| failure.code == Code::PlanChanged);
+        self.spec.terms.remembered.as_ref().filter(|_| is_refused).map(|remembered| &remembered.plan)
     }
 
     /// What a rebalance that was planned does not reach, where that is so.
@@ -138,8 +164,12 @@ impl Operation {
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
-    /// What a dry run answers: the first round's decision, with nothing sent.
-    pub fn dry_report(mut self, result: Result<Snapshot, Box<Failure>>, now: Timestamp) -> OperationReport {
+    /// What a dry run answers: the first round's decision, with nothing sent, and what it takes to carry that out later.
+    pub fn dry_report(
+        mut self,
+        result: Result<Snapshot, Box<Failure>>,
+        now: Timestamp,
+    ) -> (OperationReport, Option<Remembered>) {
         let mut effects = Vec::new();
         self.on_read(result, now, &mut effects);
         if self.phase == Phase::Reserving {
@@ -152,6 +182,12 @@ impl Operation {
         }
         let mut report = self.report(now);
         report.dry_run = true;
-        report
+        let plan = report.plan.clone().filter(|plan| report.failure.is_none() && !plan.legs.is_empty());
+        let remembered = plan.map(|plan| Remembered {
+            plan,
+            positions: self.positions.iter().map(|(id, (position, _))| (id.clone(), *position)).collect(),
+            changes: self.anchor.map(|anchor| anchor.changes).unwrap_or_default(),
+        });
+        (report, remembered)
     }
 }

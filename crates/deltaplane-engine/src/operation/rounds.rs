@@ -93,7 +93,10 @@ impl Operation {
         self.traded_before.clear();
         if self.anchor.is_none() {
             match control::anchor(&self.spec, &snapshot, &self.config) {
-                Ok(anchor) => {
+                Ok(mut anchor) => {
+                    if let Some(remembered) = &self.spec.terms.remembered {
+                        anchor.changes.clone_from(&remembered.changes);
+                    }
                     self.net = anchor.net;
                     self.max_transient = anchor.net.minus(anchor.target).map_or(anchor.net, Delta::abs);
                     self.anchor = Some(anchor);
@@ -131,8 +134,23 @@ impl Operation {
             excluded: &self.excluded,
             config: &self.config,
         };
-        let verdict = control::decide(&round, anchor);
+        let verdict = match &self.spec.terms.remembered {
+            Some(remembered) if self.first_plan.is_none() => {
+                control::decide_remembered(&round, anchor, remembered)
+            }
+            _ => control::decide(&round, anchor),
+        };
         self.changes_left = control::changes_left(&round).unwrap_or_default();
+        let net_now = verdict.net();
+        let is_done = matches!(&verdict, Verdict::Done { ending, .. } if *ending != Ending::Stuck);
+        (self.net, self.base) = (net_now, (net_now, traded));
+        if let Some(beyond) = self.market_beyond_caps().filter(|_| !is_done) {
+            // The caps hold for the whole operation: waiting for the market to come back is no hedge.
+            let left = self.anchor.as_ref().and_then(|anchor| anchor.target.minus(net_now).ok());
+            let text = format!("{} is left to trade: {beyond}", left.unwrap_or_default().abs());
+            let remedy = "ask again: the caps then follow from the prices of that moment";
+            return self.fail(failure(Code::DeltaBeyondLimit, text, remedy), now, effects);
+        }
         match verdict {
             Verdict::Done { ending, reason, net } => {
                 (self.net, self.base) = (net, (net, traded));
@@ -168,6 +186,29 @@ impl Operation {
                 self.begin(&approved, now, effects);
             }
         }
+    }
+
+    /// Where the best prices of all its accounts are beyond their price caps after orders went out: the market moved away,
+    /// and the caps stay. None in the first round, where the caps follow from those prices.
+    pub(super) fn market_beyond_caps(&self) -> Option<String> {
+        let anchor =
+            self.anchor.as_ref().filter(|_| !self.orders.is_empty() && !self.spec.goal.is_two_sided())?;
+        let side = anchor.target.minus(self.net).ok().filter(|left| !left.is_zero())?.side();
+        let mut beyond = Vec::new();
+        for (id, (bid, ask)) in self.touch.iter().filter(|(id, _)| !self.excluded.contains(*id)) {
+            let mid = anchor.arrival_mids.get(id)?;
+            let tick = self.instruments.get(id)?.tick_size;
+            let cap = deltaplane_math::price_cap(*mid, side, self.spec.max_slippage, tick).ok()?;
+            let (price, is_beyond) = match side {
+                Side::Buy => (ask, *ask > cap),
+                Side::Sell => (bid, *bid < cap),
+            };
+            if !is_beyond {
+                return None;
+            }
+            beyond.push(format!("{id} trades at {price}, beyond the cap {cap}"));
+        }
+        (!beyond.is_empty()).then(|| beyond.join(", "))
     }
 
     /// Whoever refused an order by rules that have changed since may take one that keeps to the new ones.
@@ -295,6 +336,11 @@ impl Operation {
         self.rounds += 1;
         self.adjustment_needed = true;
         self.record_plan(&plan, now);
+        if self.spec.terms.remembered.is_some() {
+            // Whoever was in no leg of the plan that was looked at takes no part in the rest of it either.
+            let has_leg = |id: &&AccountId| plan.legs.iter().any(|leg| leg.account == **id);
+            self.excluded.extend(self.spec.accounts.iter().filter(|id| !has_leg(id)).cloned());
+        }
         if self.first_plan.is_none() {
             self.first_plan = Some(plan.clone());
         }
@@ -421,7 +467,14 @@ impl Operation {
         let intents = match result {
             Ok(intents) => intents,
             Err(error) => {
-                let remedy = "nothing was sent; free the disk or repair the journal, then restart the server";
+                let remedy = match error {
+                    JournalError::DiskFull => {
+                        "nothing was sent; free space on the disk: the server then goes on by itself"
+                    }
+                    JournalError::Failed(_) => {
+                        "nothing was sent; repair the journal, then restart the server"
+                    }
+                };
                 return self.fail(failure(Code::Internal, error.to_string(), remedy), now, effects);
             }
         };

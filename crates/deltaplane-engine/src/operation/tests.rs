@@ -159,7 +159,7 @@ impl Bench {
             config,
             rules,
             (now, Duration::from_secs(30)),
-            None,
+            (deltaplane_types::Requester::Operator, None),
         );
         Self { operation, now, effects, named: 0 }
     }
@@ -231,7 +231,7 @@ impl Bench {
             side: intent.order.side,
             quantity,
             price: price("100"),
-            fee: notional("0"),
+            fee: deltaplane_types::Fee::default(),
             cause: FillCause::Order,
             venue_time: self.now,
         }));
@@ -292,7 +292,7 @@ fn a_shift_goes_in_lock_step_and_ends_when_the_venues_show_it() {
     bench.shows(&[("rich", "4"), ("poor", "5")]);
     let report = bench.operation.report(bench.now);
     assert_eq!((report.state, report.failure), (OperationState::Succeeded, None));
-    assert_eq!(report.max_transient_delta, delta("3"));
+    assert_eq!(report.max_transient_delta, Some(delta("3")));
     assert_eq!(report.worst_case, Some(delta("3")));
 }
 
@@ -357,7 +357,7 @@ fn a_trade_of_another_account_with_the_same_number_explains_no_order() {
         side: deltaplane_types::Side::Sell,
         quantity: quantity("3"),
         price: price("100"),
-        fee: notional("0"),
+        fee: deltaplane_types::Fee::default(),
         cause: FillCause::Order,
         venue_time: bench.now,
     };
@@ -453,7 +453,7 @@ fn what_was_opened_is_closed_again_when_its_partner_is_held_up() {
     bench.fills(&back[0].1);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let report = bench.operation.report(bench.now);
-    assert_eq!((report.state, report.final_delta), (OperationState::Partial, delta("9")));
+    assert_eq!((report.state, report.final_delta), (OperationState::Partial, Some(delta("9"))));
     assert_eq!(
         report.failure.unwrap().code.number(),
         1003,
@@ -478,7 +478,7 @@ fn what_was_opened_is_closed_again_when_the_time_is_over() {
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     assert!(bench.operation.is_finished());
     let report = bench.operation.report(bench.now);
-    assert_eq!((report.failure.unwrap().code.number(), report.final_delta), (2001, delta("9")));
+    assert_eq!((report.failure.unwrap().code.number(), report.final_delta), (2001, Some(delta("9"))));
     assert_eq!(bench.alerts(), Vec::<&str>::new());
 }
 
@@ -511,7 +511,7 @@ fn what_was_opened_is_closed_again_when_the_time_is_over_between_two_rounds() {
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     assert!(bench.operation.is_finished());
     let report = bench.operation.report(bench.now);
-    assert_eq!((report.failure.unwrap().code.number(), report.final_delta), (2001, delta("9")));
+    assert_eq!((report.failure.unwrap().code.number(), report.final_delta), (2001, Some(delta("9"))));
     assert_eq!(bench.alerts(), Vec::<&str>::new());
 }
 
@@ -530,7 +530,7 @@ fn both_sides_that_grew_alike_are_left_where_the_rest_is_dust() {
     bench.shows(&[("long", "3"), ("short", "-3")]);
     assert_eq!(bench.reserved(), []);
     let report = bench.operation.report(bench.now);
-    assert_eq!((report.state, report.final_delta), (OperationState::Partial, delta("0")));
+    assert_eq!((report.state, report.final_delta), (OperationState::Partial, Some(delta("0"))));
 }
 
 #[test]
@@ -544,7 +544,7 @@ fn what_was_closed_is_not_opened_again_and_a_person_is_told() {
     assert_eq!(bench.alerts(), ["one-legged"]);
     assert_eq!(bench.reserved(), [], "buying back would open a position");
     let report = bench.operation.report(bench.now);
-    assert_eq!((report.state, report.final_delta), (OperationState::Partial, delta("6")));
+    assert_eq!((report.state, report.final_delta), (OperationState::Partial, Some(delta("6"))));
     assert!(report.failure.unwrap().error.contains("-3 has no counterpart any more"));
 }
 

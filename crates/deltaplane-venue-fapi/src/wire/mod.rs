@@ -522,6 +522,9 @@ pub struct UserTrade {
     pub qty: Number,
     /// The fee.
     pub commission: Number,
+    /// The asset that paid it.
+    #[serde(default)]
+    pub commission_asset: Option<String>,
     /// When.
     pub time: i64,
 }
@@ -658,6 +661,9 @@ pub struct OrderEvent {
     /// Fee, absent where there is none.
     #[serde(rename = "n")]
     pub commission: Option<Number>,
+    /// The asset that paid it.
+    #[serde(rename = "N", default)]
+    pub commission_asset: Option<String>,
     /// When.
     #[serde(rename = "T")]
     pub time: i64,

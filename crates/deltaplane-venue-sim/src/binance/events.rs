@@ -53,7 +53,7 @@ pub(crate) fn values(exchange: &Exchange, event: &Event, now: i64) -> Vec<(Strin
             let mut told = Vec::new();
             if let Some(trade) = trade {
                 o["n"] = trade.fee.to_string().into();
-                o["N"] = "USDT".into();
+                o["N"] = trade.fee_asset.into();
                 let lite = json!({
                     "e": "TRADE_LITE", "E": now, "T": trade.time, "s": order.symbol, "q": order.quantity.to_string(),
                     "p": order.price.to_string(), "m": trade.maker, "c": order.client_id, "S": render::side(order.side),

@@ -110,7 +110,7 @@ pub(crate) fn trade(trade: &Trade) -> Value {
     json!({
         "buyer": trade.side == Side::Buy,
         "commission": trade.fee.to_string(),
-        "commissionAsset": "USDT",
+        "commissionAsset": trade.fee_asset,
         "id": trade.id,
         "maker": trade.maker,
         "orderId": trade.order_id,

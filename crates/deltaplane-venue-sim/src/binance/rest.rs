@@ -870,7 +870,9 @@ pub(crate) fn income(sim: &Sim, account: &str, params: &Params) -> Result<Value,
         }
         for trade in exchange.trades.iter().filter(|trade| trade.account == account) {
             let id = trade.id.to_string();
-            rows.push((trade.time, row(&trade.symbol, "COMMISSION", -trade.fee, trade.time, trade.id, id.clone())));
+            let mut paid = row(&trade.symbol, "COMMISSION", -trade.fee, trade.time, trade.id, id.clone());
+            paid["asset"] = trade.fee_asset.into();
+            rows.push((trade.time, paid));
             if !trade.realized.is_zero() {
                 rows.push((trade.time, row(&trade.symbol, "REALIZED_PNL", trade.realized, trade.time, trade.id, id)));
             }

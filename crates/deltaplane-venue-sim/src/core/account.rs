@@ -63,6 +63,8 @@ pub struct Account {
     pub hedge_mode: bool,
     /// Whether all its assets are margin, at their rates.
     pub multi_assets: bool,
+    /// The price of BNB where fees are paid in it.
+    pub fee_burn: Option<Decimal>,
     /// Whether the key may trade.
     pub can_trade: bool,
     /// Leverage by symbol; absent means the default.
@@ -76,6 +78,19 @@ pub struct Account {
 }
 
 impl Account {
+    /// Pays a fee; gives what was paid and in which asset.
+    pub(super) fn pay(&mut self, fee: Decimal) -> (Decimal, &'static str) {
+        if let Some(price) = self.fee_burn {
+            let burnt = (fee * Decimal::new(9, 1) / price).round_dp(8);
+            if let Some(held) = self.assets.get_mut("BNB").filter(|held| **held >= burnt) {
+                *held -= burnt;
+                return (burnt, "BNB");
+            }
+        }
+        self.wallet -= fee;
+        (fee, "USDT")
+    }
+
     /// Every asset in the wallet.
     pub fn all_balances(&self) -> BTreeMap<String, Decimal> {
         let mut all = self.assets.clone();

@@ -325,6 +325,7 @@ impl Exchange {
                     assets: account.balances.iter().map(|(asset, n)| (asset.clone(), n.0)).collect(),
                     hedge_mode: account.hedge_mode,
                     multi_assets: account.multi_assets,
+                    fee_burn: account.fee_burn.map(|price| price.0),
                     can_trade: account.can_trade,
                     leverage: BTreeMap::new(),
                     default_leverage: default_leverage(config, &rules, account.leverage),

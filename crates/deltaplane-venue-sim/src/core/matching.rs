@@ -156,7 +156,8 @@ impl Exchange {
         let realized = held.trade(order.side, quantity, price, now);
         let held = *held;
         let fee = price * quantity * if maker { self.rules.maker_rate } else { self.rules.taker_rate };
-        account.wallet += realized - fee;
+        account.wallet += realized;
+        let (fee, fee_asset) = account.pay(fee);
         let wallet = account.wallet;
         if let Some(market) = self.markets.get_mut(&order.symbol) {
             market.last = price;
@@ -171,6 +172,7 @@ impl Exchange {
             price,
             quantity,
             fee,
+            fee_asset,
             realized,
             maker,
             cause,

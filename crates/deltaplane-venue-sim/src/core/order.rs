@@ -202,6 +202,8 @@ pub struct Trade {
     pub quantity: Decimal,
     /// The fee, positive is paid.
     pub fee: Decimal,
+    /// What it was paid in.
+    pub fee_asset: &'static str,
     /// Profit that the trade realized.
     pub realized: Decimal,
     /// Whether the order rested.
