@@ -169,6 +169,24 @@ def replace_hosts(urls, ours):
             urls[name] = ours + "/" + url.split("/", 3)[3]
 
 
+def market_history(exchange, symbol, bought, mine):
+    """Candles, trades and open interest that everybody sees, after an order of our own."""
+    candles = exchange.fetch_ohlcv(symbol, "1m")
+    opened, first, high, low, last, volume = candles[-1]
+    check("a candle begins with a minute", opened % 60_000 == 0)
+    check(f"a candle's prices {candles[-1]}", low <= min(first, last) and max(first, last) <= high)
+    check("its volume has our trade", sum(candle[5] for candle in candles) >= 0.01 - 1e-9)
+    hours = exchange.fetch_ohlcv(symbol, "1h")
+    check("hours are made of minutes", abs(sum(c[5] for c in hours) - sum(c[5] for c in candles)) < 1e-9)
+    told = {trade["id"]: trade for trade in exchange.fetch_trades(symbol)}
+    for trade in mine:
+        shown = told[trade["id"]]
+        same = (shown["price"], shown["amount"], shown["side"]) == (trade["price"], trade["amount"], "buy")
+        check(f"the public trade {shown}", same)
+    if exchange.has["fetchOpenInterest"]:
+        check("open interest", exchange.fetch_open_interest(symbol)["openInterestAmount"] >= 0.01 - 1e-9)
+
+
 def run(venue, ready):
     symbol = venue.symbol
     exchange = venue.client(ready)
@@ -211,6 +229,9 @@ def run(venue, ready):
     check("own trades", abs(sum(trade["amount"] for trade in mine) - 0.01) < 1e-9)
     fee = sum(trade["fee"]["cost"] for trade in mine)
     check("taker fee", abs(fee / sum(trade["cost"] for trade in mine) - venue.taker) < 1e-6)
+
+    if venue.name != "pacifica":
+        market_history(exchange, symbol, bought, mine)
 
     step = 1 if venue.tick == 1 else 10
     low = int(book["bids"][0][0] * 0.97 * step) / step

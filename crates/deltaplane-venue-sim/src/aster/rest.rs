@@ -7,6 +7,7 @@ use super::auth::{Caller, wallet_action};
 use super::render;
 use super::typed::Field;
 use crate::binance::algo;
+use crate::binance::history;
 use crate::binance::params::Params;
 use crate::binance::rest::{self as fapi, Security};
 use crate::config::{AgentConfig, OddList, OddRow};
@@ -38,6 +39,16 @@ const ENDPOINTS: &[Row] = &[
     ("GET", "ticker/24hr", V1, Security::None, 1, 0, |sim, c| fapi::day_ticker(sim, "", &c.params)),
     ("GET", "ticker/price", V1, Security::None, 1, 0, |sim, c| fapi::ticker_price(sim, "", &c.params)),
     ("GET", "premiumIndex", V1, Security::None, 1, 0, |sim, c| fapi::premium_index(sim, "", &c.params)),
+    ("GET", "klines", V1, Security::None, 5, 0, |sim, c| history::klines(sim, "", &c.params)),
+    ("GET", "premiumIndexKlines", V1, Security::None, 5, 0, |sim, c| {
+        history::premium_klines(sim, "", &c.params)
+    }),
+    ("GET", "trades", V1, Security::None, 1, 0, |sim, c| history::trades(sim, "", &c.params)),
+    ("GET", "historicalTrades", V1, Security::None, 20, 0, |sim, c| {
+        history::historical_trades(sim, "", &c.params)
+    }),
+    ("GET", "aggTrades", V1, Security::None, 20, 0, |sim, c| history::agg_trades(sim, "", &c.params)),
+    ("GET", "openInterest", V1, Security::None, 1, 0, |sim, c| history::open_interest(sim, "", &c.params)),
     ("GET", "fundingRate", V1, Security::None, 1, 0, funding_rate),
     ("GET", "fundingInfo", V1, Security::None, 1, 0, funding_info),
     ("POST", "order", V1, Security::Signed, 0, 1, place_order),

@@ -6,6 +6,7 @@
 pub(crate) mod algo;
 pub(crate) mod auth;
 pub(crate) mod events;
+pub(crate) mod history;
 pub(crate) mod limits;
 pub(crate) mod listen_key;
 pub(crate) mod params;

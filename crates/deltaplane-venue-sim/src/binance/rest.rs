@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::algo;
 use super::auth::{self, Raw};
+use super::history;
 use super::limits;
 use super::params::Params;
 use super::render;
@@ -45,6 +46,12 @@ const ROUTES: &[Route] = &[
     ("GET", "/fapi/v2/ticker/price", Security::None, 1, 0, ticker_price),
     ("GET", "/fapi/v1/ticker/price", Security::None, 1, 0, ticker_price),
     ("GET", "/fapi/v1/premiumIndex", Security::None, 1, 0, premium_index),
+    ("GET", "/fapi/v1/klines", Security::None, 5, 0, history::klines),
+    ("GET", "/fapi/v1/premiumIndexKlines", Security::None, 5, 0, history::premium_klines),
+    ("GET", "/fapi/v1/trades", Security::None, 5, 0, history::trades),
+    ("GET", "/fapi/v1/historicalTrades", Security::Key, 20, 0, history::historical_trades),
+    ("GET", "/fapi/v1/aggTrades", Security::None, 20, 0, history::agg_trades),
+    ("GET", "/fapi/v1/openInterest", Security::None, 1, 0, history::open_interest),
     ("GET", "/fapi/v1/fundingRate", Security::None, 0, 0, funding_rate),
     ("GET", "/fapi/v1/fundingInfo", Security::None, 0, 0, funding_info),
     ("POST", "/fapi/v1/order", Security::Signed, 0, 1, place_order),
@@ -236,6 +243,12 @@ fn by_parameter(dialect: Dialect, uri: &Uri) -> Option<u64> {
             51..=100 => 5,
             101..=500 => 10,
             _ => 20,
+        }),
+        "klines" | "premiumIndexKlines" => Some(match limit(500) {
+            ..100 => 1,
+            100..500 => 2,
+            500..=1_000 => 5,
+            _ => 10,
         }),
         "openOrders" | "openAlgoOrders" | "ticker/24hr" => with_symbol(1, 40),
         "ticker/bookTicker" if dialect == Dialect::Binance => with_symbol(2, 5),

@@ -6,6 +6,7 @@ use deltaplane_types::{Decimal, Side};
 
 use super::account::{Account, HeldPosition};
 use super::book::MarketBook;
+use super::candles::Candles;
 use super::order::{
     ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade, Trigger,
 };
@@ -31,6 +32,8 @@ pub struct MarketState {
     pub consumes: bool,
     /// The margin table, ascending.
     pub brackets: Vec<Bracket>,
+    /// Its course by the minute.
+    pub candles: Candles,
 }
 
 /// An order to be placed.
@@ -297,6 +300,7 @@ impl Exchange {
                 next_funding: next_funding(now, symbol.funding_interval_hours),
                 consumes: true,
                 brackets: rules.brackets(symbol.max_leverage),
+                candles: Candles::default(),
             };
             markets.insert(symbol.name.clone(), state);
         }
@@ -382,7 +386,14 @@ impl Exchange {
                 self.market(now, &symbol, (&bids, &asks, update_id, reset), mark, &mut events);
             }
             Command::CountDown { account, symbol, until } => self.count_down(account, symbol, until)?,
-            Command::Tick => self.charge_funding(now, &mut events),
+            Command::Tick => {
+                for market in self.markets.values_mut() {
+                    let price = market.book.mid().unwrap_or(market.last);
+                    let premium = (market.mark - market.index) / market.index;
+                    market.candles.see(now, price, premium);
+                }
+                self.charge_funding(now, &mut events);
+            }
             Command::SetAdlRank { symbol, rank } => {
                 self.market_of(&symbol)?;
                 self.adl_ranks.insert(symbol, rank);

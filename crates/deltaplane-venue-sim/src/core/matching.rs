@@ -161,6 +161,9 @@ impl Exchange {
         let wallet = account.wallet;
         if let Some(market) = self.markets.get_mut(&order.symbol) {
             market.last = price;
+            if !maker {
+                market.candles.trade(now, (price, quantity), order.side);
+            }
         }
         let trade = Trade {
             id: trade_id,

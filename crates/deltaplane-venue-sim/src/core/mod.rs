@@ -12,6 +12,7 @@
 
 mod account;
 mod book;
+mod candles;
 mod conditional;
 mod exchange;
 mod margin;
@@ -21,6 +22,7 @@ mod rules;
 
 pub use account::{Account, HeldPosition};
 pub use book::MarketBook;
+pub use candles::{Candle, Candles};
 pub use exchange::{Command, Event, Exchange, MarketState, NewOrder};
 pub use order::{
     Cause, ExecutionType, ExpiryReason, Order, OrderKind, PositionSide, Reject, Status, TimeInForce, Trade,
