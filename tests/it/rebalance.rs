@@ -149,6 +149,28 @@ async fn raising_utilization_needs_leave_and_a_tight_book_is_told_what_would_hel
     assert_eq!((transfer.from.as_str(), transfer.to.as_str()), ("short", "tight"));
 }
 
+/// At 66,000 and leverage 10 a short of 1 BTC on 30,000 USDT uses 22 %: at a target of 50 % it has 30,000 - 13,200 to spare.
+/// To outlive a rise of 30 % it keeps 0.3 × 66,000 × 1.004 + 0.004 × 66,000 = 20,143: no more than 9,857 may go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_leaves_its_giver_its_distance_to_liquidation() {
+    let mut config = small_steps();
+    config.costs.min_liquidation_distance = ratio("0.3");
+    let places = vec![
+        Place { wallet: "30000", ..Place::new("tight", "4") },
+        Place { wallet: "30000", ..Place::new("giver", "-1") },
+        Place { wallet: "55000", ..Place::new("other", "-3") },
+    ];
+    let world = World::start_with(places, Arc::new(MemoryJournal::default()), config).await;
+    // Next to nothing may be traded: money is what helps.
+    let request =
+        UtilizationRebalance { dry_run: true, max_amount: Some(notional("150")), ..to(&world, "0.5") };
+    let report = run(&world, request).await;
+    let view = report.rebalance.unwrap();
+    let given = view.transfers.iter().find(|transfer| transfer.from.as_str() == "giver");
+    let given = given.unwrap_or_else(|| panic!("{view:#?}")).amount.value();
+    assert!((given - Decimal::from(9_857)).abs() < Decimal::from(500), "{given}: {view:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partner_that_refuses_is_unwound_and_the_book_stays_neutral() {
     let (world, _) = world(places()).await;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use deltaplane_math::{
     Decision, Exposure, Interval, MathError, OrderRules, deviation_ratio, effective_tolerance, exposure_of,
-    quantity_to_band, reference_exposure, round_down_to_lot, smallest_order,
+    keeps_distance, least_distances, quantity_to_band, reference_exposure, round_down_to_lot, smallest_order,
+    utilization,
 };
 use deltaplane_plan::{
     PlanAccount, PlanError, PlanInput, least_smallest_order, plan_hedge, plan_lockstep, smallest_order_of,
@@ -16,7 +17,7 @@ use deltaplane_risk::{
     AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, LimitOverride, Limits,
 };
 use deltaplane_types::{
-    AccountId, Code, Decimal, Delta, Instrument, Notional, Plan, Price, Quantity, Ratio, Side, Symbol,
+    AccountId, Code, Decimal, Delta, Instrument, Leg, Notional, Plan, Price, Quantity, Ratio, Side, Symbol,
     TradingState, VenueId,
 };
 
@@ -612,13 +613,40 @@ fn what_changed(round: &Round<'_>, remembered: &Remembered) -> Option<String> {
         return Some("an order of another operation is in doubt".to_owned());
     }
     remembered.plan.legs.iter().find_map(|leg| {
-        let mid = facts(&leg.account)?.market.mid()?;
+        let facts = facts(&leg.account)?;
+        let mid = facts.market.mid()?;
         let is_beyond = match leg.side {
             Side::Buy => mid > leg.price_cap,
             Side::Sell => mid < leg.price_cap,
         };
-        is_beyond.then(|| format!("the mid of {} is {mid}, beyond the cap {}", leg.account, leg.price_cap))
+        if is_beyond {
+            return Some(format!("the mid of {} is {mid}, beyond the cap {}", leg.account, leg.price_cap));
+        }
+        if !facts.instrument.tradable {
+            return Some(format!("{} is not traded on {} now", round.spec.symbol, leg.account));
+        }
+        if facts.is_off && !leg.reduce_only {
+            return Some(format!("the price of {} is off those of the others", leg.account));
+        }
+        // Beyond exact arithmetic nothing fits.
+        let fits = leg_fits(round, facts, leg).unwrap_or(false);
+        (!fits).then(|| format!("the margin of {} does not carry its leg any more", leg.account))
     })
+}
+
+/// Whether an account's margin carries a leg as the planner asks for it: what reduces always fits.
+fn leg_fits(round: &Round<'_>, facts: &AccountFacts, leg: &Leg) -> Result<bool, MathError> {
+    let position = facts.account.position(&round.spec.symbol);
+    let after = position.plus(leg.quantity.signed(leg.side))?;
+    if after.abs() < position.abs() {
+        return Ok(true);
+    }
+    let (margin, price) = (facts.margin(&round.spec.symbol)?, round.snapshot.reference_price);
+    let costs = &round.config.costs;
+    let least = least_distances(&margin, position, price, costs.min_liquidation_distance)?;
+    Ok(margin.equity.is_positive()
+        && utilization(&margin, after, price)? <= costs.max_utilization
+        && keeps_distance(&margin, after, price, least)?)
 }
 
 /// An order that only reduces a position adds risk all the same where it takes the book from where it belongs: what may
