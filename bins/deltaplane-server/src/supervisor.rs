@@ -124,9 +124,12 @@ impl Supervisor {
     /// Starts the services anew, unless another engine runs already.
     async fn restart_after(&self, failed: &Weak<Engine>) {
         let _one = self.changing.lock().await;
-        let is_another =
-            self.current().is_ok_and(|engine| !std::ptr::eq(Arc::as_ptr(&engine), failed.as_ptr()));
-        if !is_another && self.restart().await.is_ok() {
+        // What a person stopped stays so.
+        let is_wanted = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Running(engine) => std::ptr::eq(Arc::as_ptr(engine), failed.as_ptr()),
+            State::Down { phase, .. } => *phase == SystemPhase::Failed,
+        };
+        if is_wanted && self.restart().await.is_ok() {
             tracing::warn!("the disk has room again: the services run");
         }
     }

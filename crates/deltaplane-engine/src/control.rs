@@ -590,7 +590,7 @@ pub fn decide_remembered(round: &Round<'_>, anchor: &Anchor, remembered: &Rememb
         let remedy = "look at plan, which is what would be done now, and ask for a new dry run";
         Verdict::Refused { failure: failure(Code::PlanChanged, text, remedy), plan: plan.clone(), net }
     };
-    if let Some(why) = what_changed(round, remembered) {
+    if let Some(why) = what_changed(round, anchor, remembered) {
         return refused(why);
     }
     match approve(round, remembered.plan.clone(), net) {
@@ -600,7 +600,7 @@ pub fn decide_remembered(round: &Round<'_>, anchor: &Anchor, remembered: &Rememb
 }
 
 /// What is not as it was when a remembered plan was made.
-fn what_changed(round: &Round<'_>, remembered: &Remembered) -> Option<String> {
+fn what_changed(round: &Round<'_>, anchor: &Anchor, remembered: &Remembered) -> Option<String> {
     let facts = |id: &AccountId| round.snapshot.accounts.get(id);
     for (id, before) in &remembered.positions {
         let now = facts(id).map(|facts| facts.account.position(&round.spec.symbol));
@@ -608,6 +608,16 @@ fn what_changed(round: &Round<'_>, remembered: &Remembered) -> Option<String> {
             let now = now.map_or_else(|| "cannot be read".to_owned(), |now| format!("holds {now}"));
             return Some(format!("account {id} held {before} then and {now}"));
         }
+    }
+    let plan = &remembered.plan;
+    // Coins in wallets and holdings elsewhere count too.
+    if anchor.net != plan.initial {
+        return Some(format!("net delta was {} then and is {}", plan.initial, anchor.net));
+    }
+    // A hedge without a side follows the whole book, also accounts that it does not name.
+    let wanted = anchor.target.minus(anchor.net).ok()?;
+    if !plan.needed.is_zero() && wanted.side() != plan.needed.side() {
+        return Some(format!("it would go the other way: {wanted} is wanted now"));
     }
     if round.snapshot.doubt.is_some() {
         return Some("an order of another operation is in doubt".to_owned());

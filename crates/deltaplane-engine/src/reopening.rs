@@ -85,8 +85,9 @@ pub(crate) async fn reopen(
         newest = Some(correction);
     }
     if let Some(correction) = newest {
-        restrict(shared, &keeper.id, &correction, records).await;
+        // Before anything is waited for: whoever asked may end meanwhile.
         shared.ledger.add(&keeper.id, symbol, explained);
+        restrict(shared, &keeper.id, &correction, records).await;
     }
     explained
 }
