@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    ControlPlane as _, DeltaControl, Failure, Flatten, OperationReport, Pacing, RequestMeta,
+    ControlPlane as _, DeltaControl, Failure, Flatten, HedgeExecution, OperationReport, Pacing, RequestMeta,
     UtilizationRebalance,
 };
-use deltaplane_testkit::{MemoryJournal, delta, ratio};
+use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{Place, World, btc, until};
 use deltaplane_types::{Code, Decimal, Requester, Side};
 use deltaplane_venue_sim::core::{Command, NewOrder};
+use deltaplane_venue_sim::{Fault, FaultKind};
 
 async fn world() -> World {
     let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.25"), Place::new("spare", "0.1")];
@@ -155,16 +156,9 @@ async fn plans_that_trade_both_ways_are_carried_out_too() {
     ];
     let world = World::start(places, Arc::new(MemoryJournal::default())).await;
     let rebalance = |dry_run, meta| UtilizationRebalance {
-        target: ratio("0.4"),
-        accounts: world.accounts.clone(),
-        symbol: btc(),
-        tolerance: ratio("0.1"),
-        max_amount: None,
-        allow_gross_increase: false,
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(20),
         dry_run,
         meta,
+        ..UtilizationRebalance::new(btc(), world.accounts.clone(), ratio("0.4"))
     };
     let run =
         async |request| world.engine.rebalance_utilization(request).await.unwrap().report.await.unwrap();
@@ -198,21 +192,85 @@ async fn what_is_not_a_plan_has_no_name() {
     assert_eq!(world.control(world.to_flat()).await.failure, None);
     let nothing = world.control(DeltaControl { dry_run: true, ..world.to_flat() }).await;
     assert_eq!((nothing.plan_id, nothing.failure), (None, None), "nothing is to be done");
-    let slow = deltaplane_ports::HedgeExecution {
-        symbol: btc(),
-        accounts: world.accounts.clone(),
-        amount: deltaplane_testkit::quantity("0.1"),
+    let slow = HedgeExecution {
         side: Some(Side::Sell),
-        strategy: deltaplane_ports::HedgeStrategy::DeltaNeutral,
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(20),
         pacing: Pacing { clips: 2, interval: Duration::from_secs(1), rest_for: None },
         dry_run: true,
-        meta: RequestMeta::default(),
+        ..HedgeExecution::new(btc(), world.accounts.clone(), quantity("0.1"))
     };
     let shown = world.engine.execute_hedge(slow.clone()).await.unwrap().report.await.unwrap();
     let meta = with(shown.plan_id.as_ref().unwrap());
-    let request = deltaplane_ports::HedgeExecution { dry_run: false, meta, ..slow };
+    let request = HedgeExecution { dry_run: false, meta, ..slow };
     let refused = world.engine.execute_hedge(request).await.err().unwrap();
     assert_eq!(refused.code, Code::InvalidRequest, "{refused:?}");
+}
+
+/// A hedge without a side follows the whole book: an account that it does not name turned that, so the plan would open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_that_would_go_the_other_way_is_not_carried_out() {
+    let world = world().await;
+    let hedge = HedgeExecution::new(btc(), world.accounts[..1].to_vec(), quantity("0.1"));
+    let run = async |request| world.engine.execute_hedge(request).await.unwrap().report.await.unwrap();
+    let shown: OperationReport = run(HedgeExecution { dry_run: true, ..hedge.clone() }).await;
+    assert_eq!(legs(&shown), [("long".to_owned(), Side::Sell, dec("0.1"))]);
+    trade(&world, 1, Side::Sell, "0.8");
+    until("the engine saw it", async || {
+        let accounts = world.engine.accounts().await;
+        accounts[1].snapshot.as_ref().unwrap().position(&btc()) == delta("-1.05")
+    })
+    .await;
+    let report: OperationReport =
+        run(HedgeExecution { meta: with(shown.plan_id.as_ref().unwrap()), ..hedge }).await;
+    let failure = report.failure.clone().unwrap();
+    assert_eq!((failure.code, report.orders.len()), (Code::PlanChanged, 0), "{failure:?}");
+    assert!(failure.error.contains("the other way"), "{failure:?}");
+}
+
+/// A coin that came into a wallet counts into net delta, though no position changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_of_another_net_delta_is_not_carried_out() {
+    let world = world().await;
+    let shown = planned(&world).await;
+    let control = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/accounts/long/balances/BTC", world.exchanges[0].control().unwrap());
+    let answer = control.put(url).json(&serde_json::json!({"wallet": "0.2"})).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    until("the engine counts it", async || {
+        let view = world.engine.portfolio().await;
+        view.symbols.iter().any(|symbol| symbol.symbol == btc() && symbol.net == delta("0.55"))
+    })
+    .await;
+    let meta = with(shown.plan_id.as_ref().unwrap());
+    let report = world.control(DeltaControl { meta, ..world.to_flat() }).await;
+    let failure = report.failure.clone().unwrap();
+    assert_eq!((failure.code, report.orders.len()), (Code::PlanChanged, 0), "{failure:?}");
+    assert!(failure.error.contains("net delta was 0.35 then and is 0.55"), "{failure:?}");
+}
+
+/// A leg that its exchange is too busy for: a control of its own would send it again, a plan that was looked at ends there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_sent_beside_the_legs_of_a_plan() {
+    for is_planned in [false, true] {
+        let world = world().await;
+        let shown = planned(&world).await;
+        let busy = FaultKind::Refuse {
+            status: 503,
+            body: r#"{"code":-1008,"msg":"Server is currently overloaded with other requests. Please try again in a few minutes."}"#.to_owned(),
+        };
+        for running in &world.exchanges {
+            running.sim().inject(Fault::new(busy.clone(), 1).on("POST", "/fapi/v1/order"));
+        }
+        let meta = if is_planned { with(shown.plan_id.as_ref().unwrap()) } else { RequestMeta::default() };
+        let report = world.control(DeltaControl { meta, ..world.to_flat() }).await;
+        if is_planned {
+            assert_eq!(
+                (report.orders.len(), world.true_net()),
+                (legs(&shown).len(), dec("0.35")),
+                "{report:?}"
+            );
+            assert_eq!(report.failure.unwrap().code, Code::HedgeFailed);
+        } else {
+            assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO), "it is sent again");
+        }
+    }
 }

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use deltaplane_engine::{EngineConfig, Holdings};
 use deltaplane_ports::{
-    Alert, ControlPlane as _, HedgeExecution, HedgeStrategy, OperationReport, OperationState, Pacing, Record,
-    RequestMeta, TradingChange,
+    Alert, ControlPlane as _, HedgeExecution, OperationReport, OperationState, Pacing, Record, TradingChange,
 };
-use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
+use deltaplane_testkit::{MemoryJournal, delta, quantity};
 use deltaplane_tests::{Place, World, btc, config, engine_through, found, names, ready, until, until_within};
 use deltaplane_types::{AccountId, AlertSeverity, Code, Decimal, Side, TradingScope, TradingState};
 use deltaplane_venue_sim::core::{Command, NewOrder};
@@ -25,18 +24,9 @@ fn dec(text: &str) -> Decimal {
 }
 
 fn sell(amount: &str, account: &AccountId) -> HedgeExecution {
-    HedgeExecution {
-        symbol: btc(),
-        accounts: vec![account.clone()],
-        amount: quantity(amount),
-        side: Some(Side::Sell),
-        strategy: HedgeStrategy::DeltaNeutral,
-        max_slippage: ratio("0.005"),
-        timeout: Duration::from_secs(10),
-        pacing: Pacing::default(),
-        dry_run: false,
-        meta: RequestMeta::default(),
-    }
+    let timeout = Duration::from_secs(10);
+    let request = HedgeExecution::new(btc(), vec![account.clone()], quantity(amount));
+    HedgeExecution { side: Some(Side::Sell), timeout, ..request }
 }
 
 async fn run(world: &World, request: HedgeExecution) -> OperationReport {
@@ -140,11 +130,8 @@ async fn fees_in_another_asset_are_converted_or_told_apart() {
     }
 }
 
-/// A trade of an order that was proven absent: the exchange lied, or told too late.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_that_traded_after_its_end_reopens_its_operation() {
-    let journal = Arc::new(MemoryJournal::default());
-    let world = World::start(places(), journal.clone()).await;
+/// An order that its exchange lost, and proved absent: the report of its operation.
+async fn lose_an_order(world: &World) -> OperationReport {
     let lost = FaultKind::Refuse {
         status: 503,
         body: r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
@@ -158,16 +145,30 @@ async fn an_order_that_traded_after_its_end_reopens_its_operation() {
         (!matches!(report.state, OperationState::Running | OperationState::Frozen)).then_some(report)
     })
     .await;
-    let order = report.orders[0].clone();
+    world.exchanges[0].sim().clear_faults();
+    let order = &report.orders[0];
     assert_eq!((order.state.as_str(), order.evidence.as_deref()), ("notAccepted", Some("expiryProof")));
     assert!(report.corrections.is_empty());
-    world.exchanges[0].sim().clear_faults();
-    // The exchange carries it out all the same.
-    let late = NewOrder {
-        client_id: Some(order.client_order_id.to_string()),
+    report
+}
+
+/// The exchange carries out what it had lost.
+fn carry_out(world: &World, report: &OperationReport) {
+    let order = NewOrder {
+        client_id: Some(report.orders[0].client_order_id.to_string()),
         ..NewOrder::market("BTCUSDT", Side::Sell, dec("0.1"))
     };
-    world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order: late }).unwrap();
+    world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
+}
+
+/// A trade of an order that was proven absent: the exchange lied, or told too late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_traded_after_its_end_reopens_its_operation() {
+    let journal = Arc::new(MemoryJournal::default());
+    let world = World::start(places(), journal.clone()).await;
+    let report = lose_an_order(&world).await;
+    let order = report.orders[0].clone();
+    carry_out(&world, &report);
     let alert = alert(&world, "order-reopened").await;
     assert_eq!((alert.severity, alert.symbol.clone()), (AlertSeverity::Critical, Some(btc())), "{alert:?}");
     let corrected = world.engine.operation(&report.id).await.unwrap();
@@ -221,8 +222,36 @@ async fn an_order_that_traded_after_its_end_reopens_its_operation() {
     assert_eq!(world.true_net(), Decimal::ZERO);
 }
 
-async fn report_mid(world: &World) -> Decimal {
-    world.engine.system().await.market[0].mid.unwrap().value()
+/// Readings lag by eight seconds and the stream says nothing: position and trade are shown when the lane has agreed for
+/// longer than the first look for trades goes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trade_that_is_shown_very_late_reopens_its_operation_too() {
+    let world = World::start(places(), Arc::new(MemoryJournal::default())).await;
+    let report = lose_an_order(&world).await;
+    let lag = Duration::from_secs(8);
+    world.exchanges[0].sim().set_read_lag(lag..=lag);
+    let silent = FaultKind::DropUserEvents { event: None };
+    let closed = FaultKind::Refuse { status: 500, body: "{}".to_owned() };
+    world.exchanges[0].sim().inject(Fault::new(silent, 1_000_000));
+    world.exchanges[0].sim().inject(Fault::new(closed, 1_000_000).on("POST", "/fapi/v1/listenKey"));
+    world.exchanges[0].sim().expire_listen_keys();
+    until("its stream is down", async || !world.engine.accounts().await[0].is_streamed).await;
+    carry_out(&world, &report);
+    until_within(Duration::from_secs(60), "it is corrected", async || {
+        !world.engine.operation(&report.id).await.unwrap().corrections.is_empty()
+    })
+    .await;
+    assert!(world.engine.external_activity(10).await.is_empty(), "nothing is left to explain");
+    assert_eq!(world.engine.operation(&report.id).await.unwrap().orders[0].filled, quantity("0.1"));
+}
+
+/// Sets the price of the first exchange to a part of what it is.
+async fn fall_to(world: &World, part: &str) {
+    let mid = world.engine.system().await.market[0].mid.unwrap().value();
+    let url = format!("{}/prices/BTCUSDT", world.exchanges[0].control().unwrap());
+    let price = serde_json::json!({"price": (mid * dec(part)).round_dp(1).to_string()});
+    let control = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert!(control.put(url).json(&price).send().await.unwrap().status().is_success());
 }
 
 /// The market leaves the caps after the first orders: the operation ends at once and a person is told.
@@ -241,16 +270,15 @@ async fn a_market_that_leaves_the_price_caps_ends_the_operation_with_an_alert() 
         report.orders.iter().any(|order| order.filled == quantity("0.1"))
     })
     .await;
-    let mid = report_mid(&world).await;
-    let url = format!("{}/prices/BTCUSDT", world.exchanges[0].control().unwrap());
-    let price = serde_json::json!({"price": (mid * dec("0.97")).round_dp(1).to_string()});
-    let control = reqwest::Client::builder().no_proxy().build().unwrap();
-    assert!(control.put(url).json(&price).send().await.unwrap().status().is_success());
+    fall_to(&world, "0.97").await;
     let began = tokio::time::Instant::now();
     let report = started.report.await.unwrap();
     let failure = report.failure.clone().unwrap();
     assert_eq!(failure.code, Code::DeltaBeyondLimit, "{failure:?}");
-    assert!(failure.error.contains("beyond the cap"), "{failure:?}");
+    assert!(
+        failure.error.contains("beyond the cap") && failure.solution.starts_with("ask again"),
+        "{failure:?}"
+    );
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
     assert_eq!(report.orders.len(), 1, "nothing more was sent: {report:?}");
     let alert = alert(&world, "price-beyond-cap").await;

@@ -32,8 +32,9 @@ pub(crate) type MakeEngine = Box<dyn Fn() -> Making + Send + Sync>;
 pub(crate) type MendJournal =
     Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>> + Send + Sync>;
 
-/// How often it is looked whether a full disk has room again.
+/// How often it is looked whether a full disk has room again; where the services then do not start, ever later.
 const MEND_EVERY: Duration = Duration::from_secs(2);
+const MEND_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// What the newest engine showed before it stopped.
 struct Last {
@@ -105,33 +106,41 @@ impl Supervisor {
         let failure = engine.journal_failure();
         let (supervisor, engine) = (self.me.clone(), Arc::downgrade(engine));
         tokio::spawn(async move {
-            let mut failed = failure.await;
+            let (mut failed, mut pause) = (failure.await, MEND_EVERY);
             loop {
                 if let JournalError::Failed(error) = failed {
                     tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
                     std::process::exit(70);
                 }
-                tokio::time::sleep(MEND_EVERY).await;
+                tokio::time::sleep(pause).await;
                 let Some(supervisor) = supervisor.upgrade() else { return };
                 match (supervisor.mend)().await {
-                    Ok(()) => return supervisor.restart_after(&engine).await,
+                    Ok(()) if supervisor.restart_after(&engine).await => return,
+                    // The disk may have filled up again, or an exchange is away: nobody else looks after the book.
+                    Ok(()) => pause = (pause * 2).min(MEND_AT_LEAST_EVERY),
                     Err(error) => failed = error,
                 }
             }
         });
     }
 
-    /// Starts the services anew, unless another engine runs already.
-    async fn restart_after(&self, failed: &Weak<Engine>) {
+    /// Starts the services anew, unless another engine runs already or a person stopped them. Gives whether nothing more is
+    /// to be done.
+    async fn restart_after(&self, failed: &Weak<Engine>) -> bool {
         let _one = self.changing.lock().await;
         // What a person stopped stays so.
         let is_wanted = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             State::Running(engine) => std::ptr::eq(Arc::as_ptr(engine), failed.as_ptr()),
             State::Down { phase, .. } => *phase == SystemPhase::Failed,
         };
-        if is_wanted && self.restart().await.is_ok() {
+        if !is_wanted {
+            return true;
+        }
+        let runs = self.restart().await.is_ok();
+        if runs {
             tracing::warn!("the disk has room again: the services run");
         }
+        runs
     }
 
     fn set(&self, state: State) -> State {
@@ -178,7 +187,11 @@ impl Supervisor {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            match (self.make)().await {
+            let made = match (self.mend)().await {
+                Ok(()) => (self.make)().await,
+                Err(error) => Err(error.into()),
+            };
+            match made {
                 Ok(engine) => {
                     let engine = Arc::new(engine);
                     self.watch_journal(&engine);
@@ -395,12 +408,12 @@ impl ControlPlane for Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use deltaplane_engine::{EngineConfig, EngineParts, IdKey, MemoryHistory};
-    use deltaplane_ports::{Clock, IdSource};
+    use deltaplane_ports::{Clock, IdSource, Journal, Record, StoredRecord};
     use deltaplane_testkit::MemoryJournal;
-    use deltaplane_types::Timestamp;
+    use deltaplane_types::{Timestamp, TradingScope, TradingState};
     use tokio::time::Instant;
 
     use super::*;
@@ -423,13 +436,17 @@ mod tests {
 
     /// An engine over nothing.
     async fn engine() -> Result<Engine> {
+        engine_over(Arc::new(MemoryJournal::default())).await
+    }
+
+    async fn engine_over(journal: Arc<dyn Journal>) -> Result<Engine> {
         let parts = EngineParts {
             config: EngineConfig::new("BTC-USD".parse()?, IdKey::new(b"a test")),
             accounts: Vec::new(),
             feeds: Vec::new(),
             exits: Vec::new(),
             budgets: Vec::new(),
-            journal: Arc::new(MemoryJournal::default()),
+            journal,
             history: Arc::new(MemoryHistory::default()),
             clock: Arc::new(Time(Instant::now())),
             ids: Arc::new(Same),
@@ -481,6 +498,99 @@ mod tests {
         assert_eq!(refused.code, Code::NotRunning);
         assert_eq!(supervisor.command(SystemCommand::Restart).await, Ok(SystemPhase::Running));
         assert_eq!(supervisor.system().await.phase, SystemPhase::Running);
+    }
+
+    /// A journal whose disk is full or not.
+    struct Disk {
+        journal: MemoryJournal,
+        is_full: Arc<AtomicBool>,
+    }
+
+    #[async_trait]
+    impl Journal for Disk {
+        async fn append(&self, records: Vec<Record>) -> Result<(), JournalError> {
+            if self.is_full.load(Ordering::SeqCst) {
+                return Err(JournalError::DiskFull);
+            }
+            self.journal.append(records).await
+        }
+
+        async fn load(&self) -> Result<Vec<StoredRecord>, JournalError> {
+            self.journal.load().await
+        }
+    }
+
+    /// A supervisor over a disk, how often its engine was started, and how many starts more fill the disk up again.
+    async fn on_a_disk() -> (Arc<Supervisor>, Arc<AtomicBool>, Arc<AtomicU32>, Arc<AtomicU32>) {
+        let is_full = Arc::new(AtomicBool::new(false));
+        let (starts, filling) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (disk, count, fills) = (is_full.clone(), starts.clone(), filling.clone());
+        let make = move || -> Making {
+            count.fetch_add(1, Ordering::SeqCst);
+            if fills.load(Ordering::SeqCst) > 0 {
+                fills.fetch_sub(1, Ordering::SeqCst);
+                disk.store(true, Ordering::SeqCst);
+            }
+            let journal = Disk { journal: MemoryJournal::default(), is_full: disk.clone() };
+            Box::pin(async move { engine_over(Arc::new(journal)).await })
+        };
+        let disk = is_full.clone();
+        let mend: MendJournal = Box::new(move || {
+            let is_full = disk.load(Ordering::SeqCst);
+            Box::pin(async move { if is_full { Err(JournalError::DiskFull) } else { Ok(()) } })
+        });
+        let supervisor = Supervisor::start(Box::new(make), mend).await.unwrap();
+        (supervisor, is_full, starts, filling)
+    }
+
+    /// Fills the disk and has something written.
+    async fn fill(supervisor: &Supervisor, is_full: &AtomicBool) {
+        is_full.store(true, Ordering::SeqCst);
+        let change = TradingChange {
+            scope: TradingScope::Global,
+            state: TradingState::Paused,
+            reason: "a look around".to_owned(),
+        };
+        assert!(supervisor.set_trading(change).await.is_err());
+    }
+
+    async fn pass(seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_fills_up_again_in_the_restart_is_waited_for_again() {
+        let (supervisor, is_full, starts, filling) = on_a_disk().await;
+        fill(&supervisor, &is_full).await;
+        pass(60).await;
+        let system = supervisor.system().await;
+        assert_eq!((starts.load(Ordering::SeqCst), system.ready), (1, false), "there is no room");
+        assert!(system.not_ready_because.unwrap().contains("the disk of the journal is full"));
+        filling.store(1, Ordering::SeqCst);
+        is_full.store(false, Ordering::SeqCst);
+        pass(60).await;
+        assert_eq!(starts.load(Ordering::SeqCst), 2, "it filled up again");
+        assert_eq!(supervisor.system().await.phase, SystemPhase::Failed);
+        is_full.store(false, Ordering::SeqCst);
+        pass(120).await;
+        assert_eq!(
+            (starts.load(Ordering::SeqCst), supervisor.system().await.phase),
+            (3, SystemPhase::Running)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_person_stopped_stays_stopped_when_the_disk_has_room_again() {
+        let (supervisor, is_full, starts, _) = on_a_disk().await;
+        fill(&supervisor, &is_full).await;
+        assert_eq!(supervisor.command(SystemCommand::Stop).await, Ok(SystemPhase::Stopped));
+        is_full.store(false, Ordering::SeqCst);
+        pass(120).await;
+        assert_eq!(
+            (starts.load(Ordering::SeqCst), supervisor.system().await.phase),
+            (1, SystemPhase::Stopped)
+        );
+        assert_eq!(supervisor.command(SystemCommand::Restart).await, Ok(SystemPhase::Running));
     }
 
     #[tokio::test(start_paused = true)]

@@ -615,14 +615,14 @@ fn what_changed(round: &Round<'_>, anchor: &Anchor, remembered: &Remembered) -> 
         return Some(format!("net delta was {} then and is {}", plan.initial, anchor.net));
     }
     // A hedge without a side follows the whole book, also accounts that it does not name.
-    let wanted = anchor.target.minus(anchor.net).ok()?;
-    if !plan.needed.is_zero() && wanted.side() != plan.needed.side() {
-        return Some(format!("it would go the other way: {wanted} is wanted now"));
+    let goes_on = anchor.target.minus(anchor.net).is_ok_and(|wanted| wanted.side() == plan.needed.side());
+    if !plan.needed.is_zero() && !goes_on {
+        return Some(format!("it would go the other way: from {} to {} now", anchor.net, anchor.target));
     }
     if round.snapshot.doubt.is_some() {
         return Some("an order of another operation is in doubt".to_owned());
     }
-    remembered.plan.legs.iter().find_map(|leg| {
+    plan.legs.iter().find_map(|leg| {
         let facts = facts(&leg.account)?;
         let mid = facts.market.mid()?;
         let is_beyond = match leg.side {

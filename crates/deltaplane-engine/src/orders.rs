@@ -603,6 +603,8 @@ impl TrackedOrder {
             limit_price: order.limit_price,
             state: state.to_owned(),
             filled: self.filled(),
+            trades: self.fills.keys().cloned().collect(),
+            untold: self.filled().saturating_minus(priced),
             average_price: average,
             fees,
             evidence: self.evidence.as_ref().map(|evidence| evidence.kind().to_owned()),

@@ -257,8 +257,8 @@ pub(crate) async fn explain(
     };
     let from = since.before(OVERLAP);
     let (foreign, ours) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, from).await?;
-    let late = reopen(shared, (keeper, symbol), (expected, found), ours).await;
-    let expected = expected.plus(late).unwrap_or(expected);
+    let late = reopen(shared, (keeper, symbol), (expected, found), as_of, ours).await;
+    let mut expected = expected.plus(late).unwrap_or(expected);
     let mut named = causes(expected, found, &foreign);
     let known_since = shared.ledger.known_since(account, symbol);
     let is_whole = |named: &[Named]| named.iter().all(|(cause, ..)| *cause != ExternalCause::Correction);
@@ -266,10 +266,12 @@ pub(crate) async fn explain(
         known_since.map(|at| at.before(UNHEARD).max(since.before(FURTHER_BACK))).filter(|at| *at < from)
         && !is_whole(&named)
     {
-        let (foreign, _) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
-        let further = causes(expected, found, &foreign);
-        if is_whole(&further) {
-            named = further;
+        let (further, ours) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
+        let late = reopen(shared, (keeper, symbol), (expected, found), as_of, ours).await;
+        expected = expected.plus(late).unwrap_or(expected);
+        named = causes(expected, found, &further);
+        if !is_whole(&named) {
+            named = causes(expected, found, &foreign);
         }
     }
     Ok(record(shared, (keeper, symbol), (expected, found), as_of, named).await)

@@ -141,19 +141,7 @@ impl Recovered {
                 let lane = (activity.account.clone(), activity.symbol.clone());
                 let trades = activity.trades.iter();
                 self.explained.extend(trades.map(|trade| (lane.0.clone(), lane.1.clone(), trade.clone())));
-                match self.lanes.get_mut(&lane) {
-                    // It was seen before what is written there, or with it, and is in it.
-                    Some(facts) if activity.at < facts.at => {}
-                    Some(facts) if facts.read_by.is_some() && activity.at == facts.at => {}
-                    // Seen by an operation after its plan: beside what that one trades.
-                    Some(facts) if facts.read_by.is_some() => {
-                        facts.position = facts.position.plus(activity.change).unwrap_or(facts.position);
-                    }
-                    _ => {
-                        let (position, at) = (activity.position, activity.at);
-                        self.lanes.insert(lane, LaneFacts { position, at, read_by: None });
-                    }
-                }
+                self.moved(lane, activity.at, activity.change, activity.position);
                 if !self.is_aimed_at(&self.losses.counted_in(&activity.symbol)) {
                     self.losses.moved(&activity);
                 }
@@ -200,19 +188,13 @@ impl Recovered {
             }
             Record::Fill { client_order_id, fill } => {
                 self.explained.push((fill.account.clone(), fill.symbol.clone(), fill.trade_id.clone()));
-                let lane = (fill.account.clone(), fill.symbol.clone());
-                let change = fill.quantity.signed(fill.side);
-                let Some(operation) = self.operation_of(&client_order_id) else { return };
-                let is_late = operation.closed.is_some();
-                operation.fills.push((client_order_id, fill));
-                // What the operation said of the position at its end lacks it.
-                if let Some(facts) =
-                    self.lanes.get_mut(&lane).filter(|facts| is_late && facts.read_by.is_none())
-                {
-                    facts.position = facts.position.plus(change).unwrap_or(facts.position);
+                if let Some(operation) = self.operation_of(&client_order_id) {
+                    operation.fills.push((client_order_id, fill));
                 }
             }
             Record::Corrected(correction) => {
+                let lane = (correction.account.clone(), correction.symbol.clone());
+                self.moved(lane, correction.as_of, correction.change, correction.position);
                 let found =
                     self.index.get(&correction.operation).and_then(|index| self.operations.get_mut(*index));
                 if let Some(operation) = found {
@@ -243,6 +225,23 @@ impl Recovered {
                     }
                     operation.closed = Some((state, summary, at));
                 }
+            }
+        }
+    }
+
+    /// A lane moved without a plan of an operation, as the venue showed it when it was asked at `at`: by `change`, to
+    /// `position`.
+    fn moved(&mut self, lane: (AccountId, Symbol), at: Timestamp, change: Delta, position: Delta) {
+        match self.lanes.get_mut(&lane) {
+            // It was seen before what is written there, or with it, and is in it.
+            Some(facts) if at < facts.at => {}
+            Some(facts) if facts.read_by.is_some() && at == facts.at => {}
+            // Seen by an operation after its plan: beside what that one trades.
+            Some(facts) if facts.read_by.is_some() => {
+                facts.position = facts.position.plus(change).unwrap_or(facts.position);
+            }
+            _ => {
+                self.lanes.insert(lane, LaneFacts { position, at, read_by: None });
             }
         }
     }
@@ -409,5 +408,80 @@ impl RecoveredOperation {
             failure,
             timeline: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaplane_testkit::{delta, quantity};
+    use deltaplane_types::Requester;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_millis(second * 1_000)
+    }
+
+    fn lane() -> (AccountId, Symbol) {
+        ("long".parse().unwrap(), "BTC-USD".parse().unwrap())
+    }
+
+    /// An operation that began and ended with a position, read at a time.
+    fn operation(name: &str, position: &str, read_at: i64) -> [Record; 2] {
+        let operation: OperationId = name.parse().unwrap();
+        [
+            Record::OperationAccepted {
+                operation: operation.clone(),
+                kind: "hedge".to_owned(),
+                symbol: lane().1,
+                accounts: vec![lane().0],
+                requester: Requester::Operator,
+                key: None,
+                at: at(read_at),
+            },
+            Record::OperationClosed {
+                operation,
+                state: "failed".to_owned(),
+                summary: String::new(),
+                positions: BTreeMap::from([(lane().0, delta(position))]),
+                read_at: at(read_at),
+                at: at(read_at),
+            },
+        ]
+    }
+
+    fn position(records: Vec<Record>) -> Delta {
+        let stored = (1..).zip(records).map(|(position, record)| StoredRecord { position, record });
+        let recovered = Recovered::read(stored.collect(), BTreeSet::new());
+        recovered.positions().into_iter().find(|(known, _)| *known == lane()).unwrap().1.0
+    }
+
+    /// Half was held when the order counted as absent; a tenth of it was sold all the same, seen when the exchange was asked
+    /// at second 30. An operation that read the position at second 20 had it already.
+    #[test]
+    fn a_correction_says_what_is_held_and_counts_once() {
+        let correction = |position: &str| {
+            Record::Corrected(Correction {
+                operation: "hedge-1".parse().unwrap(),
+                client_order_id: "order-1".parse().unwrap(),
+                account: lane().0,
+                symbol: lane().1,
+                was: ("notAccepted".to_owned(), quantity("0")),
+                now: ("filled".to_owned(), quantity("0.1")),
+                change: delta("-0.1"),
+                position: delta(position),
+                as_of: at(30),
+                trade: "7".parse().unwrap(),
+                traded_at: at(15),
+                at: at(31),
+            })
+        };
+        let first = operation("hedge-1", "0.5", 10);
+        let alone: Vec<Record> = first.iter().cloned().chain([correction("0.4")]).collect();
+        assert_eq!(position(alone), delta("0.4"));
+        // The other one sold another tenth: 0.3 with both.
+        let second = operation("hedge-2", "0.3", 20);
+        let beside: Vec<Record> = first.into_iter().chain(second).chain([correction("0.3")]).collect();
+        assert_eq!(position(beside), delta("0.3"));
     }
 }

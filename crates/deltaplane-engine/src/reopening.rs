@@ -16,15 +16,24 @@ use crate::runner::Shared;
 /// The topic of an order that traded after its operation ended.
 pub(crate) const REOPENED: &str = "order-reopened";
 
-/// Corrects the report of an operation that ended by a trade that it did not know; none where the trade is not of one of
-/// its orders, or is in what that order traded.
-fn corrected(report: &mut OperationReport, fill: &Fill, now: Timestamp) -> Option<Correction> {
+/// Corrects the report of an operation that ended by a trade that it did not know, with which the position is `position`;
+/// none where the trade is not of one of its orders, or is in what that order traded.
+fn corrected(
+    report: &mut OperationReport,
+    fill: &Fill,
+    position: Delta,
+    (as_of, now): (Timestamp, Timestamp),
+) -> Option<Correction> {
     if matches!(report.state, OperationState::Running | OperationState::Frozen) {
         // It will hear of the trade itself.
         return None;
     }
     let name = fill.client_order_id.as_ref()?;
     let order = report.orders.iter_mut().find(|order| order.client_order_id == *name)?;
+    // A sum that no trade tells has this one in it.
+    if order.trades.contains(&fill.trade_id) || !order.untold.is_zero() {
+        return None;
+    }
     let filled = order.filled.plus(fill.quantity).ok().filter(|filled| *filled <= order.quantity)?;
     let correction = Correction {
         operation: report.id.clone(),
@@ -33,11 +42,15 @@ fn corrected(report: &mut OperationReport, fill: &Fill, now: Timestamp) -> Optio
         symbol: fill.symbol.clone(),
         was: (order.state.clone(), order.filled),
         now: (if filled == order.quantity { "filled" } else { "expired" }.to_owned(), filled),
+        change: fill.quantity.signed(fill.side),
+        position,
+        as_of,
         trade: fill.trade_id.clone(),
         traded_at: fill.venue_time,
         at: now,
     };
     (order.state, order.filled) = correction.now.clone();
+    order.trades.push(fill.trade_id.clone());
     order.evidence = Some(Evidence::LateTrade.kind().to_owned());
     order.venue_order_id.get_or_insert_with(|| fill.venue_order_id.to_string());
     report.corrections.push(correction.clone());
@@ -65,6 +78,7 @@ pub(crate) async fn reopen(
     shared: &Shared,
     (keeper, symbol): (&AccountKeeper, &Symbol),
     (expected, found): (Delta, Delta),
+    as_of: Timestamp,
     ours: Vec<Fill>,
 ) -> Delta {
     let now = shared.eyes.clock.now();
@@ -75,10 +89,11 @@ pub(crate) async fn reopen(
         if change.side() != left.side() || change.abs() > left.abs() {
             continue;
         }
-        let Some(correction) = shared.reports.correct(&fill, |report| corrected(report, &fill, now)) else {
-            continue;
-        };
-        explained = explained.plus(change).unwrap_or(explained);
+        let Ok(sum) = explained.plus(change) else { continue };
+        let Ok(position) = expected.plus(sum) else { continue };
+        let correct = |report: &mut OperationReport| corrected(report, &fill, position, (as_of, now));
+        let Some(correction) = shared.reports.correct(&fill, correct) else { continue };
+        explained = sum;
         keeper.explain(symbol, [fill.trade_id.clone()]);
         records.extend(shared.alerts.happened(condition(&correction), now));
         records.extend(records_of(&correction, fill));

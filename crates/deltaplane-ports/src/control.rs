@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId, Plan,
-    Price, Quantity, Ratio, Requester, Side, Symbol, Timestamp, TradingScope, TradingState, VenueId,
+    Price, Quantity, Ratio, Requester, Side, Symbol, Timestamp, TradeId, TradingScope, TradingState, VenueId,
 };
 
 use crate::budget::{BudgetView, Priority};
@@ -147,6 +147,25 @@ pub struct HedgeExecution {
     pub meta: RequestMeta,
 }
 
+impl HedgeExecution {
+    /// A request with the documented defaults: any account at least cost, slippage 0.005, 30 s, at once, the side that lowers
+    /// the symbol's net delta.
+    pub fn new(symbol: Symbol, accounts: Vec<AccountId>, amount: Quantity) -> Self {
+        Self {
+            symbol,
+            accounts,
+            amount,
+            side: None,
+            strategy: HedgeStrategy::default(),
+            max_slippage: Ratio::new(Decimal::from_i128_with_scale(5, 3)),
+            timeout: Duration::from_secs(30),
+            pacing: Pacing::default(),
+            dry_run: false,
+            meta: RequestMeta::default(),
+        }
+    }
+}
+
 /// How a hedge is spread over time. What takes stays within the slippage against the mid at the start, whatever the
 /// market did meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +251,24 @@ pub struct UtilizationRebalance {
     pub dry_run: bool,
     /// What came beside the body.
     pub meta: RequestMeta,
+}
+
+impl UtilizationRebalance {
+    /// A request with the documented defaults: tolerance 0.1, slippage 0.005, 30 s, no cap on what is traded, no more gross.
+    pub fn new(symbol: Symbol, accounts: Vec<AccountId>, target: Ratio) -> Self {
+        Self {
+            target,
+            accounts,
+            symbol,
+            tolerance: Ratio::new(Decimal::from_i128_with_scale(1, 1)),
+            max_amount: None,
+            allow_gross_increase: false,
+            max_slippage: Ratio::new(Decimal::from_i128_with_scale(5, 3)),
+            timeout: Duration::from_secs(30),
+            dry_run: false,
+            meta: RequestMeta::default(),
+        }
+    }
 }
 
 /// What kind of request an operation serves.
@@ -360,6 +397,10 @@ pub struct OrderReport {
     pub state: String,
     /// What traded.
     pub filled: Quantity,
+    /// The trades that tell so.
+    pub trades: Vec<TradeId>,
+    /// What of `filled` no trade tells: the venue's sum, or a person's word.
+    pub untold: Quantity,
     /// Average price of what traded.
     pub average_price: Option<Price>,
     /// Fees of what traded, quote; none where the price of an asset that paid one is not known.

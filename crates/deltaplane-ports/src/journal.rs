@@ -97,6 +97,12 @@ pub struct Correction {
     pub was: (String, Quantity),
     /// How it ended in truth.
     pub now: (String, Quantity),
+    /// By how much it moved the account's position, base units, signed.
+    pub change: Delta,
+    /// The position with it, by all that was known.
+    pub position: Delta,
+    /// When the venue was asked that showed it.
+    pub as_of: Timestamp,
     /// The trade that shows it.
     pub trade: TradeId,
     /// The venue's time of the trade.

@@ -314,7 +314,7 @@ fn set_aside_before(connection: &Connection, last: i64) -> rusqlite::Result<Opti
 
 /// Ties answers that a crash left open to the operation that the journal has, and gives back the keys of requests that
 /// never began. An operation that was named and is not in the journal did nothing, unless rows were taken out of it.
-fn settle_answers(connection: &Connection) -> rusqlite::Result<()> {
+pub(crate) fn settle_answers(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "UPDATE answers SET operation = coalesce(
              (SELECT payload ->> '$.operation' FROM journal

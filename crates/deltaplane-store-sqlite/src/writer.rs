@@ -187,6 +187,8 @@ impl State {
             let text = format!("rows {} to {} are lost", walk.last + 1, self.position);
             return Err(JournalError::Failed(text));
         }
+        // Requests whose answers could not be written.
+        open::settle_answers(&connection).map_err(|error| journal_error(&error))?;
         (self.connection, self.position, self.hash, self.failed) = (connection, walk.last, walk.hash, None);
         tracing::warn!(rows = self.position, "the disk has room again: the journal is written anew");
         Ok(())

@@ -100,7 +100,7 @@ fn name_of(host: &str) -> &str {
 
 /// Whether a name is this machine's or an address, which no web page can point elsewhere.
 fn is_local(name: &str) -> bool {
-    name == "localhost" || name.parse::<IpAddr>().is_ok()
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]

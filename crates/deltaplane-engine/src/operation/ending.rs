@@ -8,6 +8,7 @@ use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Delta, RefusalReason, Timestamp,
 };
 
+use super::rounds::ASK_AGAIN;
 use super::{Effect, Operation, Phase};
 use crate::alerts::Condition;
 use crate::control::{Ending, Goal};
@@ -208,8 +209,8 @@ impl Operation {
             _ if self.market_beyond_caps().is_some() && failed.code == Code::DeltaBeyondLimit => (
                 AlertSeverity::Critical,
                 format!(
-                    "operation {} stopped: the market left its price caps. {}; ask again with fresh prices",
-                    self.id, failed.error
+                    "operation {} stopped: the market left its price caps. {}; {}",
+                    self.id, failed.error, failed.solution
                 ),
             ),
             _ if traded && ran_away && failed.code == Code::DeltaBeyondLimit => (
@@ -336,10 +337,11 @@ impl Operation {
         if refused.is_empty() {
             let why = self.reason.clone().unwrap_or_default();
             let text = if why.is_empty() { missed } else { format!("{missed} ({why})") };
+            let usual = "raise maxSlippage, name more accounts, or try again later";
             return Some(failure(
                 Code::DeltaBeyondLimit,
                 text,
-                "raise maxSlippage, name more accounts, or try again later",
+                if self.market_beyond_caps().is_some() { ASK_AGAIN } else { usual },
             ));
         }
         let text = format!("{missed}; refused legs: {}", refused.join("; "));

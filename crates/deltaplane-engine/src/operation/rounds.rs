@@ -20,6 +20,9 @@ use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 use crate::snapshot::Snapshot;
 
+/// What to do where the market left the price caps.
+pub(super) const ASK_AGAIN: &str = "ask again: the caps then follow from the prices of that moment";
+
 impl Operation {
     pub(super) fn on_read(
         &mut self,
@@ -141,19 +144,11 @@ impl Operation {
             _ => control::decide(&round, anchor),
         };
         self.changes_left = control::changes_left(&round).unwrap_or_default();
-        let net_now = verdict.net();
-        let is_done = matches!(&verdict, Verdict::Done { ending, .. } if *ending != Ending::Stuck);
-        (self.net, self.base) = (net_now, (net_now, traded));
-        if let Some(beyond) = self.market_beyond_caps().filter(|_| !is_done) {
-            // The caps hold for the whole operation: waiting for the market to come back is no hedge.
-            let left = self.anchor.as_ref().and_then(|anchor| anchor.target.minus(net_now).ok());
-            let text = format!("{} is left to trade: {beyond}", left.unwrap_or_default().abs());
-            let remedy = "ask again: the caps then follow from the prices of that moment";
-            return self.fail(failure(Code::DeltaBeyondLimit, text, remedy), now, effects);
-        }
+        let net = verdict.net();
+        (self.net, self.base) = (net, (net, traded));
+        let verdict = self.told_of_the_caps(verdict);
         match verdict {
-            Verdict::Done { ending, reason, net } => {
-                (self.net, self.base) = (net, (net, traded));
+            Verdict::Done { ending, reason, .. } => {
                 self.note(now, reason.clone());
                 if self.has_more_clips() && ending != Ending::Stuck {
                     return self.next_clip(now, effects);
@@ -161,8 +156,7 @@ impl Operation {
                 (self.ending, self.reason) = (Some(ending), Some(reason));
                 self.finish(now, effects);
             }
-            Verdict::Refused { failure, plan, net } => {
-                (self.net, self.base) = (net, (net, traded));
+            Verdict::Refused { failure, plan, .. } => {
                 self.adjustment_needed = true;
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
                 if self.unwind_instead(now, effects) {
@@ -180,20 +174,55 @@ impl Operation {
                 }
                 self.fail(failure, now, effects);
             }
-            Verdict::Go { approved, net, unwinds } => {
-                (self.net, self.base) = (net, (net, traded));
+            // What was looked at is sent, and nothing beside it.
+            Verdict::Go { unwinds: false, .. } if self.has_carried_out_a_plan() => {
+                if self.unwind_instead(now, effects) {
+                    return;
+                }
+                self.ending = Some(Ending::Stuck);
+                self.reason = Some("the plan of planId traded in part: nothing beside it is sent".to_owned());
+                self.finish(now, effects);
+            }
+            Verdict::Go { approved, unwinds, .. } => {
                 self.unwinding |= unwinds;
                 self.begin(&approved, now, effects);
             }
         }
     }
 
+    /// Whether the legs of a remembered plan went out.
+    fn has_carried_out_a_plan(&self) -> bool {
+        self.spec.terms.remembered.is_some() && self.first_plan.is_some() && !self.unwinding
+    }
+
+    /// What is said where nothing more can be traded as the market left the price caps, in place of what the plan says.
+    fn told_of_the_caps(&self, verdict: Verdict) -> Verdict {
+        let Some(beyond) = self.market_beyond_caps() else { return verdict };
+        match verdict {
+            Verdict::Done { ending: Ending::Stuck, net, .. } => {
+                let reason = format!("the market left the price caps: {beyond}");
+                Verdict::Done { ending: Ending::Stuck, reason, net }
+            }
+            Verdict::Refused { failure: refused, plan, net } if refused.code == Code::DeltaBeyondLimit => {
+                let text = format!("{}: the market left the price caps: {beyond}", refused.error);
+                let refused = Failure { error: text, solution: ASK_AGAIN.to_owned(), ..*refused };
+                Verdict::Refused { failure: Box::new(refused), plan, net }
+            }
+            other => other,
+        }
+    }
+
     /// Where the best prices of all its accounts are beyond their price caps after orders went out: the market moved away,
     /// and the caps stay. None in the first round, where the caps follow from those prices.
     pub(super) fn market_beyond_caps(&self) -> Option<String> {
-        let anchor =
-            self.anchor.as_ref().filter(|_| !self.orders.is_empty() && !self.spec.goal.is_two_sided())?;
-        let side = anchor.target.minus(self.net).ok().filter(|left| !left.is_zero())?.side();
+        let is_one_sided = !self.orders.is_empty() && !self.spec.goal.is_two_sided();
+        let anchor = self.anchor.as_ref().filter(|_| is_one_sided)?;
+        let left = match self.spec.goal {
+            // A hedge trades its amount, whatever others do to net delta.
+            Goal::Hedge { .. } => anchor.target.minus(anchor.net).and_then(|all| all.minus(self.traded())),
+            _ => anchor.target.minus(self.net),
+        };
+        let side = left.ok().filter(|left| !left.is_zero())?.side();
         let mut beyond = Vec::new();
         for (id, (bid, ask)) in self.touch.iter().filter(|(id, _)| !self.excluded.contains(*id)) {
             let mid = anchor.arrival_mids.get(id)?;

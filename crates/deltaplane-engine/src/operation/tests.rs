@@ -135,6 +135,23 @@ impl Bench {
         config.limits.max_in_flight_delta = notional("300");
         let changes: BTreeMap<AccountId, Delta> =
             changes.iter().map(|(name, change)| (id(name), delta(change))).collect();
+        Self::with(changes.keys().cloned().collect(), Goal::Shift { changes }, config)
+    }
+
+    /// Brings one account to neutral, and is content with a deviation ratio.
+    fn controlling(max_deviation: &str) -> Self {
+        let goal = Goal::Delta {
+            target: Delta::ZERO,
+            max_deviation: ratio(max_deviation),
+            tolerance: ratio("0.01"),
+            hedge_to: deltaplane_ports::HedgeTo::Target,
+            on_shortfall: deltaplane_ports::OnShortfall::Refuse,
+            subset: false,
+        };
+        Self::with(vec![id("main")], goal, EngineConfig::new(btc(), IdKey::new(b"a key")))
+    }
+
+    fn with(accounts: Vec<AccountId>, goal: Goal, config: EngineConfig) -> Self {
         let rules = VenueRules {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
@@ -142,10 +159,10 @@ impl Bench {
             fences: false,
             counts_down: false,
         };
-        let rules = changes.keys().map(|id| (id.clone(), rules)).collect();
+        let rules = accounts.iter().map(|id| (id.clone(), rules)).collect();
         let spec = Spec {
-            accounts: changes.keys().cloned().collect(),
-            goal: Goal::Shift { changes },
+            accounts,
+            goal,
             symbol: btc(),
             max_slippage: ratio("0.005"),
             only_reduces: false,
@@ -170,11 +187,15 @@ impl Bench {
 
     /// Answers the reading that was asked for.
     fn shows(&mut self, positions: &[(&str, &str)]) {
+        self.reads(snapshot(positions));
+    }
+
+    fn reads(&mut self, snapshot: Snapshot) {
         let reading = self.effects.iter().find_map(|effect| match effect {
             Effect::Read { reading, .. } => Some(*reading),
             _ => None,
         });
-        self.step(Event::Read(reading.expect("a reading is asked for"), Ok(snapshot(positions))));
+        self.step(Event::Read(reading.expect("a reading is asked for"), Ok(snapshot)));
     }
 
     /// What is asked to be made durable, by account, signed; it then is, and is sent.
@@ -638,4 +659,37 @@ fn funding_is_expected_by_the_venues_own_interval() {
     assert_eq!(expected(4), notional("0.06"));
     assert_eq!(expected(8), notional("0.02"));
     assert_eq!(expected(1), notional("0.3"), "in 1, 2, ... 8 hours: 0.0001 + 7 x 0.0002");
+}
+
+/// Three of five were sold when the market fell by 3 % and left the cap of half a percent: two fifths are left.
+#[test]
+fn a_market_that_left_the_caps_is_told_where_what_is_left_is_too_much() {
+    for (max_deviation, is_enough) in [("0.5", true), ("0.1", false)] {
+        let mut bench = Bench::controlling(max_deviation);
+        bench.shows(&[("main", "5")]);
+        let first = bench.reserved();
+        assert_eq!(texts(&first), [("main -5", true)]);
+        bench.fills_part(&first[0].1, quantity("3"), OrderStatus::Expired);
+        let mut fallen = snapshot(&[("main", "2")]);
+        let facts = fallen.accounts.get_mut(&id("main")).unwrap();
+        let level = |text: &str| Level { price: price(text), quantity: quantity("100") };
+        let market = MarketView {
+            bids: vec![level("96.9")].into(),
+            asks: vec![level("97.1")].into(),
+            ..(*facts.market).clone()
+        };
+        facts.market = Arc::new(market);
+        bench.reads(fallen);
+        let report = bench.operation.report(bench.now);
+        assert_eq!(report.final_delta, Some(delta("2")));
+        assert!(report.reason.unwrap().contains("main trades at 96.9, beyond the cap 99.5"));
+        let alerts = bench.alerts();
+        if is_enough {
+            assert_eq!((report.failure, report.state, alerts), (None, OperationState::Succeeded, Vec::new()));
+        } else {
+            let failure = report.failure.unwrap();
+            assert_eq!((failure.code.number(), alerts), (1002, vec!["price-beyond-cap"]));
+            assert!(failure.solution.starts_with("ask again"), "{failure:?}");
+        }
+    }
 }
