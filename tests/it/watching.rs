@@ -213,8 +213,9 @@ async fn both_sides_shrink_before_an_account_is_liquidated() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
     let (world, _) = world(config()).await;
-    // Two orders, one after the other.
-    let limits = PolicyLimits { max_order_notional: Some(notional("3400")), ..PolicyLimits::default() };
+    // Four orders, one after the other: a trade that the stream does not tell keeps the account's state open for as long as
+    // five seconds, and only then its danger is seen.
+    let limits = PolicyLimits { max_order_notional: Some(notional("1700")), ..PolicyLimits::default() };
     let off = Policy {
         enabled: false,
         limits,
