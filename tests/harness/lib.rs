@@ -21,7 +21,7 @@ use deltaplane_ports::{
 use deltaplane_testkit::{MemoryJournal, delta, ratio};
 use deltaplane_types::{AccountId, Decimal, Symbol, Timestamp, parse_exact};
 use deltaplane_venue_binance::{BinanceConfig, HmacKey};
-use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig};
+use deltaplane_venue_sim::config::{AccountConfig, Exact, ExchangeConfig, KeyConfig};
 use deltaplane_venue_sim::{Dialect, Market, Running, SimClock, SimOptions};
 
 pub use waiting::{found, rounds, until, until_within};
@@ -64,6 +64,8 @@ pub struct Place {
     pub hedge_mode: bool,
     /// Whether its key may trade.
     pub can_trade: bool,
+    /// Another place whose key belongs to this account too.
+    pub second_key: Option<&'static str>,
     /// Delay of its exchange on each way.
     pub latency: Duration,
 }
@@ -79,6 +81,7 @@ impl Place {
             fee_burn: None,
             hedge_mode: false,
             can_trade: true,
+            second_key: None,
             latency: Duration::ZERO,
         }
     }
@@ -116,15 +119,18 @@ pub async fn exchange(place: &Place, market: Market) -> Running {
 
 /// The same with more accounts than the engine's.
 pub async fn exchange_with(place: &Place, market: Market, mut accounts: Vec<AccountConfig>) -> Running {
-    let key = format!("{}key", place.name.replace('-', ""));
+    let key_of = |name: &str| (format!("{}key", name.replace('-', "")), format!("{name}secret"));
+    let (key, secret) = key_of(place.name);
+    let second = place.second_key.map(key_of);
     let account = AccountConfig {
+        more_keys: second.map(|(api_key, secret)| KeyConfig { api_key, secret }).into_iter().collect(),
         wallet: exact(place.wallet),
         balances: place.balances.iter().map(|(asset, n)| ((*asset).to_owned(), exact(n))).collect(),
         fee_burn: place.fee_burn.map(exact),
         hedge_mode: place.hedge_mode,
         can_trade: place.can_trade,
         positions: BTreeMap::from([("BTCUSDT".to_owned(), exact(place.position))]),
-        ..AccountConfig::new(place.name, &key, &format!("{}secret", place.name))
+        ..AccountConfig::new(place.name, &key, &secret)
     };
     accounts.push(account);
     let config = ExchangeConfig::with_accounts(Dialect::Binance, accounts);

@@ -19,7 +19,7 @@ use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
     ExitView, Exits, FeedStatus, FenceOutcome, Finding, IdSource, Income, OpenOrder, OrderGateway, OrderName,
     OrderSighting, Pace, PnlQuery, Policy, PolicyStatus, PriceFeed, Priority, ReadError, StreamStatus,
-    TradingChange, VenueRules,
+    TradingChange, VenueAccount, VenueRules,
 };
 use deltaplane_testkit::{MemoryJournal, ratio};
 use deltaplane_tests::recording::{mids, recording};
@@ -151,6 +151,10 @@ impl AccountReader for Way {
 
     async fn preflight(&self, symbol: &Symbol, priority: Priority) -> Vec<Finding> {
         self.venue.preflight(symbol, priority).await
+    }
+
+    fn venue_account(&self) -> Option<VenueAccount> {
+        self.venue.venue_account()
     }
 }
 

@@ -12,7 +12,8 @@ use deltaplane_ports::{
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity, ratio};
 use deltaplane_tests::{
-    Place, WallClock, World, btc, config, engine, engine_with, exchanges, found, names, ready, until,
+    Place, WallClock, World, btc, config, engine, engine_through, engine_with, exchanges, found, names,
+    ready, until,
 };
 use deltaplane_types::{AccountId, Code, Decimal, OperationId, Side, Timestamp};
 use deltaplane_venue_sim::core::{Command, NewOrder, PositionSide};
@@ -767,4 +768,27 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
     assert!(failure.error.contains("is on another exchange than long"), "{failure:?}");
     let nobody = hedge(HedgeStrategy::SamePlatform, &["nobody".parse().unwrap()], "0.1");
     assert_eq!(world.engine.execute_hedge(nobody).await.unwrap_err().code, Code::InvalidAccount);
+}
+
+/// Two API keys of one account under two ids: every position would count twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_keys_of_one_account_are_both_kept_out_of_trading() {
+    let places = [Place { second_key: Some("twin"), ..Place::new("main", "0.5") }, Place::new("twin", "0")];
+    let exchanges = exchanges(&places).await;
+    // The key of the second account is one of the first account's.
+    let urls = [exchanges[0].rest(), exchanges[0].rest()];
+    let engine =
+        engine_through(&places, &exchanges, &urls, Arc::new(MemoryJournal::default()), config()).await;
+    for (account, twin) in [("main", "twin"), ("twin", "main")] {
+        let id = account.parse().unwrap();
+        let report = found("both accounts were read", async || {
+            let report = engine.preflight(&id).await.unwrap().unwrap();
+            report.findings.iter().any(|finding| finding.check == Check::Login).then_some(report)
+        })
+        .await;
+        let login = report.findings.iter().find(|finding| finding.check == Check::Login).unwrap();
+        assert!(!report.tradable);
+        assert_eq!(login.severity, Severity::Blocking);
+        assert_eq!(login.text, format!("{account} and {twin} are one account at the venue (main)"));
+    }
 }

@@ -4,6 +4,7 @@
 //! A failing seed prints the command that runs it again with its whole timeline.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
 
+mod decisions;
 mod episode;
 mod limits;
 mod oracle;
@@ -46,7 +47,7 @@ fn nothing_wrong_happens_and_everything_settles() {
     let (first, count) = (number("SIM_FIRST").unwrap_or(0), number("SIM_EPISODES").unwrap_or(EPISODES));
     let next = AtomicU64::new(first);
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-    let results: Vec<Vec<(u64, Outcome)>> = std::thread::scope(|scope| {
+    let results: Vec<Vec<(u64, Outcome, String)>> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..workers)
             .map(|_| {
                 scope.spawn(|| {
@@ -62,8 +63,9 @@ fn nothing_wrong_happens_and_everything_settles() {
                         if outcome.log != again.log {
                             outcome.violations.push(format!("I15, P8: two runs differ: {differs:?}"));
                         }
+                        let digest = decisions::digest(&outcome.log);
                         outcome.log = Vec::new();
-                        mine.push((seed, outcome));
+                        mine.push((seed, outcome, digest));
                     }
                 })
             })
@@ -74,7 +76,9 @@ fn nothing_wrong_happens_and_everything_settles() {
     let mut by_mode: BTreeMap<String, (u64, rust_decimal::Decimal)> = BTreeMap::new();
     let mut failed = String::new();
     let mut violations = 0;
-    for (seed, outcome) in results.into_iter().flatten() {
+    let mut digests = BTreeMap::new();
+    for (seed, outcome, digest) in results.into_iter().flatten() {
+        digests.insert(seed, digest);
         if !outcome.violations.is_empty() {
             violations += outcome.violations.len();
             if failed.len() < 20_000 {
@@ -111,6 +115,7 @@ fn nothing_wrong_happens_and_everything_settles() {
         );
     }
     assert!(failed.is_empty(), "{failed}");
+    decisions::compare(&digests);
 }
 
 /// One seed with its timeline.

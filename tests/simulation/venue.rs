@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Income, Journal,
     JournalError, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, Priority, ReadError,
-    Record, StoredRecord, StreamStatus, VenueRules,
+    Record, StoredRecord, StreamStatus, VenueAccount, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, FeedId, Fill, FillCause,
@@ -294,6 +294,10 @@ impl AccountReader for SimAccount {
 
     async fn preflight(&self, _: &Symbol, _: Priority) -> Vec<Finding> {
         vec![Finding::fine(Check::Permissions, "simulated")]
+    }
+
+    fn venue_account(&self) -> Option<VenueAccount> {
+        None
     }
 }
 

@@ -12,6 +12,7 @@ use crate::account_fold::{AccountFold, Mismatch, Outcome};
 use crate::changes::{ChangeListener, Changes};
 use crate::equity::EquityTrack;
 use crate::ids::IdKey;
+use crate::logins::Logins;
 use deltaplane_ports::{
     AccountEvent, AccountReader, Check, Clock, Finding, OpenOrder, Priority, ReadError, Severity,
 };
@@ -101,6 +102,8 @@ pub(crate) struct AccountKeeper {
     clock: Arc<dyn Clock>,
     /// Tells orders of ours from others.
     id_key: IdKey,
+    /// The venue's names of all accounts of the engine.
+    logins: Arc<Logins>,
     state: RwLock<State>,
     wake: Notify,
     /// One reading for a decision at a time: those who wait take its answer.
@@ -143,6 +146,7 @@ impl AccountKeeper {
         reader: Arc<dyn AccountReader>,
         clock: Arc<dyn Clock>,
         id_key: IdKey,
+        logins: Arc<Logins>,
     ) -> Self {
         Self {
             id,
@@ -151,6 +155,7 @@ impl AccountKeeper {
             reader,
             clock,
             id_key,
+            logins,
             state: RwLock::default(),
             wake: Notify::new(),
             reading: tokio::sync::Mutex::default(),
@@ -262,7 +267,9 @@ impl AccountKeeper {
             let found = || match &state.findings {
                 None => Some("it was not checked yet".to_owned()),
                 Some(findings) => {
-                    let blocking = findings.iter().filter(|finding| finding.severity >= Severity::Unknown);
+                    let login = self.logins.check(&self.id);
+                    let blocking = findings.iter().chain(&login);
+                    let blocking = blocking.filter(|finding| finding.severity >= Severity::Unknown);
                     let texts: Vec<String> =
                         blocking.map(|f| format!("{}: {}; {}", f.check, f.text, f.remedy)).collect();
                     (!texts.is_empty()).then(|| texts.join("; "))
@@ -285,11 +292,13 @@ impl AccountKeeper {
 
     /// Looks at everything that decides whether the account may trade, and keeps what was found.
     pub(crate) async fn preflight(&self, symbol: &Symbol) -> Vec<Finding> {
-        let findings = self.reader.preflight(symbol, Priority::Sync).await;
+        let mut findings = self.reader.preflight(symbol, Priority::Sync).await;
+        self.logins.note(&self.id, self.reader.venue_account());
         self.write(|state| {
             let before = state.findings.take().unwrap_or_default();
             state.findings = Some(merged(before, findings.clone()));
         });
+        findings.extend(self.logins.check(&self.id));
         findings
     }
 
@@ -736,7 +745,9 @@ mod tests {
         let clock = Arc::new(TestClock::default());
         let (id, venue) = ("main".parse().unwrap(), "main".parse().unwrap());
         let key = IdKey::new(b"tests");
-        let keeper = AccountKeeper::new(id, venue, "binance".to_owned(), Arc::new(reader), clock, key);
+        let logins = Arc::default();
+        let keeper =
+            AccountKeeper::new(id, venue, "binance".to_owned(), Arc::new(reader), clock, key, logins);
         let error = keeper.refresh(Priority::Sync).await.unwrap_err().to_string();
         assert!(error.contains("tells of the account other, not of main"), "{error}");
         assert!(keeper.newest().is_none());
@@ -772,6 +783,7 @@ mod tests {
             Arc::new(reader),
             clock,
             IdKey::new(b"tests"),
+            Arc::default(),
         ));
         tokio::spawn(keeper.clone().keep());
         (keeper, readings, events)

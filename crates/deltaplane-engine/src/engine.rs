@@ -33,6 +33,7 @@ use crate::feeds::FeedBoard;
 use crate::gate::{DryRun, GateParts, OrderGate};
 use crate::guard::{self, DeadMan};
 use crate::lanes::{Lanes, Rank};
+use crate::logins::Logins;
 use crate::losses::{self, Losses};
 use crate::monitor;
 use crate::operation::{Event, Operation};
@@ -189,14 +190,15 @@ impl Engine {
         let board = FeedBoard::new(feeds.iter().map(|feed| feed.id().clone()).collect());
         let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> =
             feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
+        let logins = Arc::new(Logins::default());
         let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for account in accounts {
             if !feeds.contains_key(&account.feed) {
                 return Err(StartError::UnknownFeed { account: account.id, feed: account.feed });
             }
             let AccountParts { id, venue, exchange, reader, gateway, feed } = account;
-            let keeper =
-                AccountKeeper::new(id.clone(), venue, exchange, reader, clock.clone(), config.id_key.clone());
+            let (clock, key, logins) = (clock.clone(), config.id_key.clone(), logins.clone());
+            let keeper = AccountKeeper::new(id.clone(), venue, exchange, reader, clock, key, logins);
             if keepers.insert(id.clone(), Arc::new(keeper)).is_some() {
                 return Err(StartError::RepeatedAccount(id));
             }

@@ -32,6 +32,7 @@ mod history;
 mod holdings;
 mod ids;
 mod lanes;
+mod logins;
 mod losses;
 mod mapping;
 mod monitor;

@@ -43,7 +43,7 @@ pub use time::{Clock, IdSource};
 pub use venue::{
     AccountEvent, AccountReader, AccountTotals, BalanceCause, CancelOutcome, Capabilities, FeedStatus,
     FenceOutcome, OpenOrder, OrderEntry, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError,
-    StreamStatus, VenueRules, WalletChange,
+    StreamStatus, VenueAccount, VenueRules, WalletChange,
 };
 
 #[cfg(feature = "mock")]

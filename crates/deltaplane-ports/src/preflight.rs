@@ -23,6 +23,8 @@ pub enum Check {
     Deposit,
     /// Money that stands behind positions.
     Collateral,
+    /// Whether another account of the configuration is the same account at the venue.
+    Login,
 }
 
 impl fmt::Display for Check {
@@ -35,6 +37,7 @@ impl fmt::Display for Check {
             Self::Agent => "agent",
             Self::Deposit => "deposit",
             Self::Collateral => "collateral",
+            Self::Login => "login",
         })
     }
 }

@@ -274,6 +274,15 @@ pub struct Pace {
     pub audit: Duration,
 }
 
+/// The venue's own name of an account, with the place that the name belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VenueAccount {
+    /// Where the venue is asked: names are unique there.
+    pub venue: String,
+    /// The account's number, code or address.
+    pub name: String,
+}
+
 /// Reads one account.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
@@ -314,9 +323,13 @@ pub trait AccountReader: Send + Sync {
     /// How often the account may be read in the background without spending the venue's budget.
     fn pace(&self) -> Pace;
 
-    /// Looks at everything that decides whether the account may trade a symbol. What cannot be asked is a
-    /// blocking finding.
+    /// Checks everything that decides whether the account may trade a symbol. A question that the venue does not
+    /// answer is a blocking finding.
     async fn preflight(&self, symbol: &Symbol, priority: Priority) -> Vec<Finding>;
+
+    /// The venue's own name of the account, as the newest preflight read it: equal for two keys of one account.
+    /// None if the venue did not tell it.
+    fn venue_account(&self) -> Option<VenueAccount>;
 }
 
 /// Places, cancels and finds orders of one account on one venue.

@@ -51,6 +51,7 @@ pub static DIALECT: Dialect = Dialect {
         funding_info: "/fapi/v1/fundingInfo",
         funding_rate: "/fapi/v1/fundingRate",
         account: "/fapi/v3/account",
+        balance: "/fapi/v3/balance",
         position_risk: "/fapi/v3/positionRisk",
         position_mode: "/fapi/v1/positionSide/dual",
         symbol_config: Some("/fapi/v1/symbolConfig"),

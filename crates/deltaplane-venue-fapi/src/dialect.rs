@@ -79,6 +79,8 @@ pub struct Paths {
     pub funding_rate: &'static str,
     /// Wallet, margin and positions of one moment.
     pub account: &'static str,
+    /// Balances by asset, with the account's code.
+    pub balance: &'static str,
     /// Entry and liquidation prices.
     pub position_risk: &'static str,
     /// One-way or hedge mode.

@@ -275,6 +275,10 @@ impl Rest {
         self.private(self.dialect.paths.account, &[], (priority, 5)).await
     }
 
+    pub(crate) async fn balances(&self, priority: Priority) -> Result<Rows<wire::Balance>, RestError> {
+        self.private(self.dialect.paths.balance, &[], (priority, 5)).await
+    }
+
     pub(crate) async fn position_risk(
         &self,
         priority: Priority,

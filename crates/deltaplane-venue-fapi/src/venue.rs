@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Seldom, StreamProof, WeightBudget};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
-    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueRules,
-    table_prefix,
+    OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueAccount,
+    VenueRules, table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -73,6 +73,8 @@ pub struct FapiVenue {
     events: broadcast::Sender<AccountEvent>,
     proof: Arc<StreamProof>,
     details: RwLock<(Timestamp, Vec<PositionRisk>)>,
+    /// The account's code at the venue, as the newest preflight read it.
+    code: Mutex<Option<String>>,
     /// The nonces of the newest orders, oldest first.
     nonces: Mutex<Vec<(ClientOrderId, i64)>>,
     _tasks: JoinSet<()>,
@@ -148,6 +150,7 @@ impl FapiVenue {
             events,
             proof,
             details: RwLock::default(),
+            code: Mutex::default(),
             nonces: Mutex::default(),
             _tasks: tasks,
         })
@@ -452,6 +455,11 @@ impl AccountReader for FapiVenue {
                 found.extend(check_isolated_sides(&account));
             }
         }
+        // The code only tells two keys of one account: a venue that does not answer this blocks nothing.
+        if let Ok(rows) = self.rest.balances(priority).await {
+            let code = rows.read.into_iter().map(|row| row.account_alias).find(|code| !code.is_empty());
+            *self.code.lock().unwrap_or_else(PoisonError::into_inner) = code;
+        }
         found.push(match self.rest.account_rights(priority).await {
             Ok(rights) => check_rights(&rights),
             Err(error) => cannot_ask(Check::Permissions, error),
@@ -489,6 +497,11 @@ impl AccountReader for FapiVenue {
             Err(error) => Finding::untold(Check::Margin, &error),
         });
         found
+    }
+
+    fn venue_account(&self) -> Option<VenueAccount> {
+        let code = self.code.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(VenueAccount { venue: self.rest.base.clone(), name: code })
     }
 }
 

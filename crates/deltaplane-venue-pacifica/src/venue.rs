@@ -10,7 +10,7 @@ use deltaplane_net::{Backoff, ClockOffset, HttpTransport, Rows, Seldom, Spent, S
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
     IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
-    VenueRules, table_prefix,
+    VenueAccount, VenueRules, table_prefix,
 };
 use deltaplane_types::{
     AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
@@ -719,6 +719,10 @@ impl AccountReader for PacificaVenue {
             Err(error) => Finding::untold(Check::Margin, &error),
         });
         found
+    }
+
+    fn venue_account(&self) -> Option<VenueAccount> {
+        Some(VenueAccount { venue: self.rest.base.clone(), name: self.key.account().to_owned() })
     }
 }
 

@@ -129,6 +129,16 @@ impl SymbolConfig {
     }
 }
 
+/// One more API key of an account.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyConfig {
+    /// The key.
+    pub api_key: String,
+    /// Its secret.
+    pub secret: String,
+}
+
 /// One account.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +152,9 @@ pub struct AccountConfig {
     /// The key's secret.
     #[serde(default)]
     pub secret: String,
+    /// Further keys of the same account.
+    #[serde(default, rename = "key")]
+    pub more_keys: Vec<KeyConfig>,
     /// Its address: of the wallet on Aster (`0x…`), its public key on Pacifica (base58).
     #[serde(default)]
     pub address: String,
@@ -246,6 +259,7 @@ impl AccountConfig {
         Self {
             id: id.to_owned(),
             api_key: api_key.to_owned(),
+            more_keys: Vec::new(),
             secret: secret.to_owned(),
             address: String::new(),
             agents: Vec::new(),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use deltaplane_ports::{
     AccountEvent, AccountReader, BalanceCause, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome,
     Finding, Income, IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed,
-    Priority, ReadError, StreamStatus, VenueRules, WalletChange,
+    Priority, ReadError, StreamStatus, VenueAccount, VenueRules, WalletChange,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fee, FeedId, Fill, FillCause,
@@ -381,6 +381,10 @@ impl AccountReader for InProcessVenue {
 
     async fn preflight(&self, _: &Symbol, _: Priority) -> Vec<Finding> {
         vec![Finding::fine(Check::Permissions, "an exchange in process has no keys")]
+    }
+
+    fn venue_account(&self) -> Option<VenueAccount> {
+        None
     }
 }
 

@@ -162,8 +162,14 @@ impl Sim {
         let keys = config
             .accounts
             .iter()
-            .filter(|account| !account.api_key.is_empty())
-            .map(|account| (account.api_key.clone(), (account.id.clone(), account.secret.clone())))
+            .flat_map(|account| {
+                let first = (&account.api_key, &account.secret);
+                let more = account.more_keys.iter().map(|key| (&key.api_key, &key.secret));
+                std::iter::once(first)
+                    .chain(more)
+                    .filter(|(key, _)| !key.is_empty())
+                    .map(|(key, secret)| (key.clone(), (account.id.clone(), secret.clone())))
+            })
             .collect();
         let mut rules = options.dialect.rules();
         rules.post_only_expires &= !options.switches.post_only_refused;

@@ -305,6 +305,15 @@ pub struct AssetBalance {
     pub wallet_balance: Number,
 }
 
+/// One row of `GET /fapi/v3/balance`, as far as it is used.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Balance {
+    /// The account's unique code; empty for accounts that are not in use.
+    #[serde(default)]
+    pub account_alias: String,
+}
+
 /// One row of `GET /fapi/v1/fundingRate`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

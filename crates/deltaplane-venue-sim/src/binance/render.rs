@@ -242,14 +242,14 @@ pub(crate) fn balance(exchange: &Exchange, account: &Account, now: i64) -> Value
     let (_, _, _, unrealized) = exchange.margin(account);
     let available = exchange.available(account);
     let mut rows = vec![json!({
-        "accountAlias": "SgsR", "asset": "USDT", "balance": text(account.wallet),
+        "accountAlias": account.id, "asset": "USDT", "balance": text(account.wallet),
         "crossWalletBalance": text(account.wallet), "crossUnPnl": text(unrealized),
         "availableBalance": text(usable(exchange, account, available, "USDT", available)),
         "maxWithdrawAmount": text(available.min(account.wallet).max(Decimal::ZERO)), "marginAvailable": true, "updateTime": now,
     })];
     rows.extend(account.assets.iter().map(|(asset, held)| {
         json!({
-            "accountAlias": "SgsR", "asset": asset, "balance": text(*held), "crossWalletBalance": text(*held),
+            "accountAlias": account.id, "asset": asset, "balance": text(*held), "crossWalletBalance": text(*held),
             "crossUnPnl": "0", "availableBalance": text(usable(exchange, account, available, asset, *held)),
             "maxWithdrawAmount": text(*held), "marginAvailable": true,
             "updateTime": now,

@@ -7,6 +7,7 @@ mod auth;
 pub(crate) mod credits;
 mod errors;
 pub(crate) mod events;
+mod history;
 pub(crate) mod keys;
 mod operations;
 mod render;

@@ -286,6 +286,14 @@ pub(super) fn past_trade(trade: &Trade, order: Option<&Order>, entry: Decimal) -
     })
 }
 
+/// A row of `/trades`: it has no id and names no account.
+pub(super) fn public_trade(trade: &Trade) -> Value {
+    json!({
+        "event_type": "fulfill_taker", "price": dec(trade.price), "amount": dec(trade.quantity),
+        "side": trade_side(trade, opened(trade)), "cause": cause(trade.cause), "created_at": trade.time,
+    })
+}
+
 /// A row of the channel `account_order_updates`.
 pub(super) fn order_update(order: &Order, last_price: Decimal, event: &str, address: &str, li: u64) -> Value {
     json!({

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::credits::Standing;
 use super::errors::Refused;
-use super::{auth, operations, render};
+use super::{auth, history, operations, render};
 use crate::config::{OddList, OddRow};
 use crate::core::{Account, Exchange};
 use crate::fault::{Answering, around};
@@ -20,7 +20,7 @@ use crate::sim::{Sim, lock};
 
 const PREFIX: &str = "/api/v1";
 
-type Query = BTreeMap<String, String>;
+pub(super) type Query = BTreeMap<String, String>;
 
 /// Answers one request.
 pub(crate) async fn handle(
@@ -192,14 +192,14 @@ fn create_subaccount(sim: &Sim, body: &str) -> Result<Value, Refused> {
     Ok(envelope(sim, Value::Null))
 }
 
-fn need<'a>(query: &'a Query, name: &str) -> Result<&'a str, Refused> {
+pub(super) fn need<'a>(query: &'a Query, name: &str) -> Result<&'a str, Refused> {
     query.get(name).map(String::as_str).ok_or_else(|| {
         Refused::new(400, format!("Failed to deserialize query string: missing field `{name}`"))
     })
 }
 
 /// Reads an account by its public key; anybody may.
-fn of_account<T>(
+pub(super) fn of_account<T>(
     sim: &Sim,
     query: &Query,
     read: impl FnOnce(&Exchange, &Account) -> T,
@@ -256,10 +256,9 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
             book.map(|book| envelope(sim, book))
                 .ok_or_else(|| Refused::new(404, format!("Book not found: {symbol}")))
         }
-        "/trades" | "/kline" | "/kline/mark" => {
-            need(query, "symbol")?;
-            Ok(with_last_id(sim, json!([])))
-        }
+        "/trades" => Ok(with_last_id(sim, history::public_trades(sim, query)?.into())),
+        "/kline" => Ok(envelope(sim, history::candles(sim, query, false)?.into())),
+        "/kline/mark" => Ok(envelope(sim, history::candles(sim, query, true)?.into())),
         "/funding_rate/history" => funding_rates(sim, query),
         "/account" => {
             of_account(sim, query, |x, holder| render::account(x, holder, now)).map(|d| envelope(sim, d))
@@ -300,7 +299,8 @@ fn read(sim: &Sim, path: &str, query: &Query) -> Result<Value, Refused> {
         }
         "/trades/history" => trades(sim, query),
         "/funding/history" => funding(sim, query),
-        "/portfolio" | "/account/balance/history" => {
+        "/portfolio" => Ok(envelope(sim, history::portfolio(sim, query)?.into())),
+        "/account/balance/history" => {
             of_account(sim, query, |_, _| ())?;
             page(Vec::new(), query)
         }
