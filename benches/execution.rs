@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use deltaplane_engine::{IdKey, OrderIdParts};
 use deltaplane_ports::{
-    Clock as _, ControlPlane as _, HedgeExecution, IntentRecord, Journal, KillSwitch, OutcomeRecord, Pacing,
-    PlannedLeg, Record, RequestMeta,
+    Clock as _, ControlPlane as _, HedgeExecution, IntentRecord, Journal, KillSwitch, OperationState,
+    OutcomeRecord, Pacing, PlannedLeg, Record, RequestMeta,
 };
 use deltaplane_store_sqlite::SqliteStore;
 use deltaplane_testkit::{MemoryJournal, delta, price, quantity, ratio};
@@ -224,7 +224,9 @@ fn operation(number: u64) -> Vec<Record> {
         },
         Record::OperationClosed {
             operation: id,
-            state: "succeeded".to_owned(),
+            state: OperationState::Succeeded,
+            code: None,
+            preempted_by: None,
             summary: "hedged".to_owned(),
             positions: [(account, delta("0"))].into(),
             read_at: at,

@@ -9,7 +9,7 @@ use deltaplane_ports::{Alert, AlertChange, Clock, ControlPlane as _, Record};
 use deltaplane_store_sqlite::SqliteStore;
 use deltaplane_testkit::MemoryJournal;
 use deltaplane_tests::{Place, WallClock, World};
-use deltaplane_types::{AlertKind, AlertSeverity, Decimal, Timestamp};
+use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Decimal, Timestamp};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -86,7 +86,7 @@ fn alerts(count: u32) -> Vec<Record> {
         alert: Alert {
             id: format!("note-{index}"),
             kind: AlertKind::System,
-            topic: "journal".to_owned(),
+            topic: AlertTopic::Journal,
             severity: if index.is_multiple_of(10) { AlertSeverity::Critical } else { AlertSeverity::Warn },
             account: None,
             symbol: Some(format!("S{index}-USD").parse().expect("a symbol")),
@@ -106,7 +106,7 @@ async fn main() {
     let places = vec![Place::new("main", "0.5"), Place::new("hedge", "-0.25"), Place::new("backup", "0")];
     let world = World::start(places, Arc::new(MemoryJournal::with(alerts(ALERTS)))).await;
     let World { engine, exchanges, .. } = world;
-    let standing = engine.alerts().await.iter().filter(|alert| alert.topic == "journal").count();
+    let standing = engine.alerts().await.iter().filter(|alert| alert.topic == AlertTopic::Journal).count();
     assert_eq!(standing, usize::try_from(ALERTS).expect("a thousand"));
     let folder = tempfile::tempdir().expect("a folder");
     let clock: Arc<dyn Clock> = Arc::new(WallClock);

@@ -182,7 +182,7 @@ pub fn config() -> EngineConfig {
     EngineConfig {
         limits: Limits { max_orders_per_minute: 100_000, ..config.limits },
         // Longer than a proof takes with the short windows here: what shrinks in doubt has tests of its own.
-        freeze_for: Duration::from_secs(4),
+        unresolved_hold: Duration::from_secs(4),
         ..config
     }
 }

@@ -35,7 +35,7 @@ async fn f17_a_refusal_as_a_duplicate_means_that_the_order_is_there() {
     let report = world.control(world.to_flat()).await;
     assert_eq!((report.failure.clone(), world.true_net()), (None, Decimal::ZERO), "{report:?}");
     assert_eq!((report.orders.len(), world.orders_at(0)), (1, 1), "one order, sent once");
-    assert_eq!(report.orders[0].state, "filled");
+    assert_eq!(report.orders[0].state.as_str(), "filled");
 }
 
 /// A warm restart that made the strategy believe that it was flat.
@@ -76,7 +76,7 @@ async fn an_accepted_order_is_not_forgotten_while_its_venue_cannot_be_reached() 
     sim.clear_faults();
     until("it is settled", async || {
         let report = world.engine.operation(&report.id).await.unwrap();
-        report.orders[0].state == "filled" && report.orders[0].filled == quantity("0.25")
+        report.orders[0].state.as_str() == "filled" && report.orders[0].filled == quantity("0.25")
     })
     .await;
     assert_eq!((world.true_net(), world.orders_at(0)), (Decimal::ZERO, 1));
@@ -134,9 +134,9 @@ async fn f62_what_the_kill_switch_could_not_cancel_is_canceled_when_the_venue_an
     assert_eq!((failed, open_at_long(&world).len()), (vec!["long"], 1));
     let stands = async || {
         let alerts = world.engine.alerts().await;
-        alerts
-            .iter()
-            .any(|alert| alert.topic == "kill-switch-cancel" && alert.severity == AlertSeverity::Critical)
+        alerts.iter().any(|alert| {
+            alert.topic.as_str() == "kill-switch-cancel" && alert.severity == AlertSeverity::Critical
+        })
     };
     assert!(stands().await);
     world.exchanges[0].sim().clear_faults();

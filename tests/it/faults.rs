@@ -312,8 +312,8 @@ async fn f14_f15_f16_late_executions_are_found_and_never_doubled() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f16_an_order_that_stays_hidden_is_frozen_and_never_denied() {
     // The other exchange gives its trades the same numbers: they explain nothing here.
-    for (shrink_in_doubt, orders, net) in [(false, 1, "0"), (true, 2, "-0.125")] {
-        let config = EngineConfig { shrink_in_doubt, ..config() };
+    for (shrink_while_unresolved, orders, net) in [(false, 1, "0"), (true, 2, "-0.125")] {
+        let config = EngineConfig { shrink_while_unresolved, ..config() };
         let (world, journal) = world_with(places(), config).await;
         let hidden = Fault::new(refused(-2013, "Order does not exist."), 100_000).on("GET", "/fapi/v1/order");
         let silent = Fault::new(FaultKind::DropUserEvents { event: None }, 100_000);
@@ -327,7 +327,10 @@ async fn f16_an_order_that_stays_hidden_is_frozen_and_never_denied() {
         .await;
         let report = world.engine.operation(&started.id).await.unwrap();
         // The book may give what shrinks in more than one order.
-        assert!(report.orders.len() >= orders && (shrink_in_doubt || report.orders.len() == 1), "{report:?}");
+        assert!(
+            report.orders.len() >= orders && (shrink_while_unresolved || report.orders.len() == 1),
+            "{report:?}"
+        );
         assert_eq!(report.orders.len(), at_exchanges(&world), "{report:?}");
         assert_eq!((report.orders[0].state.as_str(), world.true_net()), ("frozen", delta(net).value()));
         let note = report.orders[0].note.as_ref().unwrap();
@@ -449,7 +452,7 @@ async fn f34_a_venue_whose_price_is_off_takes_no_order_that_adds() {
 async fn f39_while_an_order_is_in_doubt_the_worst_case_is_made_smaller_elsewhere() {
     // Long 0.6 on one account; its sale is lost. Another long account halves what can be wrong.
     let places = vec![Place::new("long", "0.6"), Place::new("second", "0.6"), Place::new("short", "-0.6")];
-    let config = EngineConfig { freeze_for: Duration::from_millis(500), ..config() };
+    let config = EngineConfig { unresolved_hold: Duration::from_millis(500), ..config() };
     let (world, _) = world_with(places, config).await;
     for index in [0, 1] {
         world.exchanges[index].sim().inject(on_orders(uncertain(), 1));
@@ -519,11 +522,11 @@ async fn f41_an_order_that_trades_too_much_freezes_its_lane_until_a_person_decid
     let report = world.control(world.to_flat()).await;
     assert_eq!(report.state, OperationState::Frozen, "{report:?}");
     let alerts = world.engine.alerts().await;
-    let frozen = alerts.iter().find(|alert| alert.topic == "frozen-order").expect("an alert");
+    let frozen = alerts.iter().find(|alert| alert.topic.as_str() == "frozen-order").expect("an alert");
     assert_eq!(frozen.severity, AlertSeverity::Critical);
     let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
     assert_eq!(busy.code, Code::Conflict);
-    let order = report.orders.iter().find(|order| order.state == "frozen").unwrap();
+    let order = report.orders.iter().find(|order| order.state.as_str() == "frozen").unwrap();
     let resolve = |filled: &str| ResolveOrder {
         operation: report.id.clone(),
         client_order_id: order.client_order_id.clone(),
@@ -543,7 +546,7 @@ async fn f41_an_order_that_trades_too_much_freezes_its_lane_until_a_person_decid
         .iter()
         .any(|record| format!("{record:?}").contains("Person(\"ann, seen at the venue\")"));
     assert!(person, "the decision is in the journal");
-    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "frozen-order"));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "frozen-order"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -597,7 +600,7 @@ async fn f42_f43_what_others_do_is_named_told_and_folded_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f42_the_surviving_leg_is_shrunk_where_the_configuration_says_so() {
     let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
-    let config = EngineConfig { shrink_after_loss: true, ..config() };
+    let config = EngineConfig { shrink_after_forced_close: true, ..config() };
     let (world, _) = world_with(places, config).await;
     deleverage(&world, "0.2");
     until("the long side is shrunk", async || world.true_net().is_zero()).await;
@@ -607,7 +610,7 @@ async fn f42_the_surviving_leg_is_shrunk_where_the_configuration_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f42_a_loss_that_a_policy_followed_is_not_followed_again() {
     let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
-    let config = EngineConfig { shrink_after_loss: true, ..config() };
+    let config = EngineConfig { shrink_after_forced_close: true, ..config() };
     let (world, journal) = world_with(places, config).await;
     let policy = prompt_policy(world.accounts.clone());
     world.engine.put_policy(policy).await.unwrap();
@@ -638,7 +641,7 @@ fn held(world: &World, index: usize) -> Delta {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f42_a_loss_that_a_hedge_finds_is_followed_when_the_hedge_ends() {
     let places = vec![Place::new("long", "0.5"), Place::new("short", "-0.5")];
-    let config = EngineConfig { shrink_after_loss: true, ..config() };
+    let config = EngineConfig { shrink_after_forced_close: true, ..config() };
     let (world, journal) = world_with(places, config).await;
     world.exchanges[0].sim().inject(on_orders(FaultKind::Delay { millis: 600 }, 1));
     // The stream would tell sooner than the answer.
@@ -676,7 +679,7 @@ async fn f42_a_loss_that_an_earlier_run_saw_is_followed_once() {
     until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
     let World { exchanges, engine: old, accounts } = world;
     drop(old);
-    let shrinking = EngineConfig { shrink_after_loss: true, ..config() };
+    let shrinking = EngineConfig { shrink_after_forced_close: true, ..config() };
     let restart = async |journal: &Arc<MemoryJournal>| {
         let journal = Arc::new(MemoryJournal::with(journal.records()));
         let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
@@ -776,7 +779,11 @@ async fn f57_an_old_journal_halts_everything_until_a_person_accepts_it() {
     let restarted = engine(&places(), &exchanges, journal.clone()).await;
     until("it is seen", async || restarted.system().await.trading.state == TradingState::Halted).await;
     let alerts = restarted.alerts().await;
-    assert!(alerts.iter().any(|alert| alert.topic == "journal" && alert.severity == AlertSeverity::Critical));
+    assert!(
+        alerts
+            .iter()
+            .any(|alert| alert.topic.as_str() == "journal" && alert.severity == AlertSeverity::Critical)
+    );
     let world = World { exchanges, engine: restarted, accounts };
     let push = DeltaControl { target: delta("0.2"), ..world.to_flat() };
     let failure = match world.engine.control_delta(push.clone()).await {
@@ -836,7 +843,7 @@ async fn f62_the_kill_switch_holds_at_once_and_over_a_restart_and_lets_reduction
     let cleared = KillSwitch { engaged: false, reason: "out".to_owned(), cancel_open_orders: false };
     world.engine.kill_switch(cleared).await.unwrap();
     assert_eq!(world.control(add).await.failure, None);
-    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "kill-switch"));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "kill-switch"));
 }
 
 /// A journal that holds intents back until it is let.

@@ -104,7 +104,7 @@ async fn a_side_that_cannot_follow_holds_the_other_and_somebody_is_told() {
     let sold: Vec<_> = intents(&journal).into_iter().filter(|i| i.order.account.as_str() == "long").collect();
     assert_eq!(sold.len(), 1, "{sold:?}");
     let alerts = world.engine.alerts().await;
-    let alone = alerts.iter().find(|alert| alert.topic == "one-legged").expect("an alert");
+    let alone = alerts.iter().find(|alert| alert.topic.as_str() == "leg-unhedged").expect("an alert");
     assert_eq!(alone.severity, AlertSeverity::Critical);
     assert!(alone.message.contains(&report.final_delta.unwrap().to_string()), "{alone:?}");
     // The venue takes orders again: the same request closes the rest, and the alert goes.
@@ -112,7 +112,7 @@ async fn a_side_that_cannot_follow_holds_the_other_and_somebody_is_told() {
     let report = flatten(&world, everything(&world)).await;
     assert_eq!(report.failure, None, "{report:#?}");
     assert!(positions(&world).iter().all(Decimal::is_zero), "{:?}", positions(&world));
-    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "one-legged"));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "leg-unhedged"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -126,7 +126,7 @@ async fn another_account_of_the_side_takes_what_one_refuses() {
     let expected: Vec<Decimal> = ["0.3", "0", "-0.3"].iter().map(|n| n.parse().unwrap()).collect();
     assert_eq!(held, expected, "{report:#?}");
     assert_eq!(report.failure.unwrap().code, Code::HedgeFailed);
-    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "one-legged"));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "leg-unhedged"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,7 +164,7 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
     assert!(intents(&journal).len() <= 3, "{report:#?}");
     let told = async || {
         let alerts = world.engine.alerts().await;
-        alerts.iter().any(|alert| alert.topic == "not-flat" && alert.symbol == Some(btc()))
+        alerts.iter().any(|alert| alert.topic.as_str() == "flatten-incomplete" && alert.symbol == Some(btc()))
     };
     // Its last order may be in doubt until the venue answers again; then it ends, and not flat.
     world.exchanges[2].sim().clear_faults();
@@ -218,7 +218,7 @@ async fn f51_a_crash_between_the_two_sides_is_found_at_the_next_start() {
     let settled = restarted.operation(&report.id).await.unwrap();
     assert_eq!(settled.state, OperationState::Interrupted, "{settled:?}");
     let alerts = restarted.alerts().await;
-    let alone = alerts.iter().find(|alert| alert.topic == "one-legged").expect("an alert");
+    let alone = alerts.iter().find(|alert| alert.topic.as_str() == "leg-unhedged").expect("an alert");
     assert_eq!(alone.severity, AlertSeverity::Critical);
 }
 

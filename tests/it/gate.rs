@@ -254,8 +254,14 @@ async fn a_venue_that_refuses_order_after_order_takes_no_more_that_add() {
     assert_eq!(trading_of().await, TradingState::Running, "one refusal is no row");
     assert_eq!(world.control(short("short")).await.state, OperationState::Failed);
     until("it trips", async || trading_of().await == TradingState::ReduceOnly).await;
-    let alert =
-        world.engine.alerts().await.iter().find(|alert| alert.topic == "breaker-refusals").cloned().unwrap();
+    let alert = world
+        .engine
+        .alerts()
+        .await
+        .iter()
+        .find(|alert| alert.topic.as_str() == "breaker-refusals")
+        .cloned()
+        .unwrap();
     assert_eq!(alert.account, Some(account("short")));
     assert!(alert.message.contains("refused 2 orders in a row"), "{}", alert.message);
     // Nothing reaches the venue any more that adds; what reduces does.
@@ -267,7 +273,7 @@ async fn a_venue_that_refuses_order_after_order_takes_no_more_that_add() {
     assert_eq!(out.report.await.unwrap().state, OperationState::Succeeded);
     assert_eq!(held(&world, 1), delta("0"));
     say(&world, TradingScope::Account(account("short")), TradingState::Running).await;
-    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "breaker-refusals"));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "breaker-refusals"));
     assert_eq!(world.control(short("short")).await.state, OperationState::Succeeded);
 }
 

@@ -130,7 +130,7 @@ fn failed(report: &OperationReport) -> &Failure {
 
 async fn alert(engine: &Engine, topic: &str) -> Alert {
     deltaplane_tests::found(topic, async || {
-        engine.alerts().await.iter().find(|alert| alert.topic == topic).cloned()
+        engine.alerts().await.iter().find(|alert| alert.topic.as_str() == topic).cloned()
     })
     .await
 }

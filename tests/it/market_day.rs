@@ -565,17 +565,17 @@ async fn with_deltaplane(seed: u64, seconds: u64, recorded: &[Decimal]) -> (Outc
     let earned = earned.iter().try_fold(Earned::default(), |sum, line| sum.plus(&line.earned)).unwrap();
     let mut alerts = std::collections::BTreeMap::<String, (u32, u32)>::new();
     for past in engine.past_alerts(usize::MAX).await {
-        alerts.entry(past.alert.topic).or_default().1 += 1;
+        alerts.entry(past.alert.topic.to_string()).or_default().1 += 1;
     }
     for alert in &*engine.alerts().await {
-        alerts.entry(alert.topic.clone()).or_default().0 += 1;
+        alerts.entry(alert.topic.to_string()).or_default().0 += 1;
     }
     let told = format!(
         "operations {}, {earned:?}\nalerts, by topic (still there, over): {alerts:?}",
         engine.system().await.total_operations
     );
     // The feed, the proxy, the exchange that is away, what the exchange closed, and the equity that is spent by then.
-    for topic in ["failover", "proxy", "account-silent", "outside-activity", "equity"] {
+    for topic in ["failover", "proxy", "account-stale", "external-activity", "equity"] {
         assert!(alerts.contains_key(topic), "{topic}: {told}");
     }
     assert!(alerts.values().all(|(standing, _)| *standing == 0), "all works again: {told}");
@@ -654,7 +654,7 @@ async fn a_day_with_failures_is_lived_through_and_better_than_by_the_usual_bot()
 /// The alerts on a topic that stand, with what they are about.
 async fn standing(engine: &Engine, topic: &str) -> Vec<(Option<String>, BTreeMap<String, Decimal>)> {
     let alerts = engine.alerts().await;
-    let alerts = alerts.iter().filter(|alert| alert.topic == topic);
+    let alerts = alerts.iter().filter(|alert| alert.topic.as_str() == topic);
     alerts.map(|alert| (alert.account.as_ref().map(ToString::to_string), alert.data.clone())).collect()
 }
 
@@ -748,7 +748,7 @@ async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
     ways[0].venue.apply(announced).unwrap();
     pass(25).await;
     let told = engine.alerts().await;
-    let told = told.iter().find(|alert| alert.topic == "delisting").unwrap();
+    let told = told.iter().find(|alert| alert.topic.as_str() == "delisting").unwrap();
     assert_eq!(told.account.as_ref().unwrap().as_str(), "long");
     assert!(told.message.contains("which its venue ends at 2027-01-17T08:00:00Z"), "{}", told.message);
 }
@@ -828,19 +828,20 @@ async fn an_account_that_cannot_be_valued_is_told() {
     let engine = start(time, &ways).await;
     let pass = async |seconds: u32| pass(&ways, seconds * 10, [FIRST_PRICE; 3]).await;
     pass(8).await;
-    assert_eq!(standing(&engine, "account-unvalued").await, [], "not for a moment's sake");
+    assert_eq!(standing(&engine, "valuation-unavailable").await, [], "not for a moment's sake");
     pass(8).await;
-    let told: Vec<_> = standing(&engine, "account-unvalued").await.into_iter().map(|(id, _)| id).collect();
+    let told: Vec<_> =
+        standing(&engine, "valuation-unavailable").await.into_iter().map(|(id, _)| id).collect();
     assert_eq!(told, [Some("short".to_owned())]);
     ways[1].broken.table.store(false, Ordering::SeqCst);
     pass(3).await;
-    assert_eq!(standing(&engine, "account-unvalued").await, []);
+    assert_eq!(standing(&engine, "valuation-unavailable").await, []);
     ways[1].broken.table.store(true, Ordering::SeqCst);
     // 33,000 at ten times are 3,300 of margin.
     let short_of = Command::SetWallet { account: "short".to_owned(), wallet: Decimal::from(3_400) };
     ways[1].venue.apply(short_of).unwrap();
     pass(20).await;
-    assert_eq!(standing(&engine, "account-unvalued").await, []);
+    assert_eq!(standing(&engine, "valuation-unavailable").await, []);
     let told: Vec<_> = standing(&engine, "utilization").await.into_iter().map(|(id, _)| id).collect();
     assert_eq!(told, [Some("short".to_owned())]);
 }

@@ -191,7 +191,7 @@ async fn a_stop_reaches_a_hedge_that_was_accepted_and_did_not_begin() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     let report = report.await.unwrap();
     let failure = report.failure.as_ref().unwrap();
-    assert!(failure.error.contains("gave way to the end of the services"), "{failure:?}");
+    assert!(failure.error.contains("preempted by a stop of the services"), "{failure:?}");
     assert_eq!((world.held(), world.resting().len()), (dec("0.5"), 0), "{report:?}");
 }
 
@@ -275,7 +275,7 @@ async fn a_stop_leaves_nothing_at_rest_and_waits_for_no_later_part() {
     assert_eq!((report.state, world.held()), (OperationState::Failed, dec("0.5")), "{report:?}");
     let failed = report.failure.as_ref().unwrap();
     assert_eq!(failed.code, Code::Conflict);
-    assert!(failed.error.contains("gave way to the end of the services"), "{failed:?}");
+    assert!(failed.error.contains("preempted by a stop of the services"), "{failed:?}");
     assert!(world.resting().is_empty());
     let guarded = world.exchanges[0].sim().with(|exchange| exchange.countdowns.len());
     assert_eq!(guarded, 0, "no countdown goes on that would cancel a person's order");
@@ -291,7 +291,7 @@ async fn who_closes_all_does_not_wait_for_what_takes_its_time() {
     let request = Flatten { meta, ..Flatten::new(btc(), accounts) };
     let flattened = world.engine.flatten(request).await.unwrap().report.await.unwrap();
     let slow = slow.await.unwrap();
-    assert!(slow.failure.as_ref().unwrap().error.contains("gave way to a flatten"), "{slow:?}");
+    assert!(slow.failure.as_ref().unwrap().error.contains("preempted by a flatten"), "{slow:?}");
     assert_eq!((flattened.state, world.held()), (OperationState::Succeeded, dec("0")), "{flattened:?}");
     assert!(world.resting().is_empty());
 }
@@ -339,7 +339,7 @@ async fn an_order_that_rests_is_not_told_as_in_doubt() {
     world.comes_to_rest().await;
     let report = found("it ended", async || {
         let alerts = world.engine.alerts().await;
-        assert!(alerts.iter().all(|alert| alert.topic != "order-in-doubt"), "{alerts:?}");
+        assert!(alerts.iter().all(|alert| alert.topic.as_str() != "order-unresolved"), "{alerts:?}");
         ended.try_recv().ok()
     })
     .await;

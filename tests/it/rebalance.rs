@@ -186,7 +186,7 @@ async fn a_partner_that_refuses_is_unwound_and_the_book_stays_neutral() {
     assert_eq!((after[0], after[1]), (before[0], before[1]), "{report:#?}");
     assert_eq!(after.iter().sum::<Decimal>(), before.iter().sum::<Decimal>());
     assert_eq!(report.final_delta, Some(Delta::new(before.iter().sum())));
-    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic != "one-legged"));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "leg-unhedged"));
 }
 
 /// The easy account may not grow and the short one may do nothing: the tight one cannot shrink alone.

@@ -377,7 +377,7 @@ async fn a_timeout_of_nothing_and_one_of_a_week_are_refused_and_the_shortest_one
     // What was sent in that time is settled, and counts.
     let after = ended(&world, &report.id).await;
     let settled = |state: &str| ["filled", "expired", "notAccepted"].contains(&state);
-    assert!(after.orders.iter().all(|order| settled(&order.state)), "{after:?}");
+    assert!(after.orders.iter().all(|order| settled(order.state.as_str())), "{after:?}");
 }
 
 /// While the orders of an earlier run are still in doubt nothing is planned on them, and what protects works.
@@ -454,7 +454,7 @@ async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
     assert_eq!(failure.code, Code::Timeout);
     assert_eq!(failure.details["inDoubt"].len(), 1);
     let later = ended(&world, &report.id).await;
-    assert_eq!(later.orders[0].state, "filled", "{later:?}");
+    assert_eq!(later.orders[0].state.as_str(), "filled", "{later:?}");
     assert_eq!(later.final_delta, Some(delta("0")));
 }
 
@@ -475,7 +475,7 @@ async fn orders_that_a_crash_left_in_doubt_are_settled_at_the_next_start() {
     assert_eq!(settled.state, OperationState::Interrupted, "{settled:?}");
     assert_eq!(settled.failure.as_ref().map(|failure| failure.code), Some(Code::Timeout), "no success");
     assert_eq!(settled.kind, OperationKind::DeltaControl, "what was asked for, not what settled it");
-    assert_eq!(settled.orders[0].state, "filled");
+    assert_eq!(settled.orders[0].state.as_str(), "filled");
     assert_eq!(settled.orders[0].client_order_id, report.orders[0].client_order_id);
     let next = journal.records().iter().filter(|record| matches!(record, Record::Intent(_))).count();
     assert_eq!(next, 1, "settling sends nothing");

@@ -34,8 +34,10 @@ async fn run(world: &World, request: HedgeExecution) -> OperationReport {
 }
 
 async fn alert(world: &World, topic: &str) -> Alert {
-    found(topic, async || world.engine.alerts().await.iter().find(|alert| alert.topic == topic).cloned())
-        .await
+    found(topic, async || {
+        world.engine.alerts().await.iter().find(|alert| alert.topic.as_str() == topic).cloned()
+    })
+    .await
 }
 
 /// An account that cannot be read: the numbers of the operation are missing, and what was known last stands beside them.
@@ -70,7 +72,7 @@ async fn an_operation_that_read_nothing_tells_no_numbers() {
 /// While an order is in doubt the net delta of its symbol may be one of two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
-    let config = EngineConfig { shrink_in_doubt: false, ..config() };
+    let config = EngineConfig { shrink_while_unresolved: false, ..config() };
     let world = World::start_with(places(), Arc::new(MemoryJournal::default()), config).await;
     let interval = async || {
         let view = world.engine.portfolio().await;
@@ -89,7 +91,7 @@ async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
     let started = world.engine.execute_hedge(sell("0.1", &world.accounts[0])).await.unwrap();
     until("it is in doubt", async || {
         let report = world.engine.operation(&started.id).await.unwrap();
-        report.orders.iter().any(|order| order.state == "unknown")
+        report.orders.iter().any(|order| order.state.as_str() == "unknown")
     })
     .await;
     assert_eq!(interval().await, Some((delta("0.15"), delta("0.25"))), "it may have sold a tenth");
@@ -217,7 +219,7 @@ async fn an_order_that_traded_after_its_end_reopens_its_operation() {
         reason: "checked".to_owned(),
     };
     world.engine.set_trading(change).await.unwrap();
-    assert!(!world.engine.alerts().await.iter().any(|alert| alert.topic == "order-reopened"));
+    assert!(!world.engine.alerts().await.iter().any(|alert| alert.topic.as_str() == "order-reopened"));
     assert_eq!(world.control(world.to_flat()).await.failure, None);
     assert_eq!(world.true_net(), Decimal::ZERO);
 }

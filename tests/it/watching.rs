@@ -64,7 +64,7 @@ fn held(world: &World, index: usize) -> Delta {
 }
 
 async fn alert(world: &World, topic: &str) -> Option<Alert> {
-    world.engine.alerts().await.iter().find(|alert| alert.topic == topic).cloned()
+    world.engine.alerts().await.iter().find(|alert| alert.topic.as_str() == topic).cloned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,7 +232,7 @@ async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
     until("it gave way", async || {
         let all = world.engine.operations(10).await;
         let gave_way = |report: &deltaplane_ports::OperationReport| {
-            let failed = report.failure.as_ref().is_some_and(|one| one.details.contains_key("gaveWayTo"));
+            let failed = report.preempted_by.is_some();
             report.kind == OperationKind::Policy && failed
         };
         all.iter().any(gave_way)
@@ -316,7 +316,7 @@ async fn a_rebalance_gives_way_to_a_deleverage_at_its_next_slice() {
     let report = started.report.await.unwrap();
     let failed = report.failure.unwrap_or_else(|| panic!("it was faster: {:?}", report.timeline));
     assert_eq!(failed.code, Code::Conflict, "{failed:?}");
-    assert!(failed.error.contains("it gave way to long is nearer to liquidation than 0.08"), "{failed:?}");
+    assert!(failed.error.contains("preempted by a deleverage of its policy"), "{failed:?}");
     until("it shrinks", async || kinds(&journal).last().is_some_and(|kind| kind == "deleverage")).await;
     until("both sides are equal", async || world.true_net().is_zero()).await;
     assert_eq!(kinds(&journal)[0], "rebalance");
@@ -400,8 +400,14 @@ async fn a_position_that_the_venue_would_close_first_is_told() {
         world.exchanges[index].sim().apply(Command::SetAdlRank { symbol, rank }).unwrap();
     }
     until("it is told", async || alert(&world, "adl-rank").await.is_some()).await;
-    let told: Vec<Alert> =
-        world.engine.alerts().await.iter().filter(|alert| alert.topic == "adl-rank").cloned().collect();
+    let told: Vec<Alert> = world
+        .engine
+        .alerts()
+        .await
+        .iter()
+        .filter(|alert| alert.topic.as_str() == "adl-rank")
+        .cloned()
+        .collect();
     // The long one is not among the first, and the spare one holds nothing.
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((&told[0].account, told[0].severity), (&Some(world.accounts[1].clone()), AlertSeverity::Warn));
@@ -598,7 +604,7 @@ async fn alerts_of_an_earlier_run_that_nothing_would_end_are_over() {
         alert: Alert {
             id: format!("{topic}-1"),
             kind: AlertKind::System,
-            topic: topic.to_owned(),
+            topic: topic.parse().unwrap(),
             severity: AlertSeverity::Critical,
             account: account.map(|id| id.parse().unwrap()),
             symbol: symbol.map(|symbol| symbol.parse().unwrap()),
@@ -620,7 +626,7 @@ async fn alerts_of_an_earlier_run_that_nothing_would_end_are_over() {
     ];
     let world = World::start_with(places(), Arc::new(MemoryJournal::with(told)), config()).await;
     until("the deviation is over", async || world.engine.past_alerts(10).await.len() == 4).await;
-    let left: Vec<String> = world.engine.alerts().await.iter().map(|alert| alert.topic.clone()).collect();
+    let left: Vec<String> = world.engine.alerts().await.iter().map(|alert| alert.topic.to_string()).collect();
     assert_eq!(left, ["journal"]);
     // The account that is there again trades.
     let report = world.control(DeltaControl { target: delta("0.1"), ..world.to_flat() }).await;
@@ -676,7 +682,7 @@ async fn a_stop_while_alerts_fire_loses_none() {
     let stands = async |world: &World, index: usize| {
         let all = world.engine.alerts().await;
         let of = |alert: &&Alert| {
-            alert.topic == "utilization" && alert.account.as_ref() == Some(&world.accounts[index])
+            alert.topic.as_str() == "utilization" && alert.account.as_ref() == Some(&world.accounts[index])
         };
         all.iter().find(of).map(|alert| alert.id.clone())
     };

@@ -130,7 +130,7 @@ pub(crate) fn run(seed: u64, mode: Mode) -> Outcome {
     let mut script = script(&mut rng, &names, mode);
     let mut lives = 0;
     let mut origin_ms = ORIGIN_MS;
-    let shrink_after_loss = rng.random_bool(0.3);
+    let shrink_after_forced_close = rng.random_bool(0.3);
     loop {
         lives += 1;
         let crashes = mode != Mode::Calm && lives <= 4 && rng.random_bool(0.7);
@@ -145,7 +145,7 @@ pub(crate) fn run(seed: u64, mode: Mode) -> Outcome {
             accounts: names.clone(),
             number: lives,
             mode,
-            shrink_after_loss,
+            shrink_after_forced_close,
             outsiders,
         };
         let (ended, at) = runtime.block_on(life.live(origin_ms, crash_at, &mut script));
@@ -279,7 +279,7 @@ struct Life {
     accounts: Vec<AccountId>,
     number: u64,
     mode: Mode,
-    shrink_after_loss: bool,
+    shrink_after_forced_close: bool,
     outsiders: bool,
 }
 
@@ -312,8 +312,8 @@ impl Life {
         config.breakers = BreakerSettings { refusals: None, mismatches: None, slippage: None, loss: None };
         // About a tenth of a BTC: both sides are closed in several slices.
         config.limits.max_in_flight_delta = Notional::new(Decimal::from(5_000));
-        config.shrink_after_loss = self.shrink_after_loss;
-        config.allow_unguarded_resting = true;
+        config.shrink_after_forced_close = self.shrink_after_forced_close;
+        config.allow_resting_without_dead_man_switch = true;
         let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
         let mut accounts = Vec::new();
         for account in &self.accounts {
@@ -652,11 +652,11 @@ impl Life {
             if report.state != OperationState::Frozen {
                 continue;
             }
-            if !engine.alerts().await.iter().any(|alert| alert.topic == "frozen-order") {
+            if !engine.alerts().await.iter().any(|alert| alert.topic.as_str() == "frozen-order") {
                 let text = format!("I23: {} is frozen and no alert stands", report.id);
                 self.world.lock().oracle.violation(text);
             }
-            for order in report.orders.iter().filter(|order| order.state == "frozen") {
+            for order in report.orders.iter().filter(|order| order.state.as_str() == "frozen") {
                 let truth = {
                     let state = self.world.lock();
                     let venue = &state.venues[&order.account];

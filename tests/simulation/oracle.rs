@@ -104,7 +104,7 @@ impl Oracle {
                 *self.filled.entry(client_order_id.clone()).or_default() += fill.quantity.value();
             }
             Record::OperationClosed { operation, state, .. } => {
-                if let Some(before) = self.closed.insert(operation.clone(), state.clone()) {
+                if let Some(before) = self.closed.insert(operation.clone(), state.to_string()) {
                     self.violation(format!("I19: {operation} ended as {before} and again as {state}"));
                 }
                 let open: Vec<String> = self
@@ -132,7 +132,7 @@ impl Oracle {
             }
             Record::Alert { alert, change } => match change {
                 AlertChange::Raised | AlertChange::Acknowledged => {
-                    if self.alerts.insert(alert.id.clone(), alert.topic.clone()).is_none() {
+                    if self.alerts.insert(alert.id.clone(), alert.topic.to_string()).is_none() {
                         *self.seldom.entry(format!("alert {}", alert.topic)).or_default() += 1;
                     }
                 }
@@ -174,7 +174,7 @@ impl Oracle {
         let past = away * began < Decimal::ZERO;
         if (away.abs() > began.abs() || past) && away.abs() * price > Decimal::from(210) {
             *self.seldom.entry("one side stood alone".to_owned()).or_default() += 1;
-            if !self.alerts.values().any(|topic| topic == "one-legged") {
+            if !self.alerts.values().any(|topic| topic == "leg-unhedged") {
                 self.violation(format!("I7: {operation} left {away} alone and nobody is told"));
             }
         }

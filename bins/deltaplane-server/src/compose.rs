@@ -348,11 +348,14 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     engine_config.dust_limit = caps.dust_limit.unwrap_or(engine_config.dust_limit);
     engine_config.max_price_age = caps.max_price_age.unwrap_or(engine_config.max_price_age);
     let execution = config.execution;
-    engine_config.freeze_for = execution.freeze_for.unwrap_or(engine_config.freeze_for);
-    engine_config.shrink_in_doubt = execution.shrink_in_doubt.unwrap_or(engine_config.shrink_in_doubt);
-    engine_config.shrink_after_loss = execution.shrink_after_loss.unwrap_or(engine_config.shrink_after_loss);
-    engine_config.allow_unguarded_resting =
-        execution.allow_unguarded_resting.unwrap_or(engine_config.allow_unguarded_resting);
+    engine_config.unresolved_hold = execution.unresolved_hold.unwrap_or(engine_config.unresolved_hold);
+    engine_config.shrink_while_unresolved =
+        execution.shrink_while_unresolved.unwrap_or(engine_config.shrink_while_unresolved);
+    engine_config.shrink_after_forced_close =
+        execution.shrink_after_forced_close.unwrap_or(engine_config.shrink_after_forced_close);
+    engine_config.allow_resting_without_dead_man_switch = execution
+        .allow_resting_without_dead_man_switch
+        .unwrap_or(engine_config.allow_resting_without_dead_man_switch);
     engine_config.alerts = config.alerts;
     engine_config.delta_alert_after = config.delta_alert_after.unwrap_or(engine_config.delta_alert_after);
     engine_config.accept_lost_tail = parts.accept_quarantine;

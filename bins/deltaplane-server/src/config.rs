@@ -132,10 +132,18 @@ struct FileBreakers {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileExecution {
-    freeze_ms: Option<Spanned<u64>>,
-    shrink_in_doubt: Option<bool>,
-    shrink_after_loss: Option<bool>,
-    allow_unguarded_resting: Option<bool>,
+    // Its name until 0.1.
+    #[serde(alias = "freeze_ms")]
+    unresolved_hold_ms: Option<Spanned<u64>>,
+    // Its name until 0.1.
+    #[serde(alias = "shrink_in_doubt")]
+    shrink_while_unresolved: Option<bool>,
+    // Its name until 0.1.
+    #[serde(alias = "shrink_after_loss")]
+    shrink_after_forced_close: Option<bool>,
+    // Its name until 0.1.
+    #[serde(alias = "allow_unguarded_resting")]
+    allow_resting_without_dead_man_switch: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -365,13 +373,13 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Execution {
     /// How long nothing goes out after an order came into doubt.
-    pub freeze_for: Option<Duration>,
+    pub unresolved_hold: Option<Duration>,
     /// Whether other accounts then make the worst case smaller.
-    pub shrink_in_doubt: Option<bool>,
+    pub shrink_while_unresolved: Option<bool>,
     /// Whether the other side is shrunk when a venue closes one side of a book.
-    pub shrink_after_loss: Option<bool>,
+    pub shrink_after_forced_close: Option<bool>,
     /// Whether orders may rest where the venue cannot cancel them when we fall silent.
-    pub allow_unguarded_resting: Option<bool>,
+    pub allow_resting_without_dead_man_switch: Option<bool>,
 }
 
 /// Caps; none takes the default.
@@ -930,13 +938,13 @@ impl Config {
             },
         };
         let execution = Execution {
-            freeze_for: match &raw.execution.freeze_ms {
-                Some(value) => Some(places.millis("freeze_ms", Some(value), 0, (100, 60_000))?),
+            unresolved_hold: match &raw.execution.unresolved_hold_ms {
+                Some(value) => Some(places.millis("unresolved_hold_ms", Some(value), 0, (100, 60_000))?),
                 None => None,
             },
-            shrink_in_doubt: raw.execution.shrink_in_doubt,
-            shrink_after_loss: raw.execution.shrink_after_loss,
-            allow_unguarded_resting: raw.execution.allow_unguarded_resting,
+            shrink_while_unresolved: raw.execution.shrink_while_unresolved,
+            shrink_after_forced_close: raw.execution.shrink_after_forced_close,
+            allow_resting_without_dead_man_switch: raw.execution.allow_resting_without_dead_man_switch,
         };
         let mut holdings = places.holdings(&raw)?;
         let breakers = places.breakers(&raw.breakers)?;
@@ -1149,6 +1157,88 @@ secret_env = "PATH"
     fn refused(text: &str, expected: &str) {
         let error = format!("{:#}", Config::parse(text, "deltaplane.toml").unwrap_err());
         assert!(error.contains(expected), "{error}\ndoes not say\n{expected}");
+    }
+
+    /// The TOML blocks of the book's page.
+    fn documented() -> Vec<String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/reference/configuration.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_configuration_page_lists_every_key() {
+        let whole = documented().join("\n");
+        toml::from_str::<FileConfig>(&whole).expect("every key of the page is known");
+        let uncommented = whole.replace("\n# ", "\n");
+        toml::from_str::<FileConfig>(&uncommented).expect("every key in a comment of the page is known");
+        let page = std::fs::read_to_string(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/src/reference/configuration.md"
+        ))
+        .unwrap();
+        let tables = [
+            "",
+            "[limits]",
+            "[limits.account.a]",
+            "[limits.symbol.BTC-USD]",
+            "[breakers]",
+            "[execution]",
+            "[alerts]",
+            "[log]",
+            "[collateral]",
+            "[external_delta.BTC-USD]",
+            "[[proxy]]",
+            "[[exchange]]",
+            "[[account]]",
+        ];
+        let mut keys = BTreeSet::new();
+        for table in tables {
+            let error = toml::from_str::<FileConfig>(&format!("{table}\nno_such_key = 1")).unwrap_err();
+            let message = error.message().to_owned();
+            let names = message.split_once("expected").expect("the parser lists the keys it knows").1;
+            keys.extend(names.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+        assert!(keys.len() > 70, "{keys:?}");
+        let missing: Vec<&String> = keys.iter().filter(|key| !page.contains(key.as_str())).collect();
+        assert!(missing.is_empty(), "not on docs/src/reference/configuration.md: {missing:?}");
+    }
+
+    #[test]
+    fn the_configuration_page_shows_the_defaults() {
+        let shown = |begin: &str| {
+            let blocks = documented();
+            let block = blocks.into_iter().find(|block| block.starts_with(begin)).expect(begin);
+            // Tighter caps of an account and a symbol are examples.
+            block.split("[limits.account").next().unwrap().to_owned()
+        };
+        let text = ["[limits]", "[breakers]", "[execution]", "[alerts]"].map(shown).join("\n");
+        let config = Config::parse(&text, "deltaplane.toml").unwrap();
+        assert_eq!(config.limits.general.in_place_of(Limits::default()), Limits::default());
+        assert_eq!(config.breakers, BreakerSettings::default());
+        assert_eq!(config.alerts, AlertThresholds::default());
+        let key = deltaplane_engine::IdKey::new(b"a test");
+        let engine = deltaplane_engine::EngineConfig::new(config.primary_symbol, key);
+        assert_eq!(config.delta_alert_after, Some(engine.delta_alert_after));
+        let execution = config.execution;
+        assert_eq!(
+            (execution.unresolved_hold, execution.shrink_while_unresolved),
+            (Some(engine.unresolved_hold), Some(engine.shrink_while_unresolved))
+        );
+        assert_eq!(
+            (execution.shrink_after_forced_close, execution.allow_resting_without_dead_man_switch),
+            (Some(engine.shrink_after_forced_close), Some(engine.allow_resting_without_dead_man_switch))
+        );
+    }
+
+    #[test]
+    fn names_of_the_version_before_are_read() {
+        let before = "[execution]\nfreeze_ms = 700\nshrink_in_doubt = false\nshrink_after_loss = true\nallow_unguarded_resting = true\n";
+        let execution = Config::parse(before, "deltaplane.toml").unwrap().execution;
+        assert_eq!(execution.unresolved_hold, Some(Duration::from_millis(700)));
+        assert_eq!(execution.shrink_while_unresolved, Some(false));
+        assert_eq!(execution.shrink_after_forced_close, Some(true));
+        assert_eq!(execution.allow_resting_without_dead_man_switch, Some(true));
     }
 
     #[test]

@@ -81,13 +81,7 @@ impl Last {
 }
 
 fn down(why: &str) -> Box<Failure> {
-    Box::new(Failure {
-        code: Code::NotRunning,
-        error: why.to_owned(),
-        solution: "POST /api/v1/system/restart".to_owned(),
-        details: std::collections::BTreeMap::new(),
-        retry_after: None,
-    })
+    Box::new(Failure::new(Code::NotRunning, why, "POST /api/v1/system/restart"))
 }
 
 impl Supervisor {

@@ -202,7 +202,9 @@ mod tests {
             Record::Outcome { client_order_id: id, outcome: ended, at: at(3) },
             Record::OperationClosed {
                 operation,
-                state: "succeeded".to_owned(),
+                state: deltaplane_ports::OperationState::Succeeded,
+                code: None,
+                preempted_by: None,
                 summary: String::new(),
                 positions: BTreeMap::new(),
                 read_at: at(1),

@@ -74,8 +74,9 @@ pub fn line(stored: &StoredRecord) -> String {
             fee(&fill.fee),
             fill.trade_id
         ),
-        Record::OperationClosed { operation, state, summary, at, .. } => {
-            format!("{} {operation} ended {state}: {summary}", time(*at))
+        Record::OperationClosed { operation, state, code, summary, at, .. } => {
+            let code = code.map(|code| format!("{}: ", code.number())).unwrap_or_default();
+            format!("{} {operation} ended {state}: {code}{summary}", time(*at))
         }
         Record::Corrected(correction) => format!(
             "{} order {} of {} had ended as {} with {} traded, and is {} with {} (trade {} of {})",

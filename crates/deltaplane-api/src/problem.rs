@@ -69,17 +69,6 @@ pub(crate) fn with_status(
     reply
 }
 
-/// A failure without particulars.
-pub(crate) fn failure(code: Code, error: impl Into<String>, solution: impl Into<String>) -> Failure {
-    Failure {
-        code,
-        error: error.into(),
-        solution: solution.into(),
-        details: std::collections::BTreeMap::new(),
-        retry_after: None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +76,7 @@ mod tests {
     #[test]
     fn a_defect_has_a_name_that_the_log_repeats() {
         let id = |code| {
-            let reply = reply(&failure(code, "a number cannot be held", "report it"), "/x", None);
+            let reply = reply(&Failure::new(code, "a number cannot be held", "report it"), "/x", None);
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
             body["errorId"].as_str().map(str::to_owned)
         };

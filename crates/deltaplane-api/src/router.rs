@@ -1,5 +1,6 @@
 //! Every route with its handler, in one list.
 
+use deltaplane_ports::Failure;
 use std::sync::Arc;
 
 use axum::Router;
@@ -78,14 +79,14 @@ fn guarded(state: Arc<ApiState>, routes: Router<Arc<ApiState>>) -> Router {
 async fn no_such_path(request: Request) -> Response<Body> {
     let path: String = request.uri().path().chars().take(200).collect();
     let failed =
-        problem::failure(Code::NotFound, format!("no such path: {path}"), "see the README for the paths");
+        Failure::new(Code::NotFound, format!("no such path: {path}"), "see the README for the paths");
     problem::reply(&failed, &path, None).into_response()
 }
 
 async fn wrong_method(request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let text = format!("{} is not allowed on {path}", request.method());
-    let failed = problem::failure(Code::InvalidRequest, text, "see the Allow header");
+    let failed = Failure::new(Code::InvalidRequest, text, "see the Allow header");
     problem::with_status(StatusCode::METHOD_NOT_ALLOWED, &failed, &path, None).into_response()
 }
 
@@ -110,7 +111,7 @@ async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next)
                 "ask from outside a browser",
             ),
         };
-        let failed = problem::failure(Code::NotPermitted, text, remedy);
+        let failed = Failure::new(Code::NotPermitted, text, remedy);
         return problem::with_status(status, &failed, &path, None).into_response();
     }
     let began = tokio::time::Instant::now();

@@ -4,19 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use deltaplane_ports::{Acknowledgement, Alert, AlertChange, PastAlert, Record};
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Symbol, Timestamp};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, AlertTopic, Decimal, Symbol, Timestamp};
 
 use crate::breakers;
-use crate::mapping::UNMAPPED;
 
 /// Alerts that are over and still told.
 const KEPT: usize = 1_000;
 
-/// The topic of the kill switch.
-pub(crate) const KILL_SWITCH: &str = "kill-switch";
-
 /// What makes two sightings the same alert.
-type Key = (AlertKind, String, Option<AccountId>, Option<Symbol>);
+type Key = (AlertKind, AlertTopic, Option<AccountId>, Option<Symbol>);
 
 /// A condition that was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +20,7 @@ pub struct Condition {
     /// What it is about.
     pub kind: AlertKind,
     /// Which one.
-    pub topic: &'static str,
+    pub topic: AlertTopic,
     /// How much it matters.
     pub severity: AlertSeverity,
     /// The account, where one is meant.
@@ -73,7 +69,7 @@ impl Alerts {
 
     /// Takes what the journal says of one.
     pub(crate) fn restore(&self, alert: Alert, change: AlertChange) {
-        let key = (alert.kind, alert.topic.clone(), alert.account.clone(), alert.symbol.clone());
+        let key = (alert.kind, alert.topic, alert.account.clone(), alert.symbol.clone());
         self.change(|alerts| match change {
             AlertChange::Raised | AlertChange::Acknowledged => drop(alerts.standing.insert(key, alert)),
             AlertChange::Resolved => {
@@ -113,7 +109,7 @@ impl Alerts {
         is_event: bool,
     ) -> Option<Record> {
         let Condition { kind, topic, severity, account, symbol, message } = condition;
-        let key = (kind, topic.to_owned(), account.clone(), symbol.clone());
+        let key = (kind, topic, account.clone(), symbol.clone());
         self.change(|alerts| {
             if let Some(known) = alerts.standing.get_mut(&key) {
                 if is_event && severity < known.severity {
@@ -135,7 +131,7 @@ impl Alerts {
             let alert = Alert {
                 id: format!("{topic}-{of}{on}-{}", now.as_millis()),
                 kind,
-                topic: topic.to_owned(),
+                topic,
                 severity,
                 account,
                 symbol,
@@ -156,7 +152,12 @@ impl Alerts {
     }
 
     /// Ends every alert on a topic that fits; gives the records of that.
-    pub(crate) fn resolve(&self, topic: &str, now: Timestamp, fits: impl Fn(&Alert) -> bool) -> Vec<Record> {
+    pub(crate) fn resolve(
+        &self,
+        topic: AlertTopic,
+        now: Timestamp,
+        fits: impl Fn(&Alert) -> bool,
+    ) -> Vec<Record> {
         self.resolve_all(now, |alert| alert.topic == topic && fits(alert))
     }
 
@@ -197,7 +198,7 @@ impl Alerts {
     /// The severity at which a condition stands.
     pub(crate) fn severity_of(
         &self,
-        topic: &str,
+        topic: AlertTopic,
         account: Option<&AccountId>,
         symbol: Option<&Symbol>,
     ) -> Option<AlertSeverity> {
@@ -216,7 +217,7 @@ impl Alerts {
             let counts = alert.severity == AlertSeverity::Critical
                 && alert.kind != AlertKind::Delta
                 // It keeps the symbols of its coin from opening, on all accounts.
-                && alert.topic != UNMAPPED
+                && alert.topic != AlertTopic::UnmappedPosition
                 && (alert.acknowledged.is_none() || alert.kind == AlertKind::Utilization);
             if let Some(account) = alert.account.as_ref().filter(|_| counts) {
                 blocking.entry(account.clone()).or_default().push(alert.id.clone());
@@ -230,7 +231,7 @@ impl Alerts {
     pub(crate) fn tripped(&self, symbol: &Symbol) -> Vec<(Option<AccountId>, String)> {
         let standing = self.standing();
         let holds = |alert: &&Alert| {
-            (alert.topic == KILL_SWITCH || breakers::TOPICS.contains(&alert.topic.as_str()))
+            (alert.topic == AlertTopic::KillSwitch || breakers::TOPICS.contains(&alert.topic))
                 && alert.symbol.as_ref().is_none_or(|of| of == symbol)
         };
         let tripped = standing.iter().filter(holds);
@@ -266,7 +267,7 @@ mod tests {
         let at = Timestamp::from_millis;
         let seen = |severity, message: &str| Condition {
             kind: AlertKind::Execution,
-            topic: "foreign-trade",
+            topic: AlertTopic::ExternalActivity,
             severity,
             account: Some("main".parse().unwrap()),
             symbol: None,
@@ -282,10 +283,14 @@ mod tests {
                 _ => panic!("another record"),
             })
             .collect();
-        assert_eq!(ids, ["foreign-trade-main-1000", "foreign-trade-main-1000"]);
+        assert_eq!(ids, ["external-activity-main-1000", "external-activity-main-1000"]);
         assert_eq!(alerts.standing()[0].raised_at, at(1_000));
-        assert!(alerts.resolve("foreign-trade", at(4_000), |alert| alert.account.is_none()).is_empty());
-        let over = alerts.resolve("foreign-trade", at(5_000), |_| true);
+        assert!(
+            alerts
+                .resolve(AlertTopic::ExternalActivity, at(4_000), |alert| alert.account.is_none())
+                .is_empty()
+        );
+        let over = alerts.resolve(AlertTopic::ExternalActivity, at(5_000), |_| true);
         assert!(matches!(&over[..], [Record::Alert { change: AlertChange::Resolved, .. }]));
         assert!(alerts.standing().is_empty());
         let past = alerts.past(10);
@@ -308,7 +313,7 @@ mod tests {
             let account: AccountId = "main".parse().unwrap();
             let condition = Condition {
                 kind: AlertKind::Execution,
-                topic: "outside-activity",
+                topic: AlertTopic::ExternalActivity,
                 severity,
                 account: Some(account),
                 symbol: None,
@@ -336,7 +341,7 @@ mod tests {
         let at = Timestamp::from_millis;
         let seen = |severity, message: &str| Condition {
             kind: AlertKind::Utilization,
-            topic: "utilization",
+            topic: AlertTopic::Utilization,
             severity,
             account: Some("main".parse().unwrap()),
             symbol: None,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use deltaplane_ports::{GainPeak, ScopedTrading, TradingOrder};
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, RefusalReason, SubmitOutcome, Symbol,
-    Timestamp, TradingScope, TradingState,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Decimal, Notional, Preemption, Ratio, RefusalReason,
+    SubmitOutcome, Symbol, Timestamp, TradingScope, TradingState,
 };
 use tokio::sync::Notify;
 
@@ -51,7 +51,7 @@ impl Default for BreakerSettings {
 /// A breaker that trips.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Trip {
-    topic: &'static str,
+    topic: AlertTopic,
     /// What it stops: an account, a symbol, or where neither is named everything.
     account: Option<AccountId>,
     symbol: Option<Symbol>,
@@ -156,7 +156,7 @@ impl Counts {
         if most.is_some_and(|most| *count >= most) {
             *count = 0;
             self.trips.push(Trip {
-                topic: "breaker-refusals",
+                topic: AlertTopic::BreakerRefusals,
                 account: Some(account.clone()),
                 symbol: None,
                 text: format!("the venue of {account} refused {} orders in a row", most.unwrap_or_default()),
@@ -172,7 +172,7 @@ impl Counts {
             times.clear();
             let most = most.unwrap_or_default();
             self.trips.push(Trip {
-                topic: "breaker-mismatches",
+                topic: AlertTopic::BreakerMismatches,
                 account: Some(account.clone()),
                 symbol: None,
                 text: format!(
@@ -193,7 +193,7 @@ impl Counts {
         {
             self.slippage.clear();
             let text = format!("slippage cost more than {most} USD within an hour");
-            self.trips.push(Trip { topic: "breaker-slippage", account: None, symbol: None, text });
+            self.trips.push(Trip { topic: AlertTopic::BreakerSlippage, account: None, symbol: None, text });
         }
     }
 
@@ -227,7 +227,7 @@ impl Counts {
                 ratio.round_dp(4).normalize()
             );
             let symbol = book.symbol.clone();
-            self.trips.push(Trip { topic: "breaker-loss", account: None, symbol, text });
+            self.trips.push(Trip { topic: AlertTopic::BreakerLoss, account: None, symbol, text });
         }
     }
 }
@@ -310,8 +310,12 @@ impl Breakers {
 }
 
 /// The alerts of the breakers: they end when a person lets trading go on.
-pub(crate) const TOPICS: [&str; 4] =
-    ["breaker-refusals", "breaker-mismatches", "breaker-slippage", "breaker-loss"];
+pub(crate) const TOPICS: [AlertTopic; 4] = [
+    AlertTopic::BreakerRefusals,
+    AlertTopic::BreakerMismatches,
+    AlertTopic::BreakerSlippage,
+    AlertTopic::BreakerLoss,
+];
 
 /// The name of the loop among the services.
 pub(crate) const NAME: &str = "breakers";
@@ -375,7 +379,7 @@ impl Core {
         let records = shared.alerts.raise(condition, now).into_iter().collect();
         // It holds at once; a failure stops all sending by itself.
         let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
-        self.hurry("a circuit breaker", |at_work| {
+        self.preempt(Preemption::CircuitBreaker, |at_work| {
             account.as_ref().is_none_or(|account| at_work.accounts.contains(account))
                 && symbol.as_ref().is_none_or(|symbol| at_work.symbol == *symbol)
         });
@@ -398,7 +402,7 @@ mod tests {
         Book { symbol: symbol.map(|symbol| symbol.parse().unwrap()), accounts }
     }
 
-    fn topics(counts: &mut Counts) -> Vec<&'static str> {
+    fn topics(counts: &mut Counts) -> Vec<AlertTopic> {
         std::mem::take(&mut counts.trips).into_iter().map(|trip| trip.topic).collect()
     }
 
@@ -423,7 +427,7 @@ mod tests {
         send(refused(RefusalReason::NotPermitted));
         assert_eq!(counts.trips, []);
         counts.on_submitted(&main, &refused(RefusalReason::Rejected), Some(3));
-        assert_eq!(topics(&mut counts), ["breaker-refusals"]);
+        assert_eq!(topics(&mut counts), [AlertTopic::BreakerRefusals]);
         counts.on_submitted(&main, &refused(RefusalReason::Rejected), None);
         assert_eq!(counts.trips, []);
     }
@@ -437,7 +441,7 @@ mod tests {
         }
         assert_eq!(counts.trips, [], "the first is an hour old");
         counts.on_mismatch(&main, at(61), Some(3));
-        assert_eq!(topics(&mut counts), ["breaker-mismatches"]);
+        assert_eq!(topics(&mut counts), [AlertTopic::BreakerMismatches]);
         let most = Some(notional("100"));
         counts.on_slippage(notional("60"), at(0), most);
         counts.on_slippage(notional("60"), at(60), most);
@@ -445,7 +449,7 @@ mod tests {
         counts.on_slippage(notional("50"), at(62), most);
         assert_eq!(counts.trips, [], "60 - 10 + 50 is not above 100");
         counts.on_slippage(notional("0.01"), at(63), most);
-        assert_eq!(topics(&mut counts), ["breaker-slippage"]);
+        assert_eq!(topics(&mut counts), [AlertTopic::BreakerSlippage]);
     }
 
     #[test]
@@ -460,13 +464,13 @@ mod tests {
         assert!(gains(&mut counts, "100", "1100", 10).is_empty());
         // 110 of 1,100 are a tenth: not more.
         assert!(gains(&mut counts, "-10", "990", 20).is_empty());
-        assert_eq!(gains(&mut counts, "-11", "989", 30), ["breaker-loss"]);
+        assert_eq!(gains(&mut counts, "-11", "989", 30), [AlertTopic::BreakerLoss]);
         let mut slow = Counts::default();
         assert!(gains(&mut slow, "100", "1100", 0).is_empty());
         assert!(gains(&mut slow, "0", "1000", 1_000).is_empty());
         // A day later the 100 are forgotten: 100 of 1,000 are a tenth.
         assert!(gains(&mut slow, "-100", "900", 24 * 60).is_empty());
-        assert_eq!(gains(&mut slow, "-101", "899", 24 * 60 + 1), ["breaker-loss"]);
+        assert_eq!(gains(&mut slow, "-101", "899", 24 * 60 + 1), [AlertTopic::BreakerLoss]);
     }
 
     /// 60 of 1,000 are lost, a gap in which 500 seem to be lost says nothing, a restart forgets nothing: another 41 trip.
@@ -492,7 +496,7 @@ mod tests {
         // The new run counts from zero again.
         assert!(gains(&again, "0", "940", at(60)).is_empty());
         assert!(gains(&again, "-40", "900", at(61)).is_empty(), "100 of 1,000 are a tenth");
-        assert_eq!(gains(&again, "-41", "899", at(62)), ["breaker-loss"]);
+        assert_eq!(gains(&again, "-41", "899", at(62)), [AlertTopic::BreakerLoss]);
         assert_eq!(again.peaks(), []);
     }
 

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use deltaplane_ports::{CancelOutcome, OrderGateway, Priority};
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, ClientOrderId, Symbol};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, AlertTopic, ClientOrderId, Symbol};
 
 use crate::alerts::Condition;
 use crate::engine::Core;
@@ -17,8 +17,6 @@ const ASKED_FOR: Duration = Duration::from_millis(1_500);
 const PAUSE: Duration = Duration::from_millis(100);
 /// The same once nobody waits for it any more.
 const LATER: Duration = Duration::from_secs(1);
-/// The topic of orders that may still rest.
-const STILL_RESTING: &str = "kill-switch-cancel";
 
 /// What came of canceling.
 #[derive(Debug, Default)]
@@ -53,7 +51,7 @@ impl Core {
             self.shared
                 .raise(Condition {
                     kind: AlertKind::Execution,
-                    topic: STILL_RESTING,
+                    topic: AlertTopic::KillSwitchCancel,
                     severity: AlertSeverity::Critical,
                     account: Some(account.clone()),
                     symbol: None,
@@ -80,7 +78,7 @@ impl Core {
     /// Where the process ended while orders could not be canceled, that is done to the end.
     pub(crate) async fn cancel_after_restart(self: Arc<Self>) {
         let standing = self.shared.alerts.standing();
-        let resting = standing.iter().filter(|alert| alert.topic == STILL_RESTING);
+        let resting = standing.iter().filter(|alert| alert.topic == AlertTopic::KillSwitchCancel);
         let accounts: BTreeSet<AccountId> = resting.filter_map(|alert| alert.account.clone()).collect();
         if self.shared.eyes.trading.order().kill {
             self.cancel_later(accounts).await;
@@ -90,9 +88,10 @@ impl Core {
     }
 
     async fn no_longer_resting(&self, accounts: BTreeSet<AccountId>) {
-        let records = self.shared.alerts.resolve(STILL_RESTING, self.shared.eyes.clock.now(), |alert| {
-            alert.account.as_ref().is_some_and(|account| accounts.contains(account))
-        });
+        let records =
+            self.shared.alerts.resolve(AlertTopic::KillSwitchCancel, self.shared.eyes.clock.now(), |alert| {
+                alert.account.as_ref().is_some_and(|account| accounts.contains(account))
+            });
         // A failure stops all sending by itself; the alert comes back with the next start.
         let _ = self.shared.hands.recorder.append(records).await;
     }

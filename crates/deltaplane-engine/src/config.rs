@@ -49,14 +49,14 @@ pub struct EngineConfig {
     /// Horizon over which funding is expected.
     pub funding_horizon: Duration,
     /// How long nothing goes out after an order came into doubt.
-    pub freeze_for: Duration,
+    pub unresolved_hold: Duration,
     /// Whether then, while the doubt lasts, other accounts make the worst case smaller.
-    pub shrink_in_doubt: bool,
+    pub shrink_while_unresolved: bool,
     /// Whether the other side is shrunk at once when a venue closes one side of a book: a liquidation, a
     /// deleveraging.
-    pub shrink_after_loss: bool,
+    pub shrink_after_forced_close: bool,
     /// Whether orders of ours may rest on a venue that cannot cancel them by itself when we fall silent.
-    pub allow_unguarded_resting: bool,
+    pub allow_resting_without_dead_man_switch: bool,
     /// Why only what reduces risk may be traded from the start: the journal was damaged, say.
     pub restricted_because: Option<String>,
     /// Whether orders at a venue that the journal does not know are accepted as lost from it.
@@ -95,10 +95,10 @@ impl EngineConfig {
             statement_every: Duration::from_secs(300),
             transfer_cost: usd(5),
             funding_horizon: Duration::from_secs(8 * 3_600),
-            freeze_for: Duration::from_secs(2),
-            shrink_in_doubt: true,
-            shrink_after_loss: false,
-            allow_unguarded_resting: false,
+            unresolved_hold: Duration::from_secs(2),
+            shrink_while_unresolved: true,
+            shrink_after_forced_close: false,
+            allow_resting_without_dead_man_switch: false,
             restricted_because: None,
             accept_lost_tail: false,
             max_operations: 64,

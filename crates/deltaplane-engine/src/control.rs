@@ -17,8 +17,8 @@ use deltaplane_risk::{
     AccountFacts as GateAccount, Approved, Gate, GateFacts, GateRefusal, LimitOverride, Limits,
 };
 use deltaplane_types::{
-    AccountId, Code, Decimal, Delta, Instrument, Leg, Notional, Plan, Price, Quantity, Ratio, Side, Symbol,
-    TradingState, VenueId,
+    AccountId, Code, Decimal, Delta, Instrument, Leg, Notional, ObstacleKind, Plan, Price, Quantity, Ratio,
+    Side, Symbol, TradingState, VenueId,
 };
 
 use crate::config::EngineConfig;
@@ -171,6 +171,22 @@ pub enum Ending {
     Dust,
     /// Not as near as it could be: something stands in the way.
     Stuck,
+    /// Not as near as it could be: the market has no more within the price caps.
+    BeyondCap,
+}
+
+impl Ending {
+    /// Whether something stands in the way.
+    pub(crate) const fn is_stuck(self) -> bool {
+        matches!(self, Self::Stuck | Self::BeyondCap)
+    }
+
+    /// How an operation ends that a plan's obstacles stop.
+    pub(crate) fn of_obstacles(plan: Option<&Plan>) -> Self {
+        let mut obstacles = plan.iter().flat_map(|plan| &plan.obstacles);
+        let is_depth = obstacles.any(|obstacle| obstacle.kind == ObstacleKind::Depth);
+        if is_depth { Self::BeyondCap } else { Self::Stuck }
+    }
 }
 
 /// What a round does.
@@ -571,7 +587,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
     }
     if plan.legs.is_empty() {
         let reason = format!("nothing more can be traded: {}", obstacles(&plan).join("; "));
-        return Ok(Verdict::Done { ending: Ending::Stuck, reason, net });
+        return Ok(Verdict::Done { ending: Ending::of_obstacles(Some(&plan)), reason, net });
     }
     approve(round, plan, net)
 }
@@ -825,7 +841,7 @@ fn decide_two_sided(
         let failure = with_details(cannot(round, reason, remedy), "obstacles", reasons);
         return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
     }
-    Ok(Verdict::Done { ending: Ending::Stuck, reason, net })
+    Ok(Verdict::Done { ending: Ending::of_obstacles(Some(&plan)), reason, net })
 }
 
 /// What trading elsewhere makes the worst case smaller while orders are in doubt; none where nothing does.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use deltaplane_math::{MathError, mul_rounded, sub};
 use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, PnlQuery, Priority, ReadError, USD};
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, ArithmeticError, Code, Decimal, Delta, Instrument, Notional, Ratio,
-    Symbol, Timestamp,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, ArithmeticError, Code, Decimal, Delta, Instrument,
+    Notional, Ratio, Symbol, Timestamp,
 };
 
 use crate::accounts::AccountKeeper;
@@ -31,11 +31,6 @@ const LATE: Duration = Duration::from_secs(10 * 60);
 /// Between two marks of a position further apart than this nobody watched.
 const WATCHED: Duration = Duration::from_secs(60);
 
-/// The topics of what a book earns and how long its margin lasts.
-const CARRY: &str = "carry";
-const RUNWAY: &str = "runway";
-const DELISTING: &str = "delisting";
-const ADL_RANK: &str = "adl-rank";
 /// How often the places are asked for.
 const ADL_RANK_EVERY: Duration = Duration::from_secs(60);
 
@@ -214,19 +209,19 @@ impl Core {
             gross
         });
         let pays = |(symbol, per_day): &(&Symbol, &Decimal)| {
-            let stands = shared.alerts.severity_of(CARRY, None, Some(symbol)).is_some();
+            let stands = shared.alerts.severity_of(AlertTopic::Carry, None, Some(symbol)).is_some();
             let part = if stands { Decimal::ZERO } else { limits.carry_per_day.value() };
             let least = gross.get(symbol).and_then(|gross| gross.checked_mul(part)).unwrap_or_default();
             **per_day < -least && is_known(symbol)
         };
         let paying: BTreeMap<&Symbol, &Decimal> = by_symbol.iter().filter(pays).collect();
-        records.extend(shared.alerts.resolve(CARRY, now, |alert| {
+        records.extend(shared.alerts.resolve(AlertTopic::Carry, now, |alert| {
             alert.symbol.as_ref().is_some_and(|symbol| is_known(symbol) && !paying.contains_key(symbol))
         }));
         for (symbol, per_day) in paying {
             let condition = Condition {
                 kind: AlertKind::System,
-                topic: CARRY,
+                topic: AlertTopic::Carry,
                 severity: AlertSeverity::Warn,
                 account: None,
                 symbol: Some(symbol.clone()),
@@ -243,18 +238,20 @@ impl Core {
         {
             let per_day = by_account.get(account).copied().unwrap_or_default();
             let found = runway(risk, per_day, limits.margin_ratio.critical).ok().flatten();
-            let before = shared.alerts.severity_of(RUNWAY, Some(account), None);
+            let before = shared.alerts.severity_of(AlertTopic::Runway, Some(account), None);
             let severity = |days| limits.runway_days.severity(Ratio::new(days), before, limits.hysteresis);
             let severity = found.and_then(|(days, _)| severity(days).ok().flatten());
             let (Some((days, top_up)), Some(severity)) = (found, severity) else {
                 records.extend(
-                    shared.alerts.resolve(RUNWAY, now, |alert| alert.account.as_ref() == Some(account)),
+                    shared
+                        .alerts
+                        .resolve(AlertTopic::Runway, now, |alert| alert.account.as_ref() == Some(account)),
                 );
                 continue;
             };
             let condition = Condition {
                 kind: AlertKind::Utilization,
-                topic: RUNWAY,
+                topic: AlertTopic::Runway,
                 severity,
                 account: Some(account.clone()),
                 symbol: None,
@@ -287,7 +284,7 @@ impl Core {
         let now = shared.eyes.clock.now();
         let rank = |account: &AccountId, symbol: &Symbol| told.get(account)?.get(symbol).copied();
         let told_from = shared.eyes.config.alerts.adl_rank;
-        let mut records = shared.alerts.resolve(ADL_RANK, now, |alert| {
+        let mut records = shared.alerts.resolve(AlertTopic::AdlRank, now, |alert| {
             let (Some(account), Some(symbol)) = (&alert.account, &alert.symbol) else { return false };
             told.contains_key(account) && rank(account, symbol).is_none_or(|rank| rank < told_from)
         });
@@ -295,7 +292,7 @@ impl Core {
             for (symbol, rank) in ranks.iter().filter(|(_, rank)| **rank >= told_from) {
                 let condition = Condition {
                     kind: AlertKind::Execution,
-                    topic: ADL_RANK,
+                    topic: AlertTopic::AdlRank,
                     severity: AlertSeverity::Warn,
                     account: Some(account.clone()),
                     symbol: Some(symbol.clone()),
@@ -336,7 +333,7 @@ impl Core {
                 }
             }
         }
-        let mut records = shared.alerts.resolve(DELISTING, now, |alert| {
+        let mut records = shared.alerts.resolve(AlertTopic::Delisting, now, |alert| {
             let stands = |(account, symbol): &(AccountId, Symbol)| {
                 alert.account.as_ref() == Some(account) && alert.symbol.as_ref() == Some(symbol)
             };
@@ -354,7 +351,7 @@ impl Core {
             };
             let condition = Condition {
                 kind: AlertKind::Execution,
-                topic: DELISTING,
+                topic: AlertTopic::Delisting,
                 severity: AlertSeverity::Warn,
                 message,
                 account: Some(account),

@@ -12,8 +12,8 @@ use deltaplane_ports::{
     VenueRules,
 };
 use deltaplane_types::{
-    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Delta, FeedId, IdError, OperationId,
-    Requester, Side, Symbol, Timestamp, TradingState, VenueId,
+    AccountId, AccountSnapshot, AlertKind, AlertSeverity, AlertTopic, Code, Delta, FeedId, IdError,
+    OperationId, Preemption, Requester, Side, Symbol, Timestamp, TradingState, VenueId,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -41,7 +41,6 @@ use crate::plans::KeptPlans;
 use crate::policies::{self, Policies, READ_FOR};
 use crate::reconcile::Ledger;
 use crate::recovery::{Recovered, RecoveredOperation};
-use crate::reopening::REOPENED;
 use crate::report::failure;
 use crate::risks::RiskBoard;
 use crate::runner::{self, AtWork, Hands, Reports, Shared};
@@ -111,8 +110,6 @@ pub enum StartError {
     },
 }
 
-/// The topic of orders on an account that is not configured any more.
-const ACCOUNT_GONE: &str = "account-gone";
 /// A dry run takes what is known, and asks only where the budget has plenty of room.
 const DRY: Reading = Reading { anew: false, priority: Priority::Data, is_dry: true, accept_unmapped: false };
 /// How long the first look at the accounts is waited for.
@@ -205,7 +202,11 @@ impl Engine {
             gateways.insert(id.clone(), gateway);
             feed_of.insert(id, feed);
         }
-        let dead_man = DeadMan::new(gateways.clone(), config.id_key.clone(), config.allow_unguarded_resting);
+        let dead_man = DeadMan::new(
+            gateways.clone(),
+            config.id_key.clone(),
+            config.allow_resting_without_dead_man_switch,
+        );
         let dead_man = Arc::new(dead_man);
         let gate = OrderGate::new(GateParts {
             gateways: gateways.clone(),
@@ -347,7 +348,7 @@ impl Engine {
         tasks.spawn(supervised(core.clone(), watch::ALERTS, watch::keep_alerts));
         tasks.spawn(supervised(core.clone(), breakers::NAME, breakers::keep_tripping));
         tasks.spawn(supervised(core.clone(), earnings::NAME, earnings::keep_looking));
-        if core.shared.eyes.config.shrink_after_loss {
+        if core.shared.eyes.config.shrink_after_forced_close {
             tasks.spawn(supervised(core.clone(), losses::NAME, losses::keep_answering));
         }
         tasks.spawn(supervised(core.clone(), monitor::NAME, monitor::keep_looking));
@@ -374,7 +375,7 @@ impl Engine {
     /// rest are canceled by their ids.
     pub async fn stop(&self, within: Duration) {
         self.core.stopping.store(true, Ordering::SeqCst);
-        self.core.hurry("the end of the services", |_| true);
+        self.core.preempt(Preemption::Stop, |_| true);
         let count = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);
         let (all, kept) = (count(self.core.shared.eyes.config.max_operations), count(KEPT_SLOTS));
         let ended = async {
@@ -454,7 +455,7 @@ async fn tell_of_the_journal(core: Arc<Core>) {
 fn journal_condition(reason: String) -> Condition {
     Condition {
         kind: AlertKind::System,
-        topic: "journal",
+        topic: AlertTopic::Journal,
         severity: AlertSeverity::Critical,
         account: None,
         symbol: None,
@@ -503,7 +504,7 @@ impl Core {
                 self.shared
                     .raise(Condition {
                         kind: AlertKind::Execution,
-                        topic: ACCOUNT_GONE,
+                        topic: AlertTopic::AccountGone,
                         severity: AlertSeverity::Critical,
                         account: Some(gone.clone()),
                         symbol: Some(operation.symbol.clone()),
@@ -563,11 +564,11 @@ impl Core {
     }
 
     /// Lets what takes its time end with the orders that are out: what rests is canceled.
-    pub(crate) fn hurry(&self, to: &str, concerns: impl Fn(&AtWork) -> bool) {
+    pub(crate) fn preempt(&self, by: Preemption, concerns: impl Fn(&AtWork) -> bool) {
         let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
         for at_work in running.values().filter(|at_work| at_work.is_slow && concerns(at_work)) {
             // One that ended meanwhile needs not be asked.
-            let _ = at_work.events.try_send(Event::GiveWay(to.to_owned()));
+            let _ = at_work.events.try_send(Event::Preempted(by));
         }
     }
 
@@ -743,9 +744,11 @@ impl Core {
         };
         let is_over = |alert: &Alert| match &alert.account {
             // These end with the state of trading that they set.
-            _ if breakers::TOPICS.contains(&alert.topic.as_str()) || alert.topic == REOPENED => false,
-            None => alert.topic == crate::services::SERVICE,
-            Some(account) if shared.eyes.accounts.contains_key(account) => alert.topic == ACCOUNT_GONE,
+            _ if breakers::TOPICS.contains(&alert.topic) || alert.topic == AlertTopic::OrderReopened => false,
+            None => alert.topic == AlertTopic::Service,
+            Some(account) if shared.eyes.accounts.contains_key(account) => {
+                alert.topic == AlertTopic::AccountGone
+            }
             Some(account) => !waits(account),
         };
         let records = shared.alerts.resolve_all(shared.eyes.clock.now(), is_over);
@@ -833,7 +836,7 @@ impl Core {
         };
         if kind == OperationKind::Flatten {
             // Who closes all does not wait for what takes its time.
-            self.hurry("a flatten", |at_work| {
+            self.preempt(Preemption::Flatten, |at_work| {
                 at_work.symbol == spec.symbol && at_work.accounts.iter().any(|id| spec.accounts.contains(id))
             });
         }
@@ -850,6 +853,7 @@ impl Core {
             failed
                 .details
                 .insert("operationId".to_owned(), busy.holder.iter().map(ToString::to_string).collect());
+            failed.holder = busy.holder;
             failed
         })?;
         // Waiting took time, and the world may have changed meanwhile.

@@ -3,13 +3,10 @@
 use std::collections::BTreeMap;
 
 use deltaplane_ports::{ExitStatus, ExitUser, ServiceState, ServiceView};
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity};
+use deltaplane_types::{AccountId, AlertKind, AlertSeverity, AlertTopic};
 
 use crate::alerts::Condition;
 use crate::engine::Core;
-
-/// The topic of a proxy that fails.
-const PROXY: &str = "proxy";
 
 /// What is wrong with a pool, and how much that matters.
 fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> {
@@ -49,11 +46,12 @@ impl Core {
             *worst = severity.max(*worst);
             texts.push(text);
         }
-        let mut records = shared.alerts.resolve(PROXY, now, |alert| !found.contains_key(&alert.account));
+        let mut records =
+            shared.alerts.resolve(AlertTopic::Proxy, now, |alert| !found.contains_key(&alert.account));
         for (account, (severity, texts)) in found {
             let condition = Condition {
                 kind: AlertKind::Proxy,
-                topic: PROXY,
+                topic: AlertTopic::Proxy,
                 severity,
                 account,
                 symbol: None,

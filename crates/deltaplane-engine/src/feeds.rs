@@ -7,15 +7,13 @@ use std::time::Duration;
 use deltaplane_market::{ActiveFeed, FeedHealth, Switch, health, off_the_others, outliers};
 use deltaplane_ports::{Failover, Failure, FeedCondition, FeedView, FeedsView};
 use deltaplane_types::{
-    AlertKind, AlertSeverity, Code, Decimal, FeedId, MarketView, Price, Ratio, Timestamp,
+    AlertKind, AlertSeverity, AlertTopic, Code, Decimal, FeedId, MarketView, Price, Ratio, Timestamp,
 };
 
 use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::report::failure;
 
-/// The topic of alerts about the active feed.
-const FAILOVER: &str = "failover";
 /// Latencies are looked at over this time.
 const LATENCY_OVER: Duration = Duration::from_secs(60);
 /// Latencies of one feed that are kept.
@@ -142,7 +140,7 @@ impl Core {
                 && active.switched_at().is_none_or(|at| now.since(at) >= eyes.config.feeds.hold_down)
         });
         if settled {
-            let records = self.shared.alerts.resolve(FAILOVER, now, |_| true);
+            let records = self.shared.alerts.resolve(AlertTopic::Failover, now, |_| true);
             if !records.is_empty() {
                 // A failure stops all sending by itself.
                 let _ = self.shared.hands.recorder.append(records).await;
@@ -154,7 +152,7 @@ impl Core {
         self.shared
             .raise(Condition {
                 kind: AlertKind::Failover,
-                topic: FAILOVER,
+                topic: AlertTopic::Failover,
                 severity,
                 account: None,
                 symbol: None,

@@ -5,11 +5,10 @@ use std::sync::{Arc, PoisonError};
 
 use deltaplane_math::{deviation_ratio, reference_exposure};
 use deltaplane_risk::ExposureBook;
-use deltaplane_types::{AccountId, AccountSnapshot, Delta, Ratio, Symbol, Timestamp};
+use deltaplane_types::{AccountId, AccountSnapshot, AlertTopic, Delta, Ratio, Symbol, Timestamp};
 
 use crate::accounts::AccountKeeper;
 use crate::engine::Core;
-use crate::monitor::DELTA;
 use crate::snapshot::{Eyes, KNOWN_FOR};
 
 /// Accounts that hedge each other in a symbol.
@@ -109,7 +108,8 @@ impl Core {
                 }
             }
         }
-        let is_told = |symbol: &Symbol| self.shared.alerts.severity_of(DELTA, None, Some(symbol)).is_some();
+        let is_told =
+            |symbol: &Symbol| self.shared.alerts.severity_of(AlertTopic::Delta, None, Some(symbol)).is_some();
         let group = |symbol: &Symbol| -> Option<Group> {
             let (accounts, target, read_at, held) = match policies.get(symbol) {
                 Some(policy) => {

@@ -81,8 +81,7 @@ impl DeadMan {
     pub(crate) async fn before_resting(&self, account: &AccountId, symbol: &Symbol) -> Result<(), String> {
         let gateway = self.gateways.get(account).ok_or("the account has no gateway")?;
         if !gateway.rules().counts_down {
-            let why =
-                "its venue cannot cancel what rests when we fall silent, and allow_unguarded_resting is off";
+            let why = "its venue cannot cancel what rests when we fall silent, and allow_resting_without_dead_man_switch is off";
             return if self.allow_unguarded { Ok(()) } else { Err(why.to_owned()) };
         }
         let _turn = self.turn(account, symbol).await;

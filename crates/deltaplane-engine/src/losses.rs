@@ -12,8 +12,8 @@ use deltaplane_ports::{
     Alert, ExternalActivity, ExternalCause, HedgeTo, OnShortfall, OperationKind, OperationReport, RequestMeta,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Decimal, Delta, OperationId, Ratio, Requester, Side, Symbol,
-    Timestamp,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Decimal, Delta, OperationId, Preemption, Ratio,
+    Requester, Side, Symbol, Timestamp,
 };
 use tokio::sync::Notify;
 
@@ -30,10 +30,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const TOLD_AFTER: Duration = Duration::from_secs(30);
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// The topic of a loss that nobody followed.
-pub(crate) const LOSS_RESPONSE: &str = "loss-response";
 /// The name of the loop among the services.
-pub(crate) const NAME: &str = LOSS_RESPONSE;
+pub(crate) const NAME: &str = "loss-response";
 
 /// What was lost of one symbol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,7 +179,7 @@ impl Core {
     async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, loss: &Loss) -> Result<(), String> {
         let eyes = &self.shared.eyes;
         if let Some(account) = self.lanes.held_beside(symbol, &[]) {
-            self.hurry("the answer to a loss", |at_work| at_work.symbol == *symbol);
+            self.preempt(Preemption::ForcedClose, |at_work| at_work.symbol == *symbol);
             return Err(format!("another operation is at work on {account}"));
         }
         let now = eyes.clock.now();
@@ -266,7 +264,7 @@ impl Core {
     async fn loss_is_followed(&self, symbol: &Symbol) {
         let now = self.shared.eyes.clock.now();
         let of_symbol = |alert: &Alert| alert.symbol.as_ref() == Some(symbol);
-        let records = self.shared.alerts.resolve(LOSS_RESPONSE, now, of_symbol);
+        let records = self.shared.alerts.resolve(AlertTopic::LossResponse, now, of_symbol);
         // A failure stops all sending by itself.
         let _ = self.shared.hands.recorder.append(records).await;
     }
@@ -276,7 +274,7 @@ impl Core {
         self.shared
             .raise(Condition {
                 kind: AlertKind::Execution,
-                topic: LOSS_RESPONSE,
+                topic: AlertTopic::LossResponse,
                 severity: AlertSeverity::Critical,
                 account: None,
                 symbol: Some(symbol.clone()),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use deltaplane_ports::{Failure, Record};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, AlertKind, AlertSeverity, Code, Decimal, FeedId, MarketView, Symbol,
-    Timestamp, UnmappedPosition, UnreadableRow,
+    AccountId, AccountSnapshot, AlertKind, AlertSeverity, AlertTopic, Code, Decimal, FeedId, MarketView,
+    Symbol, Timestamp, UnmappedPosition, UnreadableRow,
 };
 
 use crate::alerts::Condition;
@@ -15,12 +15,6 @@ use crate::engine::Core;
 use crate::report::failure;
 use crate::snapshot::Eyes;
 
-/// The topic of positions that have no symbol.
-pub(crate) const UNMAPPED: &str = "unmapped-position";
-/// The topic of rows that were left out.
-const UNREADABLE: &str = "unreadable-row";
-/// The topic of a symbol whose price differs too much between exchanges.
-const NOT_ONE_COIN: &str = "symbol-mismatch";
 /// Mids of one coin differ by less than this factor.
 const MOST_APART: i64 = 3;
 /// How many positions and rows an alert names.
@@ -156,15 +150,15 @@ impl Core {
             let message = (!unmapped.is_empty()).then(|| of_positions(id, &unmapped));
             let severity =
                 if unmapped.iter().any(is_hedged) { AlertSeverity::Critical } else { AlertSeverity::Warn };
-            records.extend(self.stand(UNMAPPED, severity, id, message, now));
+            records.extend(self.stand(AlertTopic::UnmappedPosition, severity, id, message, now));
             let message = (!snapshot.unreadable.is_empty()).then(|| of_rows(id, &snapshot.unreadable));
-            records.extend(self.stand(UNREADABLE, AlertSeverity::Warn, id, message, now));
+            records.extend(self.stand(AlertTopic::UnreadableRow, AlertSeverity::Warn, id, message, now));
         }
         for symbol in &followed {
             if let Some(apart) = eyes.apart(&eyes.healthy_views(symbol)) {
                 let condition = Condition {
                     kind: AlertKind::System,
-                    topic: NOT_ONE_COIN,
+                    topic: AlertTopic::SymbolMismatch,
                     severity: AlertSeverity::Critical,
                     account: None,
                     symbol: Some(symbol.clone()),
@@ -176,7 +170,7 @@ impl Core {
                 records.extend(shared.alerts.raise(condition, now));
             } else {
                 let is_own = |alert: &deltaplane_ports::Alert| alert.symbol.as_ref() == Some(symbol);
-                records.extend(shared.alerts.resolve(NOT_ONE_COIN, now, is_own));
+                records.extend(shared.alerts.resolve(AlertTopic::SymbolMismatch, now, is_own));
             }
         }
         if !records.is_empty() {
@@ -188,7 +182,7 @@ impl Core {
     /// Has an alert of an account stand with a message, or ends it without one.
     fn stand(
         &self,
-        topic: &'static str,
+        topic: AlertTopic,
         severity: AlertSeverity,
         account: &AccountId,
         message: Option<String>,

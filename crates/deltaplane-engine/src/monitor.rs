@@ -7,7 +7,9 @@ use std::time::Duration;
 use deltaplane_math::MathError;
 use deltaplane_ports::{AccountRisk, Alert, Record, RiskSample};
 use deltaplane_risk::Threshold;
-use deltaplane_types::{AccountId, AlertKind, AlertSeverity, Decimal, Notional, Ratio, Symbol, Timestamp};
+use deltaplane_types::{
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Decimal, Notional, Ratio, Symbol, Timestamp,
+};
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
@@ -27,20 +29,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the high-water marks are kept.
 const MARKS_EVERY: Duration = Duration::from_secs(10);
 
-/// The topic of an equity that is spent.
-const EQUITY: &str = "equity";
-/// The topic of accounts that cannot be read, and for how long they cannot be before it is told.
-const SILENT: &str = "account-silent";
-/// The topic of alerts on accounts that are read and cannot be valued, and how long that lasts before it is told.
-const UNVALUED: &str = "account-unvalued";
 const UNVALUED_AFTER: Duration = Duration::from_secs(10);
 const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// The same where its stream is down and a reading failed.
 const UNREAD_AFTER: Duration = Duration::from_secs(10);
-/// The topic of symbols that a price feed does not follow.
-const UNFOLLOWED: &str = "not-followed";
-/// The topic of a net delta that is off.
-pub(crate) const DELTA: &str = "delta";
 
 /// Since when a group is off by as much as a severity says, or by more.
 type Pending = BTreeMap<Symbol, BTreeMap<AlertSeverity, Timestamp>>;
@@ -149,7 +141,7 @@ impl Core {
                 let id = feed.id();
                 let condition = Condition {
                     kind: AlertKind::System,
-                    topic: UNFOLLOWED,
+                    topic: AlertTopic::NotFollowed,
                     severity: AlertSeverity::Warn,
                     account: None,
                     symbol: Some(symbol.clone()),
@@ -183,7 +175,7 @@ impl Core {
         // A group that is none any more has no deviation.
         let standing: BTreeSet<&Symbol> = groups.iter().map(|group| &group.symbol).collect();
         pending.retain(|symbol, _| standing.contains(symbol));
-        records.extend(shared.alerts.resolve(DELTA, now, |alert| {
+        records.extend(shared.alerts.resolve(AlertTopic::Delta, now, |alert| {
             alert.symbol.as_ref().is_some_and(|symbol| !standing.contains(symbol) && self.is_known(symbol))
         }));
         if !records.is_empty() {
@@ -266,13 +258,16 @@ impl Core {
         for (id, keeper) in &shared.eyes.accounts {
             let within = if keeper.health().failing { UNREAD_AFTER } else { SILENT_AFTER };
             if keeper.known(within).is_some() {
-                records
-                    .extend(shared.alerts.resolve(SILENT, now, |alert| alert.account.as_ref() == Some(id)));
+                records.extend(
+                    shared
+                        .alerts
+                        .resolve(AlertTopic::AccountStale, now, |alert| alert.account.as_ref() == Some(id)),
+                );
             } else if now.since(self.started_at()) >= within {
                 let since = keeper.confirmed_at().unwrap_or_else(|| self.started_at());
                 let condition = Condition {
                     kind: AlertKind::System,
-                    topic: SILENT,
+                    topic: AlertTopic::AccountStale,
                     severity: AlertSeverity::Warn,
                     account: Some(id.clone()),
                     symbol: None,
@@ -298,11 +293,11 @@ impl Core {
             if risks.contains_key(id) || keeper.known(SILENT_AFTER).is_none() {
                 since.remove(id);
                 let is_own = |alert: &Alert| alert.account.as_ref() == Some(id);
-                records.extend(shared.alerts.resolve(UNVALUED, now, is_own));
+                records.extend(shared.alerts.resolve(AlertTopic::ValuationUnavailable, now, is_own));
             } else if now.since(*since.entry(id.clone()).or_insert(now)) >= UNVALUED_AFTER {
                 let condition = Condition {
                     kind: AlertKind::System,
-                    topic: UNVALUED,
+                    topic: AlertTopic::ValuationUnavailable,
                     severity: AlertSeverity::Warn,
                     account: Some(id.clone()),
                     symbol: None,
@@ -326,11 +321,13 @@ impl Core {
         let limits = &shared.eyes.config.alerts;
         let mut records = Vec::new();
         if risk.equity.is_positive() {
-            records.extend(shared.alerts.resolve(EQUITY, now, |alert| alert.account.as_ref() == Some(id)));
+            records.extend(
+                shared.alerts.resolve(AlertTopic::Equity, now, |alert| alert.account.as_ref() == Some(id)),
+            );
         } else {
             let condition = Condition {
                 kind: AlertKind::Utilization,
-                topic: EQUITY,
+                topic: AlertTopic::Equity,
                 severity: AlertSeverity::Critical,
                 account: Some(id.clone()),
                 symbol: None,
@@ -339,11 +336,11 @@ impl Core {
             let data = [("equity".to_owned(), risk.equity.value())].into();
             records.extend(shared.alerts.raise_with(condition, data, now));
         }
-        let watched: [(&'static str, &str, Threshold, Option<Ratio>); 3] = [
-            ("utilization", "utilizationRate", limits.utilization, risk.utilization),
-            ("margin-ratio", "marginRatio", limits.margin_ratio, risk.margin_ratio),
+        let watched: [(AlertTopic, &str, Threshold, Option<Ratio>); 3] = [
+            (AlertTopic::Utilization, "utilizationRate", limits.utilization, risk.utilization),
+            (AlertTopic::MarginRatio, "marginRatio", limits.margin_ratio, risk.margin_ratio),
             (
-                "liquidation-distance",
+                AlertTopic::LiquidationDistance,
                 "liquidationDistance",
                 limits.liquidation_distance,
                 risk.liquidation_distance,
@@ -394,10 +391,12 @@ impl Core {
         let shared = &self.shared;
         let config = &shared.eyes.config;
         let Group { symbol, ratio, .. } = group;
-        let before = shared.alerts.severity_of(DELTA, None, Some(symbol));
+        let before = shared.alerts.severity_of(AlertTopic::Delta, None, Some(symbol));
         let Some(severity) = config.alerts.delta.severity(*ratio, before, config.alerts.hysteresis)? else {
             pending.remove(symbol);
-            return Ok(shared.alerts.resolve(DELTA, now, |alert| alert.symbol.as_ref() == Some(symbol)));
+            return Ok(shared
+                .alerts
+                .resolve(AlertTopic::Delta, now, |alert| alert.symbol.as_ref() == Some(symbol)));
         };
         let since = pending.entry(symbol.clone()).or_default();
         let Some(severity) = lasting(since, severity, before, (now, config.delta_alert_after)) else {
@@ -407,7 +406,7 @@ impl Core {
         let step = if severity == AlertSeverity::Critical { limits.critical } else { limits.warn };
         let condition = Condition {
             kind: AlertKind::Delta,
-            topic: DELTA,
+            topic: AlertTopic::Delta,
             severity,
             account: None,
             symbol: Some(symbol.clone()),

@@ -8,8 +8,8 @@ use deltaplane_math::MathError;
 use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord, Settlement};
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
-    Decimal, Delta, Evidence, ExecutionReport, Fee, Fill, Notional, OrderStatus, Price, Quantity, Refusal,
-    RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause, VenueOrderId,
+    Decimal, Delta, Evidence, ExecutionReport, Fee, Fill, Notional, OrderState, OrderStatus, Price, Quantity,
+    Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause, VenueOrderId,
 };
 
 /// When an order in doubt is asked for, counted from the doubt; then every five seconds.
@@ -582,14 +582,14 @@ impl TrackedOrder {
         };
         let order = &self.intent.order;
         let state = match self.fate {
-            Fate::InFlight => "sent",
-            Fate::Accepted => "accepted",
-            Fate::Unknown => "unknown",
-            Fate::Ended(OrderStatus::Filled) => "filled",
-            Fate::Ended(OrderStatus::Canceled) => "canceled",
-            Fate::Ended(_) => "expired",
-            Fate::NotAccepted => "notAccepted",
-            Fate::Frozen => "frozen",
+            Fate::InFlight => OrderState::Sent,
+            Fate::Accepted => OrderState::Accepted,
+            Fate::Unknown => OrderState::Unknown,
+            Fate::Ended(OrderStatus::Filled) => OrderState::Filled,
+            Fate::Ended(OrderStatus::Canceled) => OrderState::Canceled,
+            Fate::Ended(_) => OrderState::Expired,
+            Fate::NotAccepted => OrderState::NotAccepted,
+            Fate::Frozen => OrderState::Frozen,
         };
         let doubtful = matches!(self.fate, Fate::Unknown | Fate::Frozen) || self.unpriced;
         let note = self.refusal.as_ref().map(ToString::to_string);
@@ -601,7 +601,7 @@ impl TrackedOrder {
             side: order.side,
             quantity: order.quantity,
             limit_price: order.limit_price,
-            state: state.to_owned(),
+            state,
             filled: self.filled(),
             trades: self.fills.keys().cloned().collect(),
             untold: self.filled().saturating_minus(priced),

@@ -17,11 +17,11 @@ use deltaplane_ports::{
     SystemPhase, SystemView, TradingChange, TradingOrder, UtilizationRebalance,
 };
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Delta, OperationId, RefusalReason, Symbol, TradingScope,
-    TradingState,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Code, Delta, OperationId, Preemption, RefusalReason,
+    Symbol, TradingScope, TradingState,
 };
 
-use crate::alerts::{Condition, KILL_SWITCH};
+use crate::alerts::Condition;
 use crate::breakers;
 use crate::canceling::Canceled;
 use crate::checks;
@@ -29,7 +29,6 @@ use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::{Core, Engine};
 use crate::monitor::STORE;
 use crate::operation::Event;
-use crate::reopening::REOPENED;
 use crate::report::failure;
 use crate::snapshot::KNOWN_FOR;
 
@@ -242,7 +241,7 @@ impl ControlPlane for Engine {
         let Some(order) = order else {
             return Err(no_such(format!("operation {operation} has no order {client_order_id}")));
         };
-        if !matches!(order.state.as_str(), "unknown" | "frozen") {
+        if !order.state.is_unresolved() {
             let text = format!("order {client_order_id} is not in doubt: it is {}", order.state);
             return Err(failure(Code::Conflict, text, "nothing has to be decided"));
         }
@@ -268,10 +267,10 @@ impl ControlPlane for Engine {
         // The decision is journaled with the step that takes it.
         for _ in 0..500 {
             if let Some(report) = shared.reports.get(&operation)
-                && report.orders.iter().any(|order| {
-                    order.client_order_id == client_order_id
-                        && !matches!(order.state.as_str(), "unknown" | "frozen")
-                })
+                && report
+                    .orders
+                    .iter()
+                    .any(|order| order.client_order_id == client_order_id && !order.state.is_unresolved())
             {
                 return Ok(report);
             }
@@ -294,7 +293,7 @@ impl ControlPlane for Engine {
         // First of all: from here on no order that adds exposure passes the gate.
         shared.eyes.trading.tighten(&change);
         if request.engaged {
-            self.core.hurry("the kill switch", |_| true);
+            self.core.preempt(Preemption::KillSwitch, |_| true);
         }
         let canceling = async {
             if request.engaged && request.cancel_open_orders {
@@ -307,7 +306,7 @@ impl ControlPlane for Engine {
         if request.engaged {
             let condition = Condition {
                 kind: AlertKind::System,
-                topic: KILL_SWITCH,
+                topic: AlertTopic::KillSwitch,
                 severity: AlertSeverity::Critical,
                 account: None,
                 symbol: None,
@@ -315,7 +314,7 @@ impl ControlPlane for Engine {
             };
             records.extend(shared.alerts.raise(condition, now));
         } else {
-            records.extend(shared.alerts.resolve(KILL_SWITCH, now, |_| true));
+            records.extend(shared.alerts.resolve(AlertTopic::KillSwitch, now, |_| true));
         }
         let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
         let (Canceled { orders: canceled, unreachable }, changed) = tokio::join!(canceling, changing);
@@ -377,7 +376,7 @@ impl ControlPlane for Engine {
             failure(Code::Internal, error.to_string(), remedy)
         })?;
         if state >= TradingState::ReduceOnly {
-            self.core.hurry(&format!("trading that is {state} now"), |at_work| match &scope {
+            self.core.preempt(Preemption::TradingState, |at_work| match &scope {
                 TradingScope::Global => true,
                 TradingScope::Account(account) => at_work.accounts.contains(account),
                 TradingScope::Symbol(symbol) => at_work.symbol == *symbol,
@@ -386,9 +385,9 @@ impl ControlPlane for Engine {
         if state == TradingState::Running {
             let mut records = Vec::new();
             if scope == TradingScope::Global && order.state == TradingState::Running {
-                records.extend(shared.alerts.resolve("journal", now, |_| true));
+                records.extend(shared.alerts.resolve(AlertTopic::Journal, now, |_| true));
             }
-            for topic in breakers::TOPICS.into_iter().chain([REOPENED]) {
+            for topic in breakers::TOPICS.into_iter().chain([AlertTopic::OrderReopened]) {
                 records.extend(shared.alerts.resolve(topic, now, |alert| match &scope {
                     TradingScope::Global => alert.account.is_none() && alert.symbol.is_none(),
                     TradingScope::Account(of) => alert.account.as_ref() == Some(of),

@@ -12,8 +12,8 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::LimitOverride;
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Code, Decimal, Delta, OperationId, Ratio, Requester, Symbol,
-    Timestamp, TradingState, VenueId,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Code, Decimal, Delta, OperationId, Preemption, Ratio,
+    Requester, Symbol, Timestamp, TradingState, VenueId,
 };
 use tokio::sync::Notify;
 
@@ -22,7 +22,7 @@ use crate::alerts::Condition;
 use crate::control::{Goal, Spec, Terms, UtilizationGoal};
 use crate::engine::Core;
 use crate::groups::Group;
-use crate::operation::{Event, GAVE_WAY_TO};
+use crate::operation::Event;
 use crate::report::failure;
 
 /// Its name among the services.
@@ -44,12 +44,8 @@ const LEFT_ALONE_FOR: Duration = Duration::from_secs(3_600);
 const REBALANCE_AGAIN: Duration = Duration::from_secs(600);
 /// The same where an account is near its liquidation.
 const URGENT_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-/// What an operation of a policy gives way to where both sides must shrink.
-const A_DELEVERAGE: &str = "a deleverage";
 /// The state of an account that cannot be read counts for so many times `max_account_age`; then the policy holds.
 const UNREAD_TIMES: u32 = 10;
-/// The topic of a policy whose operations do not reach what they are for.
-const POLICY: &str = "policy";
 /// The steps in which a deleverage looks how much must be closed.
 const STEPS: u32 = 64;
 
@@ -320,7 +316,10 @@ impl Core {
 
     async fn resolve_policy_alert(&self, symbol: &Symbol) {
         let now = self.shared.eyes.clock.now();
-        let records = self.shared.alerts.resolve(POLICY, now, |alert| alert.symbol.as_ref() == Some(symbol));
+        let records = self
+            .shared
+            .alerts
+            .resolve(AlertTopic::Policy, now, |alert| alert.symbol.as_ref() == Some(symbol));
         if !records.is_empty() {
             // A failure stops all sending by itself.
             let _ = self.shared.hands.recorder.append(records).await;
@@ -350,11 +349,11 @@ impl Core {
                 && with_margin
                 && may_deleverage
                 && let Some(deleverage) = policy.deleverage
-                && let Some((account, _)) = self.needs_deleverage(policy, deleverage).await
+                && let Some(_) = self.needs_deleverage(policy, deleverage).await
             {
-                self.ask_to_give_way(&running, &format!("{A_DELEVERAGE} of {account}")).await;
+                self.ask_to_preempt(&running, Preemption::Deleverage).await;
             } else if kind == OperationKind::Rebalance && self.is_critical(group) {
-                self.ask_to_give_way(&running, "a hedge of a critical net delta").await;
+                self.ask_to_preempt(&running, Preemption::CriticalHedge).await;
             }
             return (PolicyStatus::Acting, format!("operation {running} is at work"));
         }
@@ -511,12 +510,12 @@ impl Core {
     }
 
     /// Asks an operation to end with its next slice.
-    async fn ask_to_give_way(&self, operation: &OperationId, to: &str) {
+    async fn ask_to_preempt(&self, operation: &OperationId, by: Preemption) {
         let running = &self.shared.running;
         let at_work = running.lock().unwrap_or_else(PoisonError::into_inner).get(operation).cloned();
         if let Some(at_work) = at_work {
             // One that ended meanwhile needs not be asked.
-            let _ = at_work.events.send(Event::GiveWay(to.to_owned())).await;
+            let _ = at_work.events.send(Event::Preempted(by)).await;
         }
     }
 
@@ -651,14 +650,18 @@ impl Core {
                 (PolicyStatus::Acting, why)
             }
             Err(failed) if failed.code == Code::Conflict => {
+                let preemption = if kind == OperationKind::Deleverage {
+                    Preemption::Deleverage
+                } else {
+                    Preemption::CriticalHedge
+                };
                 let urgent = kind == OperationKind::Deleverage || (kind == OperationKind::Policy && critical);
-                let holders = failed.details.get("operationId").into_iter().flatten();
-                for holder in holders.filter(|_| urgent).filter_map(|id| id.parse::<OperationId>().ok()) {
+                if let Some(holder) = failed.holder.clone().filter(|_| urgent) {
                     let held = self.shared.reports.get(&holder).map(|report| report.kind);
                     // What a person asked for goes on, but for shifts between accounts and what takes its time, which
                     // can wait.
                     if held == Some(OperationKind::Rebalance) || self.is_slow(&holder) {
-                        self.ask_to_give_way(&holder, &why).await;
+                        self.ask_to_preempt(&holder, preemption).await;
                     }
                 }
                 (PolicyStatus::Waiting, failed.error.clone())
@@ -681,13 +684,10 @@ impl Core {
         let orders = report.iter().flat_map(|report| &report.orders);
         let traded: BTreeSet<AccountId> = orders.map(|order| order.account.clone()).collect();
         // What gave way to something more urgent did not fail.
-        let failed = report.and_then(|report| report.failure);
-        let gave_way = failed.as_ref().is_some_and(|failed| failed.details.contains_key(GAVE_WAY_TO));
-        let to_deleverage = failed
-            .as_ref()
-            .and_then(|failed| failed.details.get(GAVE_WAY_TO))
-            .is_some_and(|to| to.iter().any(|to| to.starts_with(A_DELEVERAGE)));
-        let failed = failed.filter(|_| !gave_way);
+        let preempted_by = report.as_ref().and_then(|report| report.preempted_by);
+        let (gave_way, to_deleverage) =
+            (preempted_by.is_some(), preempted_by == Some(Preemption::Deleverage));
+        let failed = report.and_then(|report| report.failure).filter(|_| !gave_way);
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since) = (None, None);
             entry.traded = (traded.clone(), now);
@@ -726,7 +726,7 @@ impl Core {
             self.shared
                 .raise(Condition {
                     kind: AlertKind::Delta,
-                    topic: POLICY,
+                    topic: AlertTopic::Policy,
                     severity: AlertSeverity::Warn,
                     account: None,
                     symbol: Some(symbol.clone()),

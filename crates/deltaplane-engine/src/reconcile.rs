@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use deltaplane_ports::{ExternalActivity, ExternalCause, OrderGateway, Priority, ReadError, Record};
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Delta, Fill, FillCause, Symbol, Timestamp, TradeId,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Delta, Fill, FillCause, Symbol, Timestamp, TradeId,
 };
 
 use crate::accounts::AccountKeeper;
@@ -26,8 +26,6 @@ const OVERLAP: Duration = Duration::from_secs(5);
 const FURTHER_BACK: Duration = Duration::from_secs(600);
 /// A stream that tells nothing any more is noticed within this time: until then a position counts that may be older.
 const UNHEARD: Duration = Duration::from_secs(90);
-/// The topic of alerts about what others did.
-pub(crate) const OUTSIDE: &str = "outside-activity";
 /// An alert about what others did stands for this long after the last sighting.
 const OUTSIDE_FOR: Duration = Duration::from_secs(600);
 /// Activity that is kept in memory.
@@ -346,7 +344,7 @@ fn condition(activity: &ExternalActivity) -> Condition {
     };
     Condition {
         kind: AlertKind::Execution,
-        topic: OUTSIDE,
+        topic: AlertTopic::ExternalActivity,
         severity,
         account: Some(account.clone()),
         symbol: Some(symbol.clone()),
@@ -356,7 +354,7 @@ fn condition(activity: &ExternalActivity) -> Condition {
 
 /// Ends alerts about what others did, some time after the last of it.
 pub(crate) fn let_alerts_go(shared: &Shared, now: Timestamp) -> Vec<Record> {
-    shared.alerts.resolve(OUTSIDE, now, |alert| now.since(alert.seen_at) >= OUTSIDE_FOR)
+    shared.alerts.resolve(AlertTopic::ExternalActivity, now, |alert| now.since(alert.seen_at) >= OUTSIDE_FOR)
 }
 
 #[cfg(test)]

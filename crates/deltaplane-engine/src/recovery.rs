@@ -8,12 +8,12 @@ use deltaplane_ports::{
     OperationState, OutcomeRecord, Policy, Record, StoredRecord, TradingOrder, USD,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Code, Decimal, Delta, Fill, Notional, OperationId, Quantity, Requester, Side,
-    Symbol, Timestamp, TradeId,
+    AccountId, ClientOrderId, Code, Decimal, Delta, Fill, Notional, OperationId, Preemption, Quantity,
+    Requester, Side, Symbol, Timestamp, TradeId,
 };
 
 use crate::losses::LossTable;
-use crate::operation::{BEYOND_CAP, KnownOperation, gave_way, interrupted};
+use crate::operation::{KnownOperation, interrupted};
 use crate::orders::TrackedOrder;
 use crate::policies::{schedule_beside, schedule_from};
 use crate::report::failure;
@@ -73,15 +73,22 @@ pub(crate) struct RecoveredOperation {
     corrections: Vec<Correction>,
     requester: Requester,
     key: Option<String>,
-    closed: Option<(String, String, Timestamp)>,
+    closed: Option<Closed>,
 }
 
-/// What an operation of an earlier run said when it ended short of what was asked: `code: text`.
-fn ended_short(summary: Option<&str>) -> Box<Failure> {
-    let (code, text) = summary.and_then(|summary| summary.split_once(": ")).unwrap_or(("", ""));
-    let code = code.parse().ok().and_then(Code::from_number).unwrap_or(Code::HedgeFailed);
-    let text = if text.is_empty() { "it ended short of what was asked" } else { text };
-    failure(code, text, "look at its orders before you ask again")
+/// How an operation of an earlier run ended.
+struct Closed {
+    state: OperationState,
+    code: Option<Code>,
+    preempted_by: Option<Preemption>,
+    summary: String,
+    at: Timestamp,
+}
+
+/// What an operation of an earlier run said when it ended short of what was asked.
+fn ended_short(code: Option<Code>, summary: Option<&str>) -> Box<Failure> {
+    let text = summary.filter(|text| !text.is_empty()).unwrap_or("it ended short of what was asked");
+    failure(code.unwrap_or(Code::HedgeFailed), text, "look at its orders before you ask again")
 }
 
 impl Recovered {
@@ -159,13 +166,7 @@ impl Recovered {
                 };
             }
             Record::Trading(order) => self.trading = Some(order),
-            Record::Alert { mut alert, change } => {
-                if alert.topic == "market-left-cap" {
-                    // Its name of before.
-                    BEYOND_CAP.clone_into(&mut alert.topic);
-                }
-                self.alerts.push((alert, change));
-            }
+            Record::Alert { alert, change } => self.alerts.push((alert, change)),
             Record::Intent(intent) => {
                 // Where the beginning of that run was lost, its number is still taken.
                 self.epoch = self.epoch.max(intent.epoch);
@@ -201,7 +202,16 @@ impl Recovered {
                     operation.corrections.push(correction);
                 }
             }
-            Record::OperationClosed { operation, state, summary, positions, read_at, at } => {
+            Record::OperationClosed {
+                operation,
+                state,
+                code,
+                preempted_by,
+                summary,
+                positions,
+                read_at,
+                at,
+            } => {
                 self.last_at = self.last_at.max(at);
                 let symbol = self.index.get(&operation).and_then(|index| self.operations.get(*index));
                 if let Some(symbol) = symbol.map(|operation| operation.symbol.clone()) {
@@ -218,12 +228,12 @@ impl Recovered {
                     // What a person asked for is no turn of the schedule, and what gave way is tried again as it was.
                     if operation.kind == OperationKind::Rebalance
                         && operation.requester == Requester::Policy
-                        && !gave_way(&summary)
+                        && preempted_by.is_none()
                         && let Some((policy, since)) = self.policies.get_mut(&operation.symbol)
                     {
-                        *since = schedule_from(policy, state != "succeeded", at);
+                        *since = schedule_from(policy, state != OperationState::Succeeded, at);
                     }
-                    operation.closed = Some((state, summary, at));
+                    operation.closed = Some(Closed { state, code, preempted_by, summary, at });
                 }
             }
         }
@@ -273,7 +283,7 @@ impl Recovered {
 impl RecoveredOperation {
     /// Whether its orders are still to be settled: journals of before wrote an end where a person had to decide.
     pub(crate) fn is_open(&self) -> bool {
-        self.closed.as_ref().is_none_or(|(state, ..)| state == "frozen")
+        self.closed.as_ref().is_none_or(|closed| closed.state == OperationState::Frozen)
     }
 
     /// How far net delta was from the target of the first plan.
@@ -342,21 +352,16 @@ impl RecoveredOperation {
             orders.extend(order.report(Decimal::ONE));
         }
         let (state, reason, ended) = match &self.closed {
-            Some((state, summary, at)) => (state.as_str(), Some(summary.clone()), *at),
-            None => ("interrupted", None, self.began),
+            Some(closed) => (closed.state, Some(closed.summary.clone()), closed.at),
+            None => (OperationState::Interrupted, None, self.began),
         };
-        let state = match state {
-            "succeeded" => OperationState::Succeeded,
-            "partial" => OperationState::Partial,
-            "failed" => OperationState::Failed,
-            "frozen" => OperationState::Frozen,
-            _ => OperationState::Interrupted,
-        };
+        let code = self.closed.as_ref().and_then(|closed| closed.code);
+        let preempted_by = self.closed.as_ref().and_then(|closed| closed.preempted_by);
         // An answer that is made from this must not call a success what was none.
         let failure = match state {
             OperationState::Succeeded => None,
             OperationState::Interrupted | OperationState::Running => Some(*interrupted()),
-            _ => Some(*ended_short(reason.as_deref())),
+            _ => Some(*ended_short(code, reason.as_deref())),
         };
         let sum = |values: Vec<Notional>| {
             values.into_iter().fold(Notional::ZERO, |sum, v| sum.plus(v).unwrap_or(sum))
@@ -406,6 +411,7 @@ impl RecoveredOperation {
             state_age: None,
             net_delta_all: None,
             failure,
+            preempted_by,
             timeline: Vec::new(),
         }
     }
@@ -441,7 +447,9 @@ mod tests {
             },
             Record::OperationClosed {
                 operation,
-                state: "failed".to_owned(),
+                state: OperationState::Failed,
+                code: None,
+                preempted_by: None,
                 summary: String::new(),
                 positions: BTreeMap::from([(lane().0, delta(position))]),
                 read_at: at(read_at),
@@ -466,8 +474,8 @@ mod tests {
                 client_order_id: "order-1".parse().unwrap(),
                 account: lane().0,
                 symbol: lane().1,
-                was: ("notAccepted".to_owned(), quantity("0")),
-                now: ("filled".to_owned(), quantity("0.1")),
+                was: (deltaplane_types::OrderState::NotAccepted, quantity("0")),
+                now: (deltaplane_types::OrderState::Filled, quantity("0.1")),
                 change: delta("-0.1"),
                 position: delta(position),
                 as_of: at(30),

@@ -5,16 +5,13 @@
 
 use deltaplane_ports::{Correction, OperationReport, OperationState, Record, ScopedTrading, TradingOrder};
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, Delta, Evidence, Fill, OrderStatus, Symbol, Timestamp, TradingScope,
-    TradingState,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, Delta, Evidence, Fill, OrderState, OrderStatus, Symbol,
+    Timestamp, TradingScope, TradingState,
 };
 
 use crate::accounts::AccountKeeper;
 use crate::alerts::Condition;
 use crate::runner::Shared;
-
-/// The topic of an order that traded after its operation ended.
-pub(crate) const REOPENED: &str = "order-reopened";
 
 /// Corrects the report of an operation that ended by a trade that it did not know, with which the position is `position`;
 /// none where the trade is not of one of its orders, or is in what that order traded.
@@ -40,8 +37,8 @@ fn corrected(
         client_order_id: name.clone(),
         account: fill.account.clone(),
         symbol: fill.symbol.clone(),
-        was: (order.state.clone(), order.filled),
-        now: (if filled == order.quantity { "filled" } else { "expired" }.to_owned(), filled),
+        was: (order.state, order.filled),
+        now: (if filled == order.quantity { OrderState::Filled } else { OrderState::Expired }, filled),
         change: fill.quantity.signed(fill.side),
         position,
         as_of,
@@ -49,7 +46,7 @@ fn corrected(
         traded_at: fill.venue_time,
         at: now,
     };
-    (order.state, order.filled) = correction.now.clone();
+    (order.state, order.filled) = correction.now;
     order.trades.push(fill.trade_id.clone());
     order.evidence = Some(Evidence::LateTrade.kind().to_owned());
     order.venue_order_id.get_or_insert_with(|| fill.venue_order_id.to_string());
@@ -61,7 +58,7 @@ fn condition(correction: &Correction) -> Condition {
     let Correction { operation, client_order_id, account, symbol, was, now, .. } = correction;
     Condition {
         kind: AlertKind::Execution,
-        topic: REOPENED,
+        topic: AlertTopic::OrderReopened,
         severity: AlertSeverity::Critical,
         account: Some(account.clone()),
         symbol: Some(symbol.clone()),
@@ -110,7 +107,8 @@ pub(crate) async fn reopen(
 /// What the journal keeps of a correction.
 fn records_of(correction: &Correction, fill: Fill) -> [Record; 3] {
     let (client_order_id, filled) = (correction.client_order_id.clone(), correction.now.1);
-    let status = if correction.now.0 == "filled" { OrderStatus::Filled } else { OrderStatus::Expired };
+    let status =
+        if correction.now.0 == OrderState::Filled { OrderStatus::Filled } else { OrderStatus::Expired };
     let outcome = deltaplane_ports::OutcomeRecord::Ended { status, filled, evidence: Evidence::LateTrade };
     [
         Record::Corrected(correction.clone()),

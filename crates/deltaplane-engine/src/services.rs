@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{Clock, ServiceState, ServiceView};
-use deltaplane_types::{AlertKind, AlertSeverity, Timestamp};
+use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Timestamp};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -22,9 +22,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A loop that should beat every second or so and did not for this long stands still.
 const STILL: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-
-/// The topic of a loop that a person must look at.
-pub(crate) const SERVICE: &str = "service";
 
 /// How the loops fare.
 #[derive(Default)]
@@ -150,7 +147,7 @@ where
     core.shared
         .raise(Condition {
             kind: AlertKind::System,
-            topic: SERVICE,
+            topic: AlertTopic::Service,
             severity: AlertSeverity::Critical,
             account: None,
             symbol: None,

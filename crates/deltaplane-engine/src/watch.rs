@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaplane_ports::{Priority, ReadError, Record, TradingOrder};
-use deltaplane_types::{AlertKind, AlertSeverity, Symbol, Timestamp, TradingState};
+use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Symbol, Timestamp, TradingState};
 
 use crate::account_fold::Mismatch;
 use crate::accounts::AccountKeeper;
@@ -21,8 +21,6 @@ const TAIL_OVERLAP_MS: i64 = 600_000;
 
 /// A difference is compared again after this time, where nothing else happens.
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
-/// The topic of a stream that told something else than readings show.
-const MISMATCH: &str = "state-mismatch";
 /// From so many mismatches in [`MISMATCH_WITHIN`] on they are CRITICAL; the alert stands until that time is over.
 const MISMATCHES: usize = 3;
 const MISMATCH_WITHIN: Duration = Duration::from_secs(3_600);
@@ -38,7 +36,7 @@ async fn report_mismatches(core: &Arc<Core>, keeper: &AccountKeeper) {
         let severity = if count >= MISMATCHES { AlertSeverity::Critical } else { AlertSeverity::Warn };
         let condition = Condition {
             kind: AlertKind::System,
-            topic: MISMATCH,
+            topic: AlertTopic::StateMismatch,
             severity,
             account: Some(keeper.id.clone()),
             symbol: Some(symbol.clone()),
@@ -189,7 +187,7 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
     shared
         .raise(Condition {
             kind: AlertKind::System,
-            topic: "journal",
+            topic: AlertTopic::Journal,
             severity: AlertSeverity::Critical,
             account: None,
             symbol: None,
@@ -207,7 +205,7 @@ pub(crate) async fn keep_alerts(core: Arc<Core>) {
         let now = core.shared.eyes.clock.now();
         let mut records = reconcile::let_alerts_go(&core.shared, now);
         let is_over = |alert: &deltaplane_ports::Alert| now.since(alert.seen_at) >= MISMATCH_WITHIN;
-        records.extend(core.shared.alerts.resolve(MISMATCH, now, is_over));
+        records.extend(core.shared.alerts.resolve(AlertTopic::StateMismatch, now, is_over));
         let _ = core.shared.hands.recorder.append(records).await;
     }
 }

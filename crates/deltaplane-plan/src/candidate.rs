@@ -5,14 +5,12 @@ use deltaplane_math::{
     mul_rounded, price_cap, smallest_order, sub, utilization,
 };
 use deltaplane_types::{
-    AccountId, CostParts, Decimal, Delta, Leg, Level, Notional, Price, Quantity, Ratio, Side,
+    AccountId, CostParts, Decimal, Delta, Leg, Level, Notional, Obstacle, ObstacleKind, Price, Quantity,
+    Ratio, Side,
 };
 
 use crate::input::{CostSettings, PlanAccount, PlanInput};
 use crate::slices::largest_order;
-
-/// How an obstacle begins where the book within the price cap is what is missing.
-pub const DEPTH: &str = "depth: ";
 
 /// Why an account cannot take a quantity.
 enum Limit {
@@ -212,13 +210,27 @@ impl<'a> Candidate<'a> {
     }
 
     /// What kept the account at `quantity` when `needed` was asked for.
-    pub(crate) fn obstacle(&self, quantity: Decimal, needed: Decimal) -> Result<String, MathError> {
-        let Some(market) = &self.market else { return Ok("no usable order book".to_owned()) };
+    pub(crate) fn obstacle(&self, quantity: Decimal, needed: Decimal) -> Result<Obstacle, MathError> {
+        let obstacle = |kind, reason| Obstacle { account: self.id().clone(), kind, reason };
+        let Some(market) = &self.market else {
+            return Ok(obstacle(ObstacleKind::NoOrderBook, "no usable order book".to_owned()));
+        };
         let next = add(quantity, self.lot())?.min(needed.max(self.lot()));
-        let text = match self.broken_limit(next)? {
+        let limit = self.broken_limit(next)?;
+        let kind = match limit {
+            Some(Limit::Depth) => ObstacleKind::Depth,
+            Some(Limit::Utilization) => ObstacleKind::Utilization,
+            Some(Limit::Notional) => ObstacleKind::Position,
+            Some(Limit::Basis) => ObstacleKind::Basis,
+            Some(Limit::Liquidation) => ObstacleKind::LiquidationDistance,
+            Some(Limit::ReduceOnly) => ObstacleKind::ReduceOnly,
+            Some(Limit::HedgeMode) => ObstacleKind::HedgeMode,
+            None => ObstacleKind::OrderSize,
+        };
+        let text = match limit {
             Some(Limit::Depth) => {
                 format!(
-                    "{DEPTH}the book holds {} within the price cap {}",
+                    "depth: the book holds {} within the price cap {}",
                     market.depth().normalize(),
                     market.cap
                 )
@@ -244,7 +256,7 @@ impl<'a> Candidate<'a> {
                 format!("size: takes whole lots of {} and at least {smallest}", self.account.rules.lot_size)
             }
         };
-        Ok(text)
+        Ok(obstacle(kind, text))
     }
 
     /// The cost of a quantity, part by part. Convex in the quantity.

@@ -14,7 +14,6 @@ use deltaplane_types::{
     Alternative, AlternativeKind, Delta, Leg, Notional, Obstacle, Plan, PlanId, Quantity, Slice,
 };
 
-pub use candidate::DEPTH;
 pub use input::{CostSettings, PlanAccount, PlanInput};
 pub use lockstep::plan_lockstep;
 
@@ -87,7 +86,7 @@ fn alternatives(
         }
         let alone = candidate.cost(most)?.total()?;
         let reason = if most < reached.abs().value() {
-            let why = candidate.obstacle(most, needed)?;
+            let why = candidate.obstacle(most, needed)?.reason;
             format!("takes only {} of {}: {why}", most.normalize(), needed.normalize())
         } else {
             let more = alone.minus(cost)?.value().round_dp(6).normalize();
@@ -153,8 +152,7 @@ fn obstacles(
     }
     let mut found = Vec::new();
     for (candidate, quantity) in candidates.iter().zip(quantities) {
-        let reason = candidate.obstacle(*quantity, input.needed.abs().value())?;
-        found.push(Obstacle { account: candidate.id().clone(), reason });
+        found.push(candidate.obstacle(*quantity, input.needed.abs().value())?);
     }
     Ok(found)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use deltaplane_math::{MathError, add, div, floor_to_step, sub};
 use deltaplane_types::{
-    AccountId, Decimal, Delta, Leg, Notional, Obstacle, Plan, Quantity, Side, Slice, SliceOrder,
+    AccountId, Decimal, Delta, Leg, Notional, Obstacle, ObstacleKind, Plan, Quantity, Side, Slice, SliceOrder,
 };
 
 use crate::candidate::Candidate;
@@ -48,11 +48,14 @@ pub fn plan_lockstep(input: &PlanInput, changes: &BTreeMap<AccountId, Delta>) ->
         let quantity = orders.map(|order| order.quantity.value()).try_fold(Decimal::ZERO, add)?;
         needed = needed.plus(*change)?;
         if quantity < most {
-            let reason = match sides.left(index) {
+            obstacles.push(match sides.left(index) {
                 left if left.is_zero() => candidate.obstacle(quantity, most)?,
-                left => format!("lock step: {} has no counterpart on the other side", left.normalize()),
-            };
-            obstacles.push(Obstacle { account: candidate.id().clone(), reason });
+                left => Obstacle {
+                    account: candidate.id().clone(),
+                    kind: ObstacleKind::NoCounterpart,
+                    reason: format!("lock step: {} has no counterpart on the other side", left.normalize()),
+                },
+            });
         }
         if quantity.is_zero() {
             continue;

@@ -1,13 +1,15 @@
 //! What a facade may ask of the engine. The engine implements it; the API and policies call it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId, Plan,
-    Price, Quantity, Ratio, Requester, Side, Symbol, Timestamp, TradeId, TradingScope, TradingState, VenueId,
+    AccountId, AccountSnapshot, ClientOrderId, Code, Decimal, Delta, FeedId, Notional, OperationId,
+    OrderState, Plan, Preemption, Price, Quantity, Ratio, Requester, Side, Symbol, Timestamp, TradeId,
+    TradingScope, TradingState, VenueId,
 };
 
 use crate::budget::{BudgetView, Priority};
@@ -361,6 +363,34 @@ pub enum OperationState {
     Frozen,
 }
 
+impl OperationState {
+    const ALL: [Self; 6] =
+        [Self::Running, Self::Succeeded, Self::Partial, Self::Failed, Self::Interrupted, Self::Frozen];
+
+    /// Its public name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+            Self::Frozen => "frozen",
+        }
+    }
+
+    /// The state with this public name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+}
+
+impl fmt::Display for OperationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Why an operation did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -374,6 +404,22 @@ pub struct Failure {
     pub details: BTreeMap<String, Vec<String>>,
     /// How long to wait before trying again.
     pub retry_after: Option<Duration>,
+    /// The operation that holds what was asked for.
+    pub holder: Option<OperationId>,
+}
+
+impl Failure {
+    /// A failure with its remedy and without particulars.
+    pub fn new(code: Code, error: impl Into<String>, solution: impl Into<String>) -> Self {
+        Self {
+            code,
+            error: error.into(),
+            solution: solution.into(),
+            details: BTreeMap::new(),
+            retry_after: None,
+            holder: None,
+        }
+    }
 }
 
 /// One order of an operation.
@@ -393,8 +439,8 @@ pub struct OrderReport {
     pub quantity: Quantity,
     /// The limit price.
     pub limit_price: Price,
-    /// `reserved`, `sent`, `accepted`, `unknown`, `filled`, `canceled`, `expired`, `notAccepted` or `frozen`.
-    pub state: String,
+    /// Where it stands.
+    pub state: OrderState,
     /// What traded.
     pub filled: Quantity,
     /// The trades that tell so.
@@ -511,6 +557,8 @@ pub struct OperationReport {
     pub rebalance: Option<RebalanceView>,
     /// Why it did not do what was asked.
     pub failure: Option<Failure>,
+    /// What stopped it for something more urgent.
+    pub preempted_by: Option<Preemption>,
     /// Its story.
     pub timeline: Vec<TimelineEntry>,
 }

@@ -5,12 +5,12 @@ use std::fmt;
 
 use async_trait::async_trait;
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, ClientOrderId, Decimal, Delta, Evidence, Fill, OperationId,
-    OrderIntent, OrderStatus, PlanId, Quantity, Requester, Side, Symbol, Timestamp, TradeId, TradingScope,
-    TradingState,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, ClientOrderId, Code, Decimal, Delta, Evidence, Fill,
+    OperationId, OrderIntent, OrderState, OrderStatus, PlanId, Preemption, Quantity, Requester, Side, Symbol,
+    Timestamp, TradeId, TradingScope, TradingState,
 };
 
-use crate::control::Policy;
+use crate::control::{OperationState, Policy};
 
 /// Why the journal did not take a record. After any of these nothing may be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,9 +94,9 @@ pub struct Correction {
     /// Its symbol.
     pub symbol: Symbol,
     /// How it had ended, as reports say it, and with what traded, base units.
-    pub was: (String, Quantity),
+    pub was: (OrderState, Quantity),
     /// How it ended in truth.
-    pub now: (String, Quantity),
+    pub now: (OrderState, Quantity),
     /// By how much it moved the account's position, base units, signed.
     pub change: Delta,
     /// The position with it, by all that was known.
@@ -243,8 +243,8 @@ pub struct Alert {
     pub id: String,
     /// What it is about.
     pub kind: AlertKind,
-    /// The condition: `frozen-order`, `foreign-trade`.
-    pub topic: String,
+    /// The condition.
+    pub topic: AlertTopic,
     /// How much it matters.
     pub severity: AlertSeverity,
     /// The account; none where no single one is meant.
@@ -349,8 +349,12 @@ pub enum Record {
     OperationClosed {
         /// The operation.
         operation: OperationId,
-        /// `succeeded`, `partial`, `failed` or `interrupted`.
-        state: String,
+        /// How it ended; `Frozen` only in journals of earlier versions.
+        state: OperationState,
+        /// The public code of what kept it from doing what was asked.
+        code: Option<Code>,
+        /// What stopped it for something more urgent.
+        preempted_by: Option<Preemption>,
         /// The report in words.
         summary: String,
         /// What its accounts then held in the symbol, by all that it knew.

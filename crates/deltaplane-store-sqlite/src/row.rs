@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Acknowledgement, Alert, AlertChange, Correction, Deleverage, ExternalActivity, ExternalCause, HedgeTo,
-    IntentRecord, OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record, ScheduledRebalance, ScopedTrading,
-    TradingOrder,
+    IntentRecord, OperationState, OutcomeRecord, PlannedLeg, Policy, PolicyLimits, Record,
+    ScheduledRebalance, ScopedTrading, TradingOrder,
 };
 use deltaplane_types::{
-    AccountId, Delta, Evidence, Fee, Fill, FillCause, Notional, OrderIntent, OrderStatus, Price, Quantity,
-    Ratio, Requester, Side, Symbol, TimeInForce, Timestamp, TradingScope, read_back,
+    AccountId, Code, Delta, Evidence, Fee, Fill, FillCause, Notional, OrderIntent, OrderStatus, Preemption,
+    Price, Quantity, Ratio, Requester, Side, Symbol, TimeInForce, Timestamp, TradingScope, read_back,
 };
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,11 @@ pub(crate) enum Row {
     OperationClosed {
         operation: String,
         state: String,
+        // Absent where it did what was asked, and in rows of before, whose summary begins with it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<u16>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preempted_by: Option<String>,
         summary: String,
         #[serde(default)]
         positions: BTreeMap<String, String>,
@@ -351,23 +356,32 @@ impl From<&Record> for Row {
                 fee_rate: fill.fee.rate.map(|rate| rate.to_string()),
                 venue_time: fill.venue_time.as_millis(),
             },
-            Record::OperationClosed { operation, state, summary, positions, read_at, at } => {
-                Self::OperationClosed {
-                    operation: operation.to_string(),
-                    state: state.clone(),
-                    summary: summary.clone(),
-                    positions: texts(positions),
-                    read_at: read_at.as_millis(),
-                    at: at.as_millis(),
-                }
-            }
+            Record::OperationClosed {
+                operation,
+                state,
+                code,
+                preempted_by,
+                summary,
+                positions,
+                read_at,
+                at,
+            } => Self::OperationClosed {
+                operation: operation.to_string(),
+                state: state.to_string(),
+                code: code.map(Code::number),
+                preempted_by: preempted_by.map(|preemption| preemption.to_string()),
+                summary: summary.clone(),
+                positions: texts(positions),
+                read_at: read_at.as_millis(),
+                at: at.as_millis(),
+            },
             Record::Corrected(found) => Self::Corrected {
                 operation: found.operation.to_string(),
                 client_order_id: found.client_order_id.to_string(),
                 account: found.account.to_string(),
                 symbol: found.symbol.to_string(),
-                was: (found.was.0.clone(), found.was.1.to_string()),
-                now: (found.now.0.clone(), found.now.1.to_string()),
+                was: (found.was.0.to_string(), found.was.1.to_string()),
+                now: (found.now.0.to_string(), found.now.1.to_string()),
                 change: found.change.to_string(),
                 position: found.position.to_string(),
                 as_of: found.as_of.as_millis(),
@@ -400,7 +414,7 @@ impl From<&Record> for Row {
             Record::Alert { alert, change } => Self::Alert {
                 id: alert.id.clone(),
                 kind: alert.kind.to_string(),
-                topic: alert.topic.clone(),
+                topic: alert.topic.to_string(),
                 severity: alert.severity.to_string(),
                 account: alert.account.as_ref().map(ToString::to_string),
                 symbol: alert.symbol.as_ref().map(ToString::to_string),
@@ -477,6 +491,19 @@ impl PolicyLimitsRow {
             max_in_flight_delta: amount(self.max_in_flight_delta)?,
         })
     }
+}
+
+/// The end of an operation as rows of earlier versions told it: `1006: text`, and in the text what preempted it. Nothing else
+/// knows these words any more.
+fn ending_in_words(summary: String) -> (Option<Code>, Option<Preemption>, String) {
+    let code = summary
+        .split_once(": ")
+        .and_then(|(number, text)| Some((Code::from_number(number.parse().ok()?)?, text.to_owned())));
+    let Some((code, text)) = code else { return (None, None, summary) };
+    let preempted_by = text.split_once(": it gave way to ").map(|(_, to)| {
+        if to.starts_with("a deleverage") { Preemption::Deleverage } else { Preemption::Unnamed }
+    });
+    (Some(code), preempted_by, text)
 }
 
 /// What may be traded on one account or in one symbol.
@@ -748,10 +775,33 @@ impl TryFrom<Row> for Record {
                     client_order_id,
                 }
             }
-            Row::OperationClosed { operation, state, summary, positions, read_at, at: time } => {
+            Row::OperationClosed {
+                operation,
+                state,
+                code,
+                preempted_by,
+                summary,
+                positions,
+                read_at,
+                at: time,
+            } => {
+                let (code, preempted_by, summary) = match code {
+                    Some(number) => {
+                        let known = Code::from_number(number).ok_or_else(|| bad(format!("code {number}")))?;
+                        (
+                            Some(known),
+                            preempted_by.map(|name| name.parse().map_err(bad)).transpose()?,
+                            summary,
+                        )
+                    }
+                    None => ending_in_words(summary),
+                };
                 Self::OperationClosed {
                     operation: operation.parse().map_err(bad)?,
-                    state,
+                    state: OperationState::from_name(&state)
+                        .ok_or_else(|| bad(format!("state {state:?}")))?,
+                    code,
+                    preempted_by,
                     summary,
                     positions: deltas(positions)?,
                     read_at: at(read_at),
@@ -772,7 +822,9 @@ impl TryFrom<Row> for Record {
                 traded_at,
                 at: time,
             } => {
-                let end = |(state, filled): (String, String)| Ok::<_, RowError>((state, quantity(&filled)?));
+                let end = |(state, filled): (String, String)| {
+                    Ok::<_, RowError>((state.parse().map_err(bad)?, quantity(&filled)?))
+                };
                 Self::Corrected(Correction {
                     operation: operation.parse().map_err(bad)?,
                     client_order_id: client_order_id.parse().map_err(bad)?,
@@ -838,7 +890,7 @@ impl TryFrom<Row> for Record {
                 alert: Alert {
                     id,
                     kind: kind.parse().map_err(bad)?,
-                    topic,
+                    topic: topic.parse().map_err(bad)?,
                     severity: severity.parse().map_err(bad)?,
                     account: account.map(|id| id.parse().map_err(bad)).transpose()?,
                     symbol: symbol.map(|name| name.parse().map_err(bad)).transpose()?,

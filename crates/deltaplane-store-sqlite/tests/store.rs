@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use deltaplane_ports::{
     Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Correction, Deleverage,
-    ExternalActivity, ExternalCause, HedgeTo, IntentRecord, Journal, OutcomeRecord, PlannedLeg, Policy,
-    PolicyLimits, Record, ScheduledRebalance, ScopedTrading, TradingOrder,
+    ExternalActivity, ExternalCause, HedgeTo, IntentRecord, Journal, OperationState, OutcomeRecord,
+    PlannedLeg, Policy, PolicyLimits, Record, ScheduledRebalance, ScopedTrading, TradingOrder,
 };
 use deltaplane_store_sqlite::{JournalReading, OpenError, SqliteStore};
 use deltaplane_testkit::{delta, notional, price, quantity, ratio};
 use deltaplane_types::{
-    AlertKind, AlertSeverity, Decimal, Evidence, Fill, OrderIntent, OrderStatus, Side, TimeInForce,
-    Timestamp, TradingScope, TradingState,
+    AlertKind, AlertSeverity, AlertTopic, Code, Decimal, Evidence, Fill, OrderIntent, OrderState,
+    OrderStatus, Preemption, Side, TimeInForce, Timestamp, TradingScope, TradingState,
 };
 
 fn at(millis: i64) -> Timestamp {
@@ -95,8 +95,10 @@ fn every_record() -> Vec<Record> {
         }),
         Record::OperationClosed {
             operation: "hedge-20261123-1".parse().unwrap(),
-            state: "partial".to_owned(),
-            summary: "1002".to_owned(),
+            state: OperationState::Partial,
+            code: Some(Code::Conflict),
+            preempted_by: Some(Preemption::Deleverage),
+            summary: "stopped after 120 ms".to_owned(),
             positions: BTreeMap::from([("binance-main".parse().unwrap(), delta("-0.375"))]),
             read_at: at(8),
             at: at(9),
@@ -107,8 +109,8 @@ fn every_record() -> Vec<Record> {
         client_order_id: id.clone(),
         account: "binance-main".parse().unwrap(),
         symbol: "BTC-USD".parse().unwrap(),
-        was: ("notAccepted".to_owned(), quantity("0")),
-        now: ("filled".to_owned(), quantity("0.1")),
+        was: (OrderState::NotAccepted, quantity("0")),
+        now: (OrderState::Filled, quantity("0.1")),
         change: delta("-0.1"),
         position: delta("-0.35"),
         as_of: at(10),
@@ -180,7 +182,7 @@ fn every_record() -> Vec<Record> {
     let alert = Alert {
         id: "frozen-order-1".to_owned(),
         kind: AlertKind::Execution,
-        topic: "frozen-order".to_owned(),
+        topic: AlertTopic::FrozenOrder,
         severity: AlertSeverity::Critical,
         account: Some("binance-main".parse().unwrap()),
         symbol: None,
@@ -432,4 +434,58 @@ async fn answers_are_kept_by_key_across_a_restart() {
     assert_eq!(store.claim("k", "a", at(day)).await.unwrap(), AnswerClaim::Answered(answer));
     assert_eq!(store.claim("other", "y", at(0)).await.unwrap(), AnswerClaim::New);
     assert_eq!(store.claim("k", "a", at(day + 1)).await.unwrap(), AnswerClaim::New);
+}
+
+/// The form of every record on disk is a promise to journals that exist. `DELTAPLANE_WRITE_GOLDEN=1` writes the file.
+#[tokio::test]
+async fn every_record_is_written_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path()).unwrap();
+    store.append(every_record()).await.unwrap();
+    drop(store);
+    let file = rusqlite::Connection::open(folder.path().join("journal.sqlite")).unwrap();
+    let mut rows = file.prepare("SELECT payload FROM journal ORDER BY position").unwrap();
+    let rows: Vec<String> = rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/records.jsonl");
+    let text = rows.join("\n") + "\n";
+    if std::env::var_os("DELTAPLANE_WRITE_GOLDEN").is_some() {
+        std::fs::write(&golden, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&golden).unwrap(), "journals of today could not be read later");
+}
+
+/// A journal that version 0.1 wrote before codes and preemptions had fields of their own: they stood in the summary.
+#[tokio::test]
+async fn a_journal_of_the_version_before_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/journal_0_1.sqlite");
+    std::fs::copy(written, folder.path().join("journal.sqlite")).unwrap();
+    let store = SqliteStore::open(folder.path()).unwrap();
+    let records: Vec<Record> = store.load().await.unwrap().into_iter().map(|stored| stored.record).collect();
+    assert_eq!(records.len(), 29);
+    let ends: Vec<_> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::OperationClosed { state, code, preempted_by, summary, .. } => {
+                Some((*state, *code, *preempted_by, summary.as_str()))
+            }
+            _ => None,
+        })
+        .collect();
+    let beyond = "net delta can be brought to within 29.393 of the target at best, a ratio of 0.58786, beyond maxDeviation 0.01";
+    let preempted = "it ended after 1210 ms: it gave way to the kill switch";
+    assert_eq!(
+        ends,
+        [
+            (OperationState::Succeeded, None, None, "all that was planned is traded: net delta is 0"),
+            (OperationState::Failed, Some(Code::DeltaBeyondLimit), None, beyond),
+            (OperationState::Partial, Some(Code::Conflict), Some(Preemption::Unnamed), preempted),
+        ]
+    );
+    let topics = records.iter().filter_map(|record| match record {
+        Record::Alert { alert, .. } => Some(alert.topic),
+        _ => None,
+    });
+    let topics: std::collections::BTreeSet<AlertTopic> = topics.collect();
+    assert_eq!(topics, [AlertTopic::KillSwitch, AlertTopic::ExternalActivity].into());
 }

@@ -80,4 +80,58 @@ impl Code {
     pub fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.number() == number)
     }
+
+    /// What it says, in one sentence.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => {
+                "The request cannot be understood: a field is missing, unknown or out of range."
+            }
+            Self::InvalidAccount => "An account id is malformed or not configured.",
+            Self::DeltaBeyondLimit => {
+                "The deviation is, or would end, beyond its limit: order-book depth, lot sizes or price caps left it short."
+            }
+            Self::HedgeFailed => "A venue rejected an order; its code and words are in `error`.",
+            Self::RiskBlocked => "A limit, a trading state or an alert of deltaplane rejected the request.",
+            Self::MarketDataUnavailable => "There is no usable price.",
+            Self::Conflict => "Another operation holds the symbol and account, or preempted this one.",
+            Self::NotRunning => "The services are stopped or starting.",
+            Self::NotFound => "There is no such operation, order, plan, policy or path.",
+            Self::PlanChanged => "The plan of `planId` cannot be carried out any more, or was used.",
+            Self::Timeout => "The time of the operation ran out; an order may be unresolved.",
+            Self::ProxyFailed => "The proxy of an account failed.",
+            Self::NotPermitted => {
+                "The key is not permitted to do this, or preflight keeps the account out of trading."
+            }
+            Self::TooManyRequests => {
+                "The request budget of a venue is used up, or too many operations are at work."
+            }
+            Self::Internal => "A defect of deltaplane; `errorId` is in the log too.",
+        }
+    }
+
+    /// What the caller does next, in one sentence.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "Correct the fields that `errors` points to.",
+            Self::InvalidAccount => "See `GET /api/v1/accounts`.",
+            Self::DeltaBeyondLimit => {
+                "Request it again, name more accounts, or raise `maxSlippage` or `maxDeviation`."
+            }
+            Self::HedgeFailed => "Do what `solution` says for that code of the venue.",
+            Self::RiskBlocked => "Read the alert or limit that is named, and lift it if you mean it.",
+            Self::MarketDataUnavailable => {
+                "See `GET /api/v1/market/feeds` and repeat the request in a few seconds."
+            }
+            Self::Conflict => "Look up the operation that is named, or send `Prefer: wait=SECONDS`.",
+            Self::NotRunning => "Wait until `GET /readyz` answers 200, or `POST /api/v1/system/restart`.",
+            Self::NotFound => "See the list that `solution` names.",
+            Self::PlanChanged => "Compare both plans of the answer, and make a new dry run.",
+            Self::Timeout => "Do not repeat it: look up `GET /api/v1/operations/{id}`.",
+            Self::ProxyFailed => "Check the proxy, or name accounts elsewhere.",
+            Self::NotPermitted => "See `GET /api/v1/accounts/{id}/preflight`.",
+            Self::TooManyRequests => "Repeat the request after `Retry-After`.",
+            Self::Internal => "Report it with the `errorId`.",
+        }
+    }
 }

@@ -7,8 +7,10 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 mod account;
+mod alert_topic;
 mod code;
 pub mod decimal;
+mod ending;
 mod ids;
 mod market;
 mod money;
@@ -22,8 +24,10 @@ mod trading;
 pub use account::{
     AccountSnapshot, Instrument, MarginBracket, MarginPrice, Position, UnmappedPosition, UnreadableRow,
 };
+pub use alert_topic::AlertTopic;
 pub use code::Code;
 pub use decimal::{DecimalError, parse_exact, read_back};
+pub use ending::{OrderState, Preemption};
 pub use ids::{
     AccountId, ClientOrderId, FeedId, IdError, OperationId, PlanId, Symbol, TradeId, VenueId, VenueOrderId,
 };
@@ -33,7 +37,9 @@ pub use order::{
     Evidence, ExecutionReport, Fee, Fill, FillCause, OrderAck, OrderIntent, OrderStatus, Refusal,
     RefusalReason, Side, SubmitOutcome, TimeInForce, UnknownCause,
 };
-pub use plan::{Alternative, AlternativeKind, CostParts, Leg, Obstacle, Plan, Slice, SliceOrder};
+pub use plan::{
+    Alternative, AlternativeKind, CostParts, Leg, Obstacle, ObstacleKind, Plan, Slice, SliceOrder,
+};
 pub use quantity::{ArithmeticError, Delta, Notional, Price, Quantity, RangeError, Ratio};
 pub use requester::Requester;
 /// The exact decimal number behind every quantity.

@@ -81,8 +81,35 @@ pub struct Slice {
 pub struct Obstacle {
     /// The account.
     pub account: AccountId,
+    /// Which limit it meets.
+    pub kind: ObstacleKind,
     /// What stands in the way, with the numbers.
     pub reason: String,
+}
+
+/// Which limit keeps an account from taking more of a trade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObstacleKind {
+    /// There is no usable order book.
+    NoOrderBook,
+    /// The order book has no more within the price cap.
+    Depth,
+    /// Margin utilization.
+    Utilization,
+    /// The largest position.
+    Position,
+    /// The venue's mid is too far from the reference price.
+    Basis,
+    /// Distance to liquidation.
+    LiquidationDistance,
+    /// Only what reduces a position may be traded.
+    ReduceOnly,
+    /// One order cannot cross zero in hedge mode.
+    HedgeMode,
+    /// Lot size or smallest order.
+    OrderSize,
+    /// The other side takes less, so that this side has no counterpart for the rest.
+    NoCounterpart,
 }
 
 /// In what an alternative differs from the legs that were chosen.

@@ -24,7 +24,7 @@ pub(crate) fn key_of(
     let legal = |text: &&str| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     let Some(key) = value.to_str().ok().filter(legal) else {
         let text = "the Idempotency-Key header is not 1 to 255 visible ASCII characters";
-        return Err(Box::new(problem::failure(Code::InvalidRequest, text, "send a UUID, for example")));
+        return Err(Box::new(Failure::new(Code::InvalidRequest, text, "send a UUID, for example")));
     };
     let mut hasher = Sha256::new();
     hasher.update(path.as_bytes());
@@ -43,7 +43,7 @@ pub(crate) enum Claimed {
 
 fn store_failed(error: &JournalError, path: &str) -> Reply {
     let remedy = "nothing was done; repair the store and restart the server";
-    problem::reply(&problem::failure(Code::Internal, error.to_string(), remedy), path, None)
+    problem::reply(&Failure::new(Code::Internal, error.to_string(), remedy), path, None)
 }
 
 pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) -> Claimed {
@@ -58,7 +58,7 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
         }
         Ok(AnswerClaim::OtherBody) => {
             let text = "this Idempotency-Key was used with another body in the last 24 hours";
-            let failed = problem::failure(Code::InvalidRequest, text, "send a new key with a new request");
+            let failed = Failure::new(Code::InvalidRequest, text, "send a new key with a new request");
             problem::with_status(StatusCode::UNPROCESSABLE_ENTITY, &failed, path, None)
         }
         Ok(AnswerClaim::Pending { operation }) => {
@@ -69,7 +69,7 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             let text =
                 "the request with this Idempotency-Key is at work or was cut off before it was answered";
             let remedy = "do not repeat it with another key; look the operation up";
-            let mut failed = problem::failure(Code::Conflict, text, remedy);
+            let mut failed = Failure::new(Code::Conflict, text, remedy);
             failed
                 .details
                 .insert("operationId".to_owned(), operation.iter().map(ToString::to_string).collect());

@@ -125,7 +125,7 @@ async fn act(
     acting.await.unwrap_or_else(|error| {
         tracing::error!(%error, "answering failed");
         let remedy = "look up GET /api/v1/operations before you repeat the request";
-        failed(&problem::failure(Code::Internal, "the answer failed", remedy), &path)
+        failed(&Failure::new(Code::Internal, "the answer failed", remedy), &path)
     })
 }
 
@@ -170,7 +170,7 @@ async fn act_to_the_end(
     } else {
         let text = format!("the engine stopped while operation {operation} was at work");
         let remedy = "restart the server; it settles the operation from its journal";
-        failed(&problem::failure(Code::NotRunning, text, remedy), &path)
+        failed(&Failure::new(Code::NotRunning, text, remedy), &path)
     };
     if let Some(key) = &key {
         idempotency::complete(&state, key, &reply).await;
@@ -202,7 +202,7 @@ pub(crate) async fn kill_switch(State(state): Shared, request: Request) -> Respo
         let acting = tokio::spawn(async move { plane.kill_switch(parsed).await });
         let report = acting.await.map_err(|error| {
             let failure =
-                problem::failure(Code::Internal, error.to_string(), "look at GET /api/v1/system/status");
+                Failure::new(Code::Internal, error.to_string(), "look at GET /api/v1/system/status");
             failed(&failure, &asked.path)
         })?;
         let report = report.map_err(|failure| failed(&failure, &asked.path))?;
@@ -243,7 +243,7 @@ async fn command(state: Arc<ApiState>, request: Request, command: SystemCommand)
         }
         Ok(Err(failure)) => failed(&failure, &path),
         Err(error) => failed(
-            &problem::failure(Code::Internal, error.to_string(), "look at GET /api/v1/system/status"),
+            &Failure::new(Code::Internal, error.to_string(), "look at GET /api/v1/system/status"),
             &path,
         ),
     };
@@ -272,7 +272,7 @@ pub(crate) async fn resolve(
     let result = async {
         let asked = read(request).await?;
         let id = id.parse().map_err(|_| {
-            let failure = problem::failure(Code::NotFound, "no such operation", "see GET /api/v1/operations");
+            let failure = Failure::new(Code::NotFound, "no such operation", "see GET /api/v1/operations");
             failed(&failure, &asked.path)
         })?;
         let parsed =

@@ -55,7 +55,7 @@ pub(crate) async fn read(request: Request) -> Result<Asked, Reply> {
         parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     let refuse = |status, text: String, remedy: &str| {
-        problem::with_status(status, &problem::failure(Code::InvalidRequest, text, remedy), &path, None)
+        problem::with_status(status, &Failure::new(Code::InvalidRequest, text, remedy), &path, None)
     };
     if !essence.eq_ignore_ascii_case("application/json") {
         let text = format!("the content type is {:?}", essence.chars().take(60).collect::<String>());
@@ -80,7 +80,7 @@ pub(crate) fn invalid(problems: &Problems, path: &str) -> Reply {
     if problems.invalid.is_empty() {
         let ids = problems.bad_accounts.clone();
         let rule = deltaplane_types::AccountId::RULE;
-        let mut failed = problem::failure(
+        let mut failed = Failure::new(
             Code::InvalidAccount,
             format!("malformed: {}", ids.join(", ")),
             format!("an account id has {rule}"),
@@ -98,7 +98,7 @@ pub(crate) fn invalid(problems: &Problems, path: &str) -> Reply {
     );
     let text: Vec<String> =
         lines.iter().map(|(pointer, detail)| format!("{pointer} {detail}").trim().to_owned()).collect();
-    let failed = problem::failure(
+    let failed = Failure::new(
         Code::InvalidRequest,
         text.join("; "),
         "correct the fields that errors names and send it again",

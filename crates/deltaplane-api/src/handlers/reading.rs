@@ -5,12 +5,11 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{Response, StatusCode};
-use deltaplane_ports::{AccountRisk, Alert};
+use deltaplane_ports::{AccountRisk, Alert, Failure};
 use deltaplane_types::{AccountId, AlertSeverity, Code, OperationId};
 use serde::Deserialize;
 
 use super::failed;
-use crate::problem;
 use crate::state::ApiState;
 use crate::wire::json::{JsonObject, Reply, to_bytes};
 use crate::wire::system::Performance;
@@ -40,7 +39,7 @@ pub(crate) async fn preflight(State(state): Shared, Path(id): Path<String>) -> R
         Ok(Some(report)) => Reply::json(StatusCode::OK, &account::preflight(&report)).into_response(),
         Ok(None) => {
             let text = format!("no account {shown:?} is configured");
-            failed(&problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"), &path)
+            failed(&Failure::new(Code::InvalidAccount, text, "see GET /api/v1/accounts"), &path)
                 .into_response()
         }
     }
@@ -53,7 +52,7 @@ pub(crate) async fn risk_metrics(State(state): Shared, Path(id): Path<String>) -
         Ok(account) => state.plane.account_risk(&account).await,
         Err(error) => {
             let text = format!("no account {shown:?} can be configured: {error}");
-            Err(Box::new(problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts")))
+            Err(Box::new(Failure::new(Code::InvalidAccount, text, "see GET /api/v1/accounts")))
         }
     };
     match found {
@@ -90,7 +89,7 @@ fn limit_of(
     };
     limit.ok_or_else(|| {
         let text = format!("the only query parameter is limit, 1 to {}", PAGE.1);
-        Box::new(problem::failure(Code::InvalidRequest, text, "send for example ?limit=20"))
+        Box::new(Failure::new(Code::InvalidRequest, text, "send for example ?limit=20"))
     })
 }
 
@@ -120,7 +119,7 @@ pub(crate) async fn operation(State(state): Shared, Path(id): Path<String>) -> R
             let text = format!("no operation {shown:?}");
             let remedy = "GET /api/v1/operations lists the newest ones";
             let path = format!("/api/v1/operations/{shown}");
-            failed(&problem::failure(Code::NotFound, text, remedy), &path).into_response()
+            failed(&Failure::new(Code::NotFound, text, remedy), &path).into_response()
         }
     }
 }
@@ -138,7 +137,7 @@ pub(crate) async fn alerts(
 ) -> Response<Body> {
     let path = "/api/v1/risk/alerts";
     let invalid = |text: String, remedy: &str| {
-        failed(&problem::failure(Code::InvalidRequest, text, remedy), path).into_response()
+        failed(&Failure::new(Code::InvalidRequest, text, remedy), path).into_response()
     };
     let Ok(Query(filter)) = filter else {
         return invalid(
@@ -154,7 +153,7 @@ pub(crate) async fn alerts(
         Ok(account) => account,
         Err(error) => {
             let text = format!("accountId {error}");
-            return failed(&problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"), path)
+            return failed(&Failure::new(Code::InvalidAccount, text, "see GET /api/v1/accounts"), path)
                 .into_response();
         }
     };
@@ -171,7 +170,7 @@ pub(crate) async fn alerts(
         && !state.plane.accounts().await.iter().any(|view| view.account == *id)
     {
         let text = format!("no account {id} is configured");
-        let failure = problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts");
+        let failure = Failure::new(Code::InvalidAccount, text, "see GET /api/v1/accounts");
         return failed(&failure, path).into_response();
     }
     let is_whole = severity.is_none() && account.is_none();
@@ -209,7 +208,7 @@ pub(crate) async fn readyz(State(state): Shared) -> Response<Body> {
     match &view.not_ready_because {
         None => Reply::json(StatusCode::OK, &system::readiness(&view)).into_response(),
         Some(because) => {
-            let failure = problem::failure(Code::NotRunning, because.clone(), "wait and ask again");
+            let failure = Failure::new(Code::NotRunning, because.clone(), "wait and ask again");
             failed(&failure, "/readyz").into_response()
         }
     }

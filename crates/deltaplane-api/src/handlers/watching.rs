@@ -12,7 +12,6 @@ use deltaplane_ports::{Failure, HistoryQuery, PnlQuery};
 use deltaplane_types::{AccountId, Code, Symbol, Timestamp};
 
 use super::{failed, invalid, read};
-use crate::problem;
 use crate::state::ApiState;
 use crate::wire::json::{JsonObject, Reply};
 use crate::wire::{requests, safety, watching};
@@ -30,7 +29,7 @@ fn shown(text: &str) -> String {
 }
 
 fn wrong(text: String, remedy: &str) -> Box<Failure> {
-    Box::new(problem::failure(Code::InvalidRequest, text, remedy))
+    Box::new(Failure::new(Code::InvalidRequest, text, remedy))
 }
 
 /// A whole number from the query.
@@ -98,7 +97,7 @@ pub(crate) async fn risk_history(
     let result = async {
         let account: AccountId = id.parse().map_err(|error| {
             let text = format!("no account {:?} can be configured: {error}", shown(&id));
-            Box::new(problem::failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"))
+            Box::new(Failure::new(Code::InvalidAccount, text, "see GET /api/v1/accounts"))
         })?;
         let samples = state.plane.risk_history(&account, history_query(given)?).await?;
         Ok::<_, Box<Failure>>(
@@ -196,7 +195,7 @@ pub(crate) async fn acknowledge(
         let alert = alert.ok_or_else(|| {
             let text = format!("no alert {:?} stands", shown(&id));
             let remedy = "see GET /api/v1/risk/alerts, and .../history for those that are over";
-            failed(&problem::failure(Code::NotFound, text, remedy), &asked.path)
+            failed(&Failure::new(Code::NotFound, text, remedy), &asked.path)
         })?;
         Ok(Reply::json(StatusCode::OK, &safety::alert(&alert)))
     };
@@ -257,7 +256,7 @@ fn symbol_of(text: &str) -> Result<(Symbol, String), Reply> {
 
 fn no_policy(symbol: &Symbol, path: &str) -> Reply {
     let text = format!("{symbol} has no policy");
-    failed(&problem::failure(Code::NotFound, text, "see GET /api/v1/policies"), path)
+    failed(&Failure::new(Code::NotFound, text, "see GET /api/v1/policies"), path)
 }
 
 pub(crate) async fn policy(State(state): Shared, Path(symbol): Path<String>) -> Response<Body> {

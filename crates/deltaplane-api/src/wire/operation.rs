@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use deltaplane_ports::{
-    Correction, LastKnown, OperationKind, OperationReport, OperationState, OrderReport, RebalanceLine,
-    RebalanceView,
+    Correction, LastKnown, OperationKind, OperationReport, OrderReport, RebalanceLine, RebalanceView,
 };
 use deltaplane_types::{
-    AlternativeKind, Decimal, Delta, Evidence, Leg, Notional, Plan, Price, Quantity, Ratio,
+    AlternativeKind, Decimal, Delta, Evidence, Leg, Notional, OrderState, Plan, Price, Quantity, Ratio,
 };
 
 use super::json::{JsonObject, Number};
@@ -45,9 +44,9 @@ fn execution(order: &OrderReport) -> JsonObject {
 
 /// What an order traded after its operation ended.
 fn correction(correction: &Correction) -> JsonObject {
-    let end = |(state, filled): &(String, Quantity)| {
+    let end = |(state, filled): &(OrderState, Quantity)| {
         let mut json = JsonObject::default();
-        json.put("state", state);
+        json.put("state", state.as_str());
         json.number("filled", filled.value());
         json
     };
@@ -243,17 +242,6 @@ fn shared_fields(json: &mut JsonObject, report: &OperationReport) {
     json.put_if("rememberedPlan", report.remembered_plan.as_ref().map(plan).as_ref());
 }
 
-const fn state(state: OperationState) -> &'static str {
-    match state {
-        OperationState::Running => "running",
-        OperationState::Succeeded => "succeeded",
-        OperationState::Partial => "partial",
-        OperationState::Failed => "failed",
-        OperationState::Interrupted => "interrupted",
-        OperationState::Frozen => "frozen",
-    }
-}
-
 const fn kind(kind: OperationKind) -> &'static str {
     match kind {
         OperationKind::DeltaControl => "delta-control",
@@ -286,7 +274,7 @@ pub(crate) fn summary(report: &OperationReport) -> JsonObject {
     let mut json = JsonObject::default();
     json.put("operationId", report.id.as_str());
     json.put("kind", kind(report.kind));
-    json.put("state", state(report.state));
+    json.put("state", report.state.as_str());
     json.put("requestedBy", &report.requester.to_string());
     json.put("symbol", report.symbol.as_str());
     json.put("accounts", &names(report));
@@ -341,7 +329,7 @@ fn order(order: &OrderReport) -> JsonObject {
     json.put("side", &order.side.to_string());
     json.number("amount", order.quantity.value());
     json.number("limitPrice", order.limit_price.value());
-    json.put("state", &order.state);
+    json.put("state", order.state.as_str());
     json.number("filled", order.filled.value());
     json.number_if("executedPrice", order.average_price.map(Price::value));
     json.number_or_null("fees", order.fees.map(Notional::value));

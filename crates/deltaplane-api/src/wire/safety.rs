@@ -15,7 +15,7 @@ pub(crate) fn alert(alert: &Alert) -> JsonObject {
     json.put("message", &alert.message);
     json.put("timestamp", &alert.raised_at.as_millis());
     let mut data = JsonObject::default();
-    data.put("topic", &alert.topic);
+    data.put("topic", alert.topic.as_str());
     data.put_if("symbol", alert.symbol.as_ref().map(deltaplane_types::Symbol::as_str).as_ref());
     data.put("lastSeen", &alert.seen_at.as_millis());
     for (name, value) in &alert.data {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use deltaplane_ports::{Failure, OperationKind, OperationState, Record};
 use deltaplane_types::{
-    AccountId, AlertKind, AlertSeverity, ClientOrderId, Code, Delta, RefusalReason, Timestamp,
+    AccountId, AlertKind, AlertSeverity, AlertTopic, ClientOrderId, Code, Delta, RefusalReason, Timestamp,
 };
 
 use super::rounds::ASK_AGAIN;
@@ -15,16 +15,8 @@ use crate::control::{Ending, Goal};
 use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 
-/// The topic of orders whose fate only a person can decide.
-const FROZEN: &str = "frozen-order";
 /// What is told of orders and is over when all are settled.
-const TOPICS: [&str; 2] = [FROZEN, super::shrinking::IN_DOUBT];
-/// The topic of a leg that lost its counterpart.
-pub(crate) const UNMATCHED: &str = "one-legged";
-/// The topic of a flatten that left positions.
-const NOT_FLAT: &str = "not-flat";
-/// The topic of a hedge that the market ran away from.
-pub(crate) const BEYOND_CAP: &str = "price-beyond-cap";
+const TOPICS: [AlertTopic; 2] = [AlertTopic::FrozenOrder, AlertTopic::OrderUnresolved];
 
 /// What is said of an operation that the end of the process cut off.
 pub(crate) fn interrupted() -> Box<Failure> {
@@ -34,17 +26,6 @@ pub(crate) fn interrupted() -> Box<Failure> {
         "look at its orders, then send a new request with a new Idempotency-Key for what is left",
     )
 }
-
-/// How reports and the journal say that an operation gave way.
-const GAVE_WAY: &str = ": it gave way to ";
-
-/// Whether the summary of an operation that ended says that it gave way.
-pub(crate) fn gave_way(summary: &str) -> bool {
-    summary.contains(GAVE_WAY)
-}
-
-/// Where a report names what it gave way to.
-pub(crate) const GAVE_WAY_TO: &str = "gaveWayTo";
 
 impl Operation {
     pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -61,15 +42,16 @@ impl Operation {
             format!("the timeout passed after {took} ms with {} orders in doubt", doubtful.len())
         };
         let remedy = format!("do not repeat the request; look up GET /api/v1/operations/{}", self.id);
-        let mut failed = match &self.gives_way {
-            Some(to) if now < self.ends_at => {
-                let text = format!("it ended after {took} ms{GAVE_WAY}{to}");
+        let mut failed = match self.preempted_by {
+            Some(by) if now < self.ends_at => {
+                self.stopped_by = Some(by);
+                let text = format!("stopped after {took} ms: preempted by {}", by.cause());
                 let remedy = format!(
-                    "look up GET /api/v1/operations/{} when that is done, and ask for what is left",
+                    "look up GET /api/v1/operations/{} when that is done, and request the rest again",
                     self.id
                 );
                 let mut failed = failure(Code::Conflict, text, remedy);
-                failed.details.insert(GAVE_WAY_TO.to_owned(), vec![to.clone()]);
+                failed.details.insert("preemptedBy".to_owned(), vec![by.to_string()]);
                 failed
             }
             _ => {
@@ -108,13 +90,13 @@ impl Operation {
         );
         effects.push(Effect::Raise(Condition {
             kind: AlertKind::Execution,
-            topic: FROZEN,
+            topic: AlertTopic::FrozenOrder,
             severity: AlertSeverity::Critical,
             account,
             symbol: Some(self.spec.symbol.clone()),
             message: format!("{text}; {remedy}"),
         }));
-        self.raised.insert(FROZEN);
+        self.raised.insert(AlertTopic::FrozenOrder);
         let mut failed = failure(Code::Timeout, text.clone(), remedy);
         failed.details.insert("inDoubt".to_owned(), names);
         self.failure = Some(failed);
@@ -170,7 +152,7 @@ impl Operation {
         let Some(unmatched) = self.unmatched() else { return };
         effects.push(Effect::Raise(Condition {
             kind: AlertKind::Execution,
-            topic: UNMATCHED,
+            topic: AlertTopic::LegUnhedged,
             severity: AlertSeverity::Critical,
             account: None,
             symbol: Some(self.spec.symbol.clone()),
@@ -184,22 +166,20 @@ impl Operation {
     /// What was to be closed stands still, or a market ran away from a hedge in the middle of it.
     fn tell_what_is_left(&self, traded: bool, effects: &mut Vec<Effect>) {
         let topic = match self.spec.goal {
-            Goal::Flatten => NOT_FLAT,
-            Goal::Delta { .. } | Goal::Hedge { .. } => BEYOND_CAP,
+            Goal::Flatten => AlertTopic::FlattenIncomplete,
+            Goal::Delta { .. } | Goal::Hedge { .. } => AlertTopic::PriceBeyondCap,
             Goal::Shift { .. } | Goal::Utilization(_) | Goal::Settle => return,
         };
         let Some(failed) = &self.failure else {
             effects.push(Effect::Resolve(topic));
-            if topic == NOT_FLAT {
-                effects.push(Effect::Resolve(BEYOND_CAP));
+            if topic == AlertTopic::FlattenIncomplete {
+                effects.push(Effect::Resolve(AlertTopic::PriceBeyondCap));
             }
             return;
         };
-        let ran_away = self.reason.as_ref().is_some_and(|reason| {
-            reason.contains(deltaplane_plan::DEPTH) || reason.starts_with(super::NO_PROGRESS)
-        });
+        let ran_away = self.ending == Some(Ending::BeyondCap);
         let (severity, message) = match topic {
-            NOT_FLAT => (
+            AlertTopic::FlattenIncomplete => (
                 AlertSeverity::Warn,
                 format!(
                     "operation {} did not close all positions: {}; {}",
@@ -237,8 +217,8 @@ impl Operation {
         }
         if self.failure.is_none() && self.is_whole_book_on_target() {
             // Whatever stood alone does so no more.
-            effects.push(Effect::Resolve(UNMATCHED));
-            effects.push(Effect::Resolve(crate::losses::LOSS_RESPONSE));
+            effects.push(Effect::Resolve(AlertTopic::LegUnhedged));
+            effects.push(Effect::Resolve(AlertTopic::LossResponse));
         }
         self.tell_unmatched(effects);
         let traded = self.orders.values().any(|order| !order.filled().is_zero());
@@ -249,16 +229,10 @@ impl Operation {
             (Some(_), true) => OperationState::Partial,
             (Some(_), false) => OperationState::Failed,
         };
-        let state = match self.state {
-            OperationState::Succeeded => "succeeded",
-            OperationState::Partial => "partial",
-            OperationState::Interrupted => "interrupted",
-            _ => "failed",
-        };
-        self.close(now, state, effects);
+        self.close(now, self.state, effects);
     }
 
-    pub(super) fn close(&mut self, now: Timestamp, state: &str, effects: &mut Vec<Effect>) {
+    pub(super) fn close(&mut self, now: Timestamp, state: OperationState, effects: &mut Vec<Effect>) {
         if self.kind == OperationKind::Recovery {
             // What the run before told people of these orders is over too.
             self.raised.extend(TOPICS);
@@ -270,14 +244,18 @@ impl Operation {
         self.ended_at = Some(now);
         self.running = None;
         let summary = match (&self.failure, &self.reason) {
-            (Some(failed), _) => format!("{}: {}", failed.code.number(), failed.error),
+            (Some(failed), _) => failed.error.clone(),
             (None, Some(reason)) => reason.clone(),
             (None, None) => String::new(),
         };
-        self.note(now, format!("{state}: {summary}"));
+        let code = self.failure.as_ref().map(|failed| failed.code);
+        let number = code.map(|code| format!("{}: ", code.number())).unwrap_or_default();
+        self.note(now, format!("{state}: {number}{summary}"));
         self.pending.push(Record::OperationClosed {
             operation: self.id.clone(),
-            state: state.to_owned(),
+            state,
+            code,
+            preempted_by: self.stopped_by,
             summary,
             positions: self.known_positions(),
             read_at: self.read_at,

@@ -13,8 +13,9 @@ use deltaplane_ports::{
     OrderSighting, OutcomeRecord, ReadError, Record, Settlement, TimelineEntry, VenueRules,
 };
 use deltaplane_types::{
-    AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, Instrument, OperationId, OrderIntent,
-    Plan, Price, Quantity, Requester, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause,
+    AccountId, AlertTopic, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, Instrument, OperationId,
+    OrderIntent, Plan, Preemption, Price, Quantity, Requester, SubmitOutcome, TimeInForce, Timestamp,
+    TradeId, UnknownCause,
 };
 
 use crate::accounts::RecentTrades;
@@ -25,7 +26,7 @@ use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
 
 mod ending;
-pub(crate) use ending::{gave_way, interrupted};
+pub(crate) use ending::interrupted;
 mod evidence;
 mod reporting;
 mod rounds;
@@ -33,14 +34,11 @@ mod shrinking;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ending::{BEYOND_CAP, GAVE_WAY_TO};
-
 /// Rounds of planning in one operation.
 const MAX_ROUNDS: u32 = 20;
 /// Rounds in a row that trade nothing before an operation gives up.
 const MAX_IDLE_ROUNDS: u32 = 2;
 /// How the reason of an operation begins that ended as nothing traded any more.
-const NO_PROGRESS: &str = "no progress after ";
 /// Failed proofs of absence before an order is frozen.
 const MAX_FAILED_PROOFS: u32 = 3;
 /// Readings of positions that our own trades do not explain, before they count as somebody else's doing.
@@ -121,7 +119,7 @@ pub enum Event {
     /// A person said what became of an order in doubt: that, and who says so.
     Decided(ClientOrderId, Settlement, String),
     /// Something more urgent needs its accounts, which is this: it ends with its next slice.
-    GiveWay(String),
+    Preempted(Preemption),
     /// Time passed.
     Tick,
 }
@@ -166,7 +164,7 @@ pub enum Effect {
     /// Somebody should know of this.
     Raise(Condition),
     /// A condition that this operation raised is over.
-    Resolve(&'static str),
+    Resolve(AlertTopic),
     /// A position moved, and nothing of ours did it: find out what, and record it.
     Outside {
         /// The account.
@@ -238,8 +236,10 @@ pub struct Operation {
     rules: BTreeMap<AccountId, VenueRules>,
     started_at: Timestamp,
     ends_at: Timestamp,
-    /// What it gives way to.
-    gives_way: Option<String>,
+    /// What it is to be stopped for at its next slice.
+    preempted_by: Option<Preemption>,
+    /// What it was stopped for.
+    stopped_by: Option<Preemption>,
     phase: Phase,
     anchor: Option<Anchor>,
     first_plan: Option<Arc<Plan>>,
@@ -273,7 +273,7 @@ pub struct Operation {
     shrunk_from: Option<Interval>,
     /// Orders wait for a person's word.
     is_halted: bool,
-    raised: BTreeSet<&'static str>,
+    raised: BTreeSet<AlertTopic>,
     net: Delta,
     rounds: u32,
     idle_rounds: u32,
@@ -418,7 +418,8 @@ impl Operation {
             rules,
             started_at,
             ends_at,
-            gives_way: None,
+            preempted_by: None,
+            stopped_by: None,
             phase: Phase::Reading,
             anchor: None,
             first_plan: None,
@@ -579,7 +580,7 @@ impl Operation {
             Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
             Event::TradesRead(id, result) => self.on_trades(&id, result, now),
             Event::Proof(id, result) => self.on_proof(&id, result, now),
-            Event::GiveWay(to) => self.gives_way_to(to, now),
+            Event::Preempted(by) => self.preempt(by, now),
             Event::Decided(id, settlement, by) => self.on_decided(&id, settlement, by, now),
             // The answer to an older reading does not count.
             Event::Read(..) | Event::Tick => {}
@@ -591,13 +592,13 @@ impl Operation {
 
     /// Whether nothing new begins any more.
     fn is_over(&self, now: Timestamp) -> bool {
-        now >= self.ends_at || self.gives_way.is_some()
+        now >= self.ends_at || self.preempted_by.is_some()
     }
 
-    fn gives_way_to(&mut self, to: String, now: Timestamp) {
-        if self.gives_way.is_none() {
-            self.note(now, format!("it gives way to {to}"));
-            self.gives_way = Some(to);
+    fn preempt(&mut self, by: Preemption, now: Timestamp) {
+        if self.preempted_by.is_none() {
+            self.note(now, format!("preempted by {}", by.cause()));
+            self.preempted_by = Some(by);
         }
         for order in
             self.orders.values_mut().filter(|order| order.is_resting() || order.fate == Fate::InFlight)

@@ -144,6 +144,7 @@ impl Operation {
             rebalance: anchor.and_then(|anchor| anchor.rebalance.clone()),
             interval: self.interval().map(|interval| (interval.low, interval.high)),
             failure: self.failure.as_deref().cloned(),
+            preempted_by: self.stopped_by,
             timeline: self.timeline.clone(),
         }
     }

@@ -11,8 +11,8 @@ use deltaplane_types::{
 };
 
 use super::{
-    Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, NO_PROGRESS, Operation, Phase, ROUND_PAUSE,
-    Running, Shrink, TAKES_WITHIN,
+    Draft, Effect, MAX_IDLE_ROUNDS, MAX_REREADS, MAX_ROUNDS, Operation, Phase, ROUND_PAUSE, Running, Shrink,
+    TAKES_WITHIN,
 };
 use crate::accounts::RecentTrades;
 use crate::control::{self, Ending, Goal, Round, Verdict};
@@ -58,7 +58,7 @@ impl Operation {
         self.streamed = streamed.map(|(id, _)| id.clone()).collect();
         if let Some(doubt) = snapshot.doubt {
             // What another operation does not know freezes the symbol for a while.
-            let thaws = doubt.since.after(self.config.freeze_for);
+            let thaws = doubt.since.after(self.config.unresolved_hold);
             if now < thaws && (!self.is_over(now) || self.unwinding) {
                 let wait = thaws.since(now).max(ROUND_PAUSE);
                 self.note(now, "waiting: an order of another operation is in doubt");
@@ -150,7 +150,7 @@ impl Operation {
         match verdict {
             Verdict::Done { ending, reason, .. } => {
                 self.note(now, reason.clone());
-                if self.has_more_clips() && ending != Ending::Stuck {
+                if self.has_more_clips() && !ending.is_stuck() {
                     return self.next_clip(now, effects);
                 }
                 (self.ending, self.reason) = (Some(ending), Some(reason));
@@ -169,7 +169,8 @@ impl Operation {
                 if failure.code == Code::DeltaBeyondLimit && self.orders.values().any(|o| o.refusal.is_some())
                 {
                     // That an order was refused says more than that nobody is left to trade.
-                    (self.ending, self.reason) = (Some(Ending::Stuck), Some(failure.error.clone()));
+                    let ending = Ending::of_obstacles(self.first_plan.as_deref());
+                    (self.ending, self.reason) = (Some(ending), Some(failure.error.clone()));
                     return self.finish(now, effects);
                 }
                 self.fail(failure, now, effects);
@@ -199,7 +200,7 @@ impl Operation {
     fn told_of_the_caps(&self, verdict: Verdict) -> Verdict {
         let Some(beyond) = self.market_beyond_caps() else { return verdict };
         match verdict {
-            Verdict::Done { ending: Ending::Stuck, net, .. } => {
+            Verdict::Done { ending, net, .. } if ending.is_stuck() => {
                 let reason = format!("the market left the price caps: {beyond}");
                 Verdict::Done { ending: Ending::Stuck, reason, net }
             }
@@ -615,8 +616,8 @@ impl Operation {
             if self.unwind_instead(now, effects) {
                 return;
             }
-            self.ending = Some(Ending::Stuck);
-            self.reason = Some(format!("{NO_PROGRESS}{} rounds", self.rounds));
+            self.ending = Some(Ending::BeyondCap);
+            self.reason = Some(format!("no progress after {} rounds", self.rounds));
             return self.finish(now, effects);
         }
         let whole = whole && running.plan.obstacles.is_empty();

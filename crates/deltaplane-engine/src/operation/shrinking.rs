@@ -4,7 +4,7 @@
 //! the net delta can be, and only if the largest possible distance from the target strictly falls.
 
 use deltaplane_ports::Failure;
-use deltaplane_types::{AlertKind, AlertSeverity, Timestamp};
+use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Timestamp};
 
 use super::{Effect, Operation, Phase, Shrink};
 use crate::alerts::Condition;
@@ -16,9 +16,6 @@ use crate::snapshot::Snapshot;
 /// An order in doubt for longer than this past the moment at which its absence could be proven is told to people.
 const DOUBT_TOLD: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The topic of orders whose fate is not known for long.
-pub(super) const IN_DOUBT: &str = "order-in-doubt";
-
 impl Operation {
     fn doubtful(&self) -> impl Iterator<Item = &TrackedOrder> {
         // What rests as it was meant to is no doubt.
@@ -28,12 +25,12 @@ impl Operation {
     /// When the worst case should be made smaller elsewhere; none where that is not the time for it.
     pub(super) fn shrink_at(&self) -> Option<Timestamp> {
         let idle = self.phase == Phase::Watching && self.shrink == Shrink::Idle;
-        if !idle || !self.config.shrink_in_doubt || self.answered || self.is_halted {
+        if !idle || !self.config.shrink_while_unresolved || self.answered || self.is_halted {
             return None;
         }
         // An order that just went out is no doubt yet: all that is open must be old.
         let newest = self.doubtful().map(TrackedOrder::open_since).max()?;
-        (self.shrunk_from != self.interval()).then(|| newest.after(self.config.freeze_for))
+        (self.shrunk_from != self.interval()).then(|| newest.after(self.config.unresolved_hold))
     }
 
     pub(super) fn on_shrink_read(
@@ -109,10 +106,10 @@ impl Operation {
             now >= due.after(slack(order)).after(DOUBT_TOLD)
         });
         match long {
-            Some(order) if !self.raised.contains(IN_DOUBT) => {
+            Some(order) if !self.raised.contains(&AlertTopic::OrderUnresolved) => {
                 let condition = Condition {
                     kind: AlertKind::Execution,
-                    topic: IN_DOUBT,
+                    topic: AlertTopic::OrderUnresolved,
                     severity: AlertSeverity::Critical,
                     account: Some(order.intent.order.account.clone()),
                     symbol: Some(self.spec.symbol.clone()),
@@ -121,13 +118,13 @@ impl Operation {
                         order.intent.client_order_id, self.id, self.id
                     ),
                 };
-                self.raised.insert(IN_DOUBT);
+                self.raised.insert(AlertTopic::OrderUnresolved);
                 effects.push(Effect::Raise(condition));
             }
             Some(_) => {}
             None => {
-                if self.raised.remove(IN_DOUBT) {
-                    effects.push(Effect::Resolve(IN_DOUBT));
+                if self.raised.remove(&AlertTopic::OrderUnresolved) {
+                    effects.push(Effect::Resolve(AlertTopic::OrderUnresolved));
                 }
             }
         }

@@ -8,8 +8,8 @@ use deltaplane_ports::{IntentRecord, OperationKind, OperationState, OutcomeRecor
 use deltaplane_testkit::{account_snapshot, delta, notional, price, quantity, ratio};
 use deltaplane_types::{
     AccountId, ClientOrderId, Decimal, Delta, Fill, FillCause, Instrument, Level, MarginBracket, MarginPrice,
-    MarketView, OrderAck, OrderStatus, Position, Quantity, Refusal, RefusalReason, SubmitOutcome, Symbol,
-    Timestamp, TradingState,
+    MarketView, OrderAck, OrderState, OrderStatus, Position, Preemption, Quantity, Refusal, RefusalReason,
+    SubmitOutcome, Symbol, Timestamp, TradingState,
 };
 
 use super::{Draft, Effect, Event, KnownOperation, Operation, Sought};
@@ -282,7 +282,7 @@ impl Bench {
 
     fn alerts(&self) -> Vec<&'static str> {
         let raised = self.effects.iter().filter_map(|effect| match effect {
-            Effect::Raise(condition) => Some(condition.topic),
+            Effect::Raise(condition) => Some(condition.topic.as_str()),
             _ => None,
         });
         raised.collect()
@@ -345,7 +345,7 @@ fn it_gives_way_with_its_next_slice_and_leaves_nothing_alone() {
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
     bench.fills(&first[0].1);
-    bench.step(Event::GiveWay("a deleverage of poor".to_owned()));
+    bench.step(Event::Preempted(Preemption::Deleverage));
     assert!(!bench.operation.is_finished(), "what is out is waited for");
     bench.fills(&first[1].1);
     assert!(bench.effects.iter().all(|effect| !matches!(effect, Effect::Reserve(..))), "no next slice");
@@ -355,7 +355,8 @@ fn it_gives_way_with_its_next_slice_and_leaves_nothing_alone() {
     assert_eq!(report.state, OperationState::Partial);
     let failure = report.failure.unwrap();
     assert_eq!(failure.code.number(), 1006, "{failure:?}");
-    assert!(failure.error.contains("it gave way to a deleverage of poor"), "{failure:?}");
+    assert!(failure.error.contains("preempted by a deleverage"), "{failure:?}");
+    assert_eq!(report.preempted_by, Some(Preemption::Deleverage));
     assert_eq!((report.final_delta, bench.alerts()), (report.initial_delta, Vec::<&str>::new()));
 }
 
@@ -385,14 +386,14 @@ fn a_trade_of_another_account_with_the_same_number_explains_no_order() {
     bench.looks(&first[0].1, vec![hidden], "9");
     let report = bench.operation.report(bench.now);
     let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
-    assert_eq!(order.state, "unknown", "{order:?}");
+    assert_eq!(order.state, OrderState::Unknown, "{order:?}");
     // Without that trade everything is as it would be had the order never arrived.
     bench.looks(&first[0].1, Vec::new(), "9");
     bench.now = bench.now.after(Duration::from_secs(10));
     bench.looks(&first[0].1, Vec::new(), "9");
     let report = bench.operation.report(bench.now);
     let order = report.orders.iter().find(|order| order.client_order_id == first[0].1).unwrap();
-    assert_eq!(order.state, "notAccepted", "{order:?}");
+    assert_eq!(order.state, OrderState::NotAccepted, "{order:?}");
 }
 
 /// The journal says that the venue took it in: a restart does not make it an order that perhaps never arrived.
@@ -417,8 +418,8 @@ fn an_acknowledged_order_stays_so_over_a_restart() {
         operation.report(before.now).orders[0].state.clone()
     };
     let evidence = deltaplane_types::Evidence::PlacementAnswer;
-    assert_eq!(state(OutcomeRecord::Accepted { evidence }), "accepted");
-    assert_eq!(state(OutcomeRecord::Unknown { cause: "no answer".to_owned() }), "unknown");
+    assert_eq!(state(OutcomeRecord::Accepted { evidence }), OrderState::Accepted);
+    assert_eq!(state(OutcomeRecord::Unknown { cause: "no answer".to_owned() }), OrderState::Unknown);
 }
 
 /// A short that is paid 0.0003 a day and a long that pays 0.00015 earn 0.00015 of their value. 100 USD keep an account
@@ -562,7 +563,7 @@ fn what_was_closed_is_not_opened_again_and_a_person_is_told() {
     bench.fills(&first[0].1);
     bench.is_refused(&first[1].1);
     bench.shows(&[("rich", "6"), ("poor", "0")]);
-    assert_eq!(bench.alerts(), ["one-legged"]);
+    assert_eq!(bench.alerts(), ["leg-unhedged"]);
     assert_eq!(bench.reserved(), [], "buying back would open a position");
     let report = bench.operation.report(bench.now);
     assert_eq!((report.state, report.final_delta), (OperationState::Partial, Some(delta("6"))));
