@@ -80,7 +80,7 @@ fn products(plan: &Plan) {
     }
 }
 
-/// Risk of accounts that hold 100 symbols each, after one of them changed: all found anew (as after a move of a price
+/// Risk of accounts that hold 100 symbols each, after one of them changed: all computed again (as after a move of a price
 /// that all of them are marked with), only what changed, and only the one that the event names.
 fn risk_after_an_event(_: &mut Criterion) {
     for count in [10_usize, 1_000, 10_000] {
@@ -99,9 +99,9 @@ fn risk_after_an_event(_: &mut Criterion) {
         events.sort();
         case.change(0);
         let look = timed(&mut || (0..count).for_each(|index| case.look_at(index)));
-        let full = timed(&mut || (0..count).for_each(|index| case.anew(index)));
+        let full = timed(&mut || (0..count).for_each(|index| case.fresh(index)));
         println!(
-            "risk after one event, {count} accounts x 100 symbols: that account {:?}, a look at all {look:?}, all anew {full:?}",
+            "risk after one event, {count} accounts x 100 symbols: that account {:?}, a check of all {look:?}, all again {full:?}",
             events[4]
         );
         let mut trades: Vec<Duration> = (0..9)

@@ -133,7 +133,7 @@ async fn main() {
         let status = rate(&format!("{api}/api/v1/system/status"), None).await;
         let risk = rate(&format!("{api}/api/v1/risk/metrics/main"), None).await;
         let alerts = rate(&format!("{api}/api/v1/risk/alerts"), None).await;
-        // A filter has the list written anew.
+        // A filter has the list written again.
         let chosen = rate(&format!("{api}/api/v1/risk/alerts?severity=CRITICAL"), None).await;
         let same = rate(&same, None).await;
         let planned = rate(&format!("{api}/api/v1/delta/control"), Some(dry)).await;

@@ -366,8 +366,8 @@ impl RiskCase {
         self.accounts[index].2[0].mark = Price::try_new(mark + Decimal::new(1, 2)).expect("above zero");
     }
 
-    /// Finds all of an account anew.
-    pub fn anew(&self, index: usize) {
+    /// Computes all of an account again.
+    pub fn fresh(&self, index: usize) {
         let (_, equity, positions) = &self.accounts[index];
         std::hint::black_box(Distances::of(*equity, positions).expect("numbers of a usual size"));
     }

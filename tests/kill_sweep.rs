@@ -32,7 +32,7 @@ fn group_of(group: u16) -> Vec<Record> {
     [1, 2].map(|part| Record::RunStarted { epoch: group, next_sequence: part, at: at() }).into()
 }
 
-/// What is done under the knife: every step is told once it is durable.
+/// The steps during which the process is killed: each is printed once it is durable.
 async fn work(folder: &Path) -> Result<(), Error> {
     let store = SqliteStore::open(folder)?;
     for group in 0..GROUPS {

@@ -1,4 +1,4 @@
-"""Drives venue-sim with ccxt, a client that nobody here wrote: binanceusdm, aster and pacifica.
+"""Drives venue-sim with ccxt, an independent client: binanceusdm, aster and pacifica.
 
 Usage: check_ccxt.py PATH_OF_VENUE_SIM
 """

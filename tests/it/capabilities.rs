@@ -1,4 +1,4 @@
-//! The table of what each venue can do stands in `crates/README.md` as the connectors state it.
+//! The table of what each exchange can do stands in the book as the connectors state it.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::fmt::Write as _;
@@ -22,17 +22,17 @@ fn table() -> String {
     type Row = (&'static str, fn(&Capabilities) -> String);
     let rows: [Row; 11] = [
         ("signature", |venue| venue.signing.to_owned()),
-        ("orders go over", |venue| match venue.order_entry {
+        ("order entry", |venue| match venue.order_entry {
             OrderEntry::Rest => "REST".to_owned(),
             OrderEntry::WebSocketThenRest => "WebSocket, else REST".to_owned(),
         }),
-        ("a signed order is good for", |venue| venue.validity.to_owned()),
-        ("an order can be asked for by our id", |venue| yes(venue.finds_by_client_id)),
-        ("our id must be unique among", |venue| venue.client_id_scope.to_owned()),
-        ("an order in doubt can be fenced off", |venue| yes(venue.fences)),
-        ("cancels what rests when we fall silent", |venue| yes(venue.counts_down)),
-        ("longs and shorts held apart (hedge mode)", |venue| yes(venue.hedge_mode)),
-        ("reduce-only is free of the smallest notional", |venue| yes(venue.reduce_only_exempt)),
+        ("validity of a signed order", |venue| venue.validity.to_owned()),
+        ("order lookup by our id", |venue| yes(venue.finds_by_client_id)),
+        ("our id is unique among", |venue| venue.client_id_scope.to_owned()),
+        ("an unresolved order can be invalidated", |venue| yes(venue.fences)),
+        ("dead man's switch for resting orders", |venue| yes(venue.counts_down)),
+        ("hedge mode", |venue| yes(venue.hedge_mode)),
+        ("reduce-only orders are free of the minimum notional", |venue| yes(venue.reduce_only_exempt)),
         ("order book", |venue| venue.book.to_owned()),
         ("hours between fundings", |venue| venue.funding.to_owned()),
     ];
@@ -55,14 +55,6 @@ fn table() -> String {
 /// `DELTAPLANE_WRITE_DOCS=1` writes the table instead of comparing it.
 #[test]
 fn the_documented_table_is_what_the_connectors_state() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/README.md");
-    let page = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = page.split_once(BEGIN).expect("the table's beginning");
-    let (documented, after) = rest.split_once(END).expect("the table's end");
-    let stated = format!("\n{}\n", table());
-    if std::env::var_os("DELTAPLANE_WRITE_DOCS").is_some() {
-        std::fs::write(&path, format!("{before}{BEGIN}{stated}{END}{after}")).unwrap();
-        return;
-    }
-    assert_eq!(documented, stated, "run the test with DELTAPLANE_WRITE_DOCS=1 and commit what it writes");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/reference/capabilities.md");
+    crate::book::compare(&path, (BEGIN, END), &format!("\n{}\n", table()));
 }

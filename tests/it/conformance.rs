@@ -120,10 +120,10 @@ async fn a_resting_order_is_listed_canceled_and_canceled_once() {
         let (filled, _) = bench.place(&taken).await;
         bench.end_of(&filled).await;
         assert_eq!(bench.gateway.cancel(&filled, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: filled");
-        let nobody = bench.next_id();
-        assert_eq!(bench.gateway.cancel(&nobody, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: unknown");
+        let unknown = bench.next_id();
+        assert_eq!(bench.gateway.cancel(&unknown, &btc()).await, CancelOutcome::NotOpen, "{kind:?}: unknown");
         let sighting =
-            bench.gateway.fetch_order(&nobody, &btc(), Bench::lately(), Priority::Resolve).await.unwrap();
+            bench.gateway.fetch_order(&unknown, &btc(), Bench::lately(), Priority::Resolve).await.unwrap();
         assert_eq!(sighting, OrderSighting::NotFound, "{kind:?}");
     }
 }
@@ -253,9 +253,9 @@ async fn a_fence_tells_an_order_that_arrived_from_one_that_never_will() {
     let (id, outcome) = bench.place(&order).await;
     assert_eq!(outcome, SubmitOutcome::Unknown(UnknownCause::Timeout));
     assert_eq!(bench.gateway.fence(&id, &btc()).await, FenceOutcome::Arrived);
-    let nobody = bench.next_id();
+    let unknown = bench.next_id();
     assert_eq!(
-        bench.gateway.fence(&nobody, &btc()).await,
+        bench.gateway.fence(&unknown, &btc()).await,
         FenceOutcome::Unavailable,
         "its nonce is not known"
     );
@@ -365,7 +365,7 @@ async fn funding_arrives_in_the_wallet() {
 
 /// A deposit of 500 and a withdrawal of 1,500: neither gained nor lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn money_that_is_moved_is_told_from_money_that_is_earned() {
+async fn transfers_are_distinguished_from_earnings() {
     for kind in KINDS {
         let mut bench = Bench::start(kind, Setup { frozen_price: true, ..Setup::new(kind) }).await;
         let mut wallet = bench.account().await.wallet_balance.value();
@@ -387,7 +387,7 @@ async fn money_that_is_moved_is_told_from_money_that_is_earned() {
 }
 
 /// 0.5 bought at 60,000 and worth 66,000 has its part of the wallet at 10x, on Pacifica at its default of 50x, and a
-/// profit of 3,000; the account has ten million and that profit, whoever holds it.
+/// profit of 3,000; the account has ten million and that profit, in every mode.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_position_with_margin_of_its_own_says_so() {
     for kind in KINDS {
@@ -502,7 +502,7 @@ async fn an_api_config_key_raises_the_credits_of_the_socket_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn coins_listed_by_the_thousand_are_told_in_their_own_units() {
+async fn coins_listed_by_the_thousand_are_counted_in_single_coins() {
     let bonk: Symbol = "BONK-USD".parse().unwrap();
     for kind in KINDS {
         let mut bench = Bench::start_with(kind, Setup::new(kind), &[btc(), bonk.clone()]).await;
@@ -526,9 +526,9 @@ async fn coins_listed_by_the_thousand_are_told_in_their_own_units() {
             bench.gateway.fetch_order(&id, &bonk, Bench::lately(), Priority::Resolve).await.unwrap(),
             OrderSighting::Found(_)
         ));
-        let nobody: Symbol = "NOBODY-USD".parse().unwrap();
-        let unknown = bench.reader.fetch_instrument(&nobody, Priority::Hedge).await.unwrap_err();
-        assert_eq!(unknown, ReadError::UnknownSymbol(nobody), "{kind:?}");
+        let unlisted: Symbol = "UNLISTED-USD".parse().unwrap();
+        let unknown = bench.reader.fetch_instrument(&unlisted, Priority::Hedge).await.unwrap_err();
+        assert_eq!(unknown, ReadError::UnknownSymbol(unlisted), "{kind:?}");
     }
 }
 
@@ -624,18 +624,21 @@ async fn an_order_is_found_behind_many_others() {
             OrderSighting::Found(report) => assert!(report.filled.is_zero() && report.status.is_terminal()),
             OrderSighting::NotFound => panic!("oldest first {oldest_orders_first}"),
         }
-        let nobody = bench.next_id();
+        let unknown = bench.next_id();
         let sighting =
-            bench.gateway.fetch_order(&nobody, &btc(), Bench::lately(), Priority::Resolve).await.unwrap();
+            bench.gateway.fetch_order(&unknown, &btc(), Bench::lately(), Priority::Resolve).await.unwrap();
         assert_eq!(sighting, OrderSighting::NotFound);
         others(700);
-        let unread =
-            bench.gateway.fetch_order(&nobody, &btc(), Bench::lately(), Priority::Resolve).await.unwrap_err();
+        let unread = bench
+            .gateway
+            .fetch_order(&unknown, &btc(), Bench::lately(), Priority::Resolve)
+            .await
+            .unwrap_err();
         assert!(matches!(unread, ReadError::Unreadable(_)), "{unread:?}");
         // Of an order that is younger than all of them, the first page of a history that begins with the newest
         // tells enough.
         let later =
-            bench.gateway.fetch_order(&nobody, &btc(), WallClock.now().after(HOUR), Priority::Resolve).await;
+            bench.gateway.fetch_order(&unknown, &btc(), WallClock.now().after(HOUR), Priority::Resolve).await;
         assert_eq!(later.is_ok(), !oldest_orders_first, "{later:?}");
     }
 }
@@ -907,7 +910,7 @@ async fn a_book_that_loses_a_change_is_no_price_until_it_is_whole_over_every_wir
         // One of each symbol, whichever comes first.
         bench.running.sim().inject(Fault::new(FaultKind::DropDepth, 8));
         bench.until("a change is lost", || bench.running.sim().faults_left() == 0).await;
-        // On Pacifica every message is the whole book: the next one mends it.
+        // On Pacifica every message is the whole order book: the next one repairs it.
         if kind != Kind::Pacifica {
             bench.until("the gap is seen", || bench.feed.view(&btc()).is_none()).await;
         }
@@ -917,7 +920,7 @@ async fn a_book_that_loses_a_change_is_no_price_until_it_is_whole_over_every_wir
     }
 }
 
-/// Trades as the stream tells them: not at all, twice, late, behind an event that nobody knows.
+/// Trades of the stream: lost, doubled, late, behind an event of an unknown type.
 async fn told_events(bench: &mut Bench) {
     let kind = bench.kind;
     let event = None;
@@ -960,7 +963,7 @@ async fn told_events(bench: &mut Bench) {
     }
 }
 
-/// Nothing after a frame that cannot be read is believed: the connection is given up and the state read anew.
+/// Nothing after a frame that cannot be read is believed: the connection is given up and the state read again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frame_that_is_no_json_ends_the_connection() {
     for kind in KINDS {
@@ -975,7 +978,7 @@ async fn a_frame_that_is_no_json_ends_the_connection() {
     }
 }
 
-/// A symbol is followed when somebody needs it, and one that the exchange does not list disturbs no other.
+/// A symbol is followed on demand, and one that the exchange does not list disturbs no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_symbols_are_followed_when_they_are_needed() {
     let (eth, nowhere): (Symbol, Symbol) = ("ETH-USD".parse().unwrap(), "NOWHERE-USD".parse().unwrap());
@@ -1020,7 +1023,7 @@ async fn more_symbols_are_followed_when_they_are_needed() {
 
 /// Where a position stands in the venue's queue, where the venue tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn places_in_the_queue_for_deleveraging_are_told() {
+async fn places_in_the_queue_for_deleveraging_are_read() {
     for kind in KINDS {
         let mut bench = Bench::start(kind, Setup::new(kind)).await;
         assert_eq!(
@@ -1045,7 +1048,7 @@ async fn places_in_the_queue_for_deleveraging_are_told() {
 
 /// A contract whose end its exchange announced, where the exchange announces it: 2027-01-17.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_announced_end_of_a_contract_is_told() {
+async fn the_announced_end_of_a_contract_is_read() {
     for kind in KINDS {
         let setup = Setup::new(kind);
         let running = start_exchange(kind, &setup).await;
@@ -1067,7 +1070,7 @@ async fn the_announced_end_of_a_contract_is_told() {
     }
 }
 
-/// What trades and funding brought is told once, by the exchange's own statement.
+/// Income of trades and funding comes once, from the exchange's own statement.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_statement_tells_funding_fees_and_what_trades_realized() {
     for kind in KINDS {
@@ -1114,7 +1117,7 @@ async fn the_statement_tells_funding_fees_and_what_trades_realized() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listen_key_that_is_not_ours_proves_nothing() {
     for (body, status) in [
-        (r#"{"listenKey":"somebody-elses"}"#, 200),
+        (r#"{"listenKey":"of-another-account"}"#, 200),
         (r#"{"code":-1125,"msg":"This listenKey does not exist."}"#, 400),
     ] {
         let setup = Setup::new(Kind::Binance);
@@ -1129,7 +1132,7 @@ async fn a_listen_key_that_is_not_ours_proves_nothing() {
             connections += i32::from(event == AccountEvent::Connected);
             assert!(!connected.reader.stream().is_proven(), "{body}");
         }
-        // The account is read all the same, and its stream counts once the key is the right one.
+        // The account is read nevertheless, and its stream counts once the key is the right one.
         connected.reader.fetch_account(Priority::Sync).await.unwrap();
         running.sim().clear_faults();
         until("it is proven", async || connected.reader.stream().is_proven()).await;

@@ -44,7 +44,7 @@ async fn positions_are_the_venues_whatever_the_journal_remembers() {
     let (world, journal) = world(two()).await;
     let World { exchanges, engine: old, accounts } = world;
     drop(old);
-    // While nobody looks a person opens more by hand.
+    // Meanwhile external activity opens more.
     let order = NewOrder::market("BTCUSDT", Side::Buy, delta("0.1").value());
     exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
     let engine = engine(&two(), &exchanges, journal).await;
@@ -121,7 +121,7 @@ async fn the_kill_switch_cancels_at_the_venue_what_rests_of_ours_and_nothing_els
     assert_eq!(open_at_long(&world), ["a-stop-of-mine"]);
 }
 
-/// The same while the venue does not answer: it was asked once, and then nobody did any more.
+/// The same while the venue does not answer: it was asked once, and never again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f62_what_the_kill_switch_could_not_cancel_is_canceled_when_the_venue_answers() {
     let (world, _) = world(two()).await;
@@ -141,7 +141,7 @@ async fn f62_what_the_kill_switch_could_not_cancel_is_canceled_when_the_venue_an
     assert!(stands().await);
     world.exchanges[0].sim().clear_faults();
     until("it is canceled", async || open_at_long(&world).is_empty()).await;
-    until("nobody needs to look any more", async || !stands().await).await;
+    until("the alert is over", async || !stands().await).await;
 }
 
 /// A listen key that expired unseen: the socket stayed open and no event came any more.

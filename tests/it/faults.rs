@@ -81,7 +81,7 @@ async fn f01_f02_an_order_that_finds_no_connection_was_not_sent() {
         let order = bench.order(Side::Buy, "0.01", "0.004").await;
         let address = proxy.url().trim_start_matches("http://").to_owned();
         drop(proxy);
-        until("nobody listens", async || tokio::net::TcpStream::connect(&address).await.is_err()).await;
+        until("the port is closed", async || tokio::net::TcpStream::connect(&address).await.is_err()).await;
         let dead = Duration::from_secs(5);
         let not_sent = tokio::time::timeout(dead, async {
             loop {
@@ -356,7 +356,7 @@ async fn f19_a_redirect_is_not_followed_and_no_key_leaves() {
         let (_, outcome) = bench.place(&order).await;
         assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?}: {outcome:?}");
         let followed = tokio::time::timeout(Duration::from_millis(300), elsewhere.accept()).await;
-        assert!(followed.is_err(), "{kind:?}: somebody asked there");
+        assert!(followed.is_err(), "{kind:?}: a request went there");
     }
 }
 
@@ -386,7 +386,7 @@ async fn f23_a_venue_whose_clock_jumps_gets_no_order_until_the_clocks_agree_agai
         control.put(url).json(&serde_json::json!({"skewMs": skew})).send().await.unwrap();
         let (_, outcome) = bench.place(&order).await;
         assert_eq!(reason(&outcome), Some(RefusalReason::Clock), "{kind:?} {skew}: {outcome:?}");
-        // The next order asks for the time by itself: nobody may be reading.
+        // The next order asks for the time by itself: no read may be due.
         let order = bench.order(Side::Buy, "0.01", "0.004").await;
         assert_eq!(bench.place_to_end(&order).await.filled, order.quantity, "{kind:?} {skew}");
     }
@@ -496,7 +496,7 @@ async fn f40_a_venue_that_is_down_leaves_the_others_to_do_what_they_can() {
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::Timeout, "{failure:?}");
     let (low, high) = report.interval.unwrap();
-    assert_eq!((low, high), (delta("0"), delta("0.25")), "all that it can be is told");
+    assert_eq!((low, high), (delta("0"), delta("0.25")), "both ends of the interval");
     // Another account may not make the worst case of the book worse meanwhile: from 0.25 to 0.5 here.
     let other = |target: &str, accounts: &[AccountId]| DeltaControl {
         target: delta(target),
@@ -746,7 +746,7 @@ async fn f47_funding_is_no_break() {
 
 /// A venue changes the step of its prices between two orders: the next round keeps to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f35_rules_that_change_are_read_anew_after_a_refusal() {
+async fn f35_rules_that_change_are_read_again_after_a_refusal() {
     let (world, _) = world().await;
     let control = reqwest::Client::builder().no_proxy().build().unwrap();
     // What is known of the instruments is old enough to be doubted.
@@ -765,7 +765,7 @@ async fn f35_rules_that_change_are_read_anew_after_a_refusal() {
     assert_eq!(last % Decimal::from(50), Decimal::ZERO);
 }
 
-/// The venue knows newer orders than the journal: somebody put an old copy back.
+/// The venue knows newer orders than the journal: an old copy was put back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f57_an_old_journal_halts_everything_until_a_person_accepts_it() {
     let (world, journal) = world().await;
@@ -793,7 +793,7 @@ async fn f57_an_old_journal_halts_everything_until_a_person_accepts_it() {
     assert_eq!(failure.code, Code::RiskBlocked, "{failure:?}");
     let World { exchanges, engine: halted, accounts } = world;
     drop(halted);
-    // It holds over a restart, and a person's word makes it go on with numbers that nobody used.
+    // It holds over a restart, and a manual change makes it go on with unused numbers.
     let accepting = EngineConfig { accept_lost_tail: true, ..config() };
     let urls: Vec<String> = exchanges.iter().map(deltaplane_venue_sim::Running::rest).collect();
     let again = engine_through(&places(), &exchanges, &urls, journal.clone(), accepting).await;

@@ -86,7 +86,7 @@ async fn a_neutral_book_is_closed_and_never_opens_more_than_may_be_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_side_that_cannot_follow_holds_the_other_and_somebody_is_told() {
+async fn a_leg_that_cannot_follow_holds_the_other_and_raises_an_alert() {
     let (world, journal) = world(vec![Place::new("long", "0.5"), Place::new("short", "-0.5")]).await;
     refuse_orders(&world, 1);
     let report = flatten(&world, everything(&world)).await;
@@ -121,7 +121,7 @@ async fn another_account_of_the_side_takes_what_one_refuses() {
     // The one that holds more goes first: it refuses, and the other takes what was sold already.
     refuse_orders(&world, 2);
     let report = flatten(&world, everything(&world)).await;
-    // 0.3 of the long leg hedges the account that refuses: it stays, and nothing stands alone.
+    // 0.3 of the long leg hedges the account that refuses: it stays, and no leg is unhedged.
     let held = positions(&world);
     let expected: Vec<Decimal> = ["0.3", "0", "-0.3"].iter().map(|n| n.parse().unwrap()).collect();
     assert_eq!(held, expected, "{report:#?}");
@@ -160,7 +160,7 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
     let held = positions(&world);
     let open: Decimal = held.iter().sum();
     assert!(open.abs() <= "0.102".parse::<Decimal>().unwrap(), "{held:?}");
-    // The first slice, and half of it once more where nobody knows what became of the order at the lost venue.
+    // The first slice, and half of it once more if the outcome of the order at the lost venue is unknown.
     assert!(intents(&journal).len() <= 3, "{report:#?}");
     let told = async || {
         let alerts = world.engine.alerts().await;
@@ -168,7 +168,7 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
     };
     // Its last order may be in doubt until the venue answers again; then it ends, and not flat.
     world.exchanges[2].sim().clear_faults();
-    until("a person is told", told).await;
+    until("an alert is raised", told).await;
     // It is over when the way out was taken.
     until("it is flat", async || flatten(&world, everything(&world)).await.failure.is_none()).await;
     assert!(positions(&world).iter().all(Decimal::is_zero));
@@ -230,7 +230,7 @@ async fn both_sides_are_closed_while_others_used_nearly_all_of_the_request_budge
     for running in &world.exchanges {
         let (twenty, one) = ("/fapi/v1/depth?symbol=BTCUSDT&limit=1000", "/fapi/v1/time");
         let mut used = 0;
-        // Where the minute ends meanwhile, all of it is used anew.
+        // If the minute ends meanwhile, the budget is used up again.
         for _ in 0..500 {
             let path = if used + 20 > 2_376 { one } else { twenty };
             let answer = client.get(format!("{}{path}", running.rest())).send().await.unwrap();

@@ -94,7 +94,7 @@ async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
         (held(&world, 0), held(&world, 1), held(&world, 2)),
         (delta("0.5"), delta("-0.5"), delta("0"))
     );
-    // A symbol that no exchange lists, or that counts into another, has none: whoever halts it means another one.
+    // A symbol that no exchange lists, or that counts into another, has none: a halt of it is a mistake.
     for (symbol, error) in [("XBT-USD", "lists XBT-USD"), ("BTC-USDT", "BTC-USDT counts into BTC-USD")] {
         let change = TradingChange {
             scope: TradingScope::Symbol(symbol.parse().unwrap()),
@@ -105,14 +105,14 @@ async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
         assert_eq!(refused.code, Code::InvalidRequest);
         assert!(refused.error.contains(error) && refused.solution.contains("BTC-USD"), "{refused:?}");
     }
-    // An account that nobody configured has no state.
+    // An account that is not configured has no state.
     let change = TradingChange {
         scope: TradingScope::Account(account("other")),
         state: TradingState::Halted,
         reason: "a typo".to_owned(),
     };
     assert_eq!(world.engine.set_trading(change).await.unwrap_err().code, Code::InvalidAccount);
-    // It holds after a restart, and for whoever names no other account.
+    // It holds after a restart, and for requests that name no other account.
     let World { exchanges, engine, accounts } = world;
     drop(engine);
     let urls: Vec<String> = exchanges.iter().map(Running::rest).collect();
@@ -326,7 +326,7 @@ async fn what_only_reduces_brings_the_book_nearer_to_neutral() {
     assert_eq!((failure(&refused).code, held(&world, 0)), (Code::RiskBlocked, delta("0.2")), "{refused:?}");
 }
 
-/// What the book holds where nobody looks for an order still counts into its net delta.
+/// Positions on accounts that a request does not name still count into net delta.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn net_delta_counts_the_accounts_that_a_request_does_not_name() {
     let mut config = config();

@@ -1,6 +1,7 @@
 //! Tests over real sockets: engine, connectors and simulated exchanges in one process. README.md beside this folder says
 //! what each module defends. One binary, so that the workspace is linked once.
 
+mod book;
 mod capabilities;
 mod conformance;
 mod corpus;
@@ -17,3 +18,4 @@ mod replay;
 mod scenarios;
 mod unknowns;
 mod watching;
+mod words;

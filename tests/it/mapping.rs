@@ -193,10 +193,10 @@ async fn a_dated_future_counts_and_the_perpetual_is_traded() {
     assert!(failed(&refused).error.contains("counts into BTC-USD"), "{}", failed(&refused).error);
 }
 
-/// What somebody holds of bitcoin in a contract of a type of tomorrow is told, and nothing is opened beside it until it is
+/// A bitcoin position in a contract of an unknown type raises an alert, and nothing is opened beside it until it is
 /// accepted. What closes goes on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_position_without_a_symbol_is_told_and_keeps_its_coin_from_opening() {
+async fn a_position_without_a_symbol_raises_an_alert_and_blocks_its_coin() {
     let long = Listing {
         contracts: vec![contract("BTCUSDT_SWAP", "BTC", "66000", "EVERLASTING")],
         held: vec![("BTCUSDT_SWAP", "0.3"), ("BTCUSDT", "0.2")],
@@ -224,7 +224,7 @@ async fn a_position_without_a_symbol_is_told_and_keeps_its_coin_from_opening() {
     assert_eq!(held(&world, 0, "BTCUSDT") + held(&world, 1, "BTCUSDT"), Decimal::ZERO);
 }
 
-/// A list with a row of each odd kind: each costs its own contract only, and is told with its text.
+/// A list with a malformed row of each kind: each costs its own contract only, and its text is in the alert.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_odd_row_of_the_list_costs_that_row() {
     let long = Listing {

@@ -333,7 +333,7 @@ impl Script {
         if (second.is_multiple_of(600) || deleverages || liquidates) && !is_poor {
             open_again(ways);
         }
-        // Somebody trades by hand every three minutes or so.
+        // External activity every three minutes or so.
         if self.rng.random_range(0..180) == 0 {
             let (way, size) = (self.rng.random_range(0..3_usize), self.rng.random_range(20_i64..=200));
             let side = if self.rng.random_range(0..2) == 0 { Side::Buy } else { Side::Sell };
@@ -380,7 +380,7 @@ fn held(ways: &[Arc<Way>], index: usize) -> Decimal {
     ways[index].venue.sim().with(|exchange| exchange.accounts[NAMES[index]].net("BTCUSDT"))
 }
 
-/// Whoever owns the book wants to keep it: what hedges closed on its short side is opened again on both, so that net
+/// The owner keeps the portfolio: what hedges closed on its short leg is opened again on both, so that net
 /// delta stays what it is. Hedges close rather than open, which costs less.
 fn open_again(ways: &[Arc<Way>]) {
     let size = held(ways, 1) - START[1].parse::<Decimal>().unwrap();
@@ -594,7 +594,7 @@ async fn with_the_usual_bot(seed: u64, seconds: u64, recorded: &[Decimal]) -> Ou
     let (mut outcome, mut off_for) = (Outcome::default(), 0);
     for second in 0..seconds {
         script.second(second, &ways);
-        // Its second is another one than that of whoever trades.
+        // Its second differs from that of the traders.
         for _ in 0..5 {
             script.tenth(&ways);
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -682,7 +682,7 @@ async fn pass(ways: &[Arc<Way>], tenths: u32, prices: [i64; 3]) {
 
 /// Long 0.5 and short 0.5 BTC at 66,000: 33,000 on each side.
 #[tokio::test(start_paused = true)]
-async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
+async fn alerts_on_carry_runway_and_delisting_come_and_go() {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
     let engine = start(time, &ways).await;
@@ -717,7 +717,7 @@ async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
     // 1,500 and 33,000 at ten times: less than two days until the margin is not enough.
     let short_of = Command::SetWallet { account: "long".to_owned(), wallet: Decimal::from(1_500) };
     ways[0].venue.apply(short_of).unwrap();
-    // An account that nobody can read keeps the others' alerts waiting for nothing.
+    // An unreadable account does not delay the alerts of the others.
     ways[1].broken.exchange.store(true, Ordering::SeqCst);
     pass(60).await;
     let short_of = standing(&engine, "runway").await;
@@ -737,7 +737,7 @@ async fn what_a_book_pays_and_what_ends_is_told_and_over_when_it_is() {
     for topic in ["carry", "runway", "delisting"] {
         assert_eq!(standing(&engine, topic).await, [], "{topic}");
     }
-    // The end of a contract is told from its announcement on: 2027-01-17, two days after the test's beginning.
+    // The alert on the end of a contract stands from its announcement on: 2027-01-17, two days after the test's beginning.
     let announced = Command::SetContract {
         symbol: "BTCUSDT".to_owned(),
         is_trading: None,
@@ -818,10 +818,10 @@ async fn risk_follows_the_marks_and_not_only_the_readings() {
     assert_eq!((read.margin_ratio, carried.is_some()), (carried, true));
 }
 
-/// An account that is read and whose margin table nobody told so far is not watched: that is told, and over when it is.
+/// An account that is read without a margin table is not watched: an alert stands until it is.
 /// One that was told once goes on with it, and its risk is seen.
 #[tokio::test(start_paused = true)]
-async fn an_account_that_cannot_be_valued_is_told() {
+async fn an_account_that_cannot_be_valued_raises_an_alert() {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
     ways[1].broken.table.store(true, Ordering::SeqCst);

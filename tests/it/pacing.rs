@@ -39,7 +39,7 @@ async fn engine_over(exchanges: &[Running], journal: Arc<MemoryJournal>) -> Engi
     engine
 }
 
-/// Exchanges whose price stands still, with somebody else on each of them.
+/// Exchanges whose price stands still, with another trader on each of them.
 async fn world() -> World {
     let mut exchanges = Vec::new();
     for (venue, place) in (1..).zip(places()) {
@@ -80,7 +80,7 @@ impl World {
         self.exchanges[0].sim().with(first)
     }
 
-    /// Somebody else buys at a price, before whom the market's own quantity there is taken.
+    /// Another trader buys at a price, after the market's own quantity there is taken.
     fn crowd_buys(&self, price: Decimal, amount: Decimal) {
         let order = NewOrder {
             kind: OrderKind::Limit,
@@ -296,7 +296,7 @@ async fn who_closes_all_does_not_wait_for_what_takes_its_time() {
     assert!(world.resting().is_empty());
 }
 
-/// Whoever may not add any more has nothing rest that would.
+/// An account that may not add any more has no resting order that would.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_kill_switch_and_a_tighter_state_take_away_what_rests() {
     for state in [None, Some(TradingState::ReduceOnly), Some(TradingState::Halted)] {
@@ -307,7 +307,7 @@ async fn the_kill_switch_and_a_tighter_state_take_away_what_rests() {
         let began = tokio::time::Instant::now();
         match state {
             None => {
-                // Not even where nobody asks for it.
+                // Not even without a request.
                 let kill =
                     KillSwitch { engaged: true, reason: "a fire".to_owned(), cancel_open_orders: false };
                 world.engine.kill_switch(kill).await.unwrap();
@@ -333,7 +333,7 @@ async fn the_kill_switch_and_a_tighter_state_take_away_what_rests() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_that_rests_is_not_told_as_in_doubt() {
     let world = world().await;
-    // Longer than a doubt lasts until it is told, and than nothing goes out beside it.
+    // Longer than the unresolved hold, and than the time until the alert.
     let mut ended =
         world.start("0.1", Pacing { rest_for: Some(Duration::from_secs(14)), ..Pacing::default() }).await;
     world.comes_to_rest().await;

@@ -37,7 +37,7 @@ async fn refused(world: &World, request: DeltaControl) -> Failure {
     *world.engine.control_delta(request).await.expect_err("it does not begin")
 }
 
-/// What trades by hand on an account.
+/// Makes an external trade on an account.
 fn trade(world: &World, index: usize, side: Side, amount: &str) {
     let account = world.accounts[index].to_string();
     let order = NewOrder::market("BTCUSDT", side, dec(amount));
@@ -83,7 +83,7 @@ async fn a_plan_belongs_to_its_request_and_to_who_asked() {
     let world = world().await;
     let plan = planned(&world).await.plan_id.unwrap();
     let request = |meta| DeltaControl { meta, ..world.to_flat() };
-    let unknown = refused(&world, request(with("plan-of-somebody"))).await;
+    let unknown = refused(&world, request(with("plan-unknown"))).await;
     assert_eq!(unknown.code, Code::NotFound, "{unknown:?}");
     let requester = Requester::Client { key: "desk".to_owned() };
     let other = refused(&world, request(RequestMeta { requester, ..with(&plan) })).await;
@@ -98,7 +98,7 @@ async fn a_plan_belongs_to_its_request_and_to_who_asked() {
     assert_eq!(world.control(request(with(&plan))).await.failure, None);
 }
 
-/// Somebody trades between the dry run and its execution: nothing is sent, and both plans are told.
+/// An external trade between the dry run and its execution: nothing is sent, and the answer has both plans.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_of_other_positions_is_not_carried_out() {
     let world = world().await;

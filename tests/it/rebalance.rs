@@ -124,7 +124,7 @@ async fn the_cap_on_what_is_traded_binds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn raising_utilization_needs_leave_and_a_tight_book_is_told_what_would_help() {
+async fn raising_utilization_needs_permission_and_a_tight_portfolio_gets_suggestions() {
     let (world, _) = world(places()).await;
     let report = run(&world, to(&world, "0.9")).await;
     assert_eq!((report.failure.clone(), report.orders.len()), (None, 0));

@@ -175,9 +175,9 @@ async fn a_position_that_the_venue_shows_late_is_not_hedged_again() {
     assert_eq!((orders(&world), world.true_net()), (sent, delta("0.1").value()));
 }
 
-/// A book may not be unhedged by naming half of it, least of all when nobody knows the other half.
+/// A portfolio may not be unhedged by naming half of it, least of all when the other half is unknown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn accounts_that_nobody_can_read_are_not_taken_for_flat() {
+async fn unreadable_accounts_are_not_taken_for_flat() {
     let places = places();
     let exchanges = exchanges(&places).await;
     let (status, body) = unknown_503();
@@ -292,7 +292,7 @@ async fn one_of_two_concurrent_requests_runs_and_the_waiting_one_finds_nothing_t
     assert_eq!((system.total_operations, system.operations_last_minute), (2, 2), "the refused one is none");
 }
 
-/// As many as a client in a loop sends: one runs, the rest are told so, and the book is traded once.
+/// As many as a client in a loop sends: one runs, the rest get 1006, and the portfolio is traded once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_thousand_requests_at_once_one_trades() {
     let (world, journal) = world().await;
@@ -316,7 +316,7 @@ async fn of_a_thousand_requests_at_once_one_trades() {
     assert_eq!((traded.len(), world.true_net()), (1, Decimal::ZERO));
     let intents = || journal.records().iter().filter(|r| matches!(r, Record::Intent(_))).count();
     let sent = intents();
-    // Those that wait come one after the other and find nothing to do; more than are allowed are told so.
+    // Those that wait come one after the other and find nothing to do; more than are allowed are rejected.
     let mut waited = 0;
     for result in at_once(Some(Duration::from_secs(30))).await {
         match result {
@@ -331,7 +331,7 @@ async fn of_a_thousand_requests_at_once_one_trades() {
     assert_eq!((intents(), orders(&world)), (sent, sent));
 }
 
-/// One works and one waits for it, as many as are allowed: a third request is told so, who closes all is not.
+/// One works and one waits for it, as many as are allowed: a third request is rejected, a flatten is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_wait_keep_no_place_from_what_makes_the_book_safer() {
     let config = EngineConfig { max_operations: 2, ..config() };
@@ -382,7 +382,7 @@ async fn a_timeout_of_nothing_and_one_of_a_week_are_refused_and_the_shortest_one
 
 /// While the orders of an earlier run are still in doubt nothing is planned on them, and what protects works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_in_the_middle_of_recovery_are_told_to_wait_and_the_kill_switch_is_not() {
+async fn requests_in_the_middle_of_recovery_wait_and_the_kill_switch_does_not() {
     let (world, journal) = world().await;
     let report = world.control(world.to_flat()).await;
     let mut records = journal.records();
@@ -444,7 +444,7 @@ async fn a_run_never_takes_the_number_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_timeout_answers_2001_and_the_order_is_settled_all_the_same() {
+async fn the_timeout_answers_2001_and_the_order_is_settled_later() {
     let (world, _journal) = world().await;
     everywhere(&world, &on_orders(FaultKind::AcceptThenSilence, 1));
     everywhere(&world, &Fault::new(FaultKind::DropUserEvents { event: None }, 1_000));
@@ -736,7 +736,7 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
     let report = run(hedge(HedgeStrategy::SamePlatform, &world.accounts, "0.15")).await;
     assert_eq!((report.failure.clone(), used(&report)), (None, vec!["long".to_owned()]), "{report:?}");
     assert_eq!(world.true_net(), Decimal::ZERO);
-    // What nobody asked for moved the book a moment ago: the exchange that carries that is the one to be spared.
+    // External activity moved net delta a moment ago: the exchange that carries it is the exposed one.
     for round in 0..3 {
         let account = world.accounts[1].to_string();
         let order = NewOrder::market("BTCUSDT", Side::Sell, Decimal::new(1, 2));
@@ -766,8 +766,8 @@ async fn a_hedge_strategy_says_on_which_exchange_the_hedge_may_be() {
     let failure = world.engine.execute_hedge(sell).await.unwrap_err();
     assert_eq!(failure.code, Code::InvalidRequest);
     assert!(failure.error.contains("is on another exchange than long"), "{failure:?}");
-    let nobody = hedge(HedgeStrategy::SamePlatform, &["nobody".parse().unwrap()], "0.1");
-    assert_eq!(world.engine.execute_hedge(nobody).await.unwrap_err().code, Code::InvalidAccount);
+    let unknown = hedge(HedgeStrategy::SamePlatform, &["unknown".parse().unwrap()], "0.1");
+    assert_eq!(world.engine.execute_hedge(unknown).await.unwrap_err().code, Code::InvalidAccount);
 }
 
 /// Two API keys of one account under two ids: every position would count twice.

@@ -79,7 +79,7 @@ async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
         view.symbols.into_iter().find(|view| view.symbol == btc()).unwrap().interval
     };
     assert_eq!(interval().await, Some((delta("0.25"), delta("0.25"))));
-    // The order never arrives, and nobody may ask for it.
+    // The order never arrives, and lookups are blocked.
     let lost = FaultKind::Refuse {
         status: 503,
         body: r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
@@ -102,7 +102,7 @@ async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
     until("all is known again", async || interval().await == Some((delta("0.15"), delta("0.15")))).await;
 }
 
-/// Fees in BNB are fees at the price of BNB; without one they are told by asset and not summed up.
+/// Fees in BNB are fees at the price of BNB; without one they are listed by asset and not summed up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fees_in_another_asset_are_converted_or_told_apart() {
     let burns = || Place { balances: &[("BNB", "10")], fee_burn: Some("600"), ..Place::new("long", "0.5") };
@@ -179,7 +179,7 @@ async fn an_order_that_traded_after_its_end_reopens_its_operation() {
     assert_eq!((correction.now.0.as_str(), correction.now.1), ("filled", quantity("0.1")));
     assert_eq!((corrected.orders[0].filled, corrected.orders[0].state.as_str()), (quantity("0.1"), "filled"));
     assert_eq!(corrected.failure, report.failure, "what was answered stays as it was");
-    // It is no trade of somebody else, and no move that nobody explains.
+    // It is neither external activity nor an unexplained move.
     assert!(world.engine.external_activity(10).await.is_empty());
     let is_restricted = || async {
         let order = world.engine.system().await.trading;
@@ -256,7 +256,7 @@ async fn fall_to(world: &World, part: &str) {
     assert!(control.put(url).json(&price).send().await.unwrap().status().is_success());
 }
 
-/// The market leaves the caps after the first orders: the operation ends at once and a person is told.
+/// The price leaves the caps after the first orders: the operation ends at once and raises an alert.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_market_that_leaves_the_price_caps_ends_the_operation_with_an_alert() {
     let world = World::start(vec![Place::new("long", "0.5")], Arc::new(MemoryJournal::default())).await;

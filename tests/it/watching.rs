@@ -35,8 +35,8 @@ fn policy(world: &World) -> Policy {
     prompt_policy(world.accounts.clone())
 }
 
-/// Somebody trades by hand on the exchange of an account.
-fn trade_by_hand(world: &World, index: usize, side: Side, amount: &str) {
+/// An external trade on the exchange of an account.
+fn trade_externally(world: &World, index: usize, side: Side, amount: &str) {
     let order = NewOrder::market("BTCUSDT", side, delta(amount).value());
     let account = world.accounts[index].to_string();
     world.exchanges[index].sim().apply(Command::Place { account, order }).unwrap();
@@ -72,12 +72,12 @@ async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
     let (world, journal) = world(config()).await;
     let view = world.engine.put_policy(policy(&world)).await.unwrap();
     assert_eq!(view.policy, policy(&world));
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     until("it is hedged", async || world.true_net().is_zero()).await;
     until("the policy rests", async || world.engine.policies().await[0].status == PolicyStatus::Within).await;
     assert_eq!(kinds(&journal), ["policy"]);
     // 0.01 of 0.7 is inside the band.
-    trade_by_hand(&world, 0, Side::Buy, "0.01");
+    trade_externally(&world, 0, Side::Buy, "0.01");
     until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
     rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!((world.true_net(), kinds(&journal).len()), (delta("0.01").value(), 1));
@@ -88,7 +88,7 @@ async fn a_policy_brings_net_delta_back_by_itself_also_after_a_restart() {
     let engine = engine_through(&places(), &exchanges, &urls, journal.clone(), config()).await;
     ready(&engine).await;
     let world = World { exchanges, engine, accounts };
-    trade_by_hand(&world, 2, Side::Sell, "0.1");
+    trade_externally(&world, 2, Side::Sell, "0.1");
     until("it is hedged again", async || world.true_net().is_zero()).await;
     for (symbol, told) in [("BTX-USD", "do not list BTX-USD"), ("BTC-USDC", "BTC-USDC counts into BTC-USD")] {
         let mistyped = Policy { symbol: symbol.parse().unwrap(), ..policy(&world) };
@@ -107,7 +107,7 @@ async fn a_policy_hedges_with_the_accounts_that_can_trade() {
     let (world, journal) = world(config()).await;
     world.engine.put_policy(policy(&world)).await.unwrap();
     world.engine.block_account(&world.accounts[0], Some("its key may not trade".to_owned()));
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     until("it is hedged", async || world.true_net().is_zero()).await;
     assert_eq!(held(&world, 0), delta("0.7"));
     until("the policy rests", async || world.engine.policies().await[0].status == PolicyStatus::Within).await;
@@ -116,7 +116,7 @@ async fn a_policy_hedges_with_the_accounts_that_can_trade() {
     for account in &world.accounts[1..] {
         world.engine.block_account(account, Some("neither".to_owned()));
     }
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     until("it says so", async || {
         world.engine.policies().await[0].reason.contains("no account can trade now: long, short, spare")
     })
@@ -137,7 +137,7 @@ async fn a_policy_does_not_ask_again_and_again_for_dust() {
     .await;
     rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!(kinds(&journal), ["policy"]);
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     until("it acts", async || world.true_net() < delta("0.002").value()).await;
 }
 
@@ -150,7 +150,7 @@ async fn a_policy_holds_while_trading_is_paused_and_acts_when_it_runs_again() {
         world.engine.set_trading(change).await.unwrap();
     };
     say(TradingState::Paused).await;
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     until("it holds", async || {
         let view = world.engine.policies().await.remove(0);
         view.status == PolicyStatus::Holding && view.reason.contains("a look around")
@@ -172,8 +172,8 @@ async fn a_policy_whose_orders_are_refused_pauses_and_tells() {
         running.sim().inject(deltaplane_venue_sim::Fault::new(fault, 10_000).on("POST", "/fapi/v1/order"));
     }
     world.engine.put_policy(policy(&world)).await.unwrap();
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
-    until("people are told", async || alert(&world, "policy").await.is_some()).await;
+    trade_externally(&world, 0, Side::Buy, "0.2");
+    until("an alert is raised", async || alert(&world, "policy").await.is_some()).await;
     rounds(&world.engine, &["hedger"], 3).await;
     assert_eq!(kinds(&journal), ["policy"], "the next attempt is half a minute away");
     let view = world.engine.policies().await.remove(0);
@@ -209,9 +209,9 @@ async fn both_sides_shrink_before_an_account_is_liquidated() {
     );
 }
 
-/// A hedge that gave way before its first order found nothing out: it comes again when both sides are small enough.
+/// A hedge that was preempted before its first order found nothing out: it runs again when both legs are small enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
+async fn a_hedge_preempted_by_a_deleverage_runs_after_it() {
     let (world, _) = world(config()).await;
     // Four orders, one after the other: a trade that the stream does not tell keeps the account's state open for as long as
     // five seconds, and only then its danger is seen.
@@ -223,25 +223,25 @@ async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
         ..policy(&world)
     };
     world.engine.put_policy(off.clone()).await.unwrap();
-    trade_by_hand(&world, 2, Side::Buy, "0.1");
+    trade_externally(&world, 2, Side::Buy, "0.1");
     until("it is seen", async || !world.engine.external_activity(10).await.is_empty()).await;
     answer_late(&world);
     world.engine.put_policy(Policy { enabled: true, ..off }).await.unwrap();
     until("a hedge begins", async || world.engine.policies().await[0].status == PolicyStatus::Acting).await;
     set_wallet(&world, 0, "2500");
-    until("it gave way", async || {
+    until("it was preempted", async || {
         let all = world.engine.operations(10).await;
-        let gave_way = |report: &deltaplane_ports::OperationReport| {
+        let was_preempted = |report: &deltaplane_ports::OperationReport| {
             let failed = report.preempted_by.is_some();
             report.kind == OperationKind::Policy && failed
         };
-        all.iter().any(gave_way)
+        all.iter().any(was_preempted)
     })
     .await;
     for running in &world.exchanges {
         running.sim().clear_faults();
     }
-    // What it gave way to is next, however often the hedge would come first.
+    // The deleverage is next, even if the hedge would come first.
     until("it shrinks", async || held(&world, 0) < delta("0.3")).await;
     until("it is hedged", async || world.true_net().is_zero()).await;
     let began: Vec<OperationKind> =
@@ -251,12 +251,12 @@ async fn what_gave_way_to_a_deleverage_is_hedged_after_it() {
 
 /// Funding and fees come from the venues' statements; moves of the price cancel over a neutral book.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_book_earns_is_told_by_day_and_cancels_where_it_is_neutral() {
+async fn daily_pnl_of_a_neutral_portfolio_cancels() {
     let mut config = config();
     config.statement_every = Duration::from_millis(200);
     let (world, _) = world(config).await;
-    trade_by_hand(&world, 0, Side::Buy, "0.1");
-    trade_by_hand(&world, 1, Side::Sell, "0.1");
+    trade_externally(&world, 0, Side::Buy, "0.1");
+    trade_externally(&world, 1, Side::Sell, "0.1");
     for running in &world.exchanges {
         running.sim().settle_funding();
     }
@@ -288,7 +288,7 @@ async fn what_a_book_earns_is_told_by_day_and_cancels_where_it_is_neutral() {
 
 /// A rebalance that a person asked for goes slowly, slice by slice; an account comes near its liquidation meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebalance_gives_way_to_a_deleverage_at_its_next_slice() {
+async fn a_deleverage_preempts_a_rebalance_at_its_next_slice() {
     let mut config = config();
     config.limits.max_in_flight_delta = notional("3400");
     let (world, journal) = world(config).await;
@@ -381,7 +381,7 @@ async fn margin_alerts_escalate_block_what_adds_and_end() {
         (report.failure, held(&world, 0), world.true_net()),
         (None, delta("0.5"), delta("-0.1").value())
     );
-    trade_by_hand(&world, 1, Side::Buy, "0.2");
+    trade_externally(&world, 1, Side::Buy, "0.2");
     // What reduces risk goes on: it is 0.1 too long now.
     until("that is seen", async || world.control(only("0.4")).await.failure.is_none()).await;
     assert_eq!((held(&world, 0), world.true_net()), (delta("0.4"), Decimal::ZERO));
@@ -393,13 +393,13 @@ async fn margin_alerts_escalate_block_what_adds_and_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_position_that_the_venue_would_close_first_is_told() {
+async fn a_position_that_the_venue_would_close_first_raises_an_alert() {
     let (world, _) = world(config()).await;
     for (index, rank) in [(0, 3), (1, 4), (2, 4)] {
         let symbol = "BTCUSDT".to_owned();
         world.exchanges[index].sim().apply(Command::SetAdlRank { symbol, rank }).unwrap();
     }
-    until("it is told", async || alert(&world, "adl-rank").await.is_some()).await;
+    until("the alert is raised", async || alert(&world, "adl-rank").await.is_some()).await;
     let told: Vec<Alert> = world
         .engine
         .alerts()
@@ -417,7 +417,7 @@ async fn a_position_that_the_venue_would_close_first_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_net_delta_that_stays_off_is_an_alert_until_it_is_back() {
     let (world, _) = world(EngineConfig { delta_alert_after: Duration::from_secs(2), ..config() }).await;
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     until("CRITICAL", async || alert(&world, "delta").await.is_some()).await;
     let off = alert(&world, "delta").await.unwrap();
     // 0.2 of 0.7.
@@ -433,7 +433,7 @@ async fn a_net_delta_that_stays_off_is_an_alert_until_it_is_back() {
     let most = samples.iter().map(|sample| sample.delta_deviation).max().unwrap();
     assert_eq!(most.value().round_dp(4), Decimal::new(2857, 4));
     assert!(samples.windows(2).all(|pair| pair[0].at > pair[1].at), "the newest first");
-    let unknown = world.engine.risk_history(&"nobody".parse().unwrap(), query).await.unwrap_err();
+    let unknown = world.engine.risk_history(&"unknown".parse().unwrap(), query).await.unwrap_err();
     assert_eq!(unknown.code, Code::InvalidAccount);
 }
 
@@ -463,7 +463,7 @@ async fn f36_a_dead_feed_is_left_and_taken_back_and_a_person_is_kept_from_one_th
         world.engine.feeds().await.active.is_some_and(|feed| feed.as_str() == "short")
     })
     .await;
-    until("it is told", async || alert(&world, "failover").await.is_some()).await;
+    until("the alert is raised", async || alert(&world, "failover").await.is_some()).await;
     let told = alert(&world, "failover").await.unwrap();
     assert_eq!((told.kind, told.severity), (AlertKind::Failover, AlertSeverity::Warn));
     assert!(world.engine.feeds().await.last_failover.is_some());
@@ -492,7 +492,7 @@ async fn equity_that_is_spent_is_critical_and_has_no_ratios() {
     // It holds nothing, so nothing is liquidated.
     for wallet in ["0", "-5"] {
         set_wallet(&world, 2, wallet);
-        until("it is told", async || {
+        until("the alert is raised", async || {
             let told = alert(&world, "equity").await;
             told.is_some_and(|alert| alert.data["equity"] == notional(wallet).value())
         })
@@ -509,7 +509,7 @@ async fn equity_that_is_spent_is_critical_and_has_no_ratios() {
         );
     }
     // It takes nothing that adds; the other two do what is to be done.
-    trade_by_hand(&world, 0, Side::Buy, "0.1");
+    trade_externally(&world, 0, Side::Buy, "0.1");
     until("it is seen", async || {
         let risk = world.engine.account_risk(&world.accounts[0]).await.unwrap();
         risk.positions.iter().any(|position| position.quantity == delta("0.6"))
@@ -529,7 +529,7 @@ async fn a_second_policy_on_a_symbol_takes_the_place_of_the_first_also_while_tha
     for exchange in &world.exchanges {
         exchange.sim().inject(Fault::new(FaultKind::Late { millis: 600 }, 3).on("POST", "/fapi/v1/order"));
     }
-    trade_by_hand(&world, 0, Side::Buy, "0.3");
+    trade_externally(&world, 0, Side::Buy, "0.3");
     world.engine.put_policy(policy(&world)).await.unwrap();
     until("it acts", async || world.engine.policies().await[0].status == PolicyStatus::Acting).await;
     let second = Policy { target: delta("0.1"), tolerance: ratio("0.01"), ..policy(&world) };
@@ -541,10 +541,10 @@ async fn a_second_policy_on_a_symbol_takes_the_place_of_the_first_also_while_tha
     assert_eq!(world.true_net(), Decimal::new(1, 1), "the first one does nothing any more");
 }
 
-/// Of 0.5 long and 0.5 short the short side is gone: what is left is no hedge any more, and that is told as long as it
-/// stands alone.
+/// Of 0.5 long and 0.5 short the short side is gone: what is left is no hedge any more, and an alert stands as long as it
+/// is unhedged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
+async fn an_unhedged_leg_has_an_alert_until_it_is_closed() {
     let mut config = config();
     config.delta_alert_after = Duration::from_millis(300);
     let (world, _) = world(config).await;
@@ -558,19 +558,19 @@ async fn a_side_that_stands_alone_is_told_until_it_is_closed() {
     let (account, symbol) = (world.accounts[1].to_string(), "BTCUSDT".to_owned());
     let gone = Command::Deleverage { account, symbol, quantity: delta("0.5").value() };
     world.exchanges[1].sim().apply(gone).unwrap();
-    until("it is told", async || {
+    until("the alert is raised", async || {
         alert(&world, "delta").await.is_some_and(|alert| alert.severity == AlertSeverity::Critical)
     })
     .await;
     rounds(&world.engine, &["risk-monitor"], 3).await;
-    assert!(alert(&world, "delta").await.is_some(), "it still stands alone");
-    trade_by_hand(&world, 0, Side::Sell, "0.5");
+    assert!(alert(&world, "delta").await.is_some(), "it is still unhedged");
+    trade_externally(&world, 0, Side::Sell, "0.5");
     until("it is over", async || alert(&world, "delta").await.is_none()).await;
 }
 
-/// What one side loses while the services are down is told at the next start, without any policy.
+/// A leg that is lost while the services are down raises an alert at the next start, without any policy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_side_that_was_lost_while_nobody_watched_is_told() {
+async fn a_leg_lost_while_the_services_were_down_raises_an_alert() {
     let config = || EngineConfig { delta_alert_after: Duration::from_secs(1), ..config() };
     let (world, journal) = world(config()).await;
     let report = world.control(DeltaControl { target: delta("0.1"), ..world.to_flat() }).await;
@@ -592,7 +592,7 @@ async fn a_side_that_was_lost_while_nobody_watched_is_told() {
     ready(&engine).await;
     let world = World { exchanges, engine, accounts };
     assert_eq!([held(&world, 1), held(&world, 2)], [Delta::ZERO, Delta::ZERO], "one alone holds: {left:?}");
-    until("it is told", async || {
+    until("the alert is raised", async || {
         alert(&world, "delta").await.is_some_and(|alert| alert.severity == AlertSeverity::Critical)
     })
     .await;
@@ -621,7 +621,7 @@ async fn alerts_of_an_earlier_run_that_nothing_would_end_are_over() {
         told("account-gone", Some("long"), None),
         told("utilization", Some("not-there-any-more"), None),
         told("journal", None, None),
-        // Nobody holds it any more, and no feed tells its price.
+        // No account holds it any more, and no feed has its price.
         told("delta", None, Some("GONE-USD")),
     ];
     let world = World::start_with(places(), Arc::new(MemoryJournal::with(told)), config()).await;
@@ -659,19 +659,19 @@ async fn every_loop_of_the_engine_beats() {
 async fn a_policy_that_goes_to_its_band_goes_a_little_further_than_the_edge() {
     let (world, _) = world(config()).await;
     let policy = Policy { hedge_to: HedgeTo::Band, hysteresis: ratio("0.4"), ..policy(&world) };
-    trade_by_hand(&world, 0, Side::Buy, "0.2");
+    trade_externally(&world, 0, Side::Buy, "0.2");
     world.engine.put_policy(policy).await.unwrap();
     let inner = delta("0.021").value();
     until("it acts", async || world.true_net() == inner).await;
     // A small move, still within the band, is no reason to trade.
-    trade_by_hand(&world, 0, Side::Buy, "0.002");
+    trade_externally(&world, 0, Side::Buy, "0.002");
     rounds(&world.engine, &["hedger"], 3).await;
     let all = [held(&world, 0), held(&world, 1), held(&world, 2)];
     assert_eq!(world.true_net(), inner + delta("0.002").value(), "{all:?}");
 }
 
 /// One account's alert stands all the time and another's comes and goes, while the services stop and start: of each the
-/// journal's last word is what the next run begins with, and nothing is told once all has ended.
+/// journal's last word is what the next run begins with, and no record follows the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_while_alerts_fire_loses_none() {
     let (mut world, mut journal) = world(config()).await;
@@ -703,7 +703,7 @@ async fn a_stop_while_alerts_fire_loses_none() {
         let World { exchanges, engine, accounts } = world;
         drop(engine);
         until("its last task is gone", async || Arc::strong_count(&journal) == 1).await;
-        assert_eq!(journal.records().len(), records.len(), "nothing is told after the end");
+        assert_eq!(journal.records().len(), records.len(), "no record follows the end");
         let mut told = BTreeMap::<String, bool>::new();
         for record in &records {
             let Record::Alert { alert, change } = record else { continue };

@@ -308,7 +308,7 @@ impl Life {
     async fn start(&self, clock: Arc<LifeClock>) -> Arc<Engine> {
         let mut config = EngineConfig::new(btc(), IdKey::new(b"simulation"));
         config.limits.max_orders_per_minute = 1_000;
-        // The scripts refuse and move positions as often as they like; nobody is there to look.
+        // The scripts reject and move positions as often as they like, without an operator.
         config.breakers = BreakerSettings { refusals: None, mismatches: None, slippage: None, loss: None };
         // About a tenth of a BTC: both sides are closed in several slices.
         config.limits.max_in_flight_delta = Notional::new(Decimal::from(5_000));
@@ -554,7 +554,7 @@ impl Life {
             reason: "it is over".to_owned(),
         };
         let _ = engine.set_trading(change).await;
-        // A process that was started again begins anew to ask.
+        // A restarted process begins to ask again.
         let deadline = self.world.lock().now().max(ORIGIN_MS + STORM_MS) + SETTLES_WITHIN_MS;
         loop {
             let open = self.open_orders();
@@ -619,7 +619,7 @@ impl Life {
                 let mut state = self.world.lock();
                 let net = state.true_net();
                 if net.abs() > reference * Decimal::from_i128_with_scale(15, 2) + thousandths(1) {
-                    state.oracle.violation(format!("I23: success is told and the net delta is {net}"));
+                    state.oracle.violation(format!("I23: success is reported and the net delta is {net}"));
                 }
                 return;
             }
@@ -729,7 +729,7 @@ fn check_report(world: &World, report: &OperationReport, outsiders: bool) {
             state.oracle.violation(text);
         }
     }
-    // With nobody else on the accounts an operation is never further from its target than at its start.
+    // Without external activity an operation is never further from its target than at its start.
     let began = report.initial_delta.zip(report.target);
     let began = began.and_then(|(net, target)| net.minus(target).ok()).unwrap_or_default().abs();
     let bound = began.max(report.worst_case.unwrap_or_default());

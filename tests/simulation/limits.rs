@@ -148,7 +148,7 @@ pub(crate) struct Limits {
     /// Until when it was said what others use.
     others_until: i64,
     /// An answer told the connector all that is used.
-    is_told: bool,
+    is_announced: bool,
     /// All that is used was used by this process: it knows when that is forgotten.
     is_ours: bool,
     silent_until: i64,
@@ -174,7 +174,7 @@ impl Limits {
             ours,
             our_orders: [WeightBudget::fixed(in_short, short), WeightBudget::fixed(in_minute, minute)],
             others_until: 0,
-            is_told: false,
+            is_announced: false,
             is_ours: true,
             silent_until: 0,
         }
@@ -194,7 +194,7 @@ impl Limits {
     pub(crate) fn others_use(&mut self, now: i64, percent: u64) {
         self.others_until = now - now.rem_euclid(MINUTE_MS) + MINUTE_MS;
         if percent > 0 {
-            (self.is_told, self.is_ours) = (false, false);
+            (self.is_announced, self.is_ours) = (false, false);
         }
         let share = |limit: u64| limit * percent / 100;
         let cost = share(self.requests.limit);
@@ -204,7 +204,7 @@ impl Limits {
         }
     }
 
-    /// Every window ends now, and nobody else is there any more.
+    /// Every window ends now, and the other programs are gone.
     pub(crate) fn others_leave(&mut self) {
         *self = Self { others_until: i64::MAX, ..Self::new(self.kind) };
     }
@@ -213,7 +213,7 @@ impl Limits {
     pub(crate) fn process_starts(&mut self) {
         let fresh = Self::new(self.kind);
         (self.ours, self.our_orders) = (fresh.ours, fresh.our_orders);
-        (self.is_told, self.is_ours) = (false, self.requests.costs.is_empty());
+        (self.is_announced, self.is_ours) = (false, self.requests.costs.is_empty());
     }
 
     /// A request goes out, or does not; the answer tells what is used.
@@ -236,7 +236,7 @@ impl Limits {
             spent.answered(now, Some(count.used(now_ms)));
         }
         // In the silence that a venue asked for a few requests protect without a look at its count.
-        let told = std::mem::replace(&mut self.is_told, true);
+        let told = std::mem::replace(&mut self.is_announced, true);
         let is_known = told && (self.is_ours || self.kind != Kind::Pacifica);
         let knew = is_known && now_ms >= self.silent_until;
         if requests_fit && orders_fit {

@@ -32,7 +32,7 @@ pub(crate) struct Oracle {
     pub(crate) alerts: BTreeMap<String, String>,
     /// Since when nothing that adds may go out.
     pub(crate) killed_since: Option<i64>,
-    /// What the engine did that it seldom does, so that nobody believes in a test that never gets there.
+    /// What the engine did that it seldom does: proof that the tests reach it.
     pub(crate) seldom: BTreeMap<String, u64>,
     shrunk: BTreeSet<OperationId>,
     /// Whether others trade on the accounts too.
@@ -150,7 +150,7 @@ impl Oracle {
         }
     }
 
-    /// What trades both ways ends no further from its target than it began, or somebody is told.
+    /// A two-sided operation ends no further from its target than it began, or raises an alert.
     fn check_both_sides(&mut self, operation: &OperationId, venues: &BTreeMap<AccountId, Venue>) {
         let Some(began) = self.began.get(operation).copied() else { return };
         let kind = operation.as_str().split('-').next().unwrap_or_default();
@@ -175,7 +175,7 @@ impl Oracle {
         if (away.abs() > began.abs() || past) && away.abs() * price > Decimal::from(210) {
             *self.seldom.entry("one side stood alone".to_owned()).or_default() += 1;
             if !self.alerts.values().any(|topic| topic == "leg-unhedged") {
-                self.violation(format!("I7: {operation} left {away} alone and nobody is told"));
+                self.violation(format!("I7: {operation} left {away} unhedged without an alert"));
             }
         }
     }

@@ -460,7 +460,7 @@ impl State {
                         SubmitOutcome::Unknown(UnknownCause::VenueUncertain("503".to_owned()))
                     }
                 };
-                // Whoever asked may be dead.
+                // The caller may be dead.
                 let _ = answer.send(outcome);
             }
             Due::Told(account, event) => {
@@ -482,8 +482,8 @@ impl State {
             Due::Foreign(account, side, quantity) => {
                 let order = NewOrder::market(MARKET, side, quantity);
                 *self.faults.entry("foreign trade").or_default() += 1;
-                self.note(format!("somebody {side}s {quantity} on {account}"));
-                // What nobody can fill is nobody's trade.
+                self.note(format!("external: {side} {quantity} on {account}"));
+                // An order that cannot be filled is no trade.
                 let _ = self.command(now, &account, Command::Place { account: account.to_string(), order });
             }
             Due::Deleveraged(account, quantity) => {

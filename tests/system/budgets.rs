@@ -16,7 +16,7 @@ async fn credits_left(server: &Server, rest: &str) -> u64 {
     left.unwrap().parse().unwrap()
 }
 
-/// Another program at the same address leaves ten credits of a hundred: both sides are closed all the same, and on all
+/// Another program at the same address leaves ten credits of a hundred: both legs are closed nevertheless, and on all
 /// three exchanges.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_sides_are_closed_with_ten_of_pacificas_credits_left() {

@@ -40,7 +40,7 @@ fn fill(path: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_orders_and_trading_goes_on_when_it_has_room_again() {
     if !may_mount() {
-        eprintln!("skipped: this machine lets nobody mount a file system");
+        eprintln!("skipped: this machine does not allow mounting a file system");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

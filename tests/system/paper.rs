@@ -75,7 +75,7 @@ impl Server {
             Some((kind.to_owned(), PaperExchange { rest: rest.to_owned(), control: control.to_owned() }))
         });
         let exchanges = exchanges.take(3).collect();
-        // From here on nobody reads what it prints, as behind `| head -5`.
+        // From here on its output is not read, as behind `| head -5`.
         server.is_ready().await;
         (server, exchanges)
     }

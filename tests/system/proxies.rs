@@ -109,7 +109,7 @@ fn configure(folder: &Path, exchanges: &[Running], [http, socks, backup]: [u16; 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs tinyproxy and microsocks"]
-async fn f22_accounts_trade_through_proxies_and_a_proxy_that_dies_is_told_and_left() {
+async fn f22_accounts_trade_through_proxies_and_a_dead_proxy_raises_an_alert_and_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let exchanges = exchanges(&places()).await;
@@ -145,7 +145,7 @@ async fn f22_accounts_trade_through_proxies_and_a_proxy_that_dies_is_told_and_le
     for proxy in ["proxy:tiny", "proxy:first", "proxy:backup"] {
         assert_eq!(named(proxy).unwrap()["status"], "running", "{system}");
     }
-    // The account that may take another proxy goes on; it is told.
+    // The account that may take another proxy goes on; an alert is raised.
     drop(first);
     until_within(LONG, "the backup is taken", async || {
         let answer = hedge(&server, "socks", "buy").await;
@@ -154,8 +154,10 @@ async fn f22_accounts_trade_through_proxies_and_a_proxy_that_dies_is_told_and_le
     .await;
     // The account that has one proxy only is out of trading, and says why.
     drop(tiny);
-    until_within(LONG, "it is told", async || alert(&server, "http").await.as_deref() == Some("CRITICAL"))
-        .await;
+    until_within(LONG, "the alert is raised", async || {
+        alert(&server, "http").await.as_deref() == Some("CRITICAL")
+    })
+    .await;
     let answer = hedge(&server, "http", "sell").await;
     assert_eq!((&answer["success"], &answer["code"]), (&false.into(), &2002.into()), "{answer}");
     let sync = server.post("/api/v1/account/sync", &json!({"accounts": ["http", "direct"]})).await.unwrap();
@@ -168,7 +170,7 @@ async fn f22_accounts_trade_through_proxies_and_a_proxy_that_dies_is_told_and_le
     until_within(LONG, "it works again", async || alert(&server, "http").await.is_none()).await;
     until_within(LONG, "it trades again", async || hedge(&server, "http", "sell").await["success"] == true)
         .await;
-    // What the proxies are told stays between us.
+    // Passwords of proxies stay secret.
     let logs: String = std::fs::read_dir(folder.join("data/logs"))
         .unwrap()
         .filter_map(|file| std::fs::read_to_string(file.unwrap().path()).ok())

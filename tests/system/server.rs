@@ -114,7 +114,7 @@ async fn the_session_that_the_user_wrote_down_works_word_for_word() {
 
 /// Kill switch, trading state, alerts and decisions, as a person at a terminal uses them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwise() {
+async fn a_stop_holds_over_a_kill_until_a_restart_is_requested() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::start(folder.path()).await;
     let kill = "/api/v1/system/kill-switch";
@@ -147,7 +147,7 @@ async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwis
     assert_eq!((status, &refused["code"]), (409, &1004.into()), "{refused}");
     assert_eq!(server.get("/api/v1/reconciliation").await, (200, serde_json::json!({"activity": []})));
     // Nonsense is named, field by field, and changes nothing.
-    let resolve = "/api/v1/operations/nobody/resolve";
+    let resolve = "/api/v1/operations/unknown/resolve";
     for (path, body, code, named) in [
         (kill, r#"{"engaged": "yes"}"#, 1000, vec!["/engaged", "/reason"]),
         (kill, r#"{"reason": " "}"#, 1000, vec!["/engaged", "/reason"]),
@@ -188,7 +188,7 @@ async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwis
     let answer = say(&account.replace("REDUCE_ONLY", "RUNNING")).await;
     assert_eq!(answer["tradingState"]["scoped"].as_array().unwrap().len(), 1, "{answer}");
     for (body, code, named) in [
-        (account.replace("aster-hedge", "nobody"), 1001, ""),
+        (account.replace("aster-hedge", "unknown"), 1001, ""),
         (account.replace("aster-hedge", "No Body"), 1000, "/id"),
         (account.replace("account\"", "symbol\""), 1000, "/id"),
         (account.replace("account\"", "global\""), 1000, "/id"),
@@ -202,7 +202,7 @@ async fn what_was_stopped_stays_stopped_over_a_kill_until_somebody_says_otherwis
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_earned_is_told_as_json_and_as_csv() {
+async fn daily_pnl_is_answered_as_json_and_as_csv() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let (status, pnl) = server.get("/api/v1/pnl?symbol=BTC-USD").await;
@@ -272,7 +272,7 @@ async fn bad_requests_get_a_clear_error_and_send_nothing() {
         (replaced("\"symbol\"", "\"hedgeTo\": \"bend\", \"symbol\""), 400, 1000, "did you mean band?"),
         (replaced("BTC-USD", "btc"), 400, 1000, "is not a symbol"),
         (replaced("BTC-USD", "NOPE-USD"), 400, 1000, "has no instrument for NOPE-USD"),
-        (replaced("binance-backup", "nobody"), 404, 1001, "nobody"),
+        (replaced("binance-backup", "unknown-one"), 404, 1001, "unknown-one"),
         (replaced("binance-backup", "../../etc"), 404, 1001, "../../etc"),
         (replaced("binance-backup", "pacifica-main"), 400, 1000, "named twice"),
         (
@@ -339,7 +339,7 @@ async fn bad_requests_get_a_clear_error_and_send_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_connections_are_cut_off_and_harm_nobody() {
+async fn hostile_connections_are_cut_off_and_harm_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let large = vec![b' '; 20 * 1024 * 1024];
@@ -380,10 +380,10 @@ async fn hostile_connections_are_cut_off_and_harm_nobody() {
     assert_eq!(server.get("/healthz").await.0, 200);
 }
 
-/// More clients than there are places keep their connections open, as pollers and dashboards do: whoever comes next is
+/// More clients than there are places keep their connections open, as pollers and dashboards do: the next client is
 /// answered, and the control listener knows nothing of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_are_kept_open_keep_nobody_out() {
+async fn connections_that_are_kept_open_block_no_other_client() {
     let folder = tempfile::tempdir().unwrap();
     let control = format!("127.0.0.1:{}", free_port());
     let server = Server::start_with(folder.path(), &["--control-listen", &control], &[]).await;
@@ -609,7 +609,7 @@ async fn the_documented_session_runs_as_it_stands() {
         assert_eq!(status, 400, "{answer}");
         assert!(pointers.iter().all(|pointer| found.contains(pointer)), "{body}: {answer}");
     }
-    for unknown in ["nobody", "..%2f..%2fetc", "%00"] {
+    for unknown in ["unknown", "..%2f..%2fetc", "%00"] {
         let (status, answer) = server.get(&format!("/api/v1/risk/metrics/{unknown}")).await;
         assert_eq!((status, &answer["code"]), (404, &1001.into()), "{unknown}: {answer}");
     }
@@ -645,7 +645,7 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     let (status, done) = server.post("/api/v1/delta/control", &[], CONTROL).await;
     assert_eq!(status, 200, "{done}");
     let id = done["operationId"].as_str().unwrap().to_owned();
-    // Something is told meanwhile.
+    // An alert is raised meanwhile.
     let go = r#"{"targetFeed": "binance", "reason": "a look around"}"#;
     assert_eq!(server.post("/api/v1/market/failover", &[], go).await.0, 200);
     let alert = server.get("/api/v1/risk/alerts").await.1[0]["id"].as_str().unwrap().to_owned();
@@ -669,7 +669,7 @@ async fn services_stop_and_start_again_while_the_facade_answers() {
     assert_eq!(server.post("/api/v1/system/kill-switch", &[], engage).await.0, 503);
     let (status, refused) = server.get("/api/v1/funding").await;
     assert_eq!((status, &refused["code"]), (503, &1007.into()), "no false zero: {refused}");
-    // What was told still stands, and cannot be taken back by nobody.
+    // The alert still stands, and its id must exist to be acknowledged.
     assert_eq!(server.get("/api/v1/risk/alerts").await.1[0]["id"], alert.as_str());
     let ack = format!("/api/v1/risk/alerts/{alert}/ack");
     assert_eq!(server.post(&ack, &[], r#"{"note": "late"}"#).await.0, 503);
@@ -763,7 +763,7 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     assert_eq!((status, &twice["acknowledged"]["note"]), (200, &"it was me".into()), "{twice}");
     let (status, refused) = server.get("/api/v1/pnl?since=5&until=1").await;
     assert_eq!((status, &refused["code"]), (400, &1000.into()), "{refused}");
-    for wrong in ["nobody", "BAD%20ID"] {
+    for wrong in ["unknown", "BAD%20ID"] {
         let (status, refused) = server.get(&format!("/api/v1/risk/alerts?accountId={wrong}")).await;
         assert_eq!((status, &refused["code"]), (404, &1001.into()), "{refused}");
     }
@@ -823,7 +823,7 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     let (status, set) = server.put("/api/v1/policies/BTC-USD", policy).await;
     assert_eq!((status, &set["enabled"]), (200, &true.into()), "{set}");
     assert_eq!(set["deleverage"], serde_json::json!({"trigger": 0.08, "until": 0.15}));
-    // The paper accounts are 0.25 too long: nobody has to ask.
+    // The paper accounts are 0.25 BTC net long: no request is needed.
     until("net delta is 0", async || server.get("/api/v1/portfolio").await.1["symbols"][0]["netDelta"] == 0)
         .await;
     let (_, view) = server.get("/api/v1/policies/BTC-USD").await;
@@ -833,7 +833,7 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     let two = r#"["pacifica-main", "aster-hedge"]"#;
     for (body, status, code, part) in [
         (r#"{"accounts": ["pacifica-main"]}"#.to_owned(), 400, 1000, "/accounts names one account"),
-        (r#"{"accounts": ["pacifica-main", "nobody"]}"#.to_owned(), 404, 1001, "not configured: nobody"),
+        (r#"{"accounts": ["pacifica-main", "unknown"]}"#.to_owned(), 404, 1001, "not configured: unknown"),
         (
             format!(r#"{{"accounts": {two}, "tolerancePercent": 0.3, "maxDeviation": 0.2}}"#),
             400,
@@ -880,7 +880,7 @@ async fn what_watches_answers_and_says_what_is_wrong() {
     assert_eq!(server.get("/api/v1/policies/ETH-USD").await.0, 404);
     assert_eq!(server.get("/api/v1/policies/nonsense").await.0, 400);
     for (path, status, code) in [
-        ("/api/v1/risk/history/nobody", 404, 1001),
+        ("/api/v1/risk/history/unknown", 404, 1001),
         ("/api/v1/risk/history/pacifica-main?limit=0", 400, 1000),
         ("/api/v1/risk/history/pacifica-main?limit=1001", 400, 1000),
         ("/api/v1/risk/history/pacifica-main?since=yesterday", 400, 1000),

@@ -23,7 +23,7 @@ use crate::config::{Config, Mode, read_secret};
 use crate::connect;
 use crate::logs;
 use crate::paper::{self, Paper};
-use crate::supervisor::{MakeEngine, MendJournal, Supervisor};
+use crate::supervisor::{MakeEngine, RepairJournal, Supervisor};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
 use crate::tables::TableFolder;
 
@@ -66,7 +66,7 @@ impl Thread {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // Ends when asked to, or when whoever could ask is gone.
+            // Ends on request, or when no sender is left.
             let _ = runtime.block_on(stopped);
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread), handle })
@@ -102,7 +102,7 @@ impl Control {
     fn serve(self, state: Arc<ApiState>) -> Result<Thread> {
         let thread = Thread::start("control")?;
         let listener = self.listener.into_std()?;
-        // Nobody may be reading.
+        // There may be no reader.
         let _ = writeln!(std::io::stdout(), "  control  http://{}", self.address);
         thread.handle.spawn(async move {
             let listener = match TcpListener::from_std(listener) {
@@ -181,11 +181,11 @@ pub async fn run(options: Options) -> Result<()> {
         clock: clock.clone(),
     };
     let journal = store.clone();
-    let mend: MendJournal = Box::new(move || {
+    let repair: RepairJournal = Box::new(move || {
         let journal = journal.clone();
         Box::pin(async move { journal.reopen().await })
     });
-    let engine = Supervisor::start(parts.maker(engine_thread.handle.clone()), mend).await?;
+    let engine = Supervisor::start(parts.maker(engine_thread.handle.clone()), repair).await?;
     let vitals = ProcessVitals::default();
     tokio::spawn(vitals.clone().measure());
     let state = Arc::new(ApiState {
@@ -200,7 +200,7 @@ pub async fn run(options: Options) -> Result<()> {
         prepared: Prepared::default(),
     });
     wait_until_ready(&engine).await;
-    // Nobody may be reading.
+    // There may be no reader.
     let _ = announce(mode, address, &data_dir, &engine, &paper_exchanges, primary_symbol.as_str()).await;
     let _control = match control {
         Some(control) => Some(control.serve(state.clone())?),
@@ -409,7 +409,7 @@ async fn wait_until_ready(engine: &Supervisor) {
     }
 }
 
-/// Says what runs where. Whoever reads it may go away after the first lines: that ends nothing.
+/// Prints what runs where. Its reader may go away after the first lines: that ends nothing.
 async fn announce(
     mode: Mode,
     address: SocketAddr,

@@ -999,7 +999,7 @@ impl Config {
                     bail!("{}: it is an ordinary contract of {}: write that", place(), name.counted_as());
                 }
                 if name.counted_as() != name && !name.is_dated() {
-                    // Whoever maps it by itself hedges it by itself.
+                    // A contract that is mapped by itself is hedged by itself.
                     holdings.split.insert(name.clone());
                 }
                 symbols.insert(name, exchange.kind.contract(contract).with_context(place)?);

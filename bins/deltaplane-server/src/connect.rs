@@ -19,7 +19,7 @@ use crate::config::{self, Credential, Kind, Pool};
 /// How long after a window absence of an order is trusted.
 const PROOF_SLACK: Duration = Duration::from_secs(1);
 
-/// One exchange: whoever leaves the same way shares the budget of that address.
+/// One exchange: accounts of one address share its request budget.
 pub(crate) struct Exchange<'a> {
     config: &'a config::Exchange,
     clock: Arc<dyn Clock>,

@@ -33,7 +33,7 @@ pub(crate) struct Logs {
     _writers: Vec<WorkerGuard>,
 }
 
-/// Starts the log. Files that cannot be written are told of and left out.
+/// Starts the log. Files that cannot be written are named and left out.
 pub(crate) fn start(data_dir: &Path, format: LogFormat) -> Logs {
     let filter = || EnvFilter::try_from_env("DELTAPLANE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let on_terminal = fmt::layer()
@@ -57,7 +57,7 @@ pub(crate) fn start(data_dir: &Path, format: LogFormat) -> Logs {
             Err(error) => eprintln!("no log file in {}: {error}", folder.display()),
         }
     }
-    // Somebody else's log, in a program that runs the server inside, stays.
+    // The log of a program that embeds the server stays.
     let _ = tracing_subscriber::registry().with(layers).try_init();
     Logs { _writers: writers }
 }

@@ -20,7 +20,7 @@ use crate::config::{Account, Credential, Exchange, Kind, Pool};
 /// Course of the synthetic market, the same for all three.
 const SEED: u64 = 20_241_027;
 
-// Keys of published samples. They open simulated exchanges on this machine's loopback and nothing else: whoever
+// Keys of published samples. They open simulated exchanges on this machine's loopback and nothing else: a reader who
 // wants to trade elsewhere has keys of their own.
 const WALLET: &str = "0x63DD5aCC6b1aa0f563956C0e534DD30B6dcF7C4e";
 const AGENT: &str = "0x4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318";

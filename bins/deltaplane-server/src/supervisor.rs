@@ -1,4 +1,4 @@
-//! Keeps the engine, and starts it again when somebody asks for that. The facade stays up meanwhile.
+//! Keeps the engine, and starts it again on request. The API stays up meanwhile.
 
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -29,12 +29,12 @@ type Making = Pin<Box<dyn Future<Output = Result<Engine>> + Send>>;
 pub(crate) type MakeEngine = Box<dyn Fn() -> Making + Send + Sync>;
 
 /// Tries once to have the journal go on after a full disk.
-pub(crate) type MendJournal =
+pub(crate) type RepairJournal =
     Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>> + Send + Sync>;
 
 /// How often it is looked whether a full disk has room again; where the services then do not start, ever later.
-const MEND_EVERY: Duration = Duration::from_secs(2);
-const MEND_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
+const REPAIR_EVERY: Duration = Duration::from_secs(2);
+const REPAIR_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// What the newest engine showed before it stopped.
 struct Last {
@@ -58,7 +58,7 @@ enum State {
 pub(crate) struct Supervisor {
     me: Weak<Self>,
     make: MakeEngine,
-    mend: MendJournal,
+    repair: RepairJournal,
     state: RwLock<State>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
@@ -85,22 +85,22 @@ fn down(why: &str) -> Box<Failure> {
 }
 
 impl Supervisor {
-    pub(crate) async fn start(make: MakeEngine, mend: MendJournal) -> Result<Arc<Self>> {
+    pub(crate) async fn start(make: MakeEngine, repair: RepairJournal) -> Result<Arc<Self>> {
         let engine = Arc::new(make().await?);
         let state = RwLock::new(State::Running(engine.clone()));
         let changing = tokio::sync::Mutex::default();
-        let supervisor = Arc::new_cyclic(|me| Self { me: me.clone(), make, mend, state, changing });
+        let supervisor = Arc::new_cyclic(|me| Self { me: me.clone(), make, repair, state, changing });
         supervisor.watch_journal(&engine);
         Ok(supervisor)
     }
 
     /// A journal that cannot be written ends the process: what is on disk is then not known, and the next start reads it.
-    /// With a full disk nothing is sent, and reads go on; when there is room again the services start anew.
+    /// With a full disk nothing is sent, and reads go on; when there is room again the services are restarted.
     fn watch_journal(&self, engine: &Arc<Engine>) {
         let failure = engine.journal_failure();
         let (supervisor, engine) = (self.me.clone(), Arc::downgrade(engine));
         tokio::spawn(async move {
-            let (mut failed, mut pause) = (failure.await, MEND_EVERY);
+            let (mut failed, mut pause) = (failure.await, REPAIR_EVERY);
             loop {
                 if let JournalError::Failed(error) = failed {
                     tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
@@ -108,17 +108,17 @@ impl Supervisor {
                 }
                 tokio::time::sleep(pause).await;
                 let Some(supervisor) = supervisor.upgrade() else { return };
-                match (supervisor.mend)().await {
+                match (supervisor.repair)().await {
                     Ok(()) if supervisor.restart_after(&engine).await => return,
-                    // The disk may have filled up again, or an exchange is away: nobody else looks after the book.
-                    Ok(()) => pause = (pause * 2).min(MEND_AT_LEAST_EVERY),
+                    // The disk may have filled up again, or an exchange is away: nothing else looks after the portfolio.
+                    Ok(()) => pause = (pause * 2).min(REPAIR_AT_LEAST_EVERY),
                     Err(error) => failed = error,
                 }
             }
         });
     }
 
-    /// Starts the services anew, unless another engine runs already or a person stopped them. Gives whether nothing more is
+    /// Restarts the services, unless another engine runs already or the operator stopped them. Gives whether nothing more is
     /// to be done.
     async fn restart_after(&self, failed: &Weak<Engine>) -> bool {
         let _one = self.changing.lock().await;
@@ -181,7 +181,7 @@ impl Supervisor {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            let made = match (self.mend)().await {
+            let made = match (self.repair)().await {
                 Ok(()) => (self.make)().await,
                 Err(error) => Err(error.into()),
             };
@@ -459,8 +459,8 @@ mod tests {
                 engine().await
             })
         };
-        let mend: MendJournal = Box::new(|| Box::pin(async { Ok(()) }));
-        (Supervisor::start(Box::new(make), mend).await.unwrap(), starts)
+        let repair: RepairJournal = Box::new(|| Box::pin(async { Ok(()) }));
+        (Supervisor::start(Box::new(make), repair).await.unwrap(), starts)
     }
 
     #[tokio::test(start_paused = true)]
@@ -529,11 +529,11 @@ mod tests {
             Box::pin(async move { engine_over(Arc::new(journal)).await })
         };
         let disk = is_full.clone();
-        let mend: MendJournal = Box::new(move || {
+        let repair: RepairJournal = Box::new(move || {
             let is_full = disk.load(Ordering::SeqCst);
             Box::pin(async move { if is_full { Err(JournalError::DiskFull) } else { Ok(()) } })
         });
-        let supervisor = Supervisor::start(Box::new(make), mend).await.unwrap();
+        let supervisor = Supervisor::start(Box::new(make), repair).await.unwrap();
         (supervisor, is_full, starts, filling)
     }
 

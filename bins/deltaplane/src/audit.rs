@@ -15,7 +15,7 @@ struct Audit {
     legs: BTreeMap<OperationId, Vec<(PlannedLeg, Decimal)>>,
     intents: BTreeMap<ClientOrderId, IntentRecord>,
     ended: BTreeMap<ClientOrderId, Option<Quantity>>,
-    /// A venue may count the trades of each symbol anew.
+    /// A venue may count the trades of each symbol apart.
     trades: BTreeSet<(AccountId, Symbol, TradeId)>,
     traded: BTreeMap<ClientOrderId, Decimal>,
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use deltaplane_ports::{AccountRisk, Alert};
 
-/// Written answers by name; each is of one allocation and counts as long as that is told.
+/// Written answers by name; each is of one allocation and valid as long as that is current.
 pub(crate) struct Written<T: ?Sized>(Mutex<BTreeMap<String, (Arc<T>, Bytes)>>);
 
 impl<T: ?Sized> Default for Written<T> {
@@ -16,7 +16,7 @@ impl<T: ?Sized> Default for Written<T> {
 }
 
 impl<T: ?Sized> Written<T> {
-    /// The bytes of what is told now; `write` is called only where it is not what was told before.
+    /// The bytes of the current answer; `write` is called only if it changed.
     pub(crate) fn bytes(&self, name: &str, told: &Arc<T>, write: impl FnOnce(&T) -> Bytes) -> Bytes {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(name) {

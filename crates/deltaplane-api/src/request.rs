@@ -446,7 +446,7 @@ impl<'a> Fields<'a> {
         self.problem(&pointer(name), detail);
     }
 
-    /// Ends the reading: fields that nobody asked for are problems too.
+    /// Ends the reading: unknown fields are problems too.
     ///
     /// # Errors
     ///

@@ -90,7 +90,7 @@ async fn wrong_method(request: Request) -> Response<Body> {
     problem::with_status(StatusCode::METHOD_NOT_ALLOWED, &failed, &path, None).into_response()
 }
 
-/// Checks who asks, and measures.
+/// Authenticates the request, and measures it.
 async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response<Body> {
     let path = request.uri().path().to_owned();
     if let Err(denied) = auth::check(state.api_key.as_ref(), &state.public_hosts, request.headers()) {

@@ -1,8 +1,8 @@
 //! hyper connections: limits, timeouts, drain.
 //!
 //! `axum::serve` sets no timer, so half a header would keep a connection for ever; this loop does. What counts is requests
-//! at work: connections that ask nothing give way, the longest idle one first, so that many clients that keep theirs open
-//! keep nobody out.
+//! at work: idle connections are closed, the longest idle one first, so that many clients that keep theirs open
+//! block no other client.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -212,7 +212,7 @@ async fn follow(
         let busy = connections.begin(id);
         let (router, requests) = (router.clone(), requests.clone());
         async move {
-            // Nobody closes it.
+            // It is never closed.
             let _slot = requests.acquire().await;
             let response: Result<Response<Body>, Infallible> = router.oneshot(request.map(Body::new)).await;
             drop(busy);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_connections_give_way_the_longest_idle_one_first() {
+    async fn idle_connections_are_closed_the_longest_idle_one_first() {
         let (address, _) = server(3).await;
         let mut idle = Vec::new();
         for _ in 0..3 {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_a_request_keeps_nobody_out() {
+    async fn half_a_request_blocks_no_other_client() {
         let (address, _) = server(1).await;
         let mut half = connect(address).await;
         half.write_all(b"GET /now HTT").await.unwrap();

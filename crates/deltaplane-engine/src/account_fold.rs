@@ -36,7 +36,7 @@ struct Told {
     at: Timestamp,
     /// The place up to which the position tells everything.
     order: u64,
-    /// What the position was at this place, before it was told anew.
+    /// What the position was at this place, before its next event.
     values: VecDeque<Delta>,
     /// What the position moved without a trade, and since when.
     untraded: Delta,
@@ -168,7 +168,7 @@ impl AccountFold {
         self.foreign_fills.iter().filter(|fill| fill.symbol == *symbol).cloned().collect()
     }
 
-    /// Trades of others are explained: they are told no more.
+    /// External trades are explained: they are not reported again.
     pub(crate) fn forget_foreign(&mut self, symbol: &Symbol, trades: &[TradeId]) {
         self.foreign_fills.retain(|fill| fill.symbol != *symbol || !trades.contains(&fill.trade_id));
     }

@@ -122,7 +122,7 @@ fn trades_and_positions_come_to_the_same_in_any_order_and_any_number() {
 }
 
 /// Margin follows in proportion: 0.3 of 0.5 keeps 1,800 of 3,000 and 72 of 120; 1,200 become available.
-/// A venue that times a trade a little later than the position that it moved: 0.5 and 0.2 are 0.7, whichever is told
+/// A venue that times a trade a little later than the position that it moved: 0.5 and 0.2 are 0.7, whichever event comes
 /// first.
 #[test]
 fn a_trade_that_is_timed_after_its_position_counts_once() {
@@ -226,7 +226,7 @@ fn a_new_connection_does_not_bring_back_what_was_before_the_newest_event() {
     folded.tell(10_100, &AccountEvent::Disconnected);
     assert!(folded.read(10_200, "0.5", Some(100)).resync, "it is older than the event");
     folded.holds("0.3");
-    // A place that reads cannot lag behind any more: the venue may count anew.
+    // A place that reads cannot lag behind any more: the venue may count again from the start.
     assert!(!folded.read(13_600, "0.5", Some(100)).resync);
     folded.holds("0.5");
 }
@@ -408,7 +408,7 @@ mod properties {
 }
 
 #[test]
-fn what_happened_before_the_connection_is_told_by_the_venues_clock_alone() {
+fn events_before_the_connection_are_known_by_the_venues_clock_alone() {
     let sold = |id: &str, millis| {
         let fill = Fill { venue_time: at(millis), ..fill(id, Side::Sell, "0.1") };
         AccountEvent::Fill(fill, 100_000)
@@ -443,7 +443,7 @@ fn a_position_that_a_reading_lacks_is_compared_too() {
     folded.holds("0");
 }
 
-/// The whole position is sold while the account is read anew. The reading has it, and no place that would say so.
+/// The whole position is sold while the account is read again. The reading has it, and no place that would say so.
 #[test]
 fn what_a_reading_without_a_place_shows_is_not_applied_over_it() {
     let mut folded = Folded::synced();

@@ -72,7 +72,7 @@ struct State {
     changed_at: Timestamp,
     /// When the fold is to be checked, earlier than its schedule.
     audit_at: Option<Timestamp>,
-    /// Differences between stream and readings that nobody was told of yet.
+    /// Differences between stream and reads that were not reported yet.
     mismatches: Vec<Mismatch>,
     /// When differences lasted.
     mismatched_at: Vec<Timestamp>,
@@ -310,13 +310,13 @@ impl AccountKeeper {
         let mut untold = CHECK_UNTOLD;
         loop {
             let is_due = checked.is_none_or(|at: Instant| at.elapsed() >= CHECK_EVERY);
-            // What is not reconciled yet is not mended by looking.
+            // A check cannot reconcile the account.
             let looks = is_due || (self.is_reconciled() && self.blocked().is_some());
             if looks {
                 self.preflight(&symbol).await;
                 checked = Some(Instant::now());
             }
-            // At a start nothing is reconciled yet: that is told where it lasts.
+            // At a start nothing is reconciled yet: it is logged only if it lasts.
             let blocked = self.blocked().filter(|_| self.is_reconciled() || !is_first);
             is_first = false;
             if blocked != told {
@@ -421,7 +421,7 @@ impl AccountKeeper {
         known.filter(|(at, _)| now.since(*at) <= SHOWN_WITHIN).map(|(_, recent)| recent)
     }
 
-    /// Notes trades that are explained. A venue may count the trades of each symbol anew.
+    /// Notes trades that are explained. A venue may count the trades of each symbol apart.
     pub(crate) fn explain(&self, symbol: &Symbol, trades: impl IntoIterator<Item = TradeId>) {
         let trades: Vec<TradeId> = trades.into_iter().collect();
         self.write(|state| {
@@ -459,7 +459,7 @@ impl AccountKeeper {
             return self.refresh_unless(self.usable(max_age, Timestamp::default()), priority).await;
         }
         let asked = self.clock.now();
-        // What protects waits for nobody else's reading.
+        // A protective operation waits for no other read.
         let _turn = if priority == Priority::Protect { None } else { Some(self.reading.lock().await) };
         self.refresh_unless(self.usable(max_age, asked), priority).await
     }
@@ -476,7 +476,7 @@ impl AccountKeeper {
     }
 
     /// The state by a question to the venue, which decides where stream and readings differ.
-    pub(crate) async fn anew(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+    pub(crate) async fn from_venue(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
         let read = self.refresh(priority).await?;
         if self.is_live() && !self.is_settled() {
             self.settles(priority).await;
@@ -860,7 +860,7 @@ mod tests {
     fn a_venue_that_is_away_takes_back_nothing_of_what_it_said() {
         let away = |check| Finding::untold(check, &ReadError::Unreachable("away".to_owned()));
         let fine = |check| Finding::fine(check, "");
-        let wrong = |check| Finding::blocking(check, "wrong", "mend it");
+        let wrong = |check| Finding::blocking(check, "wrong", "fix it");
         // At the start nothing is known.
         assert_eq!(merged(Vec::new(), vec![away(Check::Clock)]), [away(Check::Clock)]);
         // What was found stays, good and bad.

@@ -39,7 +39,7 @@ pub(crate) struct Alerts(Mutex<State>);
 struct State {
     standing: BTreeMap<Key, Alert>,
     over: VecDeque<PastAlert>,
-    /// What stands, in the order in which it is told, until something changes.
+    /// Active alerts, in the order of answers, until something changes.
     told: Option<Arc<[Alert]>>,
 }
 
@@ -85,7 +85,7 @@ impl Alerts {
         self.raise_with(condition, BTreeMap::new(), now)
     }
 
-    /// Notes something that happened, which is another thing each time: whoever saw the last one did not see this. Until
+    /// Notes an event, which differs each time: an acknowledgement of the last one does not cover this one. Until
     /// it is over, what is less severe takes no worse one's place.
     pub(crate) fn happened(&self, condition: Condition, now: Timestamp) -> Option<Record> {
         self.note(condition, BTreeMap::new(), now, true)
@@ -120,7 +120,7 @@ impl Alerts {
                     return None;
                 }
                 if is_event || severity > known.severity {
-                    // Whoever saw it did not see this.
+                    // The acknowledgement does not cover this.
                     known.acknowledged = None;
                 }
                 (known.severity, known.message) = (severity, message);
@@ -303,7 +303,7 @@ mod tests {
         assert!(alerts.standing().is_empty());
     }
 
-    /// Something worse than what stands is new to whoever saw that, and so is the same again; something lesser hides
+    /// A worse event needs a new acknowledgement, and so does the same again; a lesser one hides
     /// nothing.
     #[test]
     fn what_happens_again_was_not_seen_yet() {
@@ -329,14 +329,14 @@ mod tests {
         let id = alerts.standing()[0].id.clone();
         alerts.acknowledge(&id, "seen".to_owned(), at(2)).unwrap();
         assert_eq!(stands(), (AlertSeverity::Critical, "-1 liquidated".to_owned(), true, 0));
-        assert!(!happened(AlertSeverity::Warn, "0.002 sold by hand", 3));
+        assert!(!happened(AlertSeverity::Warn, "0.002 sold manually", 3));
         assert_eq!(stands(), (AlertSeverity::Critical, "-1 liquidated".to_owned(), true, 0));
         assert!(happened(AlertSeverity::Critical, "-1 liquidated", 4), "another one of the same size");
         assert_eq!(stands(), (AlertSeverity::Critical, "-1 liquidated".to_owned(), false, 1));
     }
 
     #[test]
-    fn an_alert_is_acknowledged_once_and_anew_when_it_gets_worse() {
+    fn an_alert_is_acknowledged_once_and_again_when_it_gets_worse() {
         let alerts = Alerts::default();
         let at = Timestamp::from_millis;
         let seen = |severity, message: &str| Condition {

@@ -33,7 +33,7 @@ pub struct BreakerSettings {
     pub slippage: Option<Notional>,
     /// Part of the equity of all accounts together, or of a policy's, that was lost from its highest point within 24
     /// hours. Deposits and withdrawals are no gains and losses, nor is what happens while an account cannot be read or
-    /// nobody looks.
+    /// no check runs.
     pub loss: Option<Ratio>,
 }
 

@@ -15,7 +15,7 @@ use crate::engine::Core;
 const ASKED_FOR: Duration = Duration::from_millis(1_500);
 /// How long between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The same once nobody waits for it any more.
+/// The same once no request waits for it any more.
 const LATER: Duration = Duration::from_secs(1);
 
 /// What came of canceling.
@@ -45,7 +45,7 @@ impl Core {
         }
     }
 
-    /// Goes on canceling on these accounts until it is done or the kill switch is cleared. People are told meanwhile.
+    /// Goes on canceling on these accounts until it is done or the kill switch is released. An alert stands meanwhile.
     pub(crate) async fn cancel_later(self: &Arc<Self>, mut accounts: BTreeSet<AccountId>) {
         for account in &accounts {
             self.shared

@@ -1,6 +1,6 @@
 //! Tells that something changed.
 //!
-//! Whoever waits is woken in the order in which they began to wait. A `watch` wakes in a random order, and an episode of
+//! Waiters are woken in the order in which they began to wait. A `watch` wakes in a random order, and an episode of
 //! the simulation would not repeat itself.
 
 use tokio::sync::broadcast;
@@ -18,9 +18,9 @@ impl Changes {
         Self(broadcast::Sender::new(1))
     }
 
-    /// Something changed. Several changes count as one for whoever did not look in between.
+    /// Something changed. Several changes count as one for a listener that did not look in between.
     pub(crate) fn tell(&self) {
-        // Nobody may be waiting.
+        // There may be no listener.
         let _ = self.0.send(());
     }
 
@@ -31,7 +31,7 @@ impl Changes {
 }
 
 impl ChangeListener {
-    /// Waits for a change since the last look. Gives whether there was one: else nobody is left who could tell.
+    /// Waits for a change since the last look. Returns whether there was one; false if no sender is left.
     pub(crate) async fn changed(&mut self) -> bool {
         match self.0.recv().await {
             Ok(()) => true,
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn changes_since_the_last_look_count_once_and_the_end_is_told() {
+    async fn changes_since_the_last_look_count_once_and_the_end_is_seen() {
         let changes = Changes::new();
         let mut listener = changes.listen();
         for _ in 0..3 {

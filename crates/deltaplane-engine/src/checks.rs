@@ -1,4 +1,4 @@
-//! Ranges and rules of requests. Whoever embeds the engine is held to what the API holds its callers to, in the same words.
+//! Ranges and rules of requests. The Rust API rejects the same values as the HTTP API, in the same words.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

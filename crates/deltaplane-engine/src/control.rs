@@ -371,7 +371,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
         state_age: snapshot.age,
     };
     if matches!(spec.goal, Goal::Flatten) {
-        // Legs elsewhere, or holdings that these positions hedge, would stand alone.
+        // Legs elsewhere, or holdings that these positions hedge, would be unhedged.
         let before = anchor.net_all.unwrap_or(anchor.net);
         let after = before.plus(target.minus(anchor.net).map_err(internal)?).map_err(internal)?;
         let floor = deltaplane_math::div(config.reference_floor.value(), snapshot.reference_price.value())
@@ -675,7 +675,7 @@ fn leg_fits(round: &Round<'_>, facts: &AccountFacts, leg: &Leg) -> Result<bool, 
         && keeps_distance(&margin, after, price, least)?)
 }
 
-/// An order that only reduces a position adds risk all the same where it takes the book from where it belongs: what may
+/// An order that only reduces a position still adds risk if it moves net delta away from its target: what may
 /// only reduce risk leaves that to the others. Where there are none the gate says so.
 fn those_that_may(
     round: &Round<'_>,
@@ -999,7 +999,7 @@ fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
         };
         failure(Code::RiskBlocked, text, remedy)
     } else if !alerts.is_empty() {
-        let remedy = "accounts with CRITICAL alerts only reduce: mend what GET /api/v1/risk/alerts says, acknowledge it, or name other accounts";
+        let remedy = "accounts with CRITICAL alerts only reduce risk: fix the causes listed in GET /api/v1/risk/alerts, acknowledge them, or name other accounts";
         failure(Code::RiskBlocked, text, remedy)
     } else {
         failure(Code::DeltaBeyondLimit, text, remedy)

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use deltaplane_math::{Interval, MathError};
 use deltaplane_types::{Delta, OperationId, Symbol, Timestamp};
 
-/// What orders of a symbol may still have traded, nobody knows.
+/// What unresolved orders of a symbol may have traded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubt {
     /// Since when.

@@ -28,7 +28,7 @@ const FIRST: Duration = Duration::from_secs(7 * 24 * 3_600);
 const FIRST_AFTER: Duration = Duration::from_secs(60);
 /// Rows may be told late: so far back is always read again.
 const LATE: Duration = Duration::from_secs(10 * 60);
-/// Between two marks of a position further apart than this nobody watched.
+/// Two marks of a position further apart than this leave a gap.
 const WATCHED: Duration = Duration::from_secs(60);
 
 /// How often the places are asked for.
@@ -297,7 +297,7 @@ impl Core {
                     account: Some(account.clone()),
                     symbol: Some(symbol.clone()),
                     message: format!(
-                        "the venue of {account} would close its position in {symbol} among the first when it deleverages: lower its leverage or shrink both sides, so that the other side does not come to stand alone"
+                        "the venue of {account} would close its position in {symbol} among the first when it deleverages: lower its leverage or reduce both legs, so that the other leg is not left unhedged"
                     ),
                 };
                 let data = [("adlRank".to_owned(), Decimal::from(*rank))].into();
@@ -342,11 +342,11 @@ impl Core {
         for ((account, symbol), ends_at) in ending {
             let message = match ends_at {
                 Some(at) => format!(
-                    "{account} holds {symbol}, which its venue ends at {}: close both sides before, or the other one stands alone (POST /api/v1/delta/flatten)",
+                    "{account} holds {symbol}, which its venue ends at {}: close both legs before, or the other one is left unhedged (POST /api/v1/delta/flatten)",
                     in_words(at)
                 ),
                 None => format!(
-                    "{account} holds {symbol}, which its venue does not trade now: it is halted, delisted or being settled, and the other side may soon stand alone"
+                    "{account} holds {symbol}, which its venue does not trade now: it is halted, delisted or being settled, and the other leg may soon be unhedged"
                 ),
             };
             let condition = Condition {
@@ -363,8 +363,8 @@ impl Core {
     }
 }
 
-/// Lines of one day, symbol and account become one in USD. Fees may be paid in a coin: it counts where somebody says
-/// what it is worth, and stays a line of its own where nobody does.
+/// Lines of one day, symbol and account become one in USD. Fees may be paid in a coin: it counts if `[rates]` says
+/// what it is worth, else it stays a line of its own.
 fn in_usd(
     lines: Vec<EarnedDay>,
     rates: &BTreeMap<String, Decimal>,
@@ -447,7 +447,7 @@ mod tests {
     /// The venue's price goes from 100 to 104 and the one that all share from 100 to 103: a long of 2 earns 6 by the move
     /// and 2 by its venue being 1 above.
     #[test]
-    fn a_move_is_told_apart_from_a_venue_that_is_dearer_than_the_others() {
+    fn a_move_is_distinguished_from_a_venue_that_is_dearer() {
         let mut track = DriftTrack::default();
         let mut look = |quantity: &str, mark: &str, reference: &str, seconds| {
             let risks = [("main".parse().unwrap(), Arc::new(risk(quantity, mark)))].into();
@@ -460,14 +460,14 @@ mod tests {
         // What was held meanwhile counts, not what is held now.
         assert_eq!(look("-1", "103", "103", 2), told("0", "-2"));
         assert_eq!(look("-1", "104", "104", 3), told("-1", "0"));
-        // For more than a minute nobody watched.
+        // A gap of more than a minute.
         assert_eq!(look("-1", "110", "110", 64), None);
         assert_eq!(look("-1", "111", "111", 65), told("-1", "0"));
     }
 
-    /// BNB has a rate of 600, USDT counts as it is, and nobody says what ABC is worth.
+    /// BNB has a rate of 600, USDT counts as it is, and ABC has no rate.
     #[test]
-    fn fees_in_coins_count_where_their_rate_is_known_and_are_told_where_not() {
+    fn fees_in_coins_count_with_a_rate_and_are_listed_without_one() {
         let line = |asset: &str, fees: &str| EarnedDay {
             day: at(0),
             symbol: "BTC-USD".parse().unwrap(),

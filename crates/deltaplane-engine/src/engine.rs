@@ -111,7 +111,8 @@ pub enum StartError {
 }
 
 /// A dry run takes what is known, and asks only where the budget has plenty of room.
-const DRY: Reading = Reading { anew: false, priority: Priority::Data, is_dry: true, accept_unmapped: false };
+const DRY: Reading =
+    Reading { from_venue: false, priority: Priority::Data, is_dry: true, accept_unmapped: false };
 /// How long the first look at the accounts is waited for.
 const FIRST_CHECKS: Duration = Duration::from_millis(1_500);
 
@@ -121,7 +122,7 @@ pub struct Engine {
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// What the engine's own tasks share with whoever asks.
+/// What the engine's tasks share with requests.
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) lanes: Lanes,
@@ -304,7 +305,7 @@ impl Engine {
                 *holders.entry(symbol).or_default() += 1;
             }
         }
-        // One side may have gone while nobody watched.
+        // One leg may have gone while the engine was down.
         let hedged = holders.into_iter().filter(|(_, count)| *count > 1).map(|(symbol, _)| symbol);
         core.shared.exposures.lock().unwrap_or_else(PoisonError::into_inner).were_hedged(hedged);
         for (symbol, (policy, since)) in std::mem::take(&mut recovered.policies) {
@@ -389,7 +390,7 @@ impl Engine {
     }
 
     /// Ends all that is still at work, as the end of the process would: nothing is sent any more, and the next engine
-    /// over the same journal settles what is open. Call [`stop`](Self::stop) first. Whoever still asks gets what was
+    /// over the same journal settles what is open. Call [`stop`](Self::stop) first. Later requests get what was
     /// known last.
     pub fn end(&self) {
         self.core.stopping.store(true, Ordering::SeqCst);
@@ -409,7 +410,7 @@ impl Engine {
     /// Waits until the journal fails. Nothing is sent from then on. Where the disk is full, another engine over the same
     /// journal goes on once there is room; else what is on disk is not known, and the process should end at once.
     pub fn journal_failure(&self) -> impl Future<Output = JournalError> + Send + 'static {
-        // Whoever waits does not keep the engine.
+        // A waiting task does not keep the engine alive.
         let recorder = self.core.shared.hands.recorder.clone();
         async move { recorder.failure().await }
     }
@@ -439,7 +440,7 @@ impl Engine {
     }
 }
 
-/// What is told while the disk has no room for the journal.
+/// The error while the disk has no room for the journal.
 const DISK_FULL: &str = "the disk of the journal is full: nothing is sent until it has room again";
 
 /// Tells at once that the journal failed. The journal cannot take the alert any more.
@@ -640,7 +641,11 @@ impl Core {
                 failed.retry_after = Some(Duration::from_secs(5));
                 return Err(failed);
             }
-            return Err(failure(Code::NotPermitted, text, "mend what is named, or leave the account out"));
+            return Err(failure(
+                Code::NotPermitted,
+                text,
+                "fix the problems listed, or leave the account out of the request",
+            ));
         }
         Ok(())
     }
@@ -658,7 +663,7 @@ impl Core {
         };
         let eyes = &self.shared.eyes;
         let mut by_venue = BTreeMap::<VenueId, Delta>::new();
-        // What the named ones hold, and what changed a moment ago, is read anew.
+        // The named accounts, and those that changed a moment ago, are read again.
         let is_doubtful =
             |keeper: &AccountKeeper| request.accounts.contains(&keeper.id) || keeper.has_changed();
         let doubtful = eyes.accounts.values().filter(|keeper| is_doubtful(keeper)).map(async |keeper| {
@@ -735,7 +740,7 @@ impl Core {
     }
 
     /// Ends alerts of earlier runs that nothing in this one would end: on services, and on accounts that are configured
-    /// again or not any more. What still waits for an account is told anew.
+    /// again or not any more. An alert stands for what still waits for an account.
     async fn let_old_alerts_go(&self, recovered: &Recovered) {
         let shared = &self.shared;
         let waits = |account: &AccountId| {
@@ -761,7 +766,7 @@ impl Core {
             .map(|at| at.strftime("%Y%m%d").to_string())
             .unwrap_or_default();
         let unique = self.ids.unique();
-        let remedy = "mend the IdSource that the engine was started with; nothing was sent";
+        let remedy = "fix the IdSource that the engine was started with; nothing was sent";
         let id: OperationId =
             format!("{}-{date}-{unique}", kind.prefix()).parse().map_err(|error: IdError| {
                 let text = format!("the id source gave {unique:?}, which makes no operation id: {error}");

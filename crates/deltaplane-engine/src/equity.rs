@@ -19,7 +19,7 @@ use crate::accounts::AccountKeeper;
 use crate::engine::Core;
 use crate::report::failure;
 
-/// A reading counts when no money moved for this long after it: the two are told apart by nothing else.
+/// A read counts if no money moved for this long after it: nothing else distinguishes the two.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// How often the equity of an account is observed that is not read because its stream is proven.
@@ -45,7 +45,7 @@ struct State {
     drawdown: Drawdown,
     /// What was paid in and out since the last point.
     flow: Decimal,
-    /// An amount was not told: the next point only starts anew.
+    /// An amount is unknown: the next point only starts again.
     unknown_flow: bool,
     /// How often that was so.
     gaps: u64,
@@ -106,8 +106,8 @@ impl EquityTrack {
         self.with(|state| state.gained)
     }
 
-    /// How often money moved that nobody told the amount of: what the account gained then is not counted, so what the
-    /// others gained at that time would stand alone. With whether that is so now.
+    /// How often money of unknown amount moved: what the account gained then is not counted, so that what the
+    /// others gained at that time has no counterpart. With whether that is so now.
     pub(crate) fn gaps(&self) -> (u64, bool) {
         self.with(|state| (state.gaps, state.unknown_flow))
     }
@@ -288,7 +288,7 @@ impl Core {
     }
 
     /// A contract with its margin table, as the venue told it last: tables change seldom, an old one shows more than none,
-    /// and who watches contracts asks anew for what is held. None where the venue does not tell it now and never did.
+    /// and the watch of contracts asks again for what is held. None where the venue does not tell it now and never did.
     pub(crate) async fn contract(&self, id: &AccountId, symbol: &Symbol) -> Option<Instrument> {
         let eyes = &self.shared.eyes;
         let key = (id.clone(), symbol.clone());
@@ -553,7 +553,7 @@ mod tests {
         let track = EquityTrack::default();
         track.resume(&before.mark());
         assert_eq!(track.max_drawdown(), ratio("0.1"));
-        // Withdrawn, perhaps, while nobody looked.
+        // Withdrawn, perhaps, in a gap.
         track.observe(notional("450"), at(3));
         assert_eq!(track.max_drawdown(), ratio("0.1"));
         // A ninth of 450 is lost: 0.8 of the peak is left.

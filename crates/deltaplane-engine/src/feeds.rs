@@ -79,7 +79,7 @@ impl Core {
             let view = feed.view(&eyes.config.primary_symbol);
             let heard = feed.status().last_update.is_some_and(|at| now.since(at) < limits.failing_after);
             let health = match &view {
-                // A gap in the book, or a connection that is made anew.
+                // A gap in the order book, or a new connection.
                 None if heard => FeedHealth::Degraded,
                 view => health(view.as_deref(), now, limits),
             };

@@ -267,7 +267,7 @@ impl OrderGate {
         known.last = now;
     }
 
-    /// Starts the venues' countdowns anew where something of ours still rests.
+    /// Starts the venues' countdowns again where an order of ours still rests.
     pub(crate) async fn refresh_countdowns(&self, beat: impl Fn()) {
         self.dead_man.refresh(beat).await;
     }

@@ -29,7 +29,7 @@ pub(crate) struct Exposures {
     book: ExposureBook,
     /// The symbols that are counted: wallets may hold the base asset of any of them.
     symbols: BTreeSet<Symbol>,
-    /// Symbols that two accounts or more held, until nobody holds them: where one side is gone the other one stands alone.
+    /// Symbols that two accounts or more held, until none holds them: if one leg is gone, the other one is unhedged.
     hedged: BTreeSet<Symbol>,
     /// The states that are in the book.
     counted: BTreeMap<AccountId, Arc<AccountSnapshot>>,
@@ -108,7 +108,7 @@ impl Core {
                 }
             }
         }
-        let is_told =
+        let is_announced =
             |symbol: &Symbol| self.shared.alerts.severity_of(AlertTopic::Delta, None, Some(symbol)).is_some();
         let group = |symbol: &Symbol| -> Option<Group> {
             let (accounts, target, read_at, held) = match policies.get(symbol) {
@@ -120,7 +120,7 @@ impl Core {
                 }
                 None => {
                     let held = book.held_together(symbol);
-                    let is_one_side = held.holders == 1 && (hedged.contains(symbol) || is_told(symbol));
+                    let is_one_side = held.holders == 1 && (hedged.contains(symbol) || is_announced(symbol));
                     if !are_all_known || (held.holders < 2 && !is_one_side) {
                         return None;
                     }
@@ -146,7 +146,7 @@ impl Core {
             && eyes.config.holdings.external(symbol, eyes.clock.now()).is_ok()
     }
 
-    /// Whether nobody holds a symbol, nor should: at any price its net delta is where it belongs.
+    /// Whether no account holds a symbol and its target is 0: its net delta is on target at any price.
     fn is_nobodys(&self, symbol: &Symbol) -> bool {
         let eyes = &self.shared.eyes;
         let holdings = &eyes.config.holdings;

@@ -1,7 +1,7 @@
 //! The dead man's switch: while an order of ours rests, its venue cancels it by itself when we fall silent.
 //!
 //! The venue's countdown takes every order of the account in the symbol, foreign ones too. So it is only used
-//! where no foreign order rests, and where it cannot be used nothing of ours rests unless somebody allowed it.
+//! where no external order rests, and where it cannot be used no order of ours rests unless the configuration allows it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use crate::ids::IdKey;
 
 /// How long after our last word the venue cancels.
 const COUNTDOWN: Duration = Duration::from_secs(120);
-/// How often it is told again.
+/// How often it is renewed.
 const REFRESH: Duration = Duration::from_secs(30);
 
 /// The name of the loop among the services.
@@ -50,7 +50,7 @@ type Armed = BTreeMap<(AccountId, Symbol), Guarded>;
 
 #[derive(Clone, Copy)]
 struct Guarded {
-    /// When somebody last wanted to let an order rest there.
+    /// When an order was last to rest there.
     used: Instant,
     /// When the venue was last told.
     told: Instant,
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_countdown_that_was_not_told_again_for_long_is_armed_anew() {
+    async fn a_countdown_that_was_not_renewed_for_long_is_armed_again() {
         let (account, symbol) = ("main".parse().unwrap(), "BTC-USD".parse().unwrap());
         let (gateway, told, _) = resting(&[ours()], true);
         let guard = guard(gateway, false);
@@ -276,7 +276,7 @@ mod tests {
             (vec![None], vec![ours()])
         );
         guard.refresh(|| {}).await;
-        assert_eq!(told.lock().unwrap().len(), 1, "it is told once");
+        assert_eq!(told.lock().unwrap().len(), 1, "it is renewed once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use deltaplane_types::{
 
 use crate::report::failure;
 
-/// A quantity held elsewhere, as somebody last wrote it down.
+/// A quantity held elsewhere, as the configuration states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExternalDelta {
     /// Base units, signed.

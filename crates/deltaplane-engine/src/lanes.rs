@@ -54,7 +54,7 @@ impl Table {
         })
     }
 
-    /// What keeps one that waits from its lanes: who holds one of them, who goes before it, wants one of them too and
+    /// What keeps a waiting operation from its locks: the holder of one of them, and an earlier one that wants one of them too and
     /// could go now or waited for long, or a claim. With the time at which to look again, where that is known.
     fn in_the_way(&self, place: (Rank, u64), now: Instant) -> Option<(Busy, Option<Instant>)> {
         let own = self.waiting.get(&place)?;
@@ -136,7 +136,7 @@ struct Place<'a>(&'a Inner, (Rank, u64));
 #[derive(Debug)]
 pub(crate) struct Busy {
     pub(crate) account: AccountId,
-    /// Who holds it or goes before; none where it is kept for what makes the book safer.
+    /// The holder, or the earlier one that waits; none if it is reserved for a protective operation.
     pub(crate) holder: Option<OperationId>,
 }
 
@@ -155,7 +155,7 @@ impl Lanes {
 
     /// Takes the lanes of all accounts at once, waiting at most `wait`; none means not at all.
     ///
-    /// Whoever waits holds nothing meanwhile: what wants only lanes that are free goes ahead, until one that waits did so
+    /// A waiting operation holds nothing: one that wants only free locks goes ahead, until one that waits did so
     /// for [`PATIENCE`]. Of those who could go what makes the book safer does, then the first to arrive. Where it finds
     /// them busy and does not wait, its lanes are kept for its next attempt.
     pub(crate) async fn take(
@@ -349,7 +349,7 @@ mod tests {
 
     /// One works, one waits; what protects comes in between without waiting, and finds its lanes kept.
     #[tokio::test(start_paused = true)]
-    async fn what_makes_the_book_safer_goes_before_who_waited_longer() {
+    async fn a_protective_operation_overtakes_one_that_waited_longer() {
         let lanes = Lanes::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
@@ -366,7 +366,7 @@ mod tests {
         let held = lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.unwrap();
         drop(held);
         assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_ok());
-        // A claim that nobody comes back for ends by itself.
+        // A claim that is not taken ends by itself.
         let held = lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), None).await.unwrap();
         assert!(lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.is_err());
         drop(held);

@@ -1,7 +1,7 @@
 //! What a venue took from one side of a book, until the other side followed.
 //!
 //! A loss may be found while nothing runs, by an operation, or by the run before this one. It waits here until its
-//! symbol is free, and is forgotten when somebody asks for a net delta of that symbol, hedges it or trades there by hand: from
+//! symbol is free, and is dropped when a request sets a net delta of that symbol, hedges it, or external activity trades it: from
 //! then on what it had been before is no longer what is wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ use crate::services::or_a_beat;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(3_600);
 /// How long between two looks whether the symbol is free.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// After so long people are told that it still waits.
+/// After so long an alert says that it still waits.
 const TOLD_AFTER: Duration = Duration::from_secs(30);
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_a_net_delta_or_trades_by_hand_takes_over() {
+    fn a_delta_request_or_external_trade_takes_over() {
         let id: OperationId = "op-1".parse().unwrap();
         for kind in
             [OperationKind::DeltaControl, OperationKind::Flatten, OperationKind::Hedge, OperationKind::Policy]

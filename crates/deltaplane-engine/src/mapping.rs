@@ -1,5 +1,5 @@
 //! Positions that have no symbol, rows that cannot be read, and symbols that may mean two coins: what is not known to be
-//! hedged is told, and nothing is opened beside it.
+//! hedged raises an alert, and nothing is opened beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Eyes {
         snapshot.unmapped.iter().filter(|position| !self.is_accepted(position))
     }
 
-    /// Why nothing may be opened in a symbol: somebody holds its coin in a contract that has no symbol.
+    /// Why nothing may be opened in a symbol: an account holds its coin in a contract that has no symbol.
     pub(crate) fn held_beside(&self, symbol: &Symbol) -> Option<String> {
         let mut held = Vec::new();
         for (id, keeper) in &self.accounts {

@@ -79,7 +79,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
     }
 }
 
-/// Looks at one account whenever it was read, until dropped: its alerts wait for nobody else's state.
+/// Checks one account after each read, until dropped: its alerts wait for no other account.
 pub(crate) async fn keep_looking_at(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
     let mut readings = keeper.readings();
     while readings.changed().await {
@@ -146,7 +146,7 @@ impl Core {
                     account: None,
                     symbol: Some(symbol.clone()),
                     message: format!(
-                        "{id} follows as many symbols as it can and {symbol} is not among them: it has no prices there. Restart the server without the symbols that nobody needs any more."
+                        "{id} follows as many symbols as it can and {symbol} is not among them: it has no prices there. Restart the server without the symbols that are not needed any more."
                     ),
                 };
                 records.extend(shared.alerts.raise(condition, now));
@@ -213,7 +213,7 @@ impl Core {
     ) {
         let shared = &self.shared;
         let accounts = &shared.eyes.accounts;
-        // What one account gained in a gap is not told, and what another one lost would stand alone.
+        // What one account gained in a gap is unknown, so that what another one lost has no counterpart.
         let mut has_gap = BTreeSet::new();
         for (id, keeper) in accounts {
             let (count, is_open) = keeper.equity.gaps();
@@ -251,7 +251,7 @@ impl Core {
         }
     }
 
-    /// Tells of accounts whose state nobody could read for a while: what needs it holds, and alerts on it are old.
+    /// Raises an alert for accounts that could not be read for a while: what needs them holds, and alerts on them are old.
     fn look_for_silence(&self, now: Timestamp) -> Vec<Record> {
         let shared = &self.shared;
         let mut records = Vec::new();
@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn a_deviation_counts_as_what_it_was_all_the_time() {
         assert_eq!(told("wwwww"), "---ww");
-        assert_eq!(told("ww-ww"), "-----", "anew after a break");
+        assert_eq!(told("ww-ww"), "-----", "again after a break");
         // Around the step it is WARN all the time, and never CRITICAL for long.
         assert_eq!(told("wCwCwCwC"), "---wwwww");
         assert_eq!(told("wwCCCCCC"), "---wwCCC");

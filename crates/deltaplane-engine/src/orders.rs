@@ -14,13 +14,13 @@ use deltaplane_types::{
 
 /// When an order in doubt is asked for, counted from the doubt; then every five seconds.
 const ASK_AFTER_MS: [u64; 6] = [0, 200, 500, 1_000, 2_000, 5_000];
-/// When an order without news is asked for, where nobody tells of it.
+/// When an order without news is looked up.
 const QUIET: Duration = Duration::from_millis(500);
 /// The same while it rests: its stream tells of its trades.
 const QUIET_AT_REST: Duration = Duration::from_secs(3);
 /// How long after a cancel the next one goes out, where the order did not end.
 const CANCEL_AGAIN: Duration = Duration::from_secs(1);
-/// When the trades of an ended order are read, where nobody tells of them.
+/// When the trades of an ended order are read, if no event shows them.
 const TRADES_LATE: Duration = Duration::from_millis(300);
 /// How long a proven stream has to tell of an order and its trades before the venue is asked. A stream that breaks
 /// meanwhile has it asked at once.
@@ -463,7 +463,7 @@ impl TrackedOrder {
     pub(crate) fn on_trades_read(&mut self, now: Timestamp) {
         self.asked = self.asked.saturating_add(1);
         if self.asked >= TRADES_ASKED && !self.is_settled() {
-            // What it changed is known exactly; what was paid is not told. Nobody waits for that for ever.
+            // What it changed is known exactly; what was paid is unknown. That is not waited for without limit.
             self.unpriced = true;
             self.doubt =
                 Some(UnknownCause::VenueUncertain("the venue does not show all of its trades".to_owned()));
@@ -551,7 +551,7 @@ impl TrackedOrder {
         }
         self.fate = Fate::Frozen;
         self.next_check = None;
-        // What nobody understands does not go on resting.
+        // An order in an unknown state does not go on resting.
         self.cancel_at = self.was_to_rest().then_some(Timestamp::default());
         self.doubt = Some(UnknownCause::VenueUncertain(cause.clone()));
         Some(OutcomeRecord::Unknown { cause })
@@ -667,7 +667,7 @@ mod tests {
         assert_eq!(
             looks(&mut order, &[15, 25], Some(0)),
             [false, true],
-            "what was seen counts the looks anew"
+            "a sighting resets the count of looks"
         );
     }
 
@@ -748,7 +748,7 @@ mod tests {
         assert!(order.is_settled() && order.wakes_at().is_none() && !order.must_be_canceled(at(99_999)));
     }
 
-    /// Of an order that ended with a trade which nobody told of, and of one that is open: a second where the stream is
+    /// Of an order that ended with a trade without event, and of one that is open: a second where the stream is
     /// proven, less where it is not.
     #[test]
     fn a_proven_stream_has_a_second_to_tell_before_the_venue_is_asked() {

@@ -17,7 +17,7 @@ const KEPT: usize = 1_000;
 
 /// The plan of one dry run.
 struct Kept {
-    /// Who asked for it: nobody else may have it carried out.
+    /// The requester: only the same one may have it carried out.
     requester: Requester,
     /// What was asked.
     spec: Spec,

@@ -71,8 +71,8 @@ struct Entry {
     acted_on: Option<(Delta, Ratio)>,
     /// What an operation found nothing to trade about: dust, say. The next one would find the same.
     left_alone: Option<LeftAlone>,
-    /// Its last operation gave way to a deleverage, which was not looked at since.
-    gave_way: bool,
+    /// Its last operation was preempted by a deleverage, which was not considered since.
+    was_preempted: bool,
     failures: u32,
     paused_until: Timestamp,
     /// What did not reach its end.
@@ -113,7 +113,7 @@ impl Entry {
             last_operation: None,
             acted_on: None,
             left_alone: None,
-            gave_way: false,
+            was_preempted: false,
             failures: 0,
             paused_until: Timestamp::default(),
             paused_by: None,
@@ -157,7 +157,7 @@ impl Policies {
         self.with(|state| match policy {
             None => drop(state.remove(symbol)),
             Some(policy) => match state.get_mut(symbol) {
-                // What runs goes on; how it is judged starts anew.
+                // A running operation goes on; its judgement starts again.
                 Some(entry) => {
                     entry.rebalanced_at = schedule_beside(&entry.policy, entry.rebalanced_at, now);
                     (entry.policy, entry.outside_since, entry.failures) = (policy, None, 0);
@@ -382,12 +382,12 @@ impl Core {
             let why = format!("{account} is nearer to liquidation than {}", shown(deleverage.trigger));
             return self.begin(policy, OperationKind::Deleverage, spec, (why, true)).await;
         }
-        let gave_way = self.shared.policies.entry(symbol, |entry| {
-            entry.gave_way &= !(with_margin && is_fresh);
-            entry.gave_way
+        let was_preempted = self.shared.policies.entry(symbol, |entry| {
+            entry.was_preempted &= !(with_margin && is_fresh);
+            entry.was_preempted
         });
-        if gave_way == Some(true) {
-            let why = "its last operation gave way to a deleverage, which comes first".to_owned();
+        if was_preempted == Some(true) {
+            let why = "its last operation was preempted by a deleverage, which runs first".to_owned();
             return (PolicyStatus::Waiting, why);
         }
         if is_paused {
@@ -671,7 +671,7 @@ impl Core {
     }
 
     /// The operation that a policy began and that is still at work. When it ended short of what it is for, the next
-    /// one waits, longer each time, and people are told.
+    /// one waits, longer each time, and an alert is raised.
     async fn what_runs(&self, policy: &Policy) -> Option<(OperationId, OperationKind)> {
         let symbol = &policy.symbol;
         let (running, kind) = self.shared.policies.entry(symbol, |entry| entry.running.clone()).flatten()?;
@@ -683,16 +683,16 @@ impl Core {
         let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());
         let orders = report.iter().flat_map(|report| &report.orders);
         let traded: BTreeSet<AccountId> = orders.map(|order| order.account.clone()).collect();
-        // What gave way to something more urgent did not fail.
+        // A preempted operation did not fail.
         let preempted_by = report.as_ref().and_then(|report| report.preempted_by);
-        let (gave_way, to_deleverage) =
+        let (was_preempted, to_deleverage) =
             (preempted_by.is_some(), preempted_by == Some(Preemption::Deleverage));
-        let failed = report.and_then(|report| report.failure).filter(|_| !gave_way);
+        let failed = report.and_then(|report| report.failure).filter(|_| !was_preempted);
         self.shared.policies.entry(symbol, |entry| {
             (entry.running, entry.outside_since) = (None, None);
             entry.traded = (traded.clone(), now);
-            entry.gave_way = to_deleverage;
-            if kind == OperationKind::Rebalance && !gave_way {
+            entry.was_preempted = to_deleverage;
+            if kind == OperationKind::Rebalance && !was_preempted {
                 // One that failed holds up nothing else meanwhile.
                 entry.rebalanced_at = schedule_from(policy, failed.is_some(), now);
             } else if failed.is_some() {
@@ -706,8 +706,8 @@ impl Core {
                 (entry.paused_until, entry.paused_by) = (now.after(pause), Some(kind));
             } else {
                 (entry.failures, entry.paused_until) = (0, Timestamp::default());
-                // What gave way before its first order found nothing out.
-                let found_nothing = did_nothing && !gave_way;
+                // An operation preempted before its first order found nothing out.
+                let found_nothing = did_nothing && !was_preempted;
                 if found_nothing && kind == OperationKind::Policy {
                     let alone = |(net, ratio)| LeftAlone { net, ratio, since: now };
                     entry.left_alone = entry.acted_on.map(alone);

@@ -11,7 +11,7 @@ use crate::accounts::AccountKeeper;
 use crate::engine::Core;
 use crate::snapshot::KNOWN_FOR;
 
-/// How long after the start every account and every feed is waited for; later one that is down keeps nobody else waiting.
+/// How long after the start every account and every feed is waited for; later one that is down does not delay the others.
 const FIRST_STATE: Duration = Duration::from_secs(5);
 
 impl Core {

@@ -336,7 +336,7 @@ async fn record(
 fn condition(activity: &ExternalActivity) -> Condition {
     let ExternalActivity { account, symbol, cause, change, position, .. } = activity;
     let (severity, what) = match cause {
-        ExternalCause::ForeignTrade => (AlertSeverity::Warn, "somebody else traded"),
+        ExternalCause::ForeignTrade => (AlertSeverity::Warn, "external trade"),
         ExternalCause::Liquidation => (AlertSeverity::Critical, "the venue liquidated"),
         ExternalCause::Deleveraging => (AlertSeverity::Critical, "the venue deleveraged"),
         ExternalCause::Settlement => (AlertSeverity::Critical, "the venue settled"),
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn every_part_of_a_move_is_named_and_nothing_is_invented() {
-        // From 1 to 0.55: 0.2 bought and 0.1 sold by somebody, 0.3 deleveraged, and 0.25 that no trade shows.
+        // From 1 to 0.55: 0.2 bought and 0.1 sold externally, 0.3 deleveraged, and 0.25 that no trade shows.
         let trades = [
             fill("1", Side::Buy, "0.2", FillCause::Order),
             fill("2", Side::Sell, "0.1", FillCause::Order),

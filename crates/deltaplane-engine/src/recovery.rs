@@ -35,7 +35,7 @@ pub(crate) struct Recovered {
     pub(crate) external: Vec<ExternalActivity>,
     /// What is done without being asked, and since when its schedule counts: its last rebalance, or its beginning.
     pub(crate) policies: BTreeMap<Symbol, (Policy, Timestamp)>,
-    /// What venues took and nobody followed.
+    /// Forced closes that were not followed.
     pub(crate) losses: LossTable,
     lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
     /// Trades that are explained: our own, and those of others that were named.
@@ -225,7 +225,7 @@ impl Recovered {
                     if operation.kind == OperationKind::LossResponse {
                         self.losses.answered(&operation.symbol);
                     }
-                    // What a person asked for is no turn of the schedule, and what gave way is tried again as it was.
+                    // A manual request is no turn of the schedule, and a preempted one is retried as it was.
                     if operation.kind == OperationKind::Rebalance
                         && operation.requester == Requester::Policy
                         && preempted_by.is_none()
@@ -464,7 +464,7 @@ mod tests {
         recovered.positions().into_iter().find(|(known, _)| *known == lane()).unwrap().1.0
     }
 
-    /// Half was held when the order counted as absent; a tenth of it was sold all the same, seen when the exchange was asked
+    /// Half was held when the order counted as absent; a tenth of it was sold nevertheless, seen when the exchange was asked
     /// at second 30. An operation that read the position at second 20 had it already.
     #[test]
     fn a_correction_says_what_is_held_and_counts_once() {

@@ -97,7 +97,7 @@ pub(crate) async fn reopen(
         newest = Some(correction);
     }
     if let Some(correction) = newest {
-        // Before anything is waited for: whoever asked may end meanwhile.
+        // Before the first await: the caller may end meanwhile.
         shared.ledger.add(&keeper.id, symbol, explained);
         restrict(shared, &keeper.id, &correction, records).await;
     }

@@ -1,4 +1,4 @@
-//! How accounts stand, kept for whoever asks.
+//! Cache of the latest risk metrics of each account.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::groups::Group;
 
 /// How long one look waits for a venue.
 pub(crate) const LOOK_FOR: Duration = Duration::from_millis(500);
-/// How long what was found is told again: prices move meanwhile.
+/// How long a cached value is served: prices move meanwhile.
 const TOLD_FOR: Duration = Duration::from_secs(1);
 
 /// What was found last of each account.
@@ -56,7 +56,7 @@ fn in_groups(risk: AccountRisk, groups: &[Group]) -> AccountRisk {
 }
 
 impl Core {
-    /// Finds anew how an account stands, and keeps it.
+    /// Computes the risk of an account and caches it.
     pub(crate) async fn find_risk(&self, id: &AccountId) -> Result<Arc<AccountRisk>, Box<Failure>> {
         let risk = self.account_risk(id).await?;
         Ok(self.publish_risk(risk, &self.groups()))
@@ -72,10 +72,10 @@ impl Core {
         }
     }
 
-    /// Finds anew how every account stands, as far as it can be said in a moment.
+    /// Computes the risk of every account that can be valued at once.
     pub(crate) async fn find_risks(&self) -> BTreeMap<AccountId, Arc<AccountRisk>> {
         let asked = self.shared.eyes.accounts.keys().map(|id| async move {
-            // What does not answer is not known; that it is silent is told elsewhere.
+            // Without an answer it is unknown; the alert on stale accounts is raised elsewhere.
             tokio::time::timeout(LOOK_FOR, self.account_risk(id)).await.ok()?.ok()
         });
         let found = futures_util::future::join_all(asked).await;
@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_is_told_for_a_second_and_while_the_state_is_the_same() {
+    fn a_cached_value_is_served_for_a_second_while_the_state_is_the_same() {
         let board = RiskBoard::default();
         let account: AccountId = "main".parse().unwrap();
         assert!(board.of(&account, at(100), at(100)).is_none());
         let told = board.publish(risk(at(100)), at(100), at(150));
         assert!(Arc::ptr_eq(&board.of(&account, at(100), at(1_149)).unwrap(), &told));
         assert!(board.of(&account, at(100), at(1_150)).is_none(), "prices may have moved");
-        assert!(board.of(&account, at(160), at(200)).is_none(), "the account was read anew");
+        assert!(board.of(&account, at(160), at(200)).is_none(), "the account was read again");
         assert!(board.of(&"other".parse().unwrap(), at(100), at(200)).is_none());
     }
 

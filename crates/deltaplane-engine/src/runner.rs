@@ -209,7 +209,7 @@ type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 /// How an operation hears.
 pub(crate) type Inbox = (mpsc::Sender<Event>, mpsc::Receiver<Event>);
 
-/// From now on whoever decides about operations at work reaches this one; [`run`] takes it out again at its end.
+/// From now on decisions about running operations reach this one; [`run`] takes it out again at its end.
 pub(crate) fn enlist(shared: &Shared, operation: &Operation) -> Inbox {
     let (sender, events) = mpsc::channel(1_024);
     let at_work = AtWork {
@@ -268,7 +268,7 @@ pub(crate) async fn run(
         shell.perform(&mut operation, effects).await;
         shared.reports.publish(operation.report(shared.eyes.clock.now()));
         if operation.is_halted() {
-            // It waits for a person and keeps nobody else from working.
+            // It waits for a manual decision and blocks no other operation.
             slot = None;
         }
     }
@@ -369,7 +369,7 @@ impl Shell {
         })
     }
 
-    /// Notes what the assets are worth that paid for trades, at the time at which they are told.
+    /// Notes the value of the assets that paid fees, at the time of the event.
     fn price_fees(&self, event: &mut Event) {
         let fills = match event {
             Event::Fill(fill) => std::slice::from_mut(fill),
@@ -429,7 +429,7 @@ impl Shell {
         let now = shared.eyes.clock.now();
         for effect in effects {
             match effect {
-                Effect::Read { reading, anew, pause } => {
+                Effect::Read { reading, from_venue, pause } => {
                     let (symbol, accounts) =
                         (operation.spec().symbol.clone(), operation.spec().accounts.clone());
                     let id = operation.id().clone();
@@ -443,7 +443,7 @@ impl Shell {
                         {
                             tokio::time::sleep(after).await;
                         }
-                        let how = Reading { anew, priority, is_dry: false, accept_unmapped };
+                        let how = Reading { from_venue, priority, is_dry: false, accept_unmapped };
                         let snapshot = eyes.snapshot((&symbol, Some(&id)), &accounts, how).await;
                         Done::Event(Event::Read(reading, snapshot))
                     }));

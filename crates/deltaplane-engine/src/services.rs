@@ -133,12 +133,12 @@ where
     }
 }
 
-/// Waits for what is told, but no longer than a loop may go without a beat.
+/// Waits for an event, but no longer than a loop may go without a beat.
 pub(crate) async fn or_a_beat(told: impl Future<Output = ()>) {
     let _ = tokio::time::timeout(STILL / 3, told).await;
 }
 
-/// Runs one of the engine's loops until dropped; when it fails too often, people are told.
+/// Runs one of the engine's loops until dropped; if it fails too often, an alert is raised.
 pub(crate) async fn supervised<F>(core: Arc<Core>, name: &'static str, make: fn(Arc<Core>) -> F)
 where
     F: Future<Output = ()> + Send + 'static,

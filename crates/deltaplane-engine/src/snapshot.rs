@@ -57,7 +57,7 @@ pub struct Snapshot {
     pub accounts: BTreeMap<AccountId, AccountFacts>,
     /// What is held elsewhere in the symbol.
     pub external: Delta,
-    /// What orders of other operations may have traded, nobody knows.
+    /// What unresolved orders of other operations may have traded.
     pub doubt: Option<Doubt>,
     /// What may be traded now, everywhere.
     pub trading: TradingState,
@@ -81,12 +81,12 @@ pub struct Snapshot {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     /// The venues are asked even where the accounts' streams are proven.
-    pub(crate) anew: bool,
+    pub(crate) from_venue: bool,
     /// Whom the questions serve.
     pub(crate) priority: Priority,
     /// What is known counts where the request budget has no room for a question.
     pub(crate) is_dry: bool,
-    /// Positions that have no symbol do not matter: whoever asks knows of them.
+    /// Positions that have no symbol are accepted by the request.
     pub(crate) accept_unmapped: bool,
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct Eyes {
     pub(crate) tables: Mutex<BTreeMap<(AccountId, Symbol), Instrument>>,
 }
 
-/// The state of an account that nobody reads for a decision counts as known for this long: longer than the
+/// The state of an account that no decision reads counts as known for this long: longer than the
 /// slowest pace of reading in the background.
 pub(crate) const KNOWN_FOR: Duration = Duration::from_secs(30);
 
@@ -254,8 +254,8 @@ impl Eyes {
 
     /// An account's state for a snapshot.
     async fn state_of(&self, keeper: &AccountKeeper, how: Reading) -> Result<AccountSnapshot, ReadError> {
-        if how.anew {
-            return keeper.anew(how.priority).await;
+        if how.from_venue {
+            return keeper.from_venue(how.priority).await;
         }
         match keeper.fresh(self.config.max_account_age, how.priority).await {
             Err(error @ ReadError::Withheld(_)) if how.is_dry => {
@@ -316,7 +316,7 @@ impl Eyes {
             return Err(failure(
                 Code::MarketDataUnavailable,
                 format!("no healthy price feed for {symbol} among {}", feeds.join(", ")),
-                "wait for a feed to recover, or check the exchanges' connections; a symbol that nobody asked for before is followed now and has prices in a few seconds",
+                "wait for a feed to recover, or check the exchanges' connections; prices of a symbol that is new here are subscribed now: retry in a few seconds",
             ));
         };
         let off = self.off(&views);
@@ -340,7 +340,7 @@ impl Eyes {
                         format!(
                             "the price feed {name} of account {id} follows no more symbols than it does: {symbol} is not among them"
                         ),
-                        "restart the server without the symbols that nobody needs any more, or leave the account out",
+                        "restart the server without the symbols that are not needed any more, or leave the account out",
                     )
                 } else {
                     (

@@ -89,7 +89,7 @@ impl Trading {
     }
 
     /// Makes a change and writes it down, with other records. What tightens holds at once, whatever comes of the
-    /// disk. What loosens holds once it is durable, and not if somebody tightened meanwhile. Gives what holds then.
+    /// disk. A loosening holds once it is durable, and not after a tightening meanwhile. Returns what holds then.
     ///
     /// # Errors
     ///

@@ -305,7 +305,7 @@ fn most_growth(
     Ok(Quantity::try_new(mul_rounded(good, lot)?)?)
 }
 
-/// What trading cannot mend: money that would bring accounts to the target, from those that have more than it asks.
+/// Imbalances that trading cannot fix: transfers that would bring accounts to the target, from those with a surplus.
 fn transfers(
     goal: &UtilizationGoal,
     named: &[(&AccountId, &AccountFacts)],
@@ -351,7 +351,7 @@ fn transfers(
     let mut all = Vec::new();
     for (to, mut lacks) in poor {
         for (from, has) in &mut rich {
-            // Whole units of money: nobody transfers less.
+            // Whole units of money.
             let amount = lacks.min(*has).floor();
             if amount <= Decimal::ZERO {
                 continue;

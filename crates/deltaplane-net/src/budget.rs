@@ -210,7 +210,7 @@ impl WeightBudget {
         }
     }
 
-    /// Takes what others, or an earlier run, spent at times that nobody tells: evenly over the window until now. The next
+    /// Takes what others, or an earlier run, spent at unknown times: evenly over the window until now. The next
     /// answer corrects it.
     fn spread(&self, state: &mut State, now: Timestamp, spent: u64) {
         for part in 0..PARTS {

@@ -30,7 +30,7 @@ impl ClockOffset {
         self.uncertainty_ms.store(half.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Takes the venue's time that is told in steps of `resolution`, cut off: it lies in the middle of a step.
+    /// Takes the venue's time, which has steps of `resolution`, cut off: it lies in the middle of a step.
     pub fn observe_coarse(
         &self,
         sent: Timestamp,
@@ -97,7 +97,7 @@ mod tests {
         clock.observe_coarse(at(1_000), at(3_000), at(1_100), Duration::from_secs(1));
         assert_eq!(clock.venue_time(at(2_000), 500), None);
         assert_eq!(clock.venue_time(at(2_000), 551), Some(at(4_450)));
-        // The next second is told: that agrees and changes nothing.
+        // The next second agrees and changes nothing.
         clock.observe_coarse(at(1_400), at(4_000), at(1_500), Duration::from_secs(1));
         assert_eq!(clock.venue_time(at(2_000), 551), Some(at(4_450)));
         // A jump of ten seconds does not.

@@ -22,7 +22,7 @@ const SILENT_TWICE: u32 = 2;
 /// How long one look may take.
 const CHECK_FOR: Duration = Duration::from_secs(5);
 
-/// How it is told that a connection took too long.
+/// The error of a connection that took too long.
 pub(crate) const LATE: &str = "no answer in time";
 
 /// What a proxy speaks.
@@ -131,7 +131,7 @@ impl Proxy {
         })
     }
 
-    /// Whether somebody answers at an address through it, whatever the answer is.
+    /// Whether an address answers through it, whatever the answer is.
     async fn answers(&self, url: &str) -> Result<(), String> {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
@@ -337,7 +337,7 @@ impl Egress {
         }
     }
 
-    /// Asks the exchange for something through every proxy from time to time, as long as somebody uses the pool.
+    /// Asks the exchange for something through every proxy from time to time, as long as the pool is in use.
     pub fn keep_checking(self: &Arc<Self>, url: &str) {
         let Some((host, port)) = host_and_port(url) else { return };
         let url = url.to_owned();
@@ -351,7 +351,7 @@ impl Egress {
         });
     }
 
-    /// Looks at every proxy. One that cannot be reached, or reaches nobody, fails. Where nothing comes back through one,
+    /// Looks at every proxy. One that cannot be reached, or reaches no exchange, fails. Where nothing comes back through one,
     /// it is that or the exchange: it fails where something comes back through another one.
     async fn check(&self, (url, host, port): (&str, &str, u16)) {
         let looks = self.exits.iter().enumerate().map(|(index, exit)| async move {
@@ -395,7 +395,7 @@ impl Egress {
                     self.failed(index, &format!("nothing comes back through it: {why}"));
                 }
             }
-            // It is reached again, and the exchange answers nobody.
+            // It is reached again, and the exchange answers no proxy.
             None if health.silent == 0 => health.failing = None,
             None => {}
         }
@@ -480,7 +480,7 @@ mod tests {
             assert_eq!(error, expected, "{address}");
             assert!(!error.to_string().contains("secret"));
         }
-        for credentials in ["nobody", ":word", "user:", "user:a\nb"] {
+        for credentials in ["no-colon", ":word", "user:", "user:a\nb"] {
             let credentials: SecretString = credentials.to_owned().into();
             let error = Proxy::new("tokyo", "http://10.0.0.5:1", Some(&credentials)).unwrap_err();
             assert_eq!(error, ProxyError::UserPassword);

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_means_not_sent() {
+    async fn a_closed_port_means_not_sent() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         drop(listener);
@@ -405,7 +405,7 @@ mod tests {
 
     /// A proxy that refuses, hangs, cuts the connection or asks for other credentials: nothing reached the venue.
     #[tokio::test]
-    async fn a_proxy_that_fails_is_told_from_a_venue_that_fails() {
+    async fn a_failing_proxy_is_distinguished_from_a_failing_venue() {
         let (cut, _) = server("").await;
         let (denies, _) =
             server("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n").await;

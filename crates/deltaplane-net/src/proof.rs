@@ -81,7 +81,7 @@ impl StreamProof {
                 ProofPart::Subscription => state.subscribed = Some(Instant::now()),
             }
             if !held {
-                // A proof that lapsed begins anew.
+                // A proof that lapsed begins again.
                 state.since = self.holds(state).then_some(now);
             }
         });

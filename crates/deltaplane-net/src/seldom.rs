@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Lets one message through in a while and counts the others: sixty price streams that end together are one event to
-/// whoever reads the log.
+/// the reader of the log.
 #[derive(Debug)]
 pub struct Seldom {
     every: Duration,

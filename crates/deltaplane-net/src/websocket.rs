@@ -127,7 +127,7 @@ impl WebSocket {
     /// Cancel safe: a message is either returned or still to come.
     pub async fn next(&mut self) -> Result<Received, WebSocketError> {
         loop {
-            // Counted from the last message, however often the caller begins to wait anew.
+            // Counted from the last message, however often the caller begins to wait again.
             let until = self.heard + self.silence;
             let Ok(message) = tokio::time::timeout_at(until, self.inner.next()).await else {
                 return Err(WebSocketError::Silent(self.silence));
@@ -264,7 +264,7 @@ mod tests {
 
     /// Nothing there, nothing said, a cut, other credentials, an error, and bytes that are no answer.
     #[tokio::test]
-    async fn a_proxy_that_fails_is_told_from_a_venue_that_fails() {
+    async fn a_failing_proxy_is_distinguished_from_a_failing_venue() {
         let (silent, hangs) = listener().await;
         let (gone, refuses) = listener().await;
         drop(gone);

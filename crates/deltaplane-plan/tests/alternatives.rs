@@ -1,4 +1,4 @@
-//! What else could have been done, worked out by hand.
+//! Alternatives of a plan, computed on paper.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;
@@ -10,7 +10,7 @@ use serde_json::json;
 /// Selling 3 at 99.9 against a mid of 100 costs 0.3, and 0.001 × 300 = 0.3 to get out again. `b` pays a fee of 0.001 on
 /// 299.7 and another one to get out: 0.2997 + 0.3 more. `c` finds buyers for 2 only.
 #[test]
-fn each_account_alone_is_told_with_its_cost_and_why_it_was_not_chosen() {
+fn each_account_alone_is_listed_with_its_cost_and_the_reason() {
     let account = |id: &str, fee: &str, depth: &str| {
         json!({
             "id": id, "pos": "0", "lot": "1", "minQty": "1", "minNotional": "0", "reduceOnlyExempt": false,

@@ -1,4 +1,4 @@
-//! Two-sided plans, worked out by hand.
+//! Two-sided plans, computed on paper.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;

@@ -54,9 +54,9 @@ pub struct RequestMeta {
     pub idempotency: Option<IdempotencyKey>,
     /// How long to wait for another operation on the same symbol and account; none refuses at once.
     pub wait: Option<Duration>,
-    /// Positions that have no symbol do not keep it from opening: whoever asks knows of them.
+    /// Positions that have no symbol do not block opening: the request accepts them.
     pub accept_unmapped: bool,
-    /// Who asks.
+    /// The requester.
     pub requester: Requester,
     /// The plan of a dry run that shall be carried out as it is: its `planId`.
     pub plan: Option<String>,
@@ -576,7 +576,7 @@ pub struct RebalanceView {
     pub average: Ratio,
     /// Each account.
     pub accounts: Vec<RebalanceLine>,
-    /// Money that would mend what trading cannot. Nothing here ever moves money.
+    /// Transfers that would fix what trading cannot. Money is never moved here.
     pub transfers: Vec<Transfer>,
     /// Why nothing is to be traded, where that is so.
     pub reason: Option<String>,
@@ -689,7 +689,7 @@ pub struct FundingView {
     pub rate: Ratio,
     /// Hours between two settlements.
     pub interval_hours: u32,
-    /// The next settlement, where it is told.
+    /// The next settlement, if known.
     pub next_at: Option<Timestamp>,
     /// The running rate over one hour, so that venues can be compared.
     pub rate_per_hour: Ratio,
@@ -743,7 +743,7 @@ pub struct StressLoss {
     pub account: AccountId,
     /// Net delta when its position is closed by force and the others stay.
     pub net_if_leg_fails: Delta,
-    /// Net delta of all accounts on its venue: what nobody can trade while that is down.
+    /// Net delta of all accounts on its venue: what cannot be traded while that is down.
     pub unreachable_if_venue_fails: Delta,
 }
 
@@ -1058,9 +1058,9 @@ pub struct TradingChange {
 pub struct SyncRequest {
     /// The accounts; distinct.
     pub accounts: Vec<AccountId>,
-    /// Whether positions are asked for anew.
+    /// Whether positions are read again.
     pub include_positions: bool,
-    /// Whether balances are asked for anew.
+    /// Whether balances are read again.
     pub include_balances: bool,
     /// How long to wait for each.
     pub timeout: Duration,
@@ -1079,7 +1079,7 @@ pub struct AccountView {
     pub snapshot: Option<AccountSnapshot>,
     /// Whether the state comes from its proven stream; else it was read by REST.
     pub is_streamed: bool,
-    /// Its open orders in all symbols, whoever placed them; none where they are not known.
+    /// Its open orders in all symbols, external ones too; none if they are not known.
     pub open_orders: Option<Vec<OpenOrder>>,
     /// Why orders may not be sent for it, where that is so.
     pub blocked: Option<String>,
@@ -1365,6 +1365,6 @@ pub trait ControlPlane: Send + Sync {
     async fn system(&self) -> SystemView;
 
     /// Stops the services, or stops them and starts them again. An engine of its own cannot be started again: that is
-    /// for whoever made it.
+    /// for the same requester.
     async fn command(&self, command: SystemCommand) -> Result<SystemPhase, Box<Failure>>;
 }

@@ -117,7 +117,7 @@ pub struct EarnedDay {
     pub symbol: Symbol,
     /// The account.
     pub account: AccountId,
-    /// What it is counted in: [`USD`], or what the statement says where nobody says what that is worth.
+    /// What it is counted in: [`USD`], or the asset of the statement if its rate is not known.
     pub asset: String,
     /// What it earned.
     pub earned: Earned,

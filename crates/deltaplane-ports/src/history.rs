@@ -76,7 +76,7 @@ pub trait RiskHistory: Send + Sync {
 /// Which samples, the newest first, are the newest of their spans.
 #[derive(Debug)]
 pub struct ThinOut {
-    /// Milliseconds; zero where every sample is told.
+    /// Milliseconds; zero for every sample.
     span: i64,
     last: Option<i64>,
 }
@@ -88,7 +88,7 @@ impl ThinOut {
         Self { span, last: None }
     }
 
-    /// Whether a sample of this time is told; asked of each, the newest first.
+    /// Whether a sample of this time is returned; asked of each, the newest first.
     pub fn keeps(&mut self, at: Timestamp) -> bool {
         let place = (self.span > 0).then(|| at.as_millis().div_euclid(self.span));
         let is_new = place.is_none() || place != self.last;

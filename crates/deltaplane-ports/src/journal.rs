@@ -118,7 +118,7 @@ pub enum ExternalCause {
     ForeignTrade,
     /// The venue closed it because margin ran out.
     Liquidation,
-    /// The venue closed it to cover somebody else's loss.
+    /// The venue closed it to cover another trader's loss.
     Deleveraging,
     /// The venue settled the contract: it was delivered or delisted.
     Settlement,
@@ -236,7 +236,7 @@ impl TradingOrder {
     }
 }
 
-/// One condition that somebody should know of. However often it is seen, it is one alert.
+/// One condition that needs attention. However often it is seen, it is one alert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alert {
     /// Its name: of the condition and the time at which it began.
@@ -259,7 +259,7 @@ pub struct Alert {
     pub seen_at: Timestamp,
     /// The newest numbers behind it, by name.
     pub data: BTreeMap<String, Decimal>,
-    /// That somebody saw it.
+    /// Its acknowledgement.
     pub acknowledged: Option<Acknowledgement>,
 }
 
@@ -368,7 +368,7 @@ pub enum Record {
     Corrected(Correction),
     /// A position moved, and no order of ours did it.
     External(ExternalActivity),
-    /// Somebody, or the engine itself, said what may be traded.
+    /// The operator, or the engine itself, changed the trading restrictions.
     Trading(TradingOrder),
     /// A policy was set, or removed.
     Policy {

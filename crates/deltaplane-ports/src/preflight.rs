@@ -47,7 +47,7 @@ impl fmt::Display for Check {
 pub enum Severity {
     /// As it should be.
     Fine,
-    /// It works, and somebody should look.
+    /// It works, and needs attention.
     Warning,
     /// It could not be looked at: the account may not trade unless an earlier look found it well.
     Unknown,
@@ -85,7 +85,7 @@ impl Finding {
         Self { check, severity: Severity::Fine, text: text.into(), remedy: String::new() }
     }
 
-    /// A finding that somebody should look at.
+    /// A finding that needs attention.
     pub fn warning(check: Check, text: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { check, severity: Severity::Warning, text: text.into(), remedy: remedy.into() }
     }

@@ -457,7 +457,7 @@ impl Listed {
 }
 
 impl Unmapped {
-    /// A position in the contract: signed units of it, and its signed notional where that is told.
+    /// A position in the contract: signed units of it, and its signed notional if the venue sends it.
     pub fn position(self, name: &str, quantity: Decimal, notional: Option<Notional>) -> UnmappedPosition {
         let Self { base, reason } = self;
         UnmappedPosition { instrument: name.to_owned(), base, quantity: Some(quantity), notional, reason }
@@ -682,7 +682,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_the_list_is_told() {
+    async fn waiters_for_the_list_are_woken() {
         let map = SymbolMap::new(NameRule::BaseOnly);
         let copy = map.clone();
         let waiting = tokio::spawn(async move { copy.until_known().await });

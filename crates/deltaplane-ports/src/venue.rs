@@ -39,7 +39,7 @@ pub enum ReadError {
     UnknownSymbol(Symbol),
 }
 
-/// An order that is open at the venue, whoever placed it.
+/// An order that is open at the venue, ours or external.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenOrder {
     /// The symbol.
@@ -76,7 +76,7 @@ pub struct AccountTotals {
     pub available: Notional,
     /// Initial margin in use.
     pub initial_margin: Notional,
-    /// Maintenance margin of positions that share the account's margin, where it is told.
+    /// Maintenance margin of positions that share the account's margin, if the venue sends it.
     pub maintenance_margin: Option<Notional>,
 }
 
@@ -98,9 +98,9 @@ pub enum AccountEvent {
         symbol: Symbol,
         /// Base units, signed; the net of both sides.
         delta: Delta,
-        /// The average entry price, where it is told.
+        /// The average entry price, if the venue sends it.
         entry_price: Option<Price>,
-        /// Profit not yet realized, quote, where it is told.
+        /// Profit not yet realized, quote, if the venue sends it.
         unrealized: Option<Notional>,
         /// Its place.
         order: u64,
@@ -126,7 +126,7 @@ pub enum AccountEvent {
     Unreadable,
     /// The stream broke; what happens until [`AccountEvent::Connected`] may never be told.
     Disconnected,
-    /// The stream is live again; whoever waits for an order must ask for it.
+    /// The stream is live again; an order that is waited for must be looked up.
     Connected,
 }
 
@@ -204,7 +204,7 @@ pub enum OrderEntry {
     WebSocketThenRest,
 }
 
-/// What a venue can do, for readers and for whoever decides.
+/// What a venue can do, for readers and for decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a table with a column for each")]
 pub struct Capabilities {
@@ -377,7 +377,7 @@ pub trait OrderGateway: Send + Sync {
         priority: Priority,
     ) -> Result<Vec<OrderName>, ReadError>;
 
-    /// Lets the venue cancel **all** orders of the account in a symbol after this time unless it is told again
+    /// Lets the venue cancel **all** orders of the account in a symbol after this time unless it is renewed
     /// before; none ends that. Foreign orders go with ours. Always with [`Priority::Protect`].
     ///
     /// # Errors

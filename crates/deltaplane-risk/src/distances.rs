@@ -18,7 +18,7 @@ pub struct Distances {
 }
 
 impl Distances {
-    /// Finds them anew.
+    /// Computes them again.
     ///
     /// # Errors
     ///
@@ -127,8 +127,8 @@ mod tests {
         for (equity, mark) in [("400", "100"), ("500", "101")] {
             let changed = of(equity, mark);
             assert_ne!(changed, first);
-            let anew = Distances::of(notional(equity), &[position("10", mark)]).unwrap();
-            assert_eq!(changed, anew);
+            let fresh = Distances::of(notional(equity), &[position("10", mark)]).unwrap();
+            assert_eq!(changed, fresh);
         }
     }
 }

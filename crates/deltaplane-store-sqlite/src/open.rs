@@ -143,7 +143,7 @@ impl SqliteStore {
         self.quarantined.as_ref()
     }
 
-    /// Goes on after a full disk: where the disk takes something again, the file is opened anew and checked whole.
+    /// Goes on after a full disk: when the disk accepts data again, the file is opened again and checked whole.
     ///
     /// # Errors
     ///
@@ -249,7 +249,7 @@ pub(crate) fn verify(connection: &Connection, path: &Path) -> Result<Walk, OpenE
     Ok(walk)
 }
 
-/// Takes bad rows out, keeps a copy of all as it was, and chains what is left anew.
+/// Takes bad rows out, keeps a copy of all as it was, and chains the rest again.
 fn set_aside(connection: &Connection, path: &Path, walk: &Walk) -> Result<Quarantined, OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let rows: Vec<i64> = walk.bad.iter().map(|(position, _)| *position).collect();

@@ -165,7 +165,7 @@ impl State {
         }
     }
 
-    /// Opens the file anew after a full disk, once the disk takes something again; all other failures stay.
+    /// Opens the file again after a full disk, once the disk accepts data; all other failures stay.
     fn reopen(&mut self) -> Result<(), JournalError> {
         match &self.failed {
             None => return Ok(()),
@@ -190,7 +190,7 @@ impl State {
         // Requests whose answers could not be written.
         open::settle_answers(&connection).map_err(|error| journal_error(&error))?;
         (self.connection, self.position, self.hash, self.failed) = (connection, walk.last, walk.hash, None);
-        tracing::warn!(rows = self.position, "the disk has room again: the journal is written anew");
+        tracing::warn!(rows = self.position, "the disk has room again: the journal is written again");
         Ok(())
     }
 

@@ -128,7 +128,7 @@ pub enum FillCause {
     Order,
     /// The venue closed the position because its margin ran out.
     Liquidation,
-    /// The venue closed a profitable position to cover somebody else's loss.
+    /// The venue closed a profitable position to cover another trader's loss.
     Deleveraging,
     /// The venue settled the contract: it was delivered or delisted.
     Settlement,
@@ -197,7 +197,7 @@ pub struct Fill {
 /// What is known of an order after asking a venue to place it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubmitOutcome {
-    /// The venue has the order; fills are told apart.
+    /// The venue has the order; fills come in events of their own.
     Acknowledged(OrderAck),
     /// No position can come of it: the venue's table calls the refusal definite, or no byte was written.
     NotAccepted(Refusal),

@@ -17,7 +17,7 @@ pub enum Requester {
     Policy,
     /// The start of the engine, for what an earlier run left open.
     Recovery,
-    /// Whoever runs the engine: a program around it, or a caller of an API that needs no key.
+    /// The operator: a program around the engine, or a caller of an API that needs no key.
     #[default]
     Operator,
 }

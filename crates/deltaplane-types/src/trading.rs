@@ -1,4 +1,4 @@
-//! What may be traded, and what somebody should look at.
+//! Trading restrictions and alerts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -119,9 +119,9 @@ impl FromStr for AlertKind {
 pub enum AlertSeverity {
     /// For information.
     Info,
-    /// Somebody should look.
+    /// Look at it soon.
     Warn,
-    /// Somebody must act.
+    /// Act now.
     Critical,
 }
 

@@ -70,7 +70,7 @@ pub(crate) fn gate(code: i64) -> Option<(&'static str, &'static str)> {
         )),
         -2015 | -2014 | -1022 => Some((
             "the key is not known, has expired, lacks a right, or is used from another address",
-            "approve the agent anew or check the key, its rights and the addresses that it is bound to",
+            "approve the agent again or check the key, its rights and the addresses that it is bound to",
         )),
         -4225 => {
             Some(("the request's nonce is outside the venue's window", "synchronize this machine's clock"))

@@ -3,8 +3,8 @@
 //!
 //! # Quirks that shape the code
 //! - A V3 request has no validity window of its own: the venue takes it in within 60 s of its nonce. An order
-//!   whose fate is unknown is fenced by a `noop` with the same nonce, so nobody waits that long.
-//! - The signature covers the parameters alone, neither method nor path: whoever sees a signed string could
+//!   whose outcome is unknown is invalidated by a `noop` with the same nonce, so that its window need not pass.
+//! - The signature covers the parameters alone, neither method nor path: a reader of a signed string could
 //!   send it anywhere. It is never logged.
 //! - A parameter that does not belong to the order's type is an error, not ignored.
 //! - Every symbol and asset is listed in the account's answer, held or not.

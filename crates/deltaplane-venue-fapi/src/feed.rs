@@ -41,7 +41,7 @@ struct Shared {
     views: Views,
     last_update: AtomicI64,
     errors: AtomicU64,
-    /// Streams that end are told once in a while, with how many more did.
+    /// Ends of streams are logged once in a while, with their number.
     losses: Seldom,
     changes: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
@@ -273,7 +273,7 @@ impl Session {
                     // The stream is read on while the snapshot is on its way: the socket buffers it.
                     let snapshot = match self.rest.depth(&contract.name).await {
                         Ok(snapshot) => snapshot,
-                        // The stream goes on; the venue's count begins anew soon.
+                        // The stream goes on; the venue's count begins again soon.
                         Err(RestError::Budget(wait)) => {
                             snapshot_at = Some(tokio::time::Instant::now() + wait.max(retry.next_wait()));
                             continue;

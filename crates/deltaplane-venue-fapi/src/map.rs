@@ -380,7 +380,7 @@ mod tests {
 
     /// The venue's page on order updates: `autoclose-`, `adl_autoclose`, `settlement_autoclose-`.
     #[test]
-    fn the_venues_own_closes_are_told_by_how_their_names_begin() {
+    fn forced_closes_are_known_by_the_prefix_of_their_names() {
         for (name, expected) in [
             ("autoclose-1768962991505050083", FillCause::Liquidation),
             ("adl_autoclose", FillCause::Deleveraging),
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_contracts_are_told_by_their_types() {
+    fn kinds_of_contracts_follow_from_their_types() {
         for text in ["PERPETUAL", "TRADIFI_PERPETUAL", "PERPETUAL_DELIVERING", "NEW_PERPETUAL"] {
             assert_eq!(kind(Some(text)), ContractKind::Perpetual, "{text}");
         }

@@ -211,7 +211,7 @@ impl Rest {
     }
 
     /// Asks for the venue's time where it is not known, as after a refusal for its sake: an order, and all the more what
-    /// protects, does not wait until somebody else asks. What then still lacks it is not signed.
+    /// protects, reads the time itself. A request that still lacks it is not signed.
     async fn know_the_clock(&self, priority: Priority) {
         if self.venue_now().is_err()
             && let Err(error) = self.time(priority).await

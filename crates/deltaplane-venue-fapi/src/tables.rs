@@ -142,7 +142,7 @@ impl Tables {
                     tracing::info!(list = list.name(), %error, "a kept table cannot be read: it is asked for again");
                 }
                 if matches!(list, List::Settings | List::Mode) {
-                    // People change these while nobody listens.
+                    // Users change these while no stream is connected.
                     tables.write(|known| known.doubted.insert(list));
                 }
             }

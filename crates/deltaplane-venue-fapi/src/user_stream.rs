@@ -164,7 +164,7 @@ impl UserStream {
                 for event in events {
                     match event {
                         AccountEvent::SettingsChanged => self.tables.settings_changed(),
-                        // Whoever trades what has no symbol here may do so all the time.
+                        // Trades in contracts without a symbol may be frequent.
                         AccountEvent::UnmappedChanged if self.unmapped_changes.passes().is_none() => continue,
                         _ => {}
                     }
@@ -312,7 +312,7 @@ mod tests {
 
     /// The same page's frame that is no event, and a changed leverage.
     #[test]
-    fn what_is_no_event_ends_the_stream_and_a_changed_setting_is_told() {
+    fn an_unknown_frame_ends_the_stream_and_a_changed_setting_is_an_event() {
         for text in ["", "<html>", "[1]", r#"{"stream":"x"}"#] {
             let told = decode(text, &"a".parse().unwrap(), &symbols());
             assert!(matches!(told, Err(StreamError::NoEvent(_))), "{text}: {told:?}");
@@ -323,7 +323,7 @@ mod tests {
 
     /// The venue's names of its own orders may be longer than ours can be: 40 characters.
     #[test]
-    fn a_trade_of_the_venues_own_order_is_told() {
+    fn a_trade_of_the_venues_own_order_is_an_event() {
         let told = events(
             r#"{"e":"ORDER_TRADE_UPDATE","o":{"s":"BTCUSDT","c":"settlement_autoclose-1768962991505050083","S":"SELL","X":"FILLED","q":"0.2","i":7,"l":"0.2","z":"0.2","L":"66000","ap":"66000","T":5,"t":9}}"#,
         );
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_symbol_is_told_to_be_read() {
+    fn a_contract_without_symbol_asks_for_a_read() {
         let told = events(
             r#"{"e":"ACCOUNT_UPDATE","E":2,"T":1,"a":{"m":"ORDER","B":[],"P":[{"s":"ODDUSDT","pa":"3","ps":"BOTH"},{"s":"BTCUSDT","pa":"1","ps":"BOTH"}]}}"#,
         );

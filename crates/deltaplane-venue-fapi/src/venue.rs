@@ -47,7 +47,7 @@ const PACE: Pace = Pace {
     after_event: Duration::from_millis(100),
     audit: Duration::from_secs(60),
 };
-/// Our clock may differ this much from the venue's before somebody should look.
+/// Difference between our clock and the venue's above which preflight warns.
 const NOTABLE_SKEW_MS: i64 = 1_000;
 /// How often the account is read because of changes in contracts that have no symbol.
 const UNMAPPED_EVERY: Duration = Duration::from_secs(10);
@@ -273,7 +273,7 @@ impl AccountReader for FapiVenue {
         let rows = account.positions.read;
         let details = self.position_details(&rows, priority).await?;
         if rows.iter().any(|row| !row.position_amt.0.is_zero() && !self.tables.lists(&row.symbol)) {
-            // Listed a moment ago, perhaps; where it is not, the position is told as one without a symbol.
+            // Listed a moment ago, perhaps; else the position is reported as one without a symbol.
             if let Err(error) = self.tables.look_again(priority).await {
                 tracing::debug!(%error, "the list is not read again yet");
             }
@@ -603,7 +603,7 @@ impl FapiVenue {
                 found.push(Finding::warning(
                     Check::Agent,
                     format!("agent {address} may take money out"),
-                    "approve it anew without the right to withdraw",
+                    "approve it again without the right to withdraw",
                 ));
             }
             let is_ours = address.eq_ignore_ascii_case(ours);
@@ -611,20 +611,20 @@ impl FapiVenue {
                 found.push(Finding::blocking(
                     Check::Permissions,
                     format!("our agent {address} may not trade perpetuals"),
-                    "approve it anew with the right to trade perpetuals",
+                    "approve it again with the right to trade perpetuals",
                 ));
             }
             if is_ours && ends <= now {
                 found.push(Finding::blocking(
                     Check::Agent,
                     format!("the right of our agent {address} expired at {ends} (milliseconds)"),
-                    "approve it anew",
+                    "approve it again",
                 ));
             } else if ends.since(now) < Duration::from_secs(7 * 24 * 3_600) {
                 found.push(Finding::warning(
                     Check::Agent,
                     format!("the right of agent {address} ends at {ends} (milliseconds)"),
-                    "approve it anew before that",
+                    "approve it again before that",
                 ));
             } else {
                 found.push(Finding::fine(Check::Agent, format!("agent {address} is approved")));

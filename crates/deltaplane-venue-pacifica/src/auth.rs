@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(refused("0OIl", &account), KeyError::Secret, "not of the alphabet");
         assert_eq!(refused("", &account), KeyError::Secret);
         assert_eq!(refused(&pair, &pair), KeyError::SecretForAccount);
-        assert_eq!(refused(&pair, "nobody"), KeyError::Account(6));
+        assert_eq!(refused(&pair, "no-key"), KeyError::Account(6));
         let cut = &pair[..pair.len() - 1];
         assert!(!refused(&pair, cut).to_string().contains(&cut[..8]), "most of a secret");
         let mut whole = [0_u8; 64];

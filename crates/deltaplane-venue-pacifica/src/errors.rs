@@ -70,7 +70,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("Order amount too high", "lower the amount"),
     ("Open order limit reached", "cancel open orders of the account"),
     ("Open interest limit", "use another exchange until the market's open interest falls"),
-    ("Price too far from mark", "ask again: prices are then taken anew"),
+    ("Price too far from mark", "retry: the caps then follow the newest price"),
 ];
 
 fn remedy(text: &str) -> Option<&'static str> {

@@ -41,7 +41,7 @@ struct Shared {
     views: RwLock<BTreeMap<Symbol, Arc<MarketView>>>,
     last_update: AtomicI64,
     errors: AtomicU64,
-    /// Streams that end are told once in a while, with how many more did.
+    /// Ends of streams are logged once in a while, with their number.
     losses: Seldom,
     changes: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
@@ -165,7 +165,7 @@ enum FeedError {
     NoList(String),
 }
 
-/// What the venue lists, asked for where nobody else knows it yet.
+/// The venue's list, read if no other part has read it yet.
 struct List {
     rest: Rest,
     symbols: SymbolMap,
@@ -222,7 +222,7 @@ impl Follower {
                 self.shared.views.read().unwrap_or_else(PoisonError::into_inner).contains_key(&self.symbol);
             let is_missing = matches!(result, Err(FeedError::Unlisted(_)));
             missing = if was_listed || !is_missing { 0 } else { missing.saturating_add(1) };
-            // A book that nobody renews is no book.
+            // An order book without updates is no order book.
             self.shared.views.write().unwrap_or_else(PoisonError::into_inner).remove(&self.symbol);
             self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
             if let Err(error) = result {

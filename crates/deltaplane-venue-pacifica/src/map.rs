@@ -30,7 +30,7 @@ pub(crate) enum MapError {
     State,
 }
 
-/// The name of an order, where its client gave one. Why one exists is told by its trades.
+/// The name of an order, if its client gave one. Its trades say why it exists.
 pub(crate) fn order_name(order: &PastOrder) -> Option<OrderName> {
     Some(OrderName {
         venue_order_id: id(order.order_id).ok()?,
@@ -241,7 +241,7 @@ const MAKER: (i64, u32) = (15, 5);
 pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapError> {
     let InstrumentParts { symbol, contract, market, account, leverage, isolated, mark, settled } = parts;
     let lot = contract.base_quantity(market.lot_size.0)?;
-    // The largest order is told in money.
+    // The largest order is stated in money.
     let largest = mark.and_then(|mark| market.max_order_size.0.checked_div(mark.value())).map(|most| {
         let lots = most.checked_div(lot.value()).map_or(Decimal::ZERO, |lots| lots.floor());
         lots.saturating_mul(lot.value())
@@ -264,7 +264,7 @@ pub(crate) fn instrument(parts: &InstrumentParts<'_>) -> Result<Instrument, MapE
         max_quantity: deltaplane_types::Quantity::try_new(max_quantity).map_err(ContractError::from)?,
         tick_size: contract.base_price(market.tick_size.0)?,
         min_notional: Notional::new(market.min_order_size.0),
-        // Somebody saw dust closed below the minimum; nothing published says so.
+        // Dust was seen to be closed below the minimum; no page says so.
         reduce_only_exempt: false,
         price_band_up: None,
         price_band_down: None,
@@ -328,7 +328,7 @@ mod tests {
         serde_json::from_str(&text).expect("a row")
     }
 
-    /// A stop order of somebody else is `triggered`: it decides nothing. One of ours in such a state is an error.
+    /// An external stop order is `triggered`: it decides nothing. One of ours in such a state is an error.
     #[test]
     fn a_state_that_is_not_known_counts_where_the_order_is_ours() {
         let contract = SymbolMap::contract_of_name(NameRule::BaseOnly, "ETH").expect("a contract");

@@ -161,7 +161,7 @@ impl Rest {
     }
 
     /// Asks for something small where the venue's time is not known, as after a refusal for its sake: every answer tells it.
-    /// An order, and all the more what protects, does not wait until somebody else asks.
+    /// An order, and all the more a protective request, reads the time itself.
     pub(crate) async fn know_the_clock(&self, account: &str, priority: Priority) {
         if self.venue_now().is_err()
             && let Err(error) = self.settings(account, priority).await

@@ -222,7 +222,7 @@ impl Session {
     }
 
     fn tell(&self, event: AccountEvent) {
-        // Nobody listens between operations; state is then read by REST.
+        // There may be no listener between operations; state is then read by REST.
         let _ = self.events.send(event);
     }
 
@@ -306,14 +306,14 @@ impl Session {
         let waiting = frame.id.as_ref().and_then(|id| connection.pending.remove(id));
         let (reply, spent) = waiting.unzip();
         self.observe_credits(&frame, spent);
-        // A frame that names no request decides nothing: whoever waits for it asks in the end.
+        // A frame that names no request decides nothing: the waiting request asks in the end.
         let Some(reply) = reply else { return Ok(()) };
         let came = match frame.code {
             Some(200) => Submitted::Done(serde_json::from_str(data).unwrap_or(Value::Null)),
             Some(code) => errors::of_reply(code, &frame.err.or(frame.error).unwrap_or_default()).into(),
             None => Submitted::Unknown(UnknownCause::Unreadable),
         };
-        // Nobody waits any more where the answer came late; the stream tells the order itself.
+        // No request waits any more if the answer came late; the stream has the order.
         let _ = reply.send(Reply::Came(came));
         Ok(())
     }
@@ -392,12 +392,12 @@ impl Session {
                 self.tell(AccountEvent::SettingsChanged);
             }
             // How much moves when, and what of it is pending for how long, is not documented: the count of gains begins
-            // anew with the next reading.
+            // again with the next read.
             TRANSFERS => {
                 self.tell(AccountEvent::BalanceChanged { amount: None, cause: BalanceCause::Transfer });
             }
             "prices" => {
-                // Rows of markets that nobody trades may be odd: each is read on its own.
+                // Rows of unused markets may be malformed: each is read on its own.
                 let rows: Vec<&RawValue> = serde_json::from_str(data).map_err(unreadable)?;
                 let mut marks = self.told.marks.lock().unwrap_or_else(PoisonError::into_inner);
                 for row in rows {
@@ -418,7 +418,7 @@ impl Session {
     /// The contract that an event of the account is about. Of what has no symbol here, a reading tells.
     fn of_market(&self, name: &str) -> Option<(Symbol, Contract)> {
         let found = map::of_market(&self.symbols, name);
-        // Whoever trades what has no symbol here may do so all the time.
+        // Trades in contracts without a symbol may be frequent.
         if found.is_none() && self.unmapped_changes.passes().is_some() {
             self.tell(AccountEvent::UnmappedChanged);
         }
@@ -502,7 +502,7 @@ mod tests {
     /// A sell of 0.25 in two trades. The first set shows both already with the number of the first trade; the second set is
     /// the same and has the number of the second trade: it says that this one is in it.
     #[test]
-    fn a_set_that_shows_the_same_after_a_trade_is_told_again() {
+    fn an_equal_set_after_a_trade_is_an_event_again() {
         let session = session();
         let mut told = session.events.subscribe();
         let mut connection = Connection::new();
@@ -520,7 +520,7 @@ mod tests {
         {
             take(frame);
         }
-        // Without a trade in between it is told once.
+        // Without a trade in between it is one event.
         take(set("0.25", 4));
         let mut places = Vec::new();
         while let Ok(event) = told.try_recv() {

@@ -60,7 +60,7 @@ const DOUBTED_AFTER: Duration = Duration::from_secs(1);
 /// How often the background looks for what is old, and its pause after a failure.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Our clock may differ this much from the venue's before somebody should look; its own is told in whole seconds.
+/// Difference between our clock and the venue's above which preflight warns; the venue's clock has whole seconds.
 const NOTABLE_SKEW_MS: i64 = 3_000;
 
 /// A statement with very many trades is read in parts, not shorter than this.
@@ -210,7 +210,7 @@ impl PacificaVenue {
         {
             tracing::info!(%error, "the kept settings cannot be read: they are asked for again");
         }
-        // People change these while nobody listens.
+        // Users change these while no stream is connected.
         self.learn(|known| known.are_settings_doubted = true);
     }
 
@@ -504,7 +504,7 @@ impl AccountReader for PacificaVenue {
         let mut unmapped: Vec<UnmappedPosition> =
             unreadable.iter().map(|row| self.config.symbols.unreadable_position(row)).collect();
         if rows.read.iter().any(|row| self.known_market(&row.symbol).is_none()) {
-            // Listed a moment ago, perhaps; where it is not, the position is told as one without a symbol.
+            // Listed a moment ago, perhaps; else the position is reported as one without a symbol.
             if let Err(error) = self.ensure_markets(LACKING_AGE, priority).await {
                 tracing::debug!(%error, "the markets are not read again yet");
             }
@@ -575,7 +575,7 @@ impl AccountReader for PacificaVenue {
             self.known(|known| known.settings.is_some()).then_some(()).ok_or(error)?;
         }
         self.learn(|known| known.wanted.extend([contract.name.clone()]));
-        // The stream told it, or what it allows at most is not known: the largest order is told in money.
+        // It came by the stream, or its largest size is unknown: the largest order is stated in money.
         self.mark(symbol, priority).await?;
         Ok(self.instrument(symbol, &contract, &market)?)
     }
@@ -773,8 +773,8 @@ impl PacificaVenue {
             Ok(contract) => contract.name,
             Err(error) => return Finding::untold(Check::Agent, &error),
         };
-        let nobody = uuid::Uuid::new_v4().to_string();
-        let signed = match self.rest.sign(CANCEL, cancel_payload(&name, &nobody), self.config.expiry_window) {
+        let unused = uuid::Uuid::new_v4().to_string();
+        let signed = match self.rest.sign(CANCEL, cancel_payload(&name, &unused), self.config.expiry_window) {
             Ok(signed) => signed,
             Err(error) => {
                 return Finding::blocking(Check::Agent, error.to_string(), "wait for the venue's clock");
@@ -1022,7 +1022,7 @@ impl OrderGateway for PacificaVenue {
     }
 }
 
-/// The venue has the order; whether it rests, trades or ended is told apart.
+/// The venue has the order; whether it rests, trades or ended comes in events.
 fn acknowledged(data: &Value) -> SubmitOutcome {
     let text = data.to_string();
     let id = serde_json::from_str::<Placed>(&text)

@@ -51,7 +51,7 @@ impl Failure {
 pub struct Answer<T> {
     /// The data.
     pub data: T,
-    /// Counter of the newest event in it, where it is told.
+    /// Counter of the newest event in it, if the venue sends it.
     pub last_id: Option<u64>,
     /// Where the next page begins, where there is one.
     pub next_cursor: Option<String>,
@@ -318,7 +318,7 @@ pub enum OrderState {
     Unknown,
 }
 
-/// Why a trade happened; an unknown word is told as it is.
+/// Why a trade happened; an unknown word is kept as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TradeCause {
@@ -328,7 +328,7 @@ pub enum TradeCause {
     MarketLiquidation,
     /// Margin ran out further.
     BackstopLiquidation,
-    /// Closed to cover somebody else's loss.
+    /// Closed to cover another trader's loss.
     Settlement,
     /// The same, in another word.
     AdlLiquidation,

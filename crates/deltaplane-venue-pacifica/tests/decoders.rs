@@ -119,8 +119,8 @@ fn an_answer_that_failed_is_never_data() {
 #[test]
 fn a_failure_is_read_in_each_of_its_forms() {
     let read = |body: &str| wire::Failure::read(body.as_bytes());
-    let bare = read(r#""somebody is unauthorized""#).unwrap();
-    assert_eq!((bare.text.as_str(), bare.code), ("somebody is unauthorized", None));
+    let bare = read(r#""agent is unauthorized""#).unwrap();
+    assert_eq!((bare.text.as_str(), bare.code), ("agent is unauthorized", None));
     let whole =
         read(r#"{"success":false,"error":"too small","code":25,"error_id":"invalid_amount"}"#).unwrap();
     assert_eq!((whole.code, whole.slug.as_deref()), (Some(25), Some("invalid_amount")));

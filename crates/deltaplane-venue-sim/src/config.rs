@@ -31,7 +31,7 @@ pub struct ExchangeConfig {
     /// What an asset is worth as margin, bid and ask, where all assets are margin; 1 where none is named.
     #[serde(default)]
     pub asset_rates: BTreeMap<String, [Exact; 2]>,
-    /// Rows as nobody expects them.
+    /// Malformed rows.
     #[serde(default, rename = "odd_row")]
     pub odd_rows: Vec<OddRow>,
 }

@@ -32,7 +32,7 @@ pub enum FaultKind {
         #[serde(default = "unknown_body")]
         body: String,
     },
-    /// The request is answered with an error and handled later all the same.
+    /// The request is answered with an error and handled later nevertheless.
     ErrorThenAccept {
         /// The status.
         #[serde(default = "unavailable")]
@@ -108,7 +108,7 @@ pub enum FaultKind {
         /// How late.
         millis: u64,
     },
-    /// An event of a type that nobody knows comes before each user event.
+    /// An event of an unknown type comes before each user event.
     UnknownUserEvents,
     /// A frame that is no JSON comes before each user event.
     BrokenUserFrames,

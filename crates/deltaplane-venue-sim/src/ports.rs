@@ -104,7 +104,7 @@ impl InProcessVenue {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Moves the exchange on, as somebody else on the account or the exchange itself does, and tells the account's stream.
+    /// Moves the exchange on, as external activity or the exchange itself does, and informs the account's stream.
     ///
     /// # Errors
     ///
@@ -121,7 +121,7 @@ impl InProcessVenue {
     }
 
     fn tell(&self, events: &[Event]) {
-        // Without a listener nobody misses it.
+        // Without a listener it is dropped.
         let send = |event| drop(self.events.send(event));
         // What one step of the exchange did has one place in its order.
         let place = self.told.fetch_add(1, Ordering::SeqCst).saturating_add(1);

@@ -23,7 +23,7 @@ use crate::market::Market;
 use crate::pacifica::credits::Credits;
 use crate::pacifica::keys::Bindings;
 
-/// The exchange's clock: somebody else's, or one that stands still.
+/// The exchange's clock: a shared one, or one that stands still.
 #[derive(Clone)]
 pub enum SimClock {
     /// Follows a clock.
@@ -58,9 +58,9 @@ pub struct SimOptions {
     pub clock: SimClock,
     /// Where its prices come from.
     pub market: Market,
-    /// Time between a request's arrival and its handling, again before its answer, and before a user event is told.
+    /// Time between a request's arrival and its handling, again before its answer, and before a user event is sent.
     pub latency: Duration,
-    /// By how much reads lag behind the matching: drawn anew for each read.
+    /// By how much reads lag behind the matching: drawn for each read.
     pub read_lag: RangeInclusive<Duration>,
     /// How long Pacifica holds an order back that may take.
     pub speed_bump: Duration,
@@ -277,7 +277,7 @@ impl Sim {
     fn tell(&self, account: &str, kind: &'static str, json: &str) {
         let arrives_at = Instant::now() + self.latency;
         let frame = UserFrame { account: account.into(), kind, json: json.into(), arrives_at };
-        // Without a subscriber nobody misses it.
+        // Without a subscriber it is dropped.
         if let Some(odd) = lock(&self.faults).before_user_event() {
             let _ = self.users.send(UserFrame { json: odd.into(), ..frame.clone() });
         }

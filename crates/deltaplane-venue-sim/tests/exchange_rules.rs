@@ -1,4 +1,4 @@
-//! The exchange's own rules, with numbers worked out by hand.
+//! The exchange's own rules, with numbers computed on paper.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use deltaplane_types::{Decimal, Side, parse_exact};

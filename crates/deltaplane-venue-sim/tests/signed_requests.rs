@@ -358,8 +358,8 @@ async fn pacifica_refuses_a_get_with_a_body_and_unbound_agents() {
     let data = read(include_str!("data/vectors_pacifica.json"));
     let main = text(&data["keys"]["main"], "public_key_base58");
     let at = data["vectors"][0]["timestamp"].as_i64().unwrap();
-    let nobody = AccountConfig { agents: vec![], ..pacifica_account(main, "") };
-    let running = exchange(Dialect::Pacifica, nobody, at, |_| {}).await;
+    let unbound = AccountConfig { agents: vec![], ..pacifica_account(main, "") };
+    let running = exchange(Dialect::Pacifica, unbound, at, |_| {}).await;
     let by_agent = &data["vectors"][1]["body"];
     let (status, answer) = post(&running, "/api/v1/orders/create", by_agent).await;
     assert!(status == 400 && answer.contains("Agent not authorized for account"), "{answer}");

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 const ALL: [Dialect; 3] = [Dialect::Binance, Dialect::Aster, Dialect::Pacifica];
 
-/// A pong of a client (masked with zeros) that nobody asked for.
+/// An unsolicited pong of a client (masked with zeros).
 const PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
 
 const fn ms(millis: u64) -> Duration {

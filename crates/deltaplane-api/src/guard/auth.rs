@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(check(Some(&key), &[], &bearer("admin.wrong")), Err(Denied::Key));
         assert_eq!(check(Some(&key), &[], &headers(&[(header::HOST, "localhost")])), Err(Denied::Key));
         assert_eq!(format!("{key:?}"), "ApiKey(***)");
-        // A page of another origin and a name that somebody pointed here do not even come to the key.
+        // A page of another origin and a rebound host name are rejected before the key is read.
         let from = |host: &str, origin: &str| {
             let mut headers = bearer(&text);
             headers.insert(header::HOST, host.parse().unwrap());

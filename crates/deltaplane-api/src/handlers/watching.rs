@@ -110,7 +110,7 @@ pub(crate) async fn risk_history(
     }
 }
 
-/// How what was earned is told.
+/// The format of the daily PnL.
 #[derive(Clone, Copy)]
 enum PnlForm {
     Json,

@@ -14,7 +14,7 @@ use serde_json::value::{RawValue, to_raw_value};
 const DIGITS: u32 = 28;
 
 /// A decimal written as a JSON number with all its digits and no others. Of the 29 that a quotient may have the last one
-/// is rounded away: what is told can be sent back.
+/// is rounded away: what an answer has can be sent back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Number(pub(crate) Decimal);
 

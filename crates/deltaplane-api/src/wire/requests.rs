@@ -31,7 +31,7 @@ fn timeout(fields: &mut Fields<'_>, default: u64) -> Duration {
     Duration::from_millis(fields.millis("timeout", bounds::TIMEOUT).unwrap_or(default))
 }
 
-/// Whether whoever asks knows of positions that have no symbol.
+/// Whether the request accepts positions that have no symbol.
 fn accepting(fields: &mut Fields<'_>, meta: RequestMeta) -> RequestMeta {
     let plan = fields.optional_text("planId", "the planId of a dry run");
     if plan.is_some() && fields.flag("dryRun") == Some(true) {

@@ -287,7 +287,7 @@ fn pnl_line(line: &EarnedDay) -> JsonObject {
     json
 }
 
-/// What was earned: every line, the sums of hedge groups, the sum of all, and what nobody says the worth of.
+/// Daily PnL: every line, the sums of hedge groups, the sum of all, and amounts without a known rate.
 pub(crate) fn pnl(lines: &[EarnedDay], policies: &[PolicyView]) -> JsonObject {
     let (counted, uncounted): (Vec<&EarnedDay>, Vec<&EarnedDay>) =
         lines.iter().partition(|line| line.counts());

@@ -15,7 +15,7 @@ use crate::control::{Ending, Goal};
 use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 
-/// What is told of orders and is over when all are settled.
+/// Alerts on orders that end when all orders are settled.
 const TOPICS: [AlertTopic; 2] = [AlertTopic::FrozenOrder, AlertTopic::OrderUnresolved];
 
 /// What is said of an operation that the end of the process cut off.
@@ -130,7 +130,7 @@ impl Operation {
             _ => return None,
         };
         let worth = away.abs().notional_at(price).ok()?;
-        // What went past the target stands alone too, however far it was before.
+        // What went past the target is unhedged too, however far it was before.
         let past = !before.is_zero() && away.side() != before.side();
         ((away.abs() > before.abs() || past) && worth > self.config.dust_limit).then_some(away)
     }
@@ -147,7 +147,7 @@ impl Operation {
         anchor.net_all.is_none() && worth.is_ok_and(|worth| worth <= self.config.dust_limit)
     }
 
-    /// A leg stands alone and cannot be closed again: a person must know at once.
+    /// A leg is unhedged and cannot be closed again: raises an alert at once.
     fn tell_unmatched(&self, effects: &mut Vec<Effect>) {
         let Some(unmatched) = self.unmatched() else { return };
         effects.push(Effect::Raise(Condition {
@@ -163,7 +163,7 @@ impl Operation {
         }));
     }
 
-    /// What was to be closed stands still, or a market ran away from a hedge in the middle of it.
+    /// Raises an alert on a flatten that left positions, or a hedge that the price left incomplete.
     fn tell_what_is_left(&self, traded: bool, effects: &mut Vec<Effect>) {
         let topic = match self.spec.goal {
             Goal::Flatten => AlertTopic::FlattenIncomplete,
@@ -177,7 +177,7 @@ impl Operation {
             }
             return;
         };
-        let ran_away = self.ending == Some(Ending::BeyondCap);
+        let beyond_cap = self.ending == Some(Ending::BeyondCap);
         let (severity, message) = match topic {
             AlertTopic::FlattenIncomplete => (
                 AlertSeverity::Warn,
@@ -193,7 +193,7 @@ impl Operation {
                     self.id, failed.error, failed.solution
                 ),
             ),
-            _ if traded && ran_away && failed.code == Code::DeltaBeyondLimit => (
+            _ if traded && beyond_cap && failed.code == Code::DeltaBeyondLimit => (
                 AlertSeverity::Critical,
                 format!(
                     "operation {} traded a part and found nothing more within its price caps: {}; ask again with fresh prices, or raise maxSlippage",

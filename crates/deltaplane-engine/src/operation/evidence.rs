@@ -50,7 +50,7 @@ impl Operation {
     }
 
     pub(super) fn on_fill(&mut self, fill: Fill, now: Timestamp) {
-        // The venue's order ids are unique in a symbol only; our own id decides where it is told.
+        // The venue's order ids are unique in a symbol only; our own id decides if the answer has it.
         let ours = self.orders.iter().find(|(id, order)| {
             order.intent.order.account == fill.account
                 && order.intent.order.symbol == fill.symbol
@@ -72,7 +72,7 @@ impl Operation {
         }
     }
 
-    /// The stream may have told what nobody heard: ask.
+    /// Events of the stream may be lost: look the order up.
     pub(super) fn ask_soon(&mut self, account: &AccountId, now: Timestamp) {
         for order in self.orders.values_mut().filter(|order| order.intent.order.account == *account) {
             if !order.is_settled() && matches!(order.fate, Fate::Accepted | Fate::Unknown | Fate::Ended(_)) {
@@ -269,7 +269,7 @@ impl Operation {
             effects.push(if matches!(order.fate, Fate::Ended(_)) && order.venue_order_id.is_some() {
                 Effect::ReadTrades(id.clone())
             } else if matches!(order.fate, Fate::Ended(_)) {
-                // Its trades are told under the venue's name for it, which the journal does not keep.
+                // Its trades have the venue's name of the order, which the journal does not keep.
                 Effect::Sight(id.clone())
             } else if order.is_sought() && !order.may_be_hidden() && !order.was_acknowledged() {
                 // It was not found before: the whole look asks for it too.

@@ -41,7 +41,7 @@ const MAX_IDLE_ROUNDS: u32 = 2;
 /// How the reason of an operation begins that ended as nothing traded any more.
 /// Failed proofs of absence before an order is frozen.
 const MAX_FAILED_PROOFS: u32 = 3;
-/// Readings of positions that our own trades do not explain, before they count as somebody else's doing.
+/// Reads of positions that our own trades do not explain, before they count as external activity.
 const MAX_REREADS: u32 = 8;
 /// How long each of them waits for the stream, or for a slow venue.
 const REREAD_PAUSE: Duration = Duration::from_millis(250);
@@ -141,7 +141,7 @@ pub enum Effect {
         /// Which reading it is: an older one's answer does not count.
         reading: u32,
         /// Whether the venues are asked even where the accounts' streams are proven.
-        anew: bool,
+        from_venue: bool,
         /// What to wait for first.
         pause: Pause,
     },
@@ -161,7 +161,7 @@ pub enum Effect {
     Prove(ClientOrderId),
     /// Append these records; nothing waits for it.
     Record(Vec<Record>),
-    /// Somebody should know of this.
+    /// Raise this alert.
     Raise(Condition),
     /// A condition that this operation raised is over.
     Resolve(AlertTopic),
@@ -363,7 +363,7 @@ impl Operation {
             let may_rest = intent.order.time_in_force != TimeInForce::ImmediateOrCancel;
             let order = operation.track(intent, None, sent);
             if let Some(order) = operation.orders.get_mut(&order).filter(|_| may_rest) {
-                // Nobody waits for its trades any more.
+                // Its trades are not waited for any more.
                 order.cancel_at = Some(now);
             }
             match outcome {
@@ -536,15 +536,15 @@ impl Operation {
     /// Asks for the accounts' state now; answers to earlier questions do not count any more.
     fn read(&mut self, after: Duration, effects: &mut Vec<Effect>) {
         self.reading = self.reading.wrapping_add(1);
-        effects.push(Effect::Read { reading: self.reading, anew: false, pause: Pause::Whole(after) });
+        effects.push(Effect::Read { reading: self.reading, from_venue: false, pause: Pause::Whole(after) });
     }
 
     /// Asks for the accounts' state once it changes: an event may be on its way. After [`ASK_FROM`] such waits the
     /// venues are asked.
     fn read_again(&mut self, effects: &mut Vec<Effect>) {
         self.reading = self.reading.wrapping_add(1);
-        let anew = self.rereads >= ASK_FROM;
-        effects.push(Effect::Read { reading: self.reading, anew, pause: Pause::Change(REREAD_PAUSE) });
+        let from_venue = self.rereads >= ASK_FROM;
+        effects.push(Effect::Read { reading: self.reading, from_venue, pause: Pause::Change(REREAD_PAUSE) });
     }
 
     fn note(&mut self, at: Timestamp, text: impl Into<String>) {
@@ -626,11 +626,11 @@ impl Operation {
             }
         }
         self.tell_doubt(now, effects);
-        // What is out is waited for when it gives way, and not when its time is over.
+        // Orders in flight are waited for when it is preempted, not when its time is over.
         let over = now >= self.ends_at || (self.phase == Phase::Reading && self.is_over(now));
         if !self.answered && self.phase != Phase::Finished && over {
             if self.phase == Phase::Reading {
-                // Between two rounds something may stand alone.
+                // Between two rounds a leg may be unhedged.
                 self.unwind_instead(now, effects);
             }
             self.time_out(now, effects);

@@ -38,7 +38,7 @@ impl Operation {
         }
         let snapshot = match result {
             Ok(snapshot) => snapshot,
-            // One side may stand alone: the venues are asked again as long as there is time.
+            // One leg may be unhedged: the venues are asked again as long as there is time.
             Err(_) if self.has_two_open_sides() && !self.is_over(now) => {
                 self.note(now, "an account cannot be read: asking again");
                 return self.read_again(effects);
@@ -168,7 +168,7 @@ impl Operation {
                 }
                 if failure.code == Code::DeltaBeyondLimit && self.orders.values().any(|o| o.refusal.is_some())
                 {
-                    // That an order was refused says more than that nobody is left to trade.
+                    // A rejected order says more than that no account is left to trade.
                     let ending = Ending::of_obstacles(self.first_plan.as_deref());
                     (self.ending, self.reason) = (Some(ending), Some(failure.error.clone()));
                     return self.finish(now, effects);
@@ -241,7 +241,7 @@ impl Operation {
         (!beyond.is_empty()).then(|| beyond.join(", "))
     }
 
-    /// Whoever refused an order by rules that have changed since may take one that keeps to the new ones.
+    /// A venue that rejected an order by rules that have changed since may accept one under the new rules.
     fn forgive_what_changed(&mut self, snapshot: &Snapshot, now: Timestamp) {
         for (id, facts) in &snapshot.accounts {
             let known = self.instruments.insert(id.clone(), facts.instrument.clone());
@@ -265,14 +265,14 @@ impl Operation {
         }
         self.note(now, "it ends here: closing again what was opened and has no counterpart");
         (self.unwinding, self.rounds, self.idle_rounds, self.rereads) = (true, 0, 0, 0);
-        // Whoever refused to open or could not follow may well take an order that only reduces.
+        // A venue that rejected an opening order may well accept one that only reduces.
         self.excluded.clear();
         self.phase = Phase::Reading;
         self.read(ROUND_PAUSE, effects);
         true
     }
 
-    /// A position that our own trades do not explain: somebody else traded, and the plan is made from the truth.
+    /// A position that our own trades do not explain is external activity, and the plan is made from the position.
     fn unexplained(&self, snapshot: &Snapshot) -> Vec<(AccountId, Delta, Delta)> {
         let mut found = Vec::new();
         for (id, facts) in &snapshot.accounts {
@@ -367,7 +367,7 @@ impl Operation {
         self.adjustment_needed = true;
         self.record_plan(&plan, now);
         if self.spec.terms.remembered.is_some() {
-            // Whoever was in no leg of the plan that was looked at takes no part in the rest of it either.
+            // An account without a leg in the remembered plan takes no part in the rest of it either.
             let has_leg = |id: &&AccountId| plan.legs.iter().any(|leg| leg.account == **id);
             self.excluded.extend(self.spec.accounts.iter().filter(|id| !has_leg(id)).cloned());
         }

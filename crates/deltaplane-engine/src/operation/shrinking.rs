@@ -13,7 +13,7 @@ use crate::doubts::Doubt;
 use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
 
-/// An order in doubt for longer than this past the moment at which its absence could be proven is told to people.
+/// An order that is unresolved for longer than this past the moment at which its absence could be proven raises an alert.
 const DOUBT_TOLD: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Operation {
@@ -48,7 +48,7 @@ impl Operation {
         let mut excluded = self.excluded.clone();
         let open = self.orders.values().filter(|order| !order.is_settled());
         excluded.extend(open.map(|order| order.intent.order.account.clone()));
-        // A venue that shows another position than we know is late, or somebody else is at work there.
+        // A venue that shows another position than we know is late, or there is external activity.
         excluded.extend(snapshot.accounts.iter().filter_map(|(id, facts)| {
             let known = self.expected_position(id)?;
             (known != facts.account.position(&self.spec.symbol)).then(|| id.clone())

@@ -340,7 +340,7 @@ fn what_was_opened_is_closed_again_when_its_partner_is_refused() {
 }
 
 #[test]
-fn it_gives_way_with_its_next_slice_and_leaves_nothing_alone() {
+fn a_preempted_operation_stops_at_its_next_slice_without_an_unhedged_leg() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
@@ -492,7 +492,7 @@ fn what_was_opened_is_closed_again_when_the_time_is_over() {
     bench.fills(&first[1].1);
     bench.now = bench.now.after(Duration::from_secs(31));
     bench.is_refused_for(&first[0].1, RefusalReason::Overloaded);
-    assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Answer)), "the caller is told");
+    assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Answer)), "the caller gets an answer");
     bench.shows(&[("rich", "9"), ("poor", "3")]);
     let back = bench.reserved();
     assert_eq!(texts(&back), [("poor -3", true)]);
@@ -523,7 +523,7 @@ fn what_was_opened_is_closed_again_when_the_time_is_over_between_two_rounds() {
     bench.step(Event::Read(reading(&bench.effects), failed()));
     bench.now = bench.now.after(Duration::from_secs(31));
     bench.step(Event::Tick);
-    assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Answer)), "the caller is told");
+    assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Answer)), "the caller gets an answer");
     bench.step(Event::Read(reading(&bench.effects), failed()));
     let last = reading(&bench.effects);
     bench.step(Event::Read(last, Ok(snapshot(&[("rich", "9"), ("poor", "3")]))));
@@ -556,7 +556,7 @@ fn both_sides_that_grew_alike_are_left_where_the_rest_is_dust() {
 }
 
 #[test]
-fn what_was_closed_is_not_opened_again_and_a_person_is_told() {
+fn a_closed_leg_is_not_opened_again_and_an_alert_is_raised() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
@@ -664,7 +664,7 @@ fn funding_is_expected_by_the_venues_own_interval() {
 
 /// Three of five were sold when the market fell by 3 % and left the cap of half a percent: two fifths are left.
 #[test]
-fn a_market_that_left_the_caps_is_told_where_what_is_left_is_too_much() {
+fn a_price_beyond_the_caps_is_the_reason_of_a_shortfall() {
     for (max_deviation, is_enough) in [("0.5", true), ("0.1", false)] {
         let mut bench = Bench::controlling(max_deviation);
         bench.shows(&[("main", "5")]);

@@ -551,7 +551,7 @@ pub struct ExtendedKey {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListenKey {
-    /// The key: whoever has it reads the account's stream.
+    /// The key: its owner reads the account's stream.
     pub listen_key: String,
 }
 

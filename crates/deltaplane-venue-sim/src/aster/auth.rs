@@ -1,4 +1,4 @@
-//! Who asks: an HMAC key on the old paths, an agent's signature on the new ones.
+//! Authentication: an HMAC key on the old paths, an agent's signature on the new ones.
 
 use percent_encoding::percent_decode_str;
 
@@ -16,7 +16,7 @@ pub(crate) struct Caller {
     pub(crate) signed_by: Option<(String, i64)>,
 }
 
-/// Establishes who asks.
+/// Authenticates a request.
 pub(crate) fn authorize(sim: &Sim, path: &str, security: Security, raw: &Raw<'_>) -> Result<Caller, Reject> {
     if security == Security::None {
         let params = Params::parse(raw.query, raw.body)?;

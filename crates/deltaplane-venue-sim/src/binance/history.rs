@@ -121,7 +121,7 @@ pub(crate) fn historical_trades(sim: &Sim, _: &str, params: &Params) -> Result<V
     Ok(all.iter().filter(|trade| id(trade.id) >= from).take(limit).map(trade_row).collect())
 }
 
-/// Trades of one taker at one price and time as one; here each stands alone.
+/// Trades of one taker at one price and time as one; here each has a row of its own.
 pub(crate) fn agg_trades(sim: &Sim, _: &str, params: &Params) -> Result<Value, Reject> {
     let (mut all, limit) = (public(sim, params)?, params.limit(500, 1_000)?);
     let (from, start, end) =

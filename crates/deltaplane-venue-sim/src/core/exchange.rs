@@ -121,7 +121,7 @@ pub enum Command {
         /// The new quantity.
         quantity: Decimal,
     },
-    /// Close a part of a position to cover somebody else's loss.
+    /// Close a part of a position to cover another trader's loss.
     Deleverage {
         /// Whose.
         account: String,
@@ -179,7 +179,7 @@ pub enum Command {
     SetContract {
         /// The symbol.
         symbol: String,
-        /// Whether the exchange says that it trades; not where it is being settled. Orders are taken all the same.
+        /// Whether the exchange says that it trades; not where it is being settled. Orders are accepted nevertheless.
         is_trading: Option<bool>,
         /// Funding rate of each interval.
         funding_rate: Option<Decimal>,
@@ -272,7 +272,7 @@ pub struct Exchange {
     pub funding: Vec<(String, String, Decimal, i64)>,
     /// What an asset is worth as margin: bid and ask.
     pub asset_rates: BTreeMap<String, (Decimal, Decimal)>,
-    /// Rows as nobody expects them.
+    /// Malformed rows.
     pub(crate) odd_rows: Vec<OddRow>,
     /// When an account's orders on a symbol are canceled.
     pub countdowns: BTreeMap<(String, String), i64>,

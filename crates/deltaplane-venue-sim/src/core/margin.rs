@@ -206,7 +206,7 @@ impl Exchange {
         self.trade(now, id, price, quantity, false, cause, events);
     }
 
-    /// Closes a part of an account's position to cover somebody else's loss.
+    /// Closes a part of an account's position to cover another trader's loss.
     pub(super) fn deleverage(
         &mut self,
         now: i64,
@@ -230,7 +230,7 @@ impl Exchange {
     }
 }
 
-/// A trade that nobody ordered.
+/// A trade without an order.
 pub(super) struct Forced {
     side: Side,
     quantity: Decimal,

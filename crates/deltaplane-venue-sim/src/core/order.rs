@@ -177,7 +177,7 @@ pub enum Cause {
     Order,
     /// The account was liquidated.
     Liquidation,
-    /// A profitable position was closed to cover somebody else's loss.
+    /// A profitable position was closed to cover another trader's loss.
     Deleveraging,
 }
 
