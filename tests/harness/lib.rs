@@ -181,7 +181,7 @@ pub fn config() -> EngineConfig {
     let config = EngineConfig::new(btc(), IdKey::new(b"a key of the tests"));
     EngineConfig {
         limits: Limits { max_orders_per_minute: 100_000, ..config.limits },
-        // Longer than a proof takes with the short windows here: what shrinks in doubt has tests of its own.
+        // Longer than a proof takes with the short windows here: what shrinks unresolved has tests of its own.
         unresolved_hold: Duration::from_secs(4),
         ..config
     }

@@ -29,7 +29,7 @@ fn table() -> String {
         ("validity of a signed order", |venue| venue.validity.to_owned()),
         ("order lookup by our id", |venue| yes(venue.finds_by_client_id)),
         ("our id is unique among", |venue| venue.client_id_scope.to_owned()),
-        ("an unresolved order can be invalidated", |venue| yes(venue.fences)),
+        ("an unresolved order can be invalidated", |venue| yes(venue.invalidates)),
         ("dead man's switch for resting orders", |venue| yes(venue.counts_down)),
         ("hedge mode", |venue| yes(venue.hedge_mode)),
         ("reduce-only orders are free of the minimum notional", |venue| yes(venue.reduce_only_exempt)),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, BalanceCause, CancelOutcome, Check, Clock as _, FenceOutcome, Income, IncomeKind,
+    AccountEvent, BalanceCause, CancelOutcome, Check, Clock as _, Income, IncomeKind, Invalidation,
     OrderSighting, Priority, ReadError, RequestBudget as _, Severity,
 };
 use deltaplane_testkit::{delta, quantity};
@@ -230,16 +230,16 @@ async fn an_order_that_was_not_taken_in_is_unknown_until_it_is_not_found() {
         let sighting =
             bench.gateway.fetch_order(&id, &btc(), Bench::lately(), Priority::Resolve).await.unwrap();
         assert_eq!(sighting, OrderSighting::NotFound, "{kind:?}");
-        let fence = bench.gateway.fence(&id, &btc()).await;
+        let invalidate = bench.gateway.invalidate(&id, &btc()).await;
         let rules = bench.gateway.rules();
-        assert_eq!(rules.fences, kind == Kind::AsterAgent);
-        if rules.fences {
-            assert_eq!(fence, FenceOutcome::Burned, "{kind:?}");
+        assert_eq!(rules.invalidates, kind == Kind::AsterAgent);
+        if rules.invalidates {
+            assert_eq!(invalidate, Invalidation::Burned, "{kind:?}");
             // That a nonce is over does not tell who used it.
-            let again = bench.gateway.fence(&id, &btc()).await;
-            assert!(matches!(again, FenceOutcome::Unknown(_)), "{again:?}");
+            let again = bench.gateway.invalidate(&id, &btc()).await;
+            assert!(matches!(again, Invalidation::Unknown(_)), "{again:?}");
         } else {
-            assert_eq!(fence, FenceOutcome::Unavailable, "{kind:?}");
+            assert_eq!(invalidate, Invalidation::Unavailable, "{kind:?}");
         }
     }
 }
@@ -252,11 +252,11 @@ async fn a_fence_tells_an_order_that_arrived_from_one_that_never_will() {
     bench.running.sim().inject(kind.on_orders(FaultKind::AcceptThenSilence));
     let (id, outcome) = bench.place(&order).await;
     assert_eq!(outcome, SubmitOutcome::Unknown(UnknownCause::Timeout));
-    assert_eq!(bench.gateway.fence(&id, &btc()).await, FenceOutcome::Arrived);
+    assert_eq!(bench.gateway.invalidate(&id, &btc()).await, Invalidation::Arrived);
     let unknown = bench.next_id();
     assert_eq!(
-        bench.gateway.fence(&unknown, &btc()).await,
-        FenceOutcome::Unavailable,
+        bench.gateway.invalidate(&unknown, &btc()).await,
+        Invalidation::Unavailable,
         "its nonce is not known"
     );
 }

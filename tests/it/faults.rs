@@ -89,7 +89,7 @@ async fn f01_f02_an_order_that_finds_no_connection_was_not_sent() {
                 if reason(&outcome) == Some(RefusalReason::NotSent) {
                     return;
                 }
-                // A connection that was kept may turn out to be dead only when it is used: that is doubt.
+                // A connection that was kept may turn out to be dead only when it is used: that is unresolved order.
                 assert!(matches!(outcome, SubmitOutcome::Unknown(_)), "{kind:?}: {outcome:?}");
             }
         });
@@ -465,7 +465,7 @@ async fn f39_while_an_order_is_in_doubt_the_worst_case_is_made_smaller_elsewhere
     let index = entries.position(|entry| entry.text.contains("makes the worst case smaller"));
     let index = index.expect("another account was used");
     let smaller = report.timeline[index].at;
-    // After the freeze, which counts from the sending, and before the doubt was settled.
+    // After the freeze, which counts from the sending, and before the unresolved order was settled.
     let sent =
         report.timeline[..index].iter().rfind(|entry| entry.text.contains("durable, sent")).unwrap().at;
     let proven = report
@@ -507,10 +507,13 @@ async fn f40_a_venue_that_is_down_leaves_the_others_to_do_what_they_can() {
     };
     let blocked = world.control(other("-0.5", &world.accounts[2..])).await.failure.unwrap();
     assert_eq!(blocked.code, Code::Conflict, "{blocked:?}");
-    assert!(blocked.error.contains("in doubt") && blocked.error.contains("from 0.25 to 0.5"), "{blocked:?}");
+    assert!(
+        blocked.error.contains("unresolved") && blocked.error.contains("from 0.25 to 0.5"),
+        "{blocked:?}"
+    );
     // From [0, 0.25] to [-0.1, 0.15] is better: that goes out.
     assert_eq!(world.control(other("-0.1", &world.accounts[2..])).await.failure, None);
-    // The accounts of the order in doubt stay closed.
+    // The accounts of the unresolved order stay closed.
     let busy = world.engine.control_delta(other("0", &world.accounts[..1])).await.unwrap_err();
     assert_eq!(busy.code, Code::Conflict, "{busy:?}");
 }
@@ -540,7 +543,8 @@ async fn f41_an_order_that_trades_too_much_freezes_its_lane_until_a_person_decid
     }
     let settled = world.engine.resolve_order(resolve("0.26")).await.unwrap();
     assert_ne!(settled.state, OperationState::Running);
-    until("the lane is free", async || world.engine.control_delta(world.to_flat()).await.is_ok()).await;
+    until("the position lock is free", async || world.engine.control_delta(world.to_flat()).await.is_ok())
+        .await;
     let person = journal
         .records()
         .iter()

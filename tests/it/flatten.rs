@@ -166,7 +166,7 @@ async fn a_venue_that_is_down_means_that_nothing_is_closed() {
         let alerts = world.engine.alerts().await;
         alerts.iter().any(|alert| alert.topic.as_str() == "flatten-incomplete" && alert.symbol == Some(btc()))
     };
-    // Its last order may be in doubt until the venue answers again; then it ends, and not flat.
+    // Its last order may be unresolved until the venue answers again; then it ends, and not flat.
     world.exchanges[2].sim().clear_faults();
     until("an alert is raised", told).await;
     // It is over when the way out was taken.

@@ -263,7 +263,7 @@ async fn a_venue_that_refuses_order_after_order_takes_no_more_that_add() {
         .cloned()
         .unwrap();
     assert_eq!(alert.account, Some(account("short")));
-    assert!(alert.message.contains("refused 2 orders in a row"), "{}", alert.message);
+    assert!(alert.message.contains("rejected 2 orders in a row"), "{}", alert.message);
     // Nothing reaches the venue any more that adds; what reduces does.
     let before = world.orders_at(1);
     let refused = world.control(short("short")).await;

@@ -16,6 +16,7 @@ mod plans;
 mod rebalance;
 mod replay;
 mod scenarios;
+mod texts;
 mod unknowns;
 mod watching;
 mod words;

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
 use deltaplane_ports::{
     AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
-    ExitView, Exits, FeedStatus, FenceOutcome, Finding, IdSource, Income, OpenOrder, OrderGateway, OrderName,
+    ExitView, Exits, FeedStatus, Finding, IdSource, Income, Invalidation, OpenOrder, OrderGateway, OrderName,
     OrderSighting, Pace, PnlQuery, Policy, PolicyStatus, PriceFeed, Priority, ReadError, StreamStatus,
     TradingChange, VenueAccount, VenueRules,
 };
@@ -176,8 +176,8 @@ impl OrderGateway for Way {
         self.venue.cancel(id, symbol).await
     }
 
-    async fn fence(&self, id: &ClientOrderId, symbol: &Symbol) -> FenceOutcome {
-        self.venue.fence(id, symbol).await
+    async fn invalidate(&self, id: &ClientOrderId, symbol: &Symbol) -> Invalidation {
+        self.venue.invalidate(id, symbol).await
     }
 
     async fn fetch_order(
@@ -750,7 +750,7 @@ async fn alerts_on_carry_runway_and_delisting_come_and_go() {
     let told = engine.alerts().await;
     let told = told.iter().find(|alert| alert.topic.as_str() == "delisting").unwrap();
     assert_eq!(told.account.as_ref().unwrap().as_str(), "long");
-    assert!(told.message.contains("which its venue ends at 2027-01-17T08:00:00Z"), "{}", told.message);
+    assert!(told.message.contains("at 2027-01-17T08:00:00Z"), "{}", told.message);
 }
 
 /// A policy does not wait until the accounts are due to see what others or it itself did: the streams tell.

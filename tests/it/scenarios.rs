@@ -380,7 +380,7 @@ async fn a_timeout_of_nothing_and_one_of_a_week_are_refused_and_the_shortest_one
     assert!(after.orders.iter().all(|order| settled(order.state.as_str())), "{after:?}");
 }
 
-/// While the orders of an earlier run are still in doubt nothing is planned on them, and what protects works.
+/// While the orders of an earlier run are still unresolved nothing is planned on them, and what protects works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_in_the_middle_of_recovery_wait_and_the_kill_switch_does_not() {
     let (world, journal) = world().await;
@@ -452,7 +452,7 @@ async fn the_timeout_answers_2001_and_the_order_is_settled_later() {
     let report = world.control(request).await;
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::Timeout);
-    assert_eq!(failure.details["inDoubt"].len(), 1);
+    assert_eq!(failure.details["unresolvedOrders"].len(), 1);
     let later = ended(&world, &report.id).await;
     assert_eq!(later.orders[0].state.as_str(), "filled", "{later:?}");
     assert_eq!(later.final_delta, Some(delta("0")));

@@ -69,7 +69,7 @@ async fn an_operation_that_read_nothing_tells_no_numbers() {
     assert_eq!(world.true_net(), dec("0.25"), "nothing was sent");
 }
 
-/// While an order is in doubt the net delta of its symbol may be one of two.
+/// While an order is unresolved the net delta of its symbol may be one of two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
     let config = EngineConfig { shrink_while_unresolved: false, ..config() };
@@ -89,7 +89,7 @@ async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
     let hidden = FaultKind::Refuse { status: 500, body: "{}".to_owned() };
     world.exchanges[0].sim().inject(Fault::new(hidden, 1_000_000).on("GET", "/fapi/v1/order"));
     let started = world.engine.execute_hedge(sell("0.1", &world.accounts[0])).await.unwrap();
-    until("it is in doubt", async || {
+    until("it is unresolved", async || {
         let report = world.engine.operation(&started.id).await.unwrap();
         report.orders.iter().any(|order| order.state.as_str() == "unknown")
     })
@@ -224,7 +224,7 @@ async fn an_order_that_traded_after_its_end_reopens_its_operation() {
     assert_eq!(world.true_net(), Decimal::ZERO);
 }
 
-/// Readings lag by eight seconds and the stream says nothing: position and trade are shown when the lane has agreed for
+/// Readings lag by eight seconds and the stream says nothing: position and trade are shown when the position lock has agreed for
 /// longer than the first look for trades goes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trade_that_is_shown_very_late_reopens_its_operation_too() {

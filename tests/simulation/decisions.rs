@@ -2,6 +2,7 @@
 //! leave them equal. A change that is meant to trade otherwise writes the file again with `SIM_ACCEPT=1`.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// Seeds that one line of the file stands for.
@@ -33,7 +34,7 @@ pub(crate) fn compare(digests: &BTreeMap<u64, String>) {
             hasher.update(digest.as_bytes());
         }
         let digest = &hasher.finalize().to_hex()[..16];
-        text.push_str(&format!("{first:>4} to {:>4}: {digest}\n", first + PER_LINE - 1));
+        let _ = writeln!(text, "{first:>4} to {:>4}: {digest}", first + PER_LINE - 1);
     }
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/simulation/decisions.txt"));
     if std::env::var_os("SIM_ACCEPT").is_some() {

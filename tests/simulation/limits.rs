@@ -46,7 +46,7 @@ pub(crate) enum Request {
     OrderNames,
     Place,
     Cancel,
-    Fence,
+    Invalidate,
     CountDown,
 }
 
@@ -57,7 +57,7 @@ impl Kind {
             return match request {
                 Request::Account => 20,
                 Request::Trades | Request::OrderNames | Request::Order => 30,
-                Request::Cancel | Request::Fence => 5,
+                Request::Cancel | Request::Invalidate => 5,
                 _ => 10,
             };
         }
@@ -67,7 +67,7 @@ impl Kind {
             Request::AllOpenOrders => 40,
             Request::Trades | Request::OrderNames => 5,
             Request::Place => 0,
-            Request::OpenOrders | Request::Order | Request::Cancel | Request::Fence => 1,
+            Request::OpenOrders | Request::Order | Request::Cancel | Request::Invalidate => 1,
         }
     }
 

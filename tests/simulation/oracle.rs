@@ -305,10 +305,10 @@ impl Oracle {
         }
     }
 
-    /// An operation made the worst case smaller on other accounts while an order was in doubt.
+    /// An operation made the worst case smaller on other accounts while an order was unresolved.
     pub(crate) fn shrank(&mut self, operation: &OperationId) {
         if self.shrunk.insert(operation.clone()) {
-            *self.seldom.entry("shrunk in doubt".to_owned()).or_default() += 1;
+            *self.seldom.entry("shrunk unresolved".to_owned()).or_default() += 1;
         }
     }
 
@@ -347,7 +347,7 @@ impl State {
         if intent.order != *order {
             oracle.violation(format!("I1: {id} is sent as another order than the durable one"));
         }
-        let lane: Vec<String> = oracle
+        let position_key: Vec<String> = oracle
             .intents
             .values()
             .filter(|other| other.client_order_id != *id && other.order.account == order.account)
@@ -356,8 +356,11 @@ impl State {
             .filter(|other| oracle.sends.contains_key(&other.client_order_id) || other.epoch != intent.epoch)
             .map(|other| other.client_order_id.to_string())
             .collect();
-        if !lane.is_empty() {
-            oracle.violation(format!("I3, I10: {id} is sent while {lane:?} are open on {}", order.account));
+        if !position_key.is_empty() {
+            oracle.violation(format!(
+                "I3, I10: {id} is sent while {position_key:?} are open on {}",
+                order.account
+            ));
         }
         if oracle.killed_since.is_some_and(|since| now > since) && !order.reduce_only {
             oracle.violation(format!("I10: {id} adds exposure and is sent after the kill switch"));

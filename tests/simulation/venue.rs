@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, FenceOutcome, Finding, Income, Journal,
+    AccountEvent, AccountReader, CancelOutcome, Check, FeedStatus, Finding, Income, Invalidation, Journal,
     JournalError, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, Priority, ReadError,
     Record, StoredRecord, StreamStatus, VenueAccount, VenueRules,
 };
@@ -386,26 +386,26 @@ impl OrderGateway for SimAccount {
         result.unwrap_or(CancelOutcome::Unknown(UnknownCause::Disconnected))
     }
 
-    async fn fence(&self, id: &ClientOrderId, _: &Symbol) -> FenceOutcome {
+    async fn invalidate(&self, id: &ClientOrderId, _: &Symbol) -> Invalidation {
         let result = self
-            .ask((Priority::Resolve, Request::Fence), |state, _| {
-                let lost = state.chance("fence answer lost", state.chances.answer_lost);
+            .ask((Priority::Resolve, Request::Invalidate), |state, _| {
+                let lost = state.chance("invalidation answer lost", state.chances.answer_lost);
                 let venue = self.venue(state);
-                if !venue.fences {
-                    return FenceOutcome::Unavailable;
+                if !venue.invalidates {
+                    return Invalidation::Unavailable;
                 }
                 let arrived = venue.arrived.contains(id.as_str());
                 if !arrived {
                     venue.burned.insert(id.to_string());
                 }
                 match (lost, arrived) {
-                    (true, _) => FenceOutcome::Unknown(UnknownCause::Timeout),
-                    (false, true) => FenceOutcome::Arrived,
-                    (false, false) => FenceOutcome::Burned,
+                    (true, _) => Invalidation::Unknown(UnknownCause::Timeout),
+                    (false, true) => Invalidation::Arrived,
+                    (false, false) => Invalidation::Burned,
                 }
             })
             .await;
-        result.unwrap_or(FenceOutcome::Unknown(UnknownCause::Disconnected))
+        result.unwrap_or(Invalidation::Unknown(UnknownCause::Disconnected))
     }
 
     async fn fetch_order(
@@ -487,13 +487,13 @@ impl OrderGateway for SimAccount {
     }
 
     fn rules(&self) -> VenueRules {
-        let fences = self.world.lock().venues[&self.account].fences;
+        let invalidates = self.world.lock().venues[&self.account].invalidates;
         VenueRules {
-            validity_window: if fences { Duration::from_secs(20) } else { Duration::from_secs(3) },
+            validity_window: if invalidates { Duration::from_secs(20) } else { Duration::from_secs(3) },
             proof_slack: Duration::from_secs(1),
             proof_lag: Duration::from_secs(10),
-            fences,
-            counts_down: !fences,
+            invalidates,
+            counts_down: !invalidates,
         }
     }
 }

@@ -133,7 +133,7 @@ impl Clock for LifeClock {
 /// One venue with the one account on it.
 pub(crate) struct Venue {
     pub(crate) exchange: Exchange,
-    pub(crate) fences: bool,
+    pub(crate) invalidates: bool,
     pub(crate) events: broadcast::Sender<AccountEvent>,
     pub(crate) down_until: i64,
     pub(crate) feed_stale_until: i64,
@@ -242,7 +242,7 @@ impl World {
             let venue = Venue {
                 exchange,
                 // Every third one can take an order's place, as Aster can.
-                fences: index % 3 == 1,
+                invalidates: index % 3 == 1,
                 events: broadcast::channel(4_096).0,
                 down_until: 0,
                 feed_stale_until: 0,

@@ -1,6 +1,7 @@
 //! The shell blocks of the book run against the server binary in paper mode, page by page, each page on a server of its own.
 //! An answer that a page shows after a block has the fields of the real one. `DELTAPLANE_WRITE_DOCS=1` writes the answers.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -114,7 +115,7 @@ async fn run(name: &str) -> (String, String, usize) {
                 missing(&documented, &answer, "", &mut lacking);
                 assert!(lacking.is_empty(), "{name}: the real answer lacks {lacking:?}:\n{answer}");
             }
-            written.push_str(&format!("```json\n{}\n```", lines(&shown(&answer))));
+            let _ = write!(written, "```json\n{}\n```", lines(&shown(&answer)));
         } else {
             written.push_str(block);
         }

@@ -332,7 +332,7 @@ fn open_history(data_dir: &Path) -> Arc<dyn RiskHistory> {
     match SqliteHistory::open(data_dir) {
         Ok(history) => Arc::new(history),
         Err(error) => {
-            tracing::error!(%error, "the history of this run is kept in memory only");
+            tracing::error!(%error, "the history of this run is in memory only and ends with it: check the disk of the data folder");
             Arc::new(MemoryHistory::default())
         }
     }

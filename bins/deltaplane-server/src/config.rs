@@ -295,7 +295,7 @@ impl Kind {
         let quote = match (quote, by_rule) {
             (Some(quote), _) => quote.clone(),
             (None, Some(rule)) => rule.quote,
-            (None, None) => bail!("the name {name} does not tell what it is settled in; add quote"),
+            (None, None) => bail!("the name {name} does not say its quote currency; add quote"),
         };
         Ok(Contract { name: name.clone(), multiplier, quote })
     }
@@ -351,7 +351,7 @@ pub struct Config {
     pub overrides: Overrides,
     /// When circuit breakers trip.
     pub breakers: BreakerSettings,
-    /// How orders in doubt and losses on one side are met.
+    /// How unresolved orders and losses on one side are met.
     pub execution: Execution,
     /// How lines of the log files look.
     pub log_format: LogFormat,
@@ -369,10 +369,10 @@ pub struct Config {
     pub accounts: Vec<Account>,
 }
 
-/// How orders in doubt and losses on one side are met; none takes the default.
+/// How unresolved orders and losses on one side are met; none takes the default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Execution {
-    /// How long nothing goes out after an order came into doubt.
+    /// How long nothing goes out after an order came into unresolved order.
     pub unresolved_hold: Option<Duration>,
     /// Whether other accounts then make the worst case smaller.
     pub shrink_while_unresolved: Option<bool>,

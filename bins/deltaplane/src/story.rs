@@ -22,7 +22,7 @@ fn outcome_text(outcome: &OutcomeRecord) -> String {
         OutcomeRecord::NotAccepted { evidence, reason } => {
             format!("never placed (proven by {}): {reason}", evidence.kind())
         }
-        OutcomeRecord::Unknown { cause } => format!("in doubt: {cause}"),
+        OutcomeRecord::Unknown { cause } => format!("unresolved: {cause}"),
     }
 }
 
@@ -132,7 +132,7 @@ pub fn line(stored: &StoredRecord) -> String {
                 }
                 AlertChange::Resolved => (alert.seen_at, "resolved"),
             };
-            format!("{} alert {} {} {what}: {}", time(at), alert.severity, alert.id, alert.message)
+            format!("{} alert {} {} {what}: {}", time(at), alert.severity, alert.id, alert.text())
         }
     };
     format!("{:>8} {text}", stored.position)
@@ -188,7 +188,7 @@ pub fn story(records: &[StoredRecord], operation: &OperationId) -> Option<String
         .collect();
     lines.push(match (closed, open.is_empty()) {
         (true, _) => "The operation ended, and the fate of every order is known.".to_owned(),
-        (false, true) => "The operation is open: no order of it is in doubt.".to_owned(),
+        (false, true) => "The operation is open: no order of it is unresolved.".to_owned(),
         (false, false) => format!("The operation is open: not known is the fate of {}.", open.join(", ")),
     });
     Some(lines.join("\n"))

@@ -10,7 +10,7 @@
 //! | `GET /api/v1/accounts` | the configured accounts |
 //! | `GET /api/v1/portfolio` | exposure by symbol, state by account |
 //! | `GET /api/v1/operations[/{id}]` | what was done and why |
-//! | `POST /api/v1/operations/{id}/resolve` | a person's word for an order in doubt |
+//! | `POST /api/v1/operations/{id}/resolve` | a person's word for an unresolved order |
 //! | `GET /api/v1/reconciliation` | what moved positions without an order of ours |
 //! | `GET /api/v1/risk/metrics/{accountId}` | how an account stands |
 //! | `GET /api/v1/risk/alerts` | the alerts that stand |
@@ -33,12 +33,14 @@
 
 mod guard;
 mod handlers;
+mod language;
 mod prepared;
 mod problem;
 pub mod request;
 mod router;
 mod server;
 mod state;
+pub mod texts;
 mod wire;
 
 pub use deltaplane_ports::ControlPlane;

@@ -13,6 +13,7 @@ use deltaplane_types::Code;
 
 use crate::guard::auth::{self, Denied};
 use crate::handlers;
+use crate::language;
 use crate::problem;
 use crate::state::ApiState;
 
@@ -73,20 +74,24 @@ fn guarded(state: Arc<ApiState>, routes: Router<Arc<ApiState>>) -> Router {
         .route("/healthz", get(handlers::healthz))
         .route("/readyz", get(handlers::readyz))
         .merge(routes)
+        .layer(middleware::from_fn(language::translate))
         .with_state(state)
 }
 
 async fn no_such_path(request: Request) -> Response<Body> {
     let path: String = request.uri().path().chars().take(200).collect();
-    let failed =
-        Failure::new(Code::NotFound, format!("no such path: {path}"), "see the README for the paths");
+    let failed = Failure::new(
+        Code::NotFound,
+        format!("no such path: {path}"),
+        "see docs/src/reference/api.md for the paths",
+    );
     problem::reply(&failed, &path, None).into_response()
 }
 
 async fn wrong_method(request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let text = format!("{} is not allowed on {path}", request.method());
-    let failed = Failure::new(Code::InvalidRequest, text, "see the Allow header");
+    let failed = Failure::new(Code::InvalidRequest, text, "use a method of the Allow header of this answer");
     problem::with_status(StatusCode::METHOD_NOT_ALLOWED, &failed, &path, None).into_response()
 }
 
@@ -107,8 +112,8 @@ async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next)
             ),
             Denied::Origin(origin) => (
                 StatusCode::FORBIDDEN,
-                format!("a page of {origin:?} may not ask"),
-                "ask from outside a browser",
+                format!("requests from the web page {origin:?} are not accepted"),
+                "send the request from a script or with curl",
             ),
         };
         let failed = Failure::new(Code::NotPermitted, text, remedy);

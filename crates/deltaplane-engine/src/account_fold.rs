@@ -27,7 +27,7 @@ const READ_AGAIN: Duration = Duration::from_millis(500);
 pub(crate) const READS_LAG: Duration = Duration::from_millis(3_500);
 
 /// The margin terms of a symbol that the account holds nothing of yet.
-pub(crate) type Terms<'a> = &'a dyn Fn(&Symbol) -> Option<Instrument>;
+pub(crate) type OperationOptions<'a> = &'a dyn Fn(&Symbol) -> Option<Instrument>;
 
 /// What the stream told of a symbol since it connected.
 #[derive(Clone, Debug, Default)]
@@ -244,7 +244,7 @@ impl AccountFold {
         event: &AccountEvent,
         now: Timestamp,
         is_ours: impl Fn(&Fill) -> bool,
-        terms: Terms<'_>,
+        options: OperationOptions<'_>,
     ) -> Outcome {
         let mut outcome = Outcome::default();
         match event {
@@ -280,11 +280,11 @@ impl AccountFold {
                     if fill.cause != FillCause::Order {
                         outcome.audit(Duration::ZERO);
                     }
-                    self.change(event, now, terms, &mut outcome);
+                    self.change(event, now, options, &mut outcome);
                 }
             }
             AccountEvent::Position { .. } | AccountEvent::Wallet(_) | AccountEvent::Totals(_) => {
-                self.change(event, now, terms, &mut outcome);
+                self.change(event, now, options, &mut outcome);
             }
         }
         outcome
@@ -352,7 +352,13 @@ impl AccountFold {
     }
 
     /// Lets an event change the state, or keeps it until there is one.
-    fn change(&mut self, event: &AccountEvent, now: Timestamp, terms: Terms<'_>, outcome: &mut Outcome) {
+    fn change(
+        &mut self,
+        event: &AccountEvent,
+        now: Timestamp,
+        options: OperationOptions<'_>,
+        outcome: &mut Outcome,
+    ) {
         if !self.is_synced && self.connected_at.is_some() {
             if self.buffered.len() >= KEPT_EVENTS {
                 // A reading takes too long for this flow of events: the next one begins with none.
@@ -364,7 +370,7 @@ impl AccountFold {
         }
         let Some(mut snapshot) = self.snapshot.take() else { return };
         let before = snapshot.clone();
-        if self.fold(&mut snapshot, event, now, terms, outcome).is_err() {
+        if self.fold(&mut snapshot, event, now, options, outcome).is_err() {
             // A number that cannot be held exactly: the venue's own sums are asked for.
             snapshot = before.clone();
             outcome.audit(Duration::ZERO);
@@ -381,7 +387,7 @@ impl AccountFold {
         snapshot: &mut AccountSnapshot,
         event: &AccountEvent,
         now: Timestamp,
-        terms: Terms<'_>,
+        options: OperationOptions<'_>,
         outcome: &mut Outcome,
     ) -> Result<(), MathError> {
         if let AccountEvent::Position { symbol, order, .. } | AccountEvent::Fill(Fill { symbol, .. }, order) =
@@ -435,7 +441,7 @@ impl AccountFold {
                     order: *order,
                     venue_time: *venue_time,
                 };
-                move_position(snapshot, symbol, &moved, terms)
+                move_position(snapshot, symbol, &moved, options)
             }
             AccountEvent::Fill(fill, order) if self.was_read(snapshot, fill, *order) => {
                 self.lacks_dropped |= self.was_before(snapshot, &fill.symbol, fill.venue_time);
@@ -465,7 +471,7 @@ impl AccountFold {
                     order: known,
                     venue_time: fill.venue_time,
                 };
-                move_position(snapshot, &fill.symbol, &moved, terms)
+                move_position(snapshot, &fill.symbol, &moved, options)
             }
             AccountEvent::Wallet(changes) => wallet(snapshot, changes),
             AccountEvent::Totals(totals) => sums(snapshot, totals),
@@ -503,7 +509,7 @@ impl AccountFold {
         mut reading: AccountSnapshot,
         is_proven: bool,
         now: Timestamp,
-        terms: Terms<'_>,
+        options: OperationOptions<'_>,
     ) -> Outcome {
         let mut outcome = Outcome::default();
         let began = reading.as_of;
@@ -551,7 +557,7 @@ impl AccountFold {
                 let held = before.as_ref().and_then(|known| known.positions.get(&symbol));
                 if !keeps {
                     self.note_read(&symbol, order_in(&reading, &symbol));
-                } else if keep_position(&mut next, &symbol, held, terms).is_err() {
+                } else if keep_position(&mut next, &symbol, held, options).is_err() {
                     outcome.resync = true;
                 }
             }
@@ -584,7 +590,7 @@ impl AccountFold {
         if self.is_synced {
             for (at, event) in std::mem::take(&mut self.buffered) {
                 if !moved_by(&event).is_some_and(|symbol| shown.contains(symbol)) {
-                    self.change(&event, at, terms, &mut outcome);
+                    self.change(&event, at, options, &mut outcome);
                 }
             }
         }
@@ -796,7 +802,7 @@ fn move_position(
     snapshot: &mut AccountSnapshot,
     symbol: &Symbol,
     moved: &Moved,
-    terms: Terms<'_>,
+    options: OperationOptions<'_>,
 ) -> Result<(), MathError> {
     let held = snapshot.positions.get(symbol).cloned();
     let flat = Position {
@@ -827,14 +833,14 @@ fn move_position(
         (None, None) => before.entry_price,
     };
     if before.delta.is_zero() {
-        let terms = terms(symbol);
-        after.leverage = after.leverage.or_else(|| terms.as_ref().map(|terms| terms.leverage));
+        let options = options(symbol);
+        after.leverage = after.leverage.or_else(|| options.as_ref().map(|options| options.leverage));
         if let Some(mark) = after.mark_price {
             let notional = moved.delta.abs().notional_at(mark)?;
             let leverage = after.leverage.unwrap_or(Decimal::ONE).max(Decimal::ONE);
             after.initial_margin = Notional::new(div(notional.value(), leverage)?);
-            if let Some(terms) = &terms {
-                after.maintenance_margin = maintenance_margin(&terms.brackets, moved.delta, mark)?;
+            if let Some(options) = &options {
+                after.maintenance_margin = maintenance_margin(&options.brackets, moved.delta, mark)?;
             }
         }
     } else {
@@ -882,7 +888,7 @@ fn keep_position(
     next: &mut AccountSnapshot,
     symbol: &Symbol,
     held: Option<&Position>,
-    terms: Terms<'_>,
+    options: OperationOptions<'_>,
 ) -> Result<(), MathError> {
     let moved = Moved {
         delta: held.map(|held| held.delta).unwrap_or_default(),
@@ -895,7 +901,7 @@ fn keep_position(
     match (next.positions.get(symbol).cloned(), held) {
         // What the stream told has its own margins.
         (Some(read), Some(held)) => replace(next, symbol, &read, held.clone()),
-        _ => move_position(next, symbol, &moved, terms),
+        _ => move_position(next, symbol, &moved, options),
     }
 }
 

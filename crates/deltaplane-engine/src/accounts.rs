@@ -94,7 +94,7 @@ struct State {
 }
 
 /// One account with its newest state.
-pub(crate) struct AccountKeeper {
+pub(crate) struct AccountMonitor {
     pub(crate) id: AccountId,
     pub(crate) venue: VenueId,
     pub(crate) exchange: String,
@@ -132,13 +132,13 @@ fn merged(before: Vec<Finding>, now: Vec<Finding>) -> Vec<Finding> {
 }
 
 /// How an account's keeping goes.
-pub(crate) struct KeeperHealth {
+pub(crate) struct MonitorHealth {
     pub(crate) last_beat: Timestamp,
     pub(crate) error_count: u64,
     pub(crate) failing: bool,
 }
 
-impl AccountKeeper {
+impl AccountMonitor {
     pub(crate) fn new(
         id: AccountId,
         venue: VenueId,
@@ -265,7 +265,7 @@ impl AccountKeeper {
     pub(crate) fn blocked(&self) -> Option<String> {
         self.read(|state| {
             let found = || match &state.findings {
-                None => Some("it was not checked yet".to_owned()),
+                None => Some("preflight has not run yet".to_owned()),
                 Some(findings) => {
                     let login = self.logins.check(&self.id);
                     let blocking = findings.iter().chain(&login);
@@ -376,8 +376,8 @@ impl AccountKeeper {
         self.write(|state| state.blocked = reason);
     }
 
-    pub(crate) fn health(&self) -> KeeperHealth {
-        self.read(|state| KeeperHealth {
+    pub(crate) fn health(&self) -> MonitorHealth {
+        self.read(|state| MonitorHealth {
             last_beat: state.last_beat,
             error_count: state.error_count,
             failing: state.last_error.is_some(),
@@ -476,7 +476,7 @@ impl AccountKeeper {
     }
 
     /// The state by a question to the venue, which decides where stream and readings differ.
-    pub(crate) async fn from_venue(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
+    pub(crate) async fn ask_venue(&self, priority: Priority) -> Result<AccountSnapshot, ReadError> {
         let read = self.refresh(priority).await?;
         if self.is_live() && !self.is_settled() {
             self.settles(priority).await;
@@ -537,8 +537,8 @@ impl AccountKeeper {
                         state.read_at = reading.as_of;
                         state.reading = Some(Arc::new(reading.clone()));
                     }
-                    let terms = |symbol: &Symbol| self.reader.known_instrument(symbol);
-                    let outcome = state.fold.on_reading(reading.clone(), is_proven, now, &terms);
+                    let options = |symbol: &Symbol| self.reader.known_instrument(symbol);
+                    let outcome = state.fold.on_reading(reading.clone(), is_proven, now, &options);
                     Self::take(state, outcome, now);
                     true
                 }
@@ -588,12 +588,12 @@ impl AccountKeeper {
         };
         let is_ours =
             |fill: &Fill| fill.client_order_id.as_ref().is_some_and(|name| self.id_key.read(name).is_some());
-        let terms = |symbol: &Symbol| self.reader.known_instrument(symbol);
+        let options = |symbol: &Symbol| self.reader.known_instrument(symbol);
         let changed = self.write(|state| {
             // Where the stream is not proven, an event says that something changed.
             state.changed_at = state.changed_at.max(now);
             let was_unsettled = !state.fold.is_settled();
-            let outcome = state.fold.apply(event, now, is_ours, &terms);
+            let outcome = state.fold.apply(event, now, is_ours, &options);
             if matches!(event, AccountEvent::Connected | AccountEvent::Unreadable) {
                 state.fold.connected_there(self.reader.venue_clock(now));
             }
@@ -746,18 +746,18 @@ mod tests {
         let (id, venue) = ("main".parse().unwrap(), "main".parse().unwrap());
         let key = IdKey::new(b"tests");
         let logins = Arc::default();
-        let keeper =
-            AccountKeeper::new(id, venue, "binance".to_owned(), Arc::new(reader), clock, key, logins);
-        let error = keeper.refresh(Priority::Sync).await.unwrap_err().to_string();
+        let monitor =
+            AccountMonitor::new(id, venue, "binance".to_owned(), Arc::new(reader), clock, key, logins);
+        let error = monitor.refresh(Priority::Sync).await.unwrap_err().to_string();
         assert!(error.contains("tells of the account other, not of main"), "{error}");
-        assert!(keeper.newest().is_none());
+        assert!(monitor.newest().is_none());
     }
 
-    /// A keeper at work, the count of its readings, and the account's stream.
+    /// A account monitor at work, the count of its readings, and the account's stream.
     fn kept(
         pace: Pace,
         proof: Arc<Mutex<StreamStatus>>,
-    ) -> (Arc<AccountKeeper>, Arc<AtomicUsize>, broadcast::Sender<AccountEvent>) {
+    ) -> (Arc<AccountMonitor>, Arc<AtomicUsize>, broadcast::Sender<AccountEvent>) {
         let clock = Arc::new(TestClock::default());
         let readings = Arc::new(AtomicUsize::new(0));
         let (events, _) = broadcast::channel(64);
@@ -776,7 +776,7 @@ mod tests {
         let status = proof.clone();
         reader.expect_stream().returning(move || *status.lock().unwrap());
         reader.expect_pace().return_const(pace);
-        let keeper = Arc::new(AccountKeeper::new(
+        let monitor = Arc::new(AccountMonitor::new(
             "main".parse().unwrap(),
             "main".parse().unwrap(),
             "binance".to_owned(),
@@ -785,15 +785,15 @@ mod tests {
             IdKey::new(b"tests"),
             Arc::default(),
         ));
-        tokio::spawn(keeper.clone().keep());
-        (keeper, readings, events)
+        tokio::spawn(monitor.clone().keep());
+        (monitor, readings, events)
     }
 
     /// A trade of another account on this one's stream: the state is not believed before it was read again.
     #[tokio::test(start_paused = true)]
     async fn a_trade_of_another_account_is_none_and_has_the_account_read() {
         let proven = StreamStatus { is_connected: true, proven_since: Some(Timestamp::default()) };
-        let (keeper, readings, events) = kept(PACE, Arc::new(Mutex::new(proven)));
+        let (monitor, readings, events) = kept(PACE, Arc::new(Mutex::new(proven)));
         pass(10_000).await;
         let before = readings.load(Ordering::SeqCst);
         let mut fill = fill("BTC-USD");
@@ -801,7 +801,7 @@ mod tests {
         events.send(AccountEvent::Fill(fill, 1)).unwrap();
         pass(2_000).await;
         assert!(readings.load(Ordering::SeqCst) > before);
-        assert!(keeper.foreign(&"BTC-USD".parse().unwrap()).is_zero(), "it moved nothing here");
+        assert!(monitor.foreign(&"BTC-USD".parse().unwrap()).is_zero(), "it moved nothing here");
     }
 
     fn fill(symbol: &str) -> Fill {
@@ -883,11 +883,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_decision_read_is_not_read_again() {
-        let (keeper, readings, _events) = kept(PACE, unproven());
+        let (monitor, readings, _events) = kept(PACE, unproven());
         pass(500).await;
-        keeper.mark_changed();
+        monitor.mark_changed();
         pass(100).await;
-        keeper.fresh(Duration::from_secs(2), Priority::Hedge).await.unwrap();
+        monitor.fresh(Duration::from_secs(2), Priority::Hedge).await.unwrap();
         assert_eq!(readings.load(Ordering::SeqCst), 2, "at once: it changed");
         // With the open orders, which the connection asked for; and once more when reads cannot lag any more.
         pass(1_100).await;
@@ -906,16 +906,16 @@ mod tests {
     async fn a_proven_stream_replaces_readings_and_its_end_brings_them_back() {
         let proven = StreamStatus { is_connected: true, proven_since: Some(Timestamp::default()) };
         let proof = Arc::new(Mutex::new(proven));
-        let (keeper, readings, events) = kept(PACE, proof.clone());
+        let (monitor, readings, events) = kept(PACE, proof.clone());
         pass(10).await;
         events.send(AccountEvent::Connected).unwrap();
         // One at the start, one for the connection, and one more after reads can lag no longer.
         pass(10_000).await;
         let at_start = readings.load(Ordering::SeqCst);
-        assert!(keeper.is_live() && at_start == 3, "{at_start}");
+        assert!(monitor.is_live() && at_start == 3, "{at_start}");
         for _ in 0..20 {
-            let snapshot = keeper.fresh(Duration::from_secs(2), Priority::Hedge).await.unwrap();
-            assert_eq!(snapshot.as_of, keeper.now(), "the state of now");
+            let snapshot = monitor.fresh(Duration::from_secs(2), Priority::Hedge).await.unwrap();
+            assert_eq!(snapshot.as_of, monitor.now(), "the state of now");
             pass(1_000).await;
         }
         assert_eq!(readings.load(Ordering::SeqCst), at_start, "decisions read nothing");
@@ -924,16 +924,16 @@ mod tests {
         assert!((1..=2).contains(&audited), "{audited} audits in 80 s");
         *proof.lock().unwrap() = StreamStatus { is_connected: true, proven_since: None };
         pass(10_500).await;
-        assert!(!keeper.is_live());
+        assert!(!monitor.is_live());
         let again = readings.load(Ordering::SeqCst) - at_start - audited;
         assert!((2..=4).contains(&again), "{again} readings in 10 s");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_trade_is_explained_by_its_symbol_and_number() {
-        let (keeper, _, _) = kept(PACE, unproven());
-        keeper.explain(&"BTC-USD".parse().unwrap(), ["7".parse().unwrap()]);
-        let left = keeper.without_explained(vec![fill("BTC-USD"), fill("ETH-USD")]);
+        let (monitor, _, _) = kept(PACE, unproven());
+        monitor.explain(&"BTC-USD".parse().unwrap(), ["7".parse().unwrap()]);
+        let left = monitor.without_explained(vec![fill("BTC-USD"), fill("ETH-USD")]);
         assert_eq!(left, [fill("ETH-USD")]);
     }
 }

@@ -142,9 +142,9 @@ impl Alerts {
                 acknowledged: None,
             };
             match severity {
-                AlertSeverity::Critical => tracing::error!(alert = %alert.id, "{}", alert.message),
-                AlertSeverity::Warn => tracing::warn!(alert = %alert.id, "{}", alert.message),
-                AlertSeverity::Info => tracing::info!(alert = %alert.id, "{}", alert.message),
+                AlertSeverity::Critical => tracing::error!(alert = %alert.id, "{}", alert.text()),
+                AlertSeverity::Warn => tracing::warn!(alert = %alert.id, "{}", alert.text()),
+                AlertSeverity::Info => tracing::info!(alert = %alert.id, "{}", alert.text()),
             }
             alerts.standing.insert(key, alert.clone());
             Some(Record::Alert { alert, change: AlertChange::Raised })

@@ -159,7 +159,7 @@ impl Counts {
                 topic: AlertTopic::BreakerRefusals,
                 account: Some(account.clone()),
                 symbol: None,
-                text: format!("the venue of {account} refused {} orders in a row", most.unwrap_or_default()),
+                text: format!("{account}: its venue rejected {} orders in a row", most.unwrap_or_default()),
             });
         }
     }
@@ -176,7 +176,7 @@ impl Counts {
                 account: Some(account.clone()),
                 symbol: None,
                 text: format!(
-                    "positions of {account} moved {most} times within an hour and nothing explains it"
+                    "{account}: its positions changed {most} times within an hour without explanation"
                 ),
             });
         }
@@ -192,7 +192,7 @@ impl Counts {
             && sum > most.value()
         {
             self.slippage.clear();
-            let text = format!("slippage cost more than {most} USD within an hour");
+            let text = format!("slippage above {most} USD within an hour");
             self.trips.push(Trip { topic: AlertTopic::BreakerSlippage, account: None, symbol: None, text });
         }
     }
@@ -223,7 +223,7 @@ impl Counts {
                 Some(symbol) => format!("the accounts that keep {symbol} neutral"),
             };
             let text = format!(
-                "{lost} USD, {} of the equity of {whose}, were lost within 24 hours: more than {most}",
+                "loss of {lost} USD within 24 hours, {} of the equity of {whose} (limit {most})",
                 ratio.round_dp(4).normalize()
             );
             let symbol = book.symbol.clone();
@@ -323,7 +323,7 @@ pub(crate) const NAME: &str = "breakers";
 /// Carries out what trips until dropped.
 pub(crate) async fn keep_tripping(core: Arc<Core>) {
     loop {
-        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+        core.shared.services.beat(NAME, &*core.shared.reader.clock);
         or_a_beat(core.shared.breakers.tripped.notified()).await;
         let trips = {
             let mut counts = core.shared.breakers.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +338,7 @@ pub(crate) async fn keep_tripping(core: Arc<Core>) {
 impl Core {
     async fn trip(&self, Trip { topic, account, symbol, text }: Trip) {
         let shared = &self.shared;
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let scope = match (&account, &symbol) {
             (Some(account), _) => TradingScope::Account(account.clone()),
             (None, Some(symbol)) => TradingScope::Symbol(symbol.clone()),
@@ -373,12 +373,12 @@ impl Core {
             account: account.clone(),
             symbol: symbol.clone(),
             message: format!(
-                "{text}: only what reduces is traded there now; look at {id}, then PUT /api/v1/trading-state with scope {of} and state RUNNING"
+                "{text}. REDUCE_ONLY now. Check {id}, then PUT /api/v1/trading-state with scope {of} and state RUNNING."
             ),
         };
         let records = shared.alerts.raise(condition, now).into_iter().collect();
         // It holds at once; a failure stops all sending by itself.
-        let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
+        let _ = shared.reader.trading.change(&shared.execution.recorder, change, records).await;
         self.preempt(Preemption::CircuitBreaker, |at_work| {
             account.as_ref().is_none_or(|account| at_work.accounts.contains(account))
                 && symbol.as_ref().is_none_or(|symbol| at_work.symbol == *symbol)
@@ -515,11 +515,9 @@ mod tests {
         }
         let trips = std::mem::take(&mut counts.trips);
         assert_eq!((trips.len(), trips[0].symbol.clone()), (1, group.symbol.clone()));
-        assert!(
-            trips[0]
-                .text
-                .starts_with("100 USD, 0.125 of the equity of the accounts that keep BTC-USD neutral")
-        );
+        assert!(trips[0].text.starts_with(
+            "loss of 100 USD within 24 hours, 0.125 of the equity of the accounts that keep BTC-USD neutral"
+        ));
         let others = Book { accounts: vec!["spare".parse().unwrap()], ..group };
         counts.on_gains(&others, (notional("-500").value(), notional("800")), at(2), most);
         assert_eq!(counts.trips, [], "they lost that before they were of this book");

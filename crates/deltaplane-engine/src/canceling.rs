@@ -30,14 +30,14 @@ pub(crate) struct Canceled {
 impl Core {
     /// Cancels everywhere; where that fails it is tried again for a moment.
     pub(crate) async fn cancel_all_ours(&self) -> Canceled {
-        let began = self.shared.eyes.clock.now();
+        let began = self.shared.reader.clock.now();
         let mut all = Canceled::default();
-        let mut accounts: BTreeSet<AccountId> = self.shared.hands.gateways.keys().cloned().collect();
+        let mut accounts: BTreeSet<AccountId> = self.shared.execution.gateways.keys().cloned().collect();
         loop {
             let Canceled { orders, unreachable } = self.cancel_ours(&accounts).await;
             all.orders.extend(orders);
             all.unreachable = unreachable;
-            if all.unreachable.is_empty() || self.shared.eyes.clock.now().since(began) >= ASKED_FOR {
+            if all.unreachable.is_empty() || self.shared.reader.clock.now().since(began) >= ASKED_FOR {
                 return all;
             }
             accounts = all.unreachable.keys().cloned().collect();
@@ -56,7 +56,7 @@ impl Core {
                     account: Some(account.clone()),
                     symbol: None,
                     message: format!(
-                        "the kill switch is engaged and orders of ours may still rest on {account}: it cannot be reached, and is asked again every second"
+                        "{account}: the kill switch could not cancel its orders, because the exchange cannot be reached. It tries again every second. Cancel them at the exchange."
                     ),
                 })
                 .await;
@@ -64,7 +64,7 @@ impl Core {
         let core = self.clone();
         // Ends with the engine: the next one takes it up.
         self.at_work(async move {
-            while !accounts.is_empty() && core.shared.eyes.trading.order().kill {
+            while !accounts.is_empty() && core.shared.reader.trading.order().kill {
                 tokio::time::sleep(LATER).await;
                 let Canceled { unreachable, .. } = core.cancel_ours(&accounts).await;
                 let done = accounts.iter().filter(|account| !unreachable.contains_key(*account));
@@ -80,7 +80,7 @@ impl Core {
         let standing = self.shared.alerts.standing();
         let resting = standing.iter().filter(|alert| alert.topic == AlertTopic::KillSwitchCancel);
         let accounts: BTreeSet<AccountId> = resting.filter_map(|alert| alert.account.clone()).collect();
-        if self.shared.eyes.trading.order().kill {
+        if self.shared.reader.trading.order().kill {
             self.cancel_later(accounts).await;
         } else {
             self.no_longer_resting(accounts).await;
@@ -88,16 +88,18 @@ impl Core {
     }
 
     async fn no_longer_resting(&self, accounts: BTreeSet<AccountId>) {
-        let records =
-            self.shared.alerts.resolve(AlertTopic::KillSwitchCancel, self.shared.eyes.clock.now(), |alert| {
-                alert.account.as_ref().is_some_and(|account| accounts.contains(account))
-            });
+        let records = self.shared.alerts.resolve(
+            AlertTopic::KillSwitchCancel,
+            self.shared.reader.clock.now(),
+            |alert| alert.account.as_ref().is_some_and(|account| accounts.contains(account)),
+        );
         // A failure stops all sending by itself; the alert comes back with the next start.
-        let _ = self.shared.hands.recorder.append(records).await;
+        let _ = self.shared.execution.recorder.append(records).await;
     }
 
     async fn cancel_ours(&self, accounts: &BTreeSet<AccountId>) -> Canceled {
-        let gateways = self.shared.hands.gateways.iter().filter(|(account, _)| accounts.contains(*account));
+        let gateways =
+            self.shared.execution.gateways.iter().filter(|(account, _)| accounts.contains(*account));
         let of_each = gateways.map(|(account, gateway)| self.cancel_on(account, gateway.as_ref()));
         let mut all = Canceled::default();
         for Canceled { orders, unreachable } in futures_util::future::join_all(of_each).await {
@@ -115,7 +117,7 @@ impl Core {
     }
 
     async fn cancel_on(&self, account: &AccountId, gateway: &dyn OrderGateway) -> Canceled {
-        let config = &self.shared.eyes.config;
+        let config = &self.shared.reader.config;
         let mut symbols: BTreeSet<Symbol> = self.shared.ledger.symbols(account).into_iter().collect();
         symbols.insert(config.primary_symbol.clone());
         symbols.extend(self.at_work_on(account));

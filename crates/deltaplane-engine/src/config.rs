@@ -48,9 +48,9 @@ pub struct EngineConfig {
     pub transfer_cost: Notional,
     /// Horizon over which funding is expected.
     pub funding_horizon: Duration,
-    /// How long nothing goes out after an order came into doubt.
+    /// How long nothing goes out after an order came into unresolved order.
     pub unresolved_hold: Duration,
-    /// Whether then, while the doubt lasts, other accounts make the worst case smaller.
+    /// Whether then, while the unresolved order lasts, other accounts make the worst case smaller.
     pub shrink_while_unresolved: bool,
     /// Whether the other side is shrunk at once when a venue closes one side of a book: a liquidation, a
     /// deleveraging.

@@ -98,12 +98,12 @@ pub struct Spec {
     /// Whether positions may only shrink.
     pub only_reduces: bool,
     /// What it sets for itself.
-    pub terms: Terms,
+    pub options: OperationOptions,
 }
 
 /// What an operation sets for itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct OperationOptions {
     /// Tighter caps than the configured ones.
     pub limits: LimitOverride,
     /// Horizon over which funding is expected; none takes the configured one.
@@ -137,7 +137,7 @@ pub struct Remembered {
 
 /// What the first round fixes for the whole operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Anchor {
+pub struct Baseline {
     /// Net delta of the named accounts.
     pub net: Delta,
     /// Where it shall go.
@@ -191,9 +191,9 @@ impl Ending {
 
 /// What a round does.
 #[derive(Clone, Debug)]
-pub enum Verdict {
+pub enum RoundDecision {
     /// Nothing more to do.
-    Done {
+    Complete {
         /// How near it came.
         ending: Ending,
         /// Why, with the numbers.
@@ -202,7 +202,7 @@ pub enum Verdict {
         net: Delta,
     },
     /// The goal cannot be reached; nothing may be sent.
-    Refused {
+    Reject {
         /// Why.
         failure: Box<Failure>,
         /// What was planned, where a plan was made.
@@ -211,7 +211,7 @@ pub enum Verdict {
         net: Delta,
     },
     /// Orders are needed and the gate lets them pass.
-    Go {
+    Execute {
         /// Proof of it.
         approved: Approved,
         /// Net delta now.
@@ -221,11 +221,11 @@ pub enum Verdict {
     },
 }
 
-impl Verdict {
+impl RoundDecision {
     /// Net delta now.
     pub const fn net(&self) -> Delta {
         match self {
-            Self::Done { net, .. } | Self::Refused { net, .. } | Self::Go { net, .. } => *net,
+            Self::Complete { net, .. } | Self::Reject { net, .. } | Self::Execute { net, .. } => *net,
         }
     }
 }
@@ -238,7 +238,7 @@ pub struct Round<'a> {
     /// What is true now.
     pub snapshot: &'a Snapshot,
     /// What the first round fixed; none in the first round.
-    pub anchor: Option<&'a Anchor>,
+    pub baseline: Option<&'a Baseline>,
     /// What the operation traded so far, signed.
     pub traded: Delta,
     /// The same of each account.
@@ -256,17 +256,17 @@ pub struct Round<'a> {
 impl Round<'_> {
     /// Whether a later part of the hedge follows.
     fn has_more_clips(&self) -> bool {
-        self.clip.saturating_add(1) < self.spec.terms.pacing.clips
+        self.clip.saturating_add(1) < self.spec.options.pacing.clips
     }
 }
 
 /// What a hedge still has to trade up to the end of its part.
-fn wanted_of_hedge(round: &Round<'_>, anchor: &Anchor) -> Result<Delta, MathError> {
-    let all = anchor.target.minus(anchor.net)?;
+fn wanted_of_hedge(round: &Round<'_>, baseline: &Baseline) -> Result<Delta, MathError> {
+    let all = baseline.target.minus(baseline.net)?;
     let by_now = if round.has_more_clips() {
         let parts = Decimal::from(round.clip.saturating_add(1));
         let share = deltaplane_math::mul_rounded(all.value(), parts)?;
-        Delta::new(deltaplane_math::div(share, Decimal::from(round.spec.terms.pacing.clips))?)
+        Delta::new(deltaplane_math::div(share, Decimal::from(round.spec.options.pacing.clips))?)
     } else {
         all
     };
@@ -278,7 +278,7 @@ fn wanted_of_hedge(round: &Round<'_>, anchor: &Anchor) -> Result<Delta, MathErro
 fn internal(error: impl std::fmt::Display) -> Box<Failure> {
     failure(
         Code::Internal,
-        format!("the numbers of this request lead beyond exact arithmetic: {error}"),
+        format!("arithmetic overflow: the values of this request are too large ({error})"),
         "use smaller numbers",
     )
 }
@@ -298,7 +298,7 @@ fn not_planned(error: PlanError) -> Box<Failure> {
 ///
 /// A failure if the goal makes no sense against what is true: a hedge that would overshoot, a subset that
 /// unhedges the book, or numbers beyond exact arithmetic.
-pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result<Anchor, Box<Failure>> {
+pub fn baseline(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result<Baseline, Box<Failure>> {
     let exposure = named_exposure(spec, snapshot).map_err(internal)?;
     let arrival_mids =
         snapshot.accounts.iter().filter_map(|(id, facts)| Some((id.clone(), facts.market.mid()?))).collect();
@@ -314,7 +314,10 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
             let accounts = unknown.join(", ");
             return Err(failure(
                 Code::DeltaBeyondLimit,
-                format!("not named, and what they hold of {} is not known: {accounts}", spec.symbol),
+                format!(
+                    "positions in {} are not known on accounts that the request does not name: {accounts}",
+                    spec.symbol
+                ),
                 "wait until they can be read, or name them; delta/control can leave them out on purpose with subset: true",
             ));
         }
@@ -357,7 +360,7 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
     };
     let reference = reference_exposure(&exposure, target, config.reference_floor, snapshot.reference_price)
         .map_err(internal)?;
-    let anchor = Anchor {
+    let baseline = Baseline {
         net: exposure.net,
         target,
         reference,
@@ -372,8 +375,8 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
     };
     if matches!(spec.goal, Goal::Flatten) {
         // Legs elsewhere, or holdings that these positions hedge, would be unhedged.
-        let before = anchor.net_all.unwrap_or(anchor.net);
-        let after = before.plus(target.minus(anchor.net).map_err(internal)?).map_err(internal)?;
+        let before = baseline.net_all.unwrap_or(baseline.net);
+        let after = before.plus(target.minus(baseline.net).map_err(internal)?).map_err(internal)?;
         let floor = deltaplane_math::div(config.reference_floor.value(), snapshot.reference_price.value())
             .map_err(internal)?;
         if after.abs() > before.abs() && after.abs().value() > floor {
@@ -385,12 +388,12 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
             return Err(with_details(
                 failure(Code::DeltaBeyondLimit, text, remedy),
                 "warnings",
-                anchor.warnings,
+                baseline.warnings,
             ));
         }
     }
-    if let (Goal::Delta { subset: false, target, .. }, Some(all)) = (&spec.goal, anchor.net_all) {
-        let after = all.plus(target.minus(anchor.net).map_err(internal)?).map_err(internal)?;
+    if let (Goal::Delta { subset: false, target, .. }, Some(all)) = (&spec.goal, baseline.net_all) {
+        let after = all.plus(target.minus(baseline.net).map_err(internal)?).map_err(internal)?;
         let distance = |net: Delta| net.minus(*target).map(Delta::abs).map_err(internal);
         if distance(after)? > distance(all)? {
             let text = format!(
@@ -403,11 +406,11 @@ pub fn anchor(spec: &Spec, snapshot: &Snapshot, config: &EngineConfig) -> Result
                     "name every account that holds the symbol, or set subset to true",
                 ),
                 "warnings",
-                anchor.warnings,
+                baseline.warnings,
             ));
         }
     }
-    Ok(anchor)
+    Ok(baseline)
 }
 
 fn with_details(mut failure: Box<Failure>, name: &str, lines: Vec<String>) -> Box<Failure> {
@@ -457,13 +460,13 @@ fn hedge_side(
     }
     let known = snapshot.all_deltas.values().filter_map(|delta| *delta);
     let net = exposure_of(known.chain([snapshot.external])).map_err(internal)?.net;
-    let away = net.minus(spec.terms.aim).map_err(internal)?;
+    let away = net.minus(spec.options.aim).map_err(internal)?;
     if amount.value() > away.abs().value() {
         let text = format!(
             "hedgeAmount {amount} would overshoot: the net delta of {} over all accounts is {net}, its target {}",
-            spec.symbol, spec.terms.aim
+            spec.symbol, spec.options.aim
         );
-        let there = spec.terms.exposed.as_ref().map_or(away.abs(), |(_, exposure)| exposure.abs());
+        let there = spec.options.exposed.as_ref().map_or(away.abs(), |(_, exposure)| exposure.abs());
         let most = away.abs().min(there);
         let remedy = format!("hedge at most {most}, or send side to open exposure on purpose");
         return Err(failure(Code::DeltaBeyondLimit, text, remedy));
@@ -488,27 +491,33 @@ fn named_exposure(spec: &Spec, snapshot: &Snapshot) -> Result<Exposure, MathErro
 }
 
 /// Decides what a round does.
-pub fn decide(round: &Round<'_>, anchor: &Anchor) -> Verdict {
+pub fn decide(round: &Round<'_>, baseline: &Baseline) -> RoundDecision {
     let net = match named_exposure(round.spec, round.snapshot) {
         Ok(exposure) => exposure.net,
-        Err(error) => return Verdict::Refused { failure: internal(error), plan: None, net: anchor.net },
+        Err(error) => {
+            return RoundDecision::Reject { failure: internal(error), plan: None, net: baseline.net };
+        }
     };
-    decide_from(round, anchor, net).unwrap_or_else(|failure| Verdict::Refused { failure, plan: None, net })
+    decide_from(round, baseline, net).unwrap_or_else(|failure| RoundDecision::Reject {
+        failure,
+        plan: None,
+        net,
+    })
 }
 
-fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict, Box<Failure>> {
-    let mut accounts = plan_accounts(round, anchor).map_err(internal)?;
+fn decide_from(round: &Round<'_>, baseline: &Baseline, net: Delta) -> Result<RoundDecision, Box<Failure>> {
+    let mut accounts = plan_accounts(round, baseline).map_err(internal)?;
     let (needed, most_ratio) = match &round.spec.goal {
         Goal::Settle => {
             let reason = "nothing is planned".to_owned();
-            return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
+            return Ok(RoundDecision::Complete { ending: Ending::Reached, reason, net });
         }
         Goal::Flatten | Goal::Shift { .. } | Goal::Utilization(_) => {
-            return decide_two_sided(round, anchor, net, accounts);
+            return decide_two_sided(round, baseline, net, accounts);
         }
         Goal::Delta { target, max_deviation, tolerance, hedge_to, .. } => {
             let tolerance = effective_tolerance(*tolerance, *max_deviation);
-            let ratio = deviation_ratio(net, *target, anchor.reference).map_err(internal)?;
+            let ratio = deviation_ratio(net, *target, baseline.reference).map_err(internal)?;
             let needed = target.minus(net).map_err(internal)?;
             accounts = those_that_may(round, accounts, (net, needed)).map_err(internal)?;
             let least = least_smallest_order(&accounts, needed, round.spec.max_slippage).map_err(internal)?;
@@ -517,16 +526,16 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
                 Decision::WithinTolerance => {
                     let shown = ratio.value().round_dp(6).normalize();
                     let reason = format!("withinTolerance: deviation ratio {shown} is within {tolerance}");
-                    return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
+                    return Ok(RoundDecision::Complete { ending: Ending::Reached, reason, net });
                 }
                 Decision::Dust => {
-                    return dust(round, anchor, net, &accounts, (needed, ratio, *max_deviation));
+                    return dust(round, baseline, net, &accounts, (needed, ratio, *max_deviation));
                 }
                 Decision::Act => {}
             }
             let needed = match hedge_to {
                 HedgeTo::Target => needed,
-                HedgeTo::Band => quantity_to_band(needed, tolerance, anchor.reference, |quantity| {
+                HedgeTo::Band => quantity_to_band(needed, tolerance, baseline.reference, |quantity| {
                     Ok(least_smallest_order(&accounts, quantity, round.spec.max_slippage)?
                         .unwrap_or_default())
                 })
@@ -536,13 +545,13 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
             (needed, Some(*max_deviation))
         }
         Goal::Hedge { .. } => {
-            let wanted = wanted_of_hedge(round, anchor).map_err(internal)?;
+            let wanted = wanted_of_hedge(round, baseline).map_err(internal)?;
             accounts = those_that_may(round, accounts, (net, wanted)).map_err(internal)?;
             let least = least_smallest_order(&accounts, wanted, round.spec.max_slippage).map_err(internal)?;
             if wanted.abs().value() < least.unwrap_or_default().value() || wanted.is_zero() {
                 if round.has_more_clips() {
                     let reason = format!("nothing more to trade in part {}", round.clip.saturating_add(1));
-                    return Ok(Verdict::Done { ending: Ending::Dust, reason, net });
+                    return Ok(RoundDecision::Complete { ending: Ending::Dust, reason, net });
                 }
                 if round.traded.is_zero() {
                     let smallest = least.unwrap_or_default();
@@ -557,7 +566,7 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
                     let left = format!("hedged but for {}, less than the smallest order", wanted.abs());
                     (Ending::Dust, left)
                 };
-                return Ok(Verdict::Done { ending, reason, net });
+                return Ok(RoundDecision::Complete { ending, reason, net });
             }
             (wanted, None)
         }
@@ -582,41 +591,41 @@ fn decide_from(round: &Round<'_>, anchor: &Anchor, net: Delta) -> Result<Verdict
         accounts,
     };
     let plan = plan_hedge(&input).map_err(not_planned)?;
-    if let Some(failure) = shortfall(round, anchor, &plan, most_ratio).map_err(internal)? {
-        return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
+    if let Some(failure) = shortfall(round, baseline, &plan, most_ratio).map_err(internal)? {
+        return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
     }
     if plan.legs.is_empty() {
         let reason = format!("nothing more can be traded: {}", obstacles(&plan).join("; "));
-        return Ok(Verdict::Done { ending: Ending::of_obstacles(Some(&plan)), reason, net });
+        return Ok(RoundDecision::Complete { ending: Ending::of_obstacles(Some(&plan)), reason, net });
     }
     approve(round, plan, net)
 }
 
 /// Decides the first round of an operation that carries out a remembered plan: that plan as it is, or nothing.
-pub fn decide_remembered(round: &Round<'_>, anchor: &Anchor, remembered: &Remembered) -> Verdict {
-    let now = decide(round, anchor);
+pub fn decide_remembered(round: &Round<'_>, baseline: &Baseline, remembered: &Remembered) -> RoundDecision {
+    let now = decide(round, baseline);
     let net = now.net();
     let plan = match &now {
-        Verdict::Done { .. } => None,
-        Verdict::Refused { plan, .. } => plan.clone(),
-        Verdict::Go { approved, .. } => Some(Box::new(approved.plan().as_ref().clone())),
+        RoundDecision::Complete { .. } => None,
+        RoundDecision::Reject { plan, .. } => plan.clone(),
+        RoundDecision::Execute { approved, .. } => Some(Box::new(approved.plan().as_ref().clone())),
     };
     let refused = |why: String| {
         let text = format!("the plan of planId cannot be carried out any more: {why}");
-        let remedy = "look at plan, which is what would be done now, and ask for a new dry run";
-        Verdict::Refused { failure: failure(Code::PlanChanged, text, remedy), plan: plan.clone(), net }
+        let remedy = "look at plan, which is what would be done now, and make a new dry run";
+        RoundDecision::Reject { failure: failure(Code::PlanChanged, text, remedy), plan: plan.clone(), net }
     };
-    if let Some(why) = what_changed(round, anchor, remembered) {
+    if let Some(why) = what_changed(round, baseline, remembered) {
         return refused(why);
     }
     match approve(round, remembered.plan.clone(), net) {
-        Ok(Verdict::Refused { failure, .. }) | Err(failure) => refused(failure.error),
-        Ok(verdict) => verdict,
+        Ok(RoundDecision::Reject { failure, .. }) | Err(failure) => refused(failure.error),
+        Ok(decision) => decision,
     }
 }
 
 /// What is not as it was when a remembered plan was made.
-fn what_changed(round: &Round<'_>, anchor: &Anchor, remembered: &Remembered) -> Option<String> {
+fn what_changed(round: &Round<'_>, baseline: &Baseline, remembered: &Remembered) -> Option<String> {
     let facts = |id: &AccountId| round.snapshot.accounts.get(id);
     for (id, before) in &remembered.positions {
         let now = facts(id).map(|facts| facts.account.position(&round.spec.symbol));
@@ -627,16 +636,19 @@ fn what_changed(round: &Round<'_>, anchor: &Anchor, remembered: &Remembered) -> 
     }
     let plan = &remembered.plan;
     // Coins in wallets and holdings elsewhere count too.
-    if anchor.net != plan.initial {
-        return Some(format!("net delta was {} then and is {}", plan.initial, anchor.net));
+    if baseline.net != plan.initial {
+        return Some(format!("net delta was {} then and is {}", plan.initial, baseline.net));
     }
     // A hedge without a side follows the whole book, also accounts that it does not name.
-    let goes_on = anchor.target.minus(anchor.net).is_ok_and(|wanted| wanted.side() == plan.needed.side());
+    let goes_on = baseline.target.minus(baseline.net).is_ok_and(|wanted| wanted.side() == plan.needed.side());
     if !plan.needed.is_zero() && !goes_on {
-        return Some(format!("it would go the other way: from {} to {} now", anchor.net, anchor.target));
+        return Some(format!(
+            "net delta would move the other way: from {} to {} now",
+            baseline.net, baseline.target
+        ));
     }
-    if round.snapshot.doubt.is_some() {
-        return Some("an order of another operation is in doubt".to_owned());
+    if round.snapshot.unresolved.is_some() {
+        return Some("an order of another operation is unresolved".to_owned());
     }
     plan.legs.iter().find_map(|leg| {
         let facts = facts(&leg.account)?;
@@ -683,7 +695,7 @@ fn those_that_may(
     (net, needed): (Delta, Delta),
 ) -> Result<Vec<PlanAccount>, MathError> {
     let elsewhere = elsewhere(round)?;
-    let away = |net: Delta| net.plus(elsewhere)?.minus(round.spec.terms.aim).map(Delta::abs);
+    let away = |net: Delta| net.plus(elsewhere)?.minus(round.spec.options.aim).map(Delta::abs);
     if away(net.plus(needed)?)? <= away(net)? {
         return Ok(accounts);
     }
@@ -696,16 +708,16 @@ fn obstacles(plan: &Plan) -> Vec<String> {
     plan.obstacles.iter().map(|o| format!("{}: {}", o.account, o.reason)).collect()
 }
 
-/// The last word before orders: nothing beside doubt, and the gate.
-fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<Verdict, Box<Failure>> {
+/// The last word before orders: nothing beside unresolved order, and the gate.
+fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<RoundDecision, Box<Failure>> {
     if let Some(failure) = beside_doubt(round, &plan).map_err(internal)? {
-        return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
+        return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
     }
     let kept = plan.clone();
     let facts = gate_facts(round).map_err(internal)?;
     match Gate::new(limits(round)).approve(plan, &facts) {
-        Ok(approved) => Ok(Verdict::Go { approved, net, unwinds: false }),
-        Err(refusal) => Ok(Verdict::Refused {
+        Ok(approved) => Ok(RoundDecision::Execute { approved, net, unwinds: false }),
+        Err(refusal) => Ok(RoundDecision::Reject {
             failure: refused_by_gate(round, &refusal),
             plan: Some(Box::new(kept)),
             net,
@@ -723,9 +735,9 @@ pub(crate) fn changes_left(round: &Round<'_>) -> Result<BTreeMap<AccountId, Delt
             );
         }
         Goal::Shift { .. } | Goal::Utilization(_) => {
-            // What was traded on others while an order was in doubt is to be taken back too.
+            // What was traded on others while an order was unresolved is to be taken back too.
             for id in &round.spec.accounts {
-                let wanted = round.anchor.and_then(|anchor| anchor.changes.get(id)).copied();
+                let wanted = round.baseline.and_then(|baseline| baseline.changes.get(id)).copied();
                 let traded = round.traded_by.get(id).copied().unwrap_or_default();
                 left.insert(id.clone(), wanted.unwrap_or_default().minus(traded)?);
             }
@@ -753,10 +765,10 @@ fn unwinds(round: &Round<'_>, away: Delta) -> BTreeMap<AccountId, Delta> {
 /// Both sides in lock step; where the partner of what was opened cannot follow, that is closed again.
 fn decide_two_sided(
     round: &Round<'_>,
-    anchor: &Anchor,
+    baseline: &Baseline,
     net: Delta,
     accounts: Vec<PlanAccount>,
-) -> Result<Verdict, Box<Failure>> {
+) -> Result<RoundDecision, Box<Failure>> {
     let left = changes_left(round).map_err(internal)?;
     if left.is_empty() {
         // An account that uses too much and may not be relieved; what is below its target needs no order, but for those
@@ -765,30 +777,30 @@ fn decide_two_sided(
         let is_above = |line: &RebalanceLine| {
             !line.within && line.deviation.is_none_or(|deviation| may_grow || deviation > Ratio::ZERO)
         };
-        let view = anchor.rebalance.as_ref().filter(|view| view.accounts.iter().any(is_above));
-        if let Some(view) = view.filter(|_| anchor.changes.is_empty()) {
+        let view = baseline.rebalance.as_ref().filter(|view| view.accounts.iter().any(is_above));
+        if let Some(view) = view.filter(|_| baseline.changes.is_empty()) {
             let text = view.reason.clone().unwrap_or_default();
             let failed = cannot(round, text, "");
             // That nothing can be traded is an answer; that it is forbidden is a refusal.
             if failed.code == Code::RiskBlocked {
-                return Ok(Verdict::Refused { failure: failed, plan: None, net });
+                return Ok(RoundDecision::Reject { failure: failed, plan: None, net });
             }
         }
-        let why_nothing = anchor.rebalance.as_ref().and_then(|view| view.reason.clone());
+        let why_nothing = baseline.rebalance.as_ref().and_then(|view| view.reason.clone());
         let others = other_contracts(round.spec, round.snapshot, round.config).join("; ");
         let reason = match round.spec.goal {
             Goal::Flatten if others.is_empty() => "flat: no position is left".to_owned(),
             Goal::Flatten => format!("flat in {}, but {others}", round.spec.symbol),
-            _ => "every position is where it should be".to_owned(),
+            _ => "every position has its planned size".to_owned(),
         };
         let reason = why_nothing.unwrap_or(reason);
-        return Ok(Verdict::Done { ending: Ending::Reached, reason, net });
+        return Ok(RoundDecision::Complete { ending: Ending::Reached, reason, net });
     }
     let input = PlanInput {
         symbol: round.spec.symbol.clone(),
         as_of: round.snapshot.as_of,
         reference_price: round.snapshot.reference_price,
-        target: anchor.target,
+        target: baseline.target,
         net,
         needed: Delta::ZERO,
         max_slippage: round.spec.max_slippage,
@@ -807,11 +819,13 @@ fn decide_two_sided(
         }
         return approve(round, plan, net);
     }
-    let away = net.minus(anchor.target).map_err(internal)?;
+    let away = net.minus(baseline.target).map_err(internal)?;
     let back = plan_lockstep(&input, &unwinds(round, away)).map_err(not_planned)?;
     if !back.legs.is_empty() {
         return Ok(match approve(round, back, net)? {
-            Verdict::Go { approved, net, .. } => Verdict::Go { approved, net, unwinds: true },
+            RoundDecision::Execute { approved, net, .. } => {
+                RoundDecision::Execute { approved, net, unwinds: true }
+            }
             other => other,
         });
     }
@@ -825,10 +839,10 @@ fn decide_two_sided(
     if dust {
         let parts: Vec<String> = left.iter().map(|(id, change)| format!("{id} {}", change.abs())).collect();
         let reason = format!("dust: less than the smallest order is left: {}", parts.join(", "));
-        return Ok(Verdict::Done { ending: Ending::Dust, reason, net });
+        return Ok(RoundDecision::Complete { ending: Ending::Dust, reason, net });
     }
     let excluded = round.excluded.iter().filter(|id| left.contains_key(*id));
-    let refused = excluded.map(|id| format!("{id}: it refused an order of this operation"));
+    let refused = excluded.map(|id| format!("{id}: its venue rejected an order of this operation"));
     let reasons: Vec<String> = obstacles(&plan).into_iter().chain(refused).collect();
     let reason = if reasons.is_empty() {
         "nothing can be traded".to_owned()
@@ -839,24 +853,24 @@ fn decide_two_sided(
     if round.excluded.is_empty() && round.traded_by.values().all(|traded| traded.is_zero()) {
         let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";
         let failure = with_details(cannot(round, reason, remedy), "obstacles", reasons);
-        return Ok(Verdict::Refused { failure, plan: Some(Box::new(plan)), net });
+        return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
     }
-    Ok(Verdict::Done { ending: Ending::of_obstacles(Some(&plan)), reason, net })
+    Ok(RoundDecision::Complete { ending: Ending::of_obstacles(Some(&plan)), reason, net })
 }
 
-/// What trading elsewhere makes the worst case smaller while orders are in doubt; none where nothing does.
+/// What trading elsewhere makes the worst case smaller while orders are unresolved; none where nothing does.
 ///
-/// `interval` is all that the net delta of the named accounts can be. Accounts with orders in doubt are among the
+/// `interval` is all that the net delta of the named accounts can be. Accounts with unresolved orders are among the
 /// excluded ones.
-pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) -> Option<Approved> {
-    let mut accounts = plan_accounts(round, anchor).ok()?;
+pub fn decide_shrink(round: &Round<'_>, baseline: &Baseline, interval: &Interval) -> Option<Approved> {
+    let mut accounts = plan_accounts(round, baseline).ok()?;
     for account in &mut accounts {
-        // What trades both ways never opens again what it closed, not even in doubt.
+        // What trades both ways never opens again what it closed, not even unresolved.
         account.only_reduces |= round.spec.goal.is_two_sided();
     }
-    let best = deltaplane_math::shrink(interval, anchor.target).ok()?;
+    let best = deltaplane_math::shrink(interval, baseline.target).ok()?;
     // From the middle of what is possible to the target.
-    let accounts = those_that_may(round, accounts, (anchor.target.minus(best).ok()?, best)).ok()?;
+    let accounts = those_that_may(round, accounts, (baseline.target.minus(best).ok()?, best)).ok()?;
     let finest = accounts.iter().map(|account| account.rules.lot_size).min()?;
     let needed = round_down_to_lot(best, finest).ok()?;
     if needed.is_zero() {
@@ -866,8 +880,8 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         symbol: round.spec.symbol.clone(),
         as_of: round.snapshot.as_of,
         reference_price: round.snapshot.reference_price,
-        target: anchor.target,
-        net: anchor.target.minus(needed).ok()?,
+        target: baseline.target,
+        net: baseline.target.minus(needed).ok()?,
         needed,
         max_slippage: round.spec.max_slippage,
         costs: round.config.costs,
@@ -881,7 +895,7 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
         Some(order.quantity.signed(leg.side))
     });
     let first = first.into_iter().try_fold(Delta::ZERO, Delta::plus).ok()?;
-    if !interval.allows(first, anchor.target).ok()? {
+    if !interval.allows(first, baseline.target).ok()? {
         return None;
     }
     Gate::new(limits(round)).approve(plan, &gate_facts(round).ok()?).ok()
@@ -890,8 +904,8 @@ pub fn decide_shrink(round: &Round<'_>, anchor: &Anchor, interval: &Interval) ->
 /// While another operation does not know what became of its orders, only what makes the worst case of the whole
 /// book smaller may go out.
 fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
-    let Some(doubt) = round.snapshot.doubt else { return Ok(None) };
-    let book = &round.spec.terms.book;
+    let Some(unresolved) = round.snapshot.unresolved else { return Ok(None) };
+    let book = &round.spec.options.book;
     let deltas = round.snapshot.all_deltas.iter();
     let deltas = deltas.filter(|(id, _)| book.as_ref().is_none_or(|book| book.contains(id)));
     let known: Option<Vec<Delta>> = deltas.map(|(_, delta)| *delta).collect();
@@ -899,13 +913,13 @@ fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, 
     // The target of a part of the accounts says nothing of the whole book.
     let target = match &round.spec.goal {
         Goal::Delta { target, subset: false, .. } => *target,
-        _ => round.spec.terms.aim,
+        _ => round.spec.options.aim,
     };
     let smaller = match known {
         None => None,
         Some(deltas) => {
             let all = exposure_of(deltas.into_iter().chain([round.snapshot.external]))?.net;
-            let before = doubt.around(all)?;
+            let before = unresolved.around(all)?;
             let after = before.moved(plan.reached)?;
             (!before.allows(plan.reached, target)?)
                 .then(|| (before.worst(target), after.worst(target)))
@@ -915,19 +929,23 @@ fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, 
     };
     let text = match (is_unknown, smaller) {
         (true, _) => {
-            "an order of another operation is in doubt, and not every account's delta is known".to_owned()
+            "an order of another operation is unresolved, and not every account's delta is known".to_owned()
         }
         (false, None) => return Ok(None),
         (false, Some((before, after))) => format!(
-            "an order of another operation is in doubt: this would take the worst distance of the whole book from the target from {before} to {after}"
+            "an order of another operation is unresolved: this would take the worst distance of net delta from the target from {before} to {after}"
         ),
     };
-    Ok(Some(failure(Code::Conflict, text, "wait until the doubt is settled, see GET /api/v1/operations")))
+    Ok(Some(failure(
+        Code::Conflict,
+        text,
+        "wait until the unresolved order is settled, see GET /api/v1/operations",
+    )))
 }
 
 /// The caps that hold in the operation's symbol.
 fn limits(round: &Round<'_>) -> Limits {
-    let own = round.config.limits.tightened(&round.spec.terms.limits);
+    let own = round.config.limits.tightened(&round.spec.options.limits);
     round.config.overrides.in_symbol(own, &round.spec.symbol)
 }
 
@@ -945,12 +963,12 @@ fn round_away(band: Delta, needed: Delta, accounts: &[PlanAccount]) -> Result<De
 
 fn dust(
     round: &Round<'_>,
-    anchor: &Anchor,
+    baseline: &Baseline,
     net: Delta,
     accounts: &[PlanAccount],
     (needed, ratio, max_deviation): (Delta, Ratio, Ratio),
-) -> Result<Verdict, Box<Failure>> {
-    let value = needed.abs().notional_at(anchor.price).map_err(internal)?;
+) -> Result<RoundDecision, Box<Failure>> {
+    let value = needed.abs().notional_at(baseline.price).map_err(internal)?;
     let mut each = Vec::new();
     for account in accounts {
         let least = smallest_order_of(account, needed, round.spec.max_slippage).map_err(internal)?;
@@ -965,9 +983,9 @@ fn dust(
             text,
             "name an account that takes smaller orders, or raise maxDeviation",
         );
-        return Ok(Verdict::Refused { failure, plan: None, net });
+        return Ok(RoundDecision::Reject { failure, plan: None, net });
     }
-    Ok(Verdict::Done { ending: Ending::Dust, reason: text, net })
+    Ok(RoundDecision::Complete { ending: Ending::Dust, reason: text, net })
 }
 
 /// Alerts that keep accounts of the operation from all but what reduces.
@@ -993,9 +1011,9 @@ fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
         let text = if why.is_empty() { text } else { format!("{text}: {}", why.join("; ")) };
         let is_halted = restricted.iter().all(|id| round.snapshot.trading_of(id) == TradingState::Halted);
         let remedy = if is_halted {
-            "nothing is traded while it is halted: see GET /api/v1/system/status for why, and clear it first"
+            "trading is halted: GET /api/v1/system/status says why; set RUNNING first"
         } else {
-            "only what reduces risk is traded now: see GET /api/v1/system/status for why, and clear it first"
+            "only orders that reduce risk are accepted: GET /api/v1/system/status says why; set RUNNING first"
         };
         failure(Code::RiskBlocked, text, remedy)
     } else if !alerts.is_empty() {
@@ -1010,7 +1028,7 @@ fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
 /// Why a plan may not be executed although it is legal: it falls too short of what was asked.
 fn shortfall(
     round: &Round<'_>,
-    anchor: &Anchor,
+    baseline: &Baseline,
     plan: &Plan,
     most_ratio: Option<Ratio>,
 ) -> Result<Option<Box<Failure>>, MathError> {
@@ -1022,13 +1040,13 @@ fn shortfall(
         |text: String, remedy: &str| with_details(cannot(round, text, remedy), "obstacles", obstacles(plan));
     match (&round.spec.goal, most_ratio) {
         (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
-            let ratio = deviation_ratio(plan.planned_final, *target, anchor.reference)?;
+            let ratio = deviation_ratio(plan.planned_final, *target, baseline.reference)?;
             if ratio <= limit || *on_shortfall == OnShortfall::BestEffort {
                 return Ok(None);
             }
             let left = target.minus(plan.planned_final)?;
             let best = left.abs();
-            if !plan.legs.is_empty() && is_dust(round, anchor, left)? {
+            if !plan.legs.is_empty() && is_dust(round, baseline, left)? {
                 return Ok(None);
             }
             let shown = ratio.value().round_dp(6).normalize();
@@ -1048,8 +1066,8 @@ fn shortfall(
 }
 
 /// Whether what a plan leaves is worth little and less than what any named account takes as an ordinary order.
-fn is_dust(round: &Round<'_>, anchor: &Anchor, left: Delta) -> Result<bool, MathError> {
-    if left.abs().notional_at(anchor.price)? > round.config.dust_limit {
+fn is_dust(round: &Round<'_>, baseline: &Baseline, left: Delta) -> Result<bool, MathError> {
+    if left.abs().notional_at(baseline.price)? > round.config.dust_limit {
         return Ok(false);
     }
     for facts in round.snapshot.accounts.values() {
@@ -1083,18 +1101,18 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
         trading,
         elsewhere: elsewhere(round)?,
         // What trades both ways in lock step leaves net delta where it is.
-        aim: (!round.spec.goal.is_two_sided()).then_some(round.spec.terms.aim),
+        aim: (!round.spec.goal.is_two_sided()).then_some(round.spec.options.aim),
     })
 }
 
 /// What accounts of the book that are not named hold.
 fn elsewhere(round: &Round<'_>) -> Result<Delta, MathError> {
-    let terms = &round.spec.terms;
-    if let Some(elsewhere) = terms.elsewhere {
+    let options = &round.spec.options;
+    if let Some(elsewhere) = options.elsewhere {
         return Ok(elsewhere);
     }
     let is_unnamed = |id: &AccountId| {
-        terms.book.as_ref().is_none_or(|book| book.contains(id)) && !round.spec.accounts.contains(id)
+        options.book.as_ref().is_none_or(|book| book.contains(id)) && !round.spec.accounts.contains(id)
     };
     let unnamed = round.snapshot.all_deltas.iter().filter(|(id, _)| is_unnamed(id));
     exposure_of(unnamed.filter_map(|(_, delta)| *delta)).map(|held| held.net)
@@ -1131,7 +1149,7 @@ fn refused_by_gate(round: &Round<'_>, refusal: &GateRefusal) -> Box<Failure> {
         | GateRefusal::NetDeltaTooLarge { .. }
         | GateRefusal::OutsideCollar { .. }
         | GateRefusal::WorstCase { .. } => {
-            (Code::DeltaBeyondLimit, "ask for less, or change the limit in the configuration")
+            (Code::DeltaBeyondLimit, "request less, or change the limit in the configuration")
         }
         GateRefusal::Math(_) => (Code::Internal, "use smaller numbers"),
     };
@@ -1148,7 +1166,7 @@ pub(crate) fn order_rules(instrument: &Instrument) -> OrderRules {
     }
 }
 
-fn plan_accounts(round: &Round<'_>, anchor: &Anchor) -> Result<Vec<PlanAccount>, MathError> {
+fn plan_accounts(round: &Round<'_>, baseline: &Baseline) -> Result<Vec<PlanAccount>, MathError> {
     let mut accounts = Vec::new();
     for id in &round.spec.accounts {
         let Some(facts) = round.snapshot.accounts.get(id) else { continue };
@@ -1156,7 +1174,7 @@ fn plan_accounts(round: &Round<'_>, anchor: &Anchor) -> Result<Vec<PlanAccount>,
         if round.excluded.contains(id) || !facts.instrument.tradable || halted {
             continue;
         }
-        accounts.push(plan_account(id, facts, anchor.arrival_mids.get(id).copied(), round)?);
+        accounts.push(plan_account(id, facts, baseline.arrival_mids.get(id).copied(), round)?);
     }
     Ok(accounts)
 }
@@ -1254,7 +1272,7 @@ fn expected_funding(facts: &AccountFacts, round: &Round<'_>) -> Result<Ratio, Ma
     let (Some(rate), Some(next)) = (facts.market.funding_rate, facts.market.next_funding) else {
         return Ok(Ratio::ZERO);
     };
-    let horizon = round.spec.terms.funding_horizon.unwrap_or(round.config.funding_horizon);
+    let horizon = round.spec.options.funding_horizon.unwrap_or(round.config.funding_horizon);
     let end = round.snapshot.as_of.after(horizon);
     if next > end {
         return Ok(Ratio::ZERO);

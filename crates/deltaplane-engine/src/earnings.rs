@@ -11,7 +11,7 @@ use deltaplane_types::{
     Notional, Ratio, Symbol, Timestamp,
 };
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::report::failure;
@@ -114,15 +114,15 @@ impl DriftTrack {
 }
 
 /// Reads an account's statement from time to time until dropped.
-pub(crate) async fn keep_statements(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
-    let every = core.shared.eyes.config.statement_every;
+pub(crate) async fn keep_statements(core: Arc<Core>, monitor: Arc<AccountMonitor>) {
+    let every = core.shared.reader.config.statement_every;
     // A start asks the venues for enough, and several in a row must not spend what a hedge needs.
     tokio::time::sleep(every.min(FIRST_AFTER)).await;
     loop {
-        match core.read_statement(&keeper).await {
+        match core.read_statement(&monitor).await {
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(account = %keeper.id, error, "the account's statement cannot be read");
+                tracing::warn!(account = %monitor.id, error, "the account's statement cannot be read");
             }
         }
         tokio::time::sleep(every).await;
@@ -136,13 +136,13 @@ pub(crate) const NAME: &str = "carry";
 pub(crate) async fn keep_looking(core: Arc<Core>) {
     let mut ranked_at = None;
     loop {
-        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+        core.shared.services.beat(NAME, &*core.shared.reader.clock);
         tokio::time::sleep(LOOK_EVERY).await;
-        let now = core.shared.eyes.clock.now();
+        let now = core.shared.reader.clock.now();
         if ranked_at.is_none_or(|at| now.since(at) >= ADL_RANK_EVERY) {
             ranked_at = Some(now);
             core.look_at_adl_ranks().await;
-            core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+            core.shared.services.beat(NAME, &*core.shared.reader.clock);
         }
         let risks = core.find_risks().await;
         core.look_at_carry(&risks).await;
@@ -150,14 +150,14 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
 }
 
 impl Core {
-    async fn read_statement(&self, keeper: &AccountKeeper) -> Result<(), String> {
+    async fn read_statement(&self, monitor: &AccountMonitor) -> Result<(), String> {
         let shared = &self.shared;
-        let now = shared.eyes.clock.now();
-        let newest = shared.history.newest_income(&keeper.id).await.map_err(|error| error.to_string())?;
+        let now = shared.reader.clock.now();
+        let newest = shared.history.newest_income(&monitor.id).await.map_err(|error| error.to_string())?;
         let since = newest.map_or_else(|| now.before(FIRST), |newest| newest.before(LATE));
         let rows =
-            keeper.reader.fetch_income(since, Priority::Data).await.map_err(|error| error.to_string())?;
-        shared.history.add_income(&keeper.id, rows).await.map_err(|error| error.to_string())
+            monitor.reader.fetch_income(since, Priority::Data).await.map_err(|error| error.to_string())?;
+        shared.history.add_income(&monitor.id, rows).await.map_err(|error| error.to_string())
     }
 
     /// What was earned, day by day.
@@ -165,7 +165,7 @@ impl Core {
         let lines = self.shared.history.earned(query).await.map_err(|error| {
             failure(Code::Internal, error.to_string(), "look at the disk; the history may be deleted")
         })?;
-        let rates = &self.shared.eyes.config.holdings.rates;
+        let rates = &self.shared.reader.config.holdings.rates;
         in_usd(lines, rates).map_err(|error| {
             failure(Code::Internal, error.to_string(), "ask for fewer days, or look at [rates]")
         })
@@ -174,8 +174,8 @@ impl Core {
     /// Raises and ends the alerts on what books earn, how long margin lasts, and contracts that end.
     pub(crate) async fn look_at_carry(&self, risks: &BTreeMap<AccountId, Arc<AccountRisk>>) {
         let shared = &self.shared;
-        let now = shared.eyes.clock.now();
-        let limits = shared.eyes.config.alerts;
+        let now = shared.reader.clock.now();
+        let limits = shared.reader.config.alerts;
         let lines = self.funding().await;
         let mut records = self.look_at_contracts(now).await;
         let told = |account: &AccountId, symbol: &Symbol| {
@@ -184,8 +184,8 @@ impl Core {
         // An account that cannot be valued, or a venue that does not tell its rate, says nothing of the sum: alerts of
         // that symbol stay as they are.
         let is_known = |symbol: &Symbol| {
-            shared.eyes.accounts.iter().all(|(id, keeper)| {
-                keeper.newest().is_some_and(|newest| {
+            shared.reader.accounts.iter().all(|(id, monitor)| {
+                monitor.newest().is_some_and(|newest| {
                     newest.position(symbol).is_zero() || (risks.contains_key(id) && told(id, symbol))
                 })
             })
@@ -226,10 +226,11 @@ impl Core {
                 account: None,
                 symbol: Some(symbol.clone()),
                 message: format!(
-                    "the positions in {symbol} pay funding all in all: see GET /api/v1/funding, shrink both sides or turn them"
+                    "{symbol} pays {{fundingCost}} USD a day in net funding. Reduce both legs or reverse them. See GET /api/v1/funding."
                 ),
             };
-            let data = [("fundingPerDay".to_owned(), *per_day)].into();
+            let data =
+                [("fundingPerDay".to_owned(), *per_day), ("fundingCost".to_owned(), per_day.abs())].into();
             records.extend(shared.alerts.raise_with(condition, data, now));
         }
         let valued = risks.iter();
@@ -256,7 +257,7 @@ impl Core {
                 account: Some(account.clone()),
                 symbol: None,
                 message: format!(
-                    "funding eats the margin of {account} within days: top it up, or shrink both sides"
+                    "{account}: its margin lasts {{runwayDays}} days at the funding of today. Add {{topUp}} USD or reduce both legs."
                 ),
             };
             let data = [("runwayDays".to_owned(), days), ("topUp".to_owned(), top_up)].into();
@@ -264,16 +265,16 @@ impl Core {
         }
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
-            let _ = shared.hands.recorder.append(records).await;
+            let _ = shared.execution.recorder.append(records).await;
         }
     }
 
     /// Tells of positions that the venue closes first when it must take from the winning side.
     pub(crate) async fn look_at_adl_ranks(&self) {
         let shared = &self.shared;
-        let asked = shared.eyes.accounts.iter().map(|(id, keeper)| async move {
+        let asked = shared.reader.accounts.iter().map(|(id, monitor)| async move {
             // Of what does not answer nothing new is said.
-            let ranks = tokio::time::timeout(ASK_FOR, keeper.reader.fetch_adl_ranks(Priority::Data))
+            let ranks = tokio::time::timeout(ASK_FOR, monitor.reader.fetch_adl_ranks(Priority::Data))
                 .await
                 .ok()?
                 .ok()?;
@@ -281,9 +282,9 @@ impl Core {
         });
         let told: BTreeMap<AccountId, BTreeMap<Symbol, u8>> =
             futures_util::future::join_all(asked).await.into_iter().flatten().collect();
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let rank = |account: &AccountId, symbol: &Symbol| told.get(account)?.get(symbol).copied();
-        let told_from = shared.eyes.config.alerts.adl_rank;
+        let told_from = shared.reader.config.alerts.adl_rank;
         let mut records = shared.alerts.resolve(AlertTopic::AdlRank, now, |alert| {
             let (Some(account), Some(symbol)) = (&alert.account, &alert.symbol) else { return false };
             told.contains_key(account) && rank(account, symbol).is_none_or(|rank| rank < told_from)
@@ -297,7 +298,7 @@ impl Core {
                     account: Some(account.clone()),
                     symbol: Some(symbol.clone()),
                     message: format!(
-                        "the venue of {account} would close its position in {symbol} among the first when it deleverages: lower its leverage or reduce both legs, so that the other leg is not left unhedged"
+                        "{account}: its {symbol} position has place {{adlRank}} of 5 for auto-deleveraging, and its counterpart would be unhedged. Lower its leverage or reduce both legs."
                     ),
                 };
                 let data = [("adlRank".to_owned(), Decimal::from(*rank))].into();
@@ -305,7 +306,7 @@ impl Core {
             }
         }
         // A failure stops all sending by itself; the alerts stand in memory in any case.
-        let _ = shared.hands.recorder.append(records).await;
+        let _ = shared.execution.recorder.append(records).await;
     }
 
     /// Positions in contracts that their venue does not trade any more, or said that it will end: they are halted,
@@ -313,16 +314,16 @@ impl Core {
     async fn look_at_contracts(&self, now: Timestamp) -> Vec<deltaplane_ports::Record> {
         let shared = &self.shared;
         let (mut ending, mut unknown) = (Vec::new(), Vec::new());
-        for (id, keeper) in &shared.eyes.accounts {
-            let Some(snapshot) = keeper.newest() else { continue };
+        for (id, monitor) in &shared.reader.accounts {
+            let Some(snapshot) = monitor.newest() else { continue };
             for position in snapshot.positions.values().filter(|position| !position.delta.is_zero()) {
                 // Kept for a minute by the connector; of what does not answer nothing new is said.
                 let held = (id.clone(), position.symbol.clone());
-                shared.services.beat(NAME, &*shared.eyes.clock);
-                let asked = keeper.reader.fetch_instrument(&position.symbol, Priority::Data);
+                shared.services.beat(NAME, &*shared.reader.clock);
+                let asked = monitor.reader.fetch_instrument(&position.symbol, Priority::Data);
                 let told = tokio::time::timeout(CONTRACT_FOR, asked).await;
                 if let Ok(Ok(contract)) = &told {
-                    let mut tables = shared.eyes.tables.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut tables = shared.reader.tables.lock().unwrap_or_else(PoisonError::into_inner);
                     tables.insert(held.clone(), contract.clone());
                 }
                 match told {
@@ -342,11 +343,11 @@ impl Core {
         for ((account, symbol), ends_at) in ending {
             let message = match ends_at {
                 Some(at) => format!(
-                    "{account} holds {symbol}, which its venue ends at {}: close both legs before, or the other one is left unhedged (POST /api/v1/delta/flatten)",
+                    "{account}: its venue ends the {symbol} contract at {}. Close both legs before with POST /api/v1/delta/flatten.",
                     in_words(at)
                 ),
                 None => format!(
-                    "{account} holds {symbol}, which its venue does not trade now: it is halted, delisted or being settled, and the other leg may soon be unhedged"
+                    "{account}: its venue does not trade {symbol} now (halted, delisted or settling). Watch the other leg: it may soon be unhedged."
                 ),
             };
             let condition = Condition {

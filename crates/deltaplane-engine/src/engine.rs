@@ -20,33 +20,33 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::{Alerts, Condition};
 use crate::breakers::{self, Breakers};
 use crate::config::EngineConfig;
-use crate::control::{Goal, Remembered, Spec, Terms};
-use crate::doubts::Doubts;
+use crate::control::{Goal, OperationOptions, Remembered, Spec};
 use crate::durable::Recorder;
 use crate::earnings;
 use crate::equity;
 use crate::feeds::FeedBoard;
 use crate::gate::{DryRun, GateParts, OrderGate};
-use crate::guard::{self, DeadMan};
-use crate::lanes::{Lanes, Rank};
+use crate::guard::{self, DeadManSwitch};
 use crate::logins::Logins;
 use crate::losses::{self, Losses};
 use crate::monitor;
 use crate::operation::{Event, Operation};
 use crate::plans::KeptPlans;
 use crate::policies::{self, Policies, READ_FOR};
+use crate::position_locks::{PositionLocks, Rank};
 use crate::reconcile::Ledger;
 use crate::recovery::{Recovered, RecoveredOperation};
 use crate::report::failure;
 use crate::risks::RiskBoard;
-use crate::runner::{self, AtWork, Hands, Reports, Shared};
+use crate::runner::{self, AtWork, ExecutionContext, Reports, Shared};
 use crate::services::{Services, revived, supervised};
-use crate::snapshot::{Eyes, KNOWN_FOR, Reading};
+use crate::snapshot::{KNOWN_FOR, Reading, SnapshotReader};
 use crate::trading::Trading;
+use crate::unresolved_orders::UnresolvedOrders;
 use crate::watch;
 
 /// How many operations may run beyond `max_operations` where they make the book safer: see
@@ -125,7 +125,7 @@ pub struct Engine {
 /// What the engine's tasks share with requests.
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) lanes: Lanes,
+    pub(crate) position_locks: PositionLocks,
     pub(crate) rules: BTreeMap<AccountId, VenueRules>,
     ids: Arc<dyn IdSource>,
     plans: KeptPlans,
@@ -189,32 +189,32 @@ impl Engine {
         let feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>> =
             feeds.into_iter().map(|feed| (feed.id().clone(), feed)).collect();
         let logins = Arc::new(Logins::default());
-        let (mut keepers, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut monitors, mut gateways, mut feed_of) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for account in accounts {
             if !feeds.contains_key(&account.feed) {
                 return Err(StartError::UnknownFeed { account: account.id, feed: account.feed });
             }
             let AccountParts { id, venue, exchange, reader, gateway, feed } = account;
             let (clock, key, logins) = (clock.clone(), config.id_key.clone(), logins.clone());
-            let keeper = AccountKeeper::new(id.clone(), venue, exchange, reader, clock, key, logins);
-            if keepers.insert(id.clone(), Arc::new(keeper)).is_some() {
+            let monitor = AccountMonitor::new(id.clone(), venue, exchange, reader, clock, key, logins);
+            if monitors.insert(id.clone(), Arc::new(monitor)).is_some() {
                 return Err(StartError::RepeatedAccount(id));
             }
             gateways.insert(id.clone(), gateway);
             feed_of.insert(id, feed);
         }
-        let dead_man = DeadMan::new(
+        let dead_man_switch = DeadManSwitch::new(
             gateways.clone(),
             config.id_key.clone(),
             config.allow_resting_without_dead_man_switch,
         );
-        let dead_man = Arc::new(dead_man);
+        let dead_man_switch = Arc::new(dead_man_switch);
         let gate = OrderGate::new(GateParts {
             gateways: gateways.clone(),
             recorder: recorder.clone(),
             clock: clock.clone(),
             trading: trading.clone(),
-            dead_man: dead_man.clone(),
+            dead_man_switch: dead_man_switch.clone(),
             may_send: config.may_send,
             epoch,
             limits: config.limits,
@@ -224,31 +224,31 @@ impl Engine {
         let slots = Arc::new(Semaphore::new(config.max_operations));
         let kept_slots = Arc::new(Semaphore::new(KEPT_SLOTS));
         let mut tasks = JoinSet::new();
-        for keeper in keepers.values() {
-            let of_account = |name, run: fn(Arc<AccountKeeper>, Symbol) -> BoxFuture<'static, ()>| {
-                let (keeper, symbol) = (keeper.clone(), config.primary_symbol.clone());
-                revived(name, move || run(keeper.clone(), symbol.clone()))
+        for monitor in monitors.values() {
+            let of_account = |name, run: fn(Arc<AccountMonitor>, Symbol) -> BoxFuture<'static, ()>| {
+                let (monitor, symbol) = (monitor.clone(), config.primary_symbol.clone());
+                revived(name, move || run(monitor.clone(), symbol.clone()))
             };
-            tasks.spawn(of_account("account", |keeper, _| keeper.keep().boxed()));
-            tasks.spawn(of_account("checks", |keeper, symbol| keeper.keep_checking(symbol).boxed()));
-            tasks.spawn(warm(keeper.clone(), config.primary_symbol.clone()));
+            tasks.spawn(of_account("account", |monitor, _| monitor.keep().boxed()));
+            tasks.spawn(of_account("checks", |monitor, symbol| monitor.keep_checking(symbol).boxed()));
+            tasks.spawn(warm(monitor.clone(), config.primary_symbol.clone()));
         }
         let known = KnownAtStart { next_sequence, last_at: recovered.last_at };
-        let doubts = Doubts::default();
+        let unresolved_orders = UnresolvedOrders::default();
         let alerts = Arc::new(Alerts::default());
         let shared = Arc::new(Shared {
-            eyes: Arc::new(Eyes {
+            reader: Arc::new(SnapshotReader {
                 config,
                 clock,
-                accounts: keepers,
+                accounts: monitors,
                 feeds,
                 feed_of,
                 trading,
-                doubts,
+                unresolved_orders,
                 alerts: alerts.clone(),
                 tables: Mutex::default(),
             }),
-            hands: Hands {
+            execution: ExecutionContext {
                 gate,
                 recorder,
                 gateways,
@@ -274,7 +274,7 @@ impl Engine {
         });
         let core = Arc::new(Core {
             shared,
-            lanes: Lanes::default(),
+            position_locks: PositionLocks::default(),
             rules,
             ids,
             plans: KeptPlans::default(),
@@ -291,8 +291,8 @@ impl Engine {
             core.shared.alerts.restore(alert, change);
         }
         for (account, symbol, trade) in std::mem::take(&mut recovered.explained) {
-            if let Some(keeper) = core.shared.eyes.accounts.get(&account) {
-                keeper.explain(&symbol, [trade]);
+            if let Some(monitor) = core.shared.reader.accounts.get(&account) {
+                monitor.explain(&symbol, [trade]);
             }
         }
         for activity in std::mem::take(&mut recovered.external) {
@@ -301,7 +301,7 @@ impl Engine {
         let mut holders = BTreeMap::<Symbol, usize>::new();
         for ((account, symbol), (position, at)) in recovered.positions() {
             core.shared.ledger.set(&account, &symbol, position, at);
-            if !position.is_zero() && core.shared.eyes.accounts.contains_key(&account) {
+            if !position.is_zero() && core.shared.reader.accounts.contains_key(&account) {
                 *holders.entry(symbol).or_default() += 1;
             }
         }
@@ -314,8 +314,8 @@ impl Engine {
         match core.shared.history.marks().await {
             Ok(marks) => {
                 for (account, mark) in marks {
-                    if let Some(keeper) = core.shared.eyes.accounts.get(&account) {
-                        keeper.equity.resume(&mark);
+                    if let Some(monitor) = core.shared.reader.accounts.get(&account) {
+                        monitor.equity.resume(&mark);
                     }
                 }
             }
@@ -328,28 +328,30 @@ impl Engine {
         core.shared.losses.restore(std::mem::take(&mut recovered.losses), started_at);
         core.let_old_alerts_go(&recovered).await;
         core.recover(recovered).await;
-        if let Some(reason) = core.shared.eyes.config.restricted_because.clone() {
+        if let Some(reason) = core.shared.reader.config.restricted_because.clone() {
             core.shared.raise(journal_condition(reason)).await;
         }
         tasks.spawn(core.clone().cancel_after_restart());
         tasks.spawn(tell_of_the_journal(core.clone()));
-        for keeper in core.shared.eyes.accounts.values() {
-            let of_account = |name, run: fn(Arc<Core>, Arc<AccountKeeper>) -> BoxFuture<'static, ()>| {
-                let (core, keeper) = (core.clone(), keeper.clone());
-                revived(name, move || run(core.clone(), keeper.clone()))
+        for monitor in core.shared.reader.accounts.values() {
+            let of_account = |name, run: fn(Arc<Core>, Arc<AccountMonitor>) -> BoxFuture<'static, ()>| {
+                let (core, monitor) = (core.clone(), monitor.clone());
+                revived(name, move || run(core.clone(), monitor.clone()))
             };
-            tasks.spawn(of_account("reconcile", |core, keeper| watch::keep_reconciled(core, keeper).boxed()));
-            tasks.spawn(of_account("equity", |core, keeper| equity::keep_track(core, keeper).boxed()));
-            tasks.spawn(of_account("risk", |core, keeper| monitor::keep_looking_at(core, keeper).boxed()));
-            tasks.spawn(of_account("statement", |core, keeper| {
-                earnings::keep_statements(core, keeper).boxed()
+            tasks.spawn(of_account("reconcile", |core, monitor| {
+                watch::keep_reconciled(core, monitor).boxed()
+            }));
+            tasks.spawn(of_account("equity", |core, monitor| equity::keep_track(core, monitor).boxed()));
+            tasks.spawn(of_account("risk", |core, monitor| monitor::keep_looking_at(core, monitor).boxed()));
+            tasks.spawn(of_account("statement", |core, monitor| {
+                earnings::keep_statements(core, monitor).boxed()
             }));
         }
         tasks.spawn(supervised(core.clone(), guard::NAME, guard::keep_armed));
         tasks.spawn(supervised(core.clone(), watch::ALERTS, watch::keep_alerts));
         tasks.spawn(supervised(core.clone(), breakers::NAME, breakers::keep_tripping));
         tasks.spawn(supervised(core.clone(), earnings::NAME, earnings::keep_looking));
-        if core.shared.eyes.config.shrink_after_forced_close {
+        if core.shared.reader.config.shrink_after_forced_close {
             tasks.spawn(supervised(core.clone(), losses::NAME, losses::keep_answering));
         }
         tasks.spawn(supervised(core.clone(), monitor::NAME, monitor::keep_looking));
@@ -358,8 +360,8 @@ impl Engine {
         let engine = Self { core, tasks: Mutex::new(tasks) };
         // A venue that answers is checked before the first request; one that does not is not waited for.
         let checked = async {
-            let unchecked = |keeper: &Arc<AccountKeeper>| !keeper.is_checked() || !keeper.is_reconciled();
-            while engine.core.shared.eyes.accounts.values().any(unchecked) {
+            let unchecked = |monitor: &Arc<AccountMonitor>| !monitor.is_checked() || !monitor.is_reconciled();
+            while engine.core.shared.reader.accounts.values().any(unchecked) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -369,7 +371,7 @@ impl Engine {
 
     /// A part of the engine that reads and plans and cannot send.
     pub fn dry_run(&self) -> DryRun {
-        DryRun { eyes: self.core.shared.eyes.clone() }
+        DryRun { reader: self.core.shared.reader.clone() }
     }
 
     /// Takes no new operations from now on and waits for those that run, at most this long. Orders of ours that
@@ -378,13 +380,13 @@ impl Engine {
         self.core.stopping.store(true, Ordering::SeqCst);
         self.core.preempt(Preemption::Stop, |_| true);
         let count = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);
-        let (all, kept) = (count(self.core.shared.eyes.config.max_operations), count(KEPT_SLOTS));
+        let (all, kept) = (count(self.core.shared.reader.config.max_operations), count(KEPT_SLOTS));
         let ended = async {
             // What still runs then is safe too: every order is in the journal.
             let _ = tokio::join!(self.core.slots.acquire_many(all), self.core.kept_slots.acquire_many(kept));
             self.core.keep_marks().await;
             self.core.cancel_all_ours().await;
-            self.core.shared.hands.gate.disarm().await;
+            self.core.shared.execution.gate.disarm().await;
         };
         let _ = tokio::time::timeout(within, ended).await;
     }
@@ -394,7 +396,7 @@ impl Engine {
     /// known last.
     pub fn end(&self) {
         self.core.stopping.store(true, Ordering::SeqCst);
-        self.core.shared.hands.gate.end();
+        self.core.shared.execution.gate.end();
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         let running = &self.core.operations;
         for operation in running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -411,14 +413,14 @@ impl Engine {
     /// journal goes on once there is room; else what is on disk is not known, and the process should end at once.
     pub fn journal_failure(&self) -> impl Future<Output = JournalError> + Send + 'static {
         // A waiting task does not keep the engine alive.
-        let recorder = self.core.shared.hands.recorder.clone();
+        let recorder = self.core.shared.execution.recorder.clone();
         async move { recorder.failure().await }
     }
 
     /// Keeps an account out of trading, or lets it back in.
     pub fn block_account(&self, account: &AccountId, reason: Option<String>) {
-        if let Some(keeper) = self.core.shared.eyes.accounts.get(account) {
-            keeper.block(reason);
+        if let Some(monitor) = self.core.shared.reader.accounts.get(account) {
+            monitor.block(reason);
         }
     }
 
@@ -427,16 +429,16 @@ impl Engine {
         &self,
         symbol: &Symbol,
     ) -> (BTreeMap<AccountId, Option<Delta>>, Option<deltaplane_types::Price>) {
-        let eyes = &self.core.shared.eyes;
-        let deltas = eyes
+        let reader = &self.core.shared.reader;
+        let deltas = reader
             .accounts
             .iter()
-            .map(|(id, keeper)| {
-                let delta = || eyes.config.holdings.delta(&*keeper.newest()?, symbol).ok();
+            .map(|(id, monitor)| {
+                let delta = || reader.config.holdings.delta(&*monitor.newest()?, symbol).ok();
                 (id.clone(), delta())
             })
             .collect();
-        (deltas, eyes.reference_price(symbol))
+        (deltas, reader.reference_price(symbol))
     }
 }
 
@@ -446,11 +448,11 @@ const DISK_FULL: &str = "the disk of the journal is full: nothing is sent until 
 /// Tells at once that the journal failed. The journal cannot take the alert any more.
 async fn tell_of_the_journal(core: Arc<Core>) {
     let shared = &core.shared;
-    let text = match shared.hands.recorder.failure().await {
+    let text = match shared.execution.recorder.failure().await {
         JournalError::DiskFull => format!("{DISK_FULL}. Free space on it."),
         JournalError::Failed(error) => format!("the journal failed, nothing is sent any more: {error}"),
     };
-    let _ = shared.alerts.raise(journal_condition(text), shared.eyes.clock.now());
+    let _ = shared.alerts.raise(journal_condition(text), shared.reader.clock.now());
 }
 
 fn journal_condition(reason: String) -> Condition {
@@ -499,7 +501,7 @@ impl Core {
                 accounts: known.cloned().collect(),
                 max_slippage: deltaplane_types::Ratio::ZERO,
                 only_reduces: true,
-                terms: Terms::default(),
+                options: OperationOptions::default(),
             };
             if let Some(gone) = operation.traded_accounts().find(|id| !self.rules.contains_key(*id)) {
                 self.shared
@@ -510,18 +512,18 @@ impl Core {
                         account: Some(gone.clone()),
                         symbol: Some(operation.symbol.clone()),
                         message: format!(
-                            "operation {} has orders on {gone}, which is not configured any more: configure it, so that they can be settled",
+                            "operation {} has open orders on {gone}, which is not configured any more. Add the account again until they are settled.",
                             operation.id
                         ),
                     })
                     .await;
             }
             let first = self
-                .lanes
+                .position_locks
                 .take((&spec.symbol, &spec.accounts), (&operation.id, Rank::Protective), None)
                 .await;
-            tracing::warn!(operation = %operation.id, "settling an operation of an earlier run");
-            let (config, now) = (self.shared.eyes.config.clone(), self.shared.eyes.clock.now());
+            tracing::warn!(operation = %operation.id, "resolving an operation of an earlier run");
+            let (config, now) = (self.shared.reader.config.clone(), self.shared.reader.clock.now());
             let id = operation.id.clone();
             let (machine, effects) = Operation::recover(
                 id.clone(),
@@ -534,12 +536,12 @@ impl Core {
             self.recovering.fetch_add(1, Ordering::SeqCst);
             let core = self.clone();
             self.at_work(async move {
-                // Where an older operation holds a lane, this one waits for it.
+                // Where an older operation holds a position lock, this one waits for it.
                 let held = match first {
                     Ok(held) => Ok(held),
                     Err(_) => {
                         let wait = Some(Duration::from_secs(3_600));
-                        core.lanes.take((&spec.symbol, &spec.accounts), (&id, Rank::Protective), wait).await
+                        core.position_locks.take((&spec.symbol, &spec.accounts), (&id, Rank::Protective), wait).await
                     }
                 };
                 match held {
@@ -548,7 +550,7 @@ impl Core {
                         runner::run(core.shared.clone(), machine, effects, held, inbox, (None, None)).await;
                     }
                     Err(_) => {
-                        tracing::error!(operation = %id, "it could not be settled: a lane stays closed");
+                        tracing::error!(operation = %id, "it could not be settled: its position locks stay closed");
                     }
                 }
                 core.recovering.fetch_sub(1, Ordering::SeqCst);
@@ -577,8 +579,8 @@ impl Core {
         if self.stopping.load(Ordering::SeqCst) {
             return Some("the system is stopping".to_owned());
         }
-        if self.shared.hands.recorder.has_failed() {
-            let is_full = self.shared.hands.recorder.failed_with() == Some(JournalError::DiskFull);
+        if self.shared.execution.recorder.has_failed() {
+            let is_full = self.shared.execution.recorder.failed_with() == Some(JournalError::DiskFull);
             let text = if is_full {
                 DISK_FULL
             } else {
@@ -593,11 +595,11 @@ impl Core {
     pub(crate) fn check_configured(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
         let unknown: Vec<String> = accounts
             .iter()
-            .filter(|id| !self.shared.eyes.accounts.contains_key(*id))
+            .filter(|id| !self.shared.reader.accounts.contains_key(*id))
             .map(ToString::to_string)
             .collect();
         if !unknown.is_empty() {
-            let known: Vec<&str> = self.shared.eyes.accounts.keys().map(AccountId::as_str).collect();
+            let known: Vec<&str> = self.shared.reader.accounts.keys().map(AccountId::as_str).collect();
             let mut failed = failure(
                 Code::InvalidAccount,
                 format!("not configured: {}", unknown.join(", ")),
@@ -612,29 +614,30 @@ impl Core {
     /// Whether a symbol may be one that is traded here: it is held, followed or kept by a policy, or some exchange lists it
     /// or does not answer.
     pub(crate) async fn is_symbol_of_ours(&self, symbol: &Symbol) -> bool {
-        let eyes = &self.shared.eyes;
-        let is_held = |keeper: &Arc<AccountKeeper>| {
-            keeper.newest().is_some_and(|snapshot| snapshot.positions.contains_key(symbol))
+        let reader = &self.shared.reader;
+        let is_held = |monitor: &Arc<AccountMonitor>| {
+            monitor.newest().is_some_and(|snapshot| snapshot.positions.contains_key(symbol))
         };
-        if eyes.reference_price(symbol).is_some()
+        if reader.reference_price(symbol).is_some()
             || self.shared.policies.all().contains_key(symbol)
-            || eyes.accounts.values().any(is_held)
+            || reader.accounts.values().any(is_held)
         {
             return true;
         }
-        let all: Vec<AccountId> = eyes.accounts.keys().cloned().collect();
+        let all: Vec<AccountId> = reader.accounts.keys().cloned().collect();
         self.not_listed(symbol, &all).await.len() < all.len()
     }
 
     pub(crate) fn check_accounts(&self, accounts: &[AccountId]) -> Result<(), Box<Failure>> {
         self.check_configured(accounts)?;
         for id in accounts {
-            let keeper = self.shared.eyes.accounts.get(id);
-            let Some((keeper, reason)) = keeper.and_then(|keeper| Some((keeper, keeper.blocked()?))) else {
+            let monitor = self.shared.reader.accounts.get(id);
+            let Some((monitor, reason)) = monitor.and_then(|monitor| Some((monitor, monitor.blocked()?)))
+            else {
                 continue;
             };
-            let text = format!("account {id} is out of trading: {reason}");
-            if keeper.is_starting() {
+            let text = format!("account {id} cannot trade: {reason}");
+            if monitor.is_starting() {
                 // A venue whose budget is spent keeps this waiting for up to a minute.
                 let remedy = "wait until GET /readyz names it with canTrade true, or leave the account out";
                 let mut failed = failure(Code::NotPermitted, text, remedy);
@@ -661,32 +664,31 @@ impl Core {
             HedgeStrategy::CrossPlatform => false,
             HedgeStrategy::SamePlatform => true,
         };
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let mut by_venue = BTreeMap::<VenueId, Delta>::new();
         // The named accounts, and those that changed a moment ago, are read again.
         let is_doubtful =
-            |keeper: &AccountKeeper| request.accounts.contains(&keeper.id) || keeper.has_changed();
-        let doubtful = eyes.accounts.values().filter(|keeper| is_doubtful(keeper)).map(async |keeper| {
-            let read = keeper.fresh(eyes.config.max_account_age, Priority::Hedge);
-            let _ = tokio::time::timeout(READ_FOR, read).await;
-        });
-        futures_util::future::join_all(doubtful).await;
-        for keeper in eyes.accounts.values() {
-            let delta = keeper
+            |monitor: &AccountMonitor| request.accounts.contains(&monitor.id) || monitor.has_changed();
+        let unresolved =
+            reader.accounts.values().filter(|monitor| is_doubtful(monitor)).map(async |monitor| {
+                let read = monitor.fresh(reader.config.max_account_age, Priority::Hedge);
+                let _ = tokio::time::timeout(READ_FOR, read).await;
+            });
+        futures_util::future::join_all(unresolved).await;
+        for monitor in reader.accounts.values() {
+            let delta = monitor
                 .known(KNOWN_FOR)
-                .and_then(|snapshot| eyes.config.holdings.delta(&snapshot, &request.symbol).ok());
+                .and_then(|snapshot| reader.config.holdings.delta(&snapshot, &request.symbol).ok());
             let Some(delta) = delta else {
-                let text = format!(
-                    "which exchange carries the exposure cannot be told: the state of {} is not known",
-                    keeper.id
-                );
+                let text =
+                    format!("the exposed exchange is not known: the state of {} is not known", monitor.id);
                 let remedy = "wait until it can be read, or send hedgeStrategy: \"delta-neutral\"";
                 return Err(failure(Code::InvalidRequest, text, remedy));
             };
-            let sum = by_venue.entry(keeper.venue.clone()).or_default();
+            let sum = by_venue.entry(monitor.venue.clone()).or_default();
             *sum = sum.plus(delta).unwrap_or(*sum);
         }
-        let external = eyes.config.holdings.external(&request.symbol, eyes.clock.now())?;
+        let external = reader.config.holdings.external(&request.symbol, reader.clock.now())?;
         let net = by_venue.values().fold(external, |sum, delta| sum.plus(*delta).unwrap_or(sum));
         let aim = self.aim(&request.symbol);
         let away = net.minus(aim).unwrap_or(net);
@@ -706,7 +708,7 @@ impl Core {
             return Err(failure(Code::InvalidRequest, text, "send hedgeStrategy: \"delta-neutral\""));
         };
         let fits = |id: &&AccountId| {
-            eyes.accounts.get(*id).is_some_and(|keeper| (keeper.venue == *carries) == stays)
+            reader.accounts.get(*id).is_some_and(|monitor| (monitor.venue == *carries) == stays)
         };
         let left: Vec<AccountId> = request.accounts.iter().filter(fits).cloned().collect();
         if left.is_empty() {
@@ -751,14 +753,14 @@ impl Core {
             // These end with the state of trading that they set.
             _ if breakers::TOPICS.contains(&alert.topic) || alert.topic == AlertTopic::OrderReopened => false,
             None => alert.topic == AlertTopic::Service,
-            Some(account) if shared.eyes.accounts.contains_key(account) => {
+            Some(account) if shared.reader.accounts.contains_key(account) => {
                 alert.topic == AlertTopic::AccountGone
             }
             Some(account) => !waits(account),
         };
-        let records = shared.alerts.resolve_all(shared.eyes.clock.now(), is_over);
+        let records = shared.alerts.resolve_all(shared.reader.clock.now(), is_over);
         // A failure stops all sending by itself.
-        let _ = shared.hands.recorder.append(records).await;
+        let _ = shared.execution.recorder.append(records).await;
     }
 
     fn new_id(&self, kind: OperationKind, now: Timestamp) -> Result<OperationId, Box<Failure>> {
@@ -781,7 +783,7 @@ impl Core {
 
     /// Refuses what may add to a position while that is paused.
     fn check_paused(&self, spec: &Spec) -> Result<(), Box<Failure>> {
-        let trading = &self.shared.eyes.trading;
+        let trading = &self.shared.reader.trading;
         let paused = |id: &&AccountId| trading.of(id, &spec.symbol) == TradingState::Paused;
         let Some(account) = spec.accounts.iter().find(paused).filter(|_| !spec.only_reduces) else {
             return Ok(());
@@ -803,8 +805,8 @@ impl Core {
             return Err(failed);
         }
         self.check_accounts(&spec.accounts)?;
-        let eyes = &self.shared.eyes;
-        let now = eyes.clock.now();
+        let reader = &self.shared.reader;
+        let now = reader.clock.now();
         let id = self.new_id(kind, now)?;
         self.check_paused(&spec)?;
         let (sender, report) = oneshot::channel();
@@ -820,7 +822,7 @@ impl Core {
             Some(plan) => self.with_plan(plan, &meta.requester, spec, now)?,
             None => spec,
         };
-        if !eyes.config.may_send {
+        if !reader.config.may_send {
             return Err(failure(
                 Code::NotPermitted,
                 "this mode never sends orders",
@@ -833,7 +835,7 @@ impl Core {
         let Some(slot) = slot.or_else(|| if kind.is_protective() { kept() } else { None }) else {
             let mut failed = failure(
                 Code::TooManyRequests,
-                format!("{} operations are at work, as many as are allowed", eyes.config.max_operations),
+                format!("the limit of {} running operations is reached", reader.config.max_operations),
                 "wait for one to end",
             );
             failed.retry_after = Some(Duration::from_secs(1));
@@ -847,7 +849,7 @@ impl Core {
         }
         let rank = if kind.is_protective() { Rank::Protective } else { Rank::Ordinary };
         let wanted = (&spec.symbol, spec.accounts.as_slice());
-        let held = self.lanes.take(wanted, (&id, rank), meta.wait).await.map_err(|busy| {
+        let held = self.position_locks.take(wanted, (&id, rank), meta.wait).await.map_err(|busy| {
             let who =
                 if busy.holder.is_some() { "another operation holds" } else { "a policy is about to trade" };
             let mut failed = failure(
@@ -862,14 +864,14 @@ impl Core {
             failed
         })?;
         // Waiting took time, and the world may have changed meanwhile.
-        let now = eyes.clock.now();
+        let now = reader.clock.now();
         if let Some(failed) = self.not_running() {
             return Err(failed);
         }
         self.check_accounts(&spec.accounts)?;
         self.check_paused(&spec)?;
         if matches!(spec.goal, Goal::Hedge { side: None, .. })
-            && let Some(account) = self.lanes.held_beside(&spec.symbol, &spec.accounts)
+            && let Some(account) = self.position_locks.held_beside(&spec.symbol, &spec.accounts)
         {
             let text = format!(
                 "side is missing and cannot be derived: another operation is at work on account {account}"
@@ -885,7 +887,7 @@ impl Core {
             id.clone(),
             kind,
             spec,
-            eyes.config.clone(),
+            reader.config.clone(),
             self.rules.clone(),
             (now, timeout),
             (meta.requester, key),
@@ -914,12 +916,12 @@ impl Core {
         spec: Spec,
         now: Timestamp,
     ) -> Result<Spec, Box<Failure>> {
-        if spec.terms.pacing.is_slow() {
-            let text = "planId is carried out at once and goes with no parts and no rest";
+        if spec.options.pacing.is_slow() {
+            let text = "planId cannot be combined with clips or makerFirst";
             return Err(failure(Code::InvalidRequest, text, "leave out clips and makerFirst, or planId"));
         }
         let remembered = Some(self.plans.find(plan, requester, &spec, now)?);
-        Ok(Spec { terms: Terms { remembered, ..spec.terms }, ..spec })
+        Ok(Spec { options: OperationOptions { remembered, ..spec.options }, ..spec })
     }
 
     /// A dry run. Its plan may be carried out for a while.
@@ -931,41 +933,41 @@ impl Core {
         timeout: Duration,
         meta: RequestMeta,
     ) -> OperationReport {
-        let eyes = &self.shared.eyes;
-        let dry = DryRun { eyes: eyes.clone() };
-        let (config, rules) = (eyes.config.clone(), self.rules.clone());
+        let reader = &self.shared.reader;
+        let dry = DryRun { reader: reader.clone() };
+        let (config, rules) = (reader.config.clone(), self.rules.clone());
         let asked = (timeout, meta.requester.clone());
         let (mut report, remembered) = dry.plan(id, kind, spec.clone(), config, rules, asked).await;
         if let Some(remembered) = remembered {
             let plan = format!("plan-{}", self.ids.unique());
-            self.plans.keep(plan.clone(), meta.requester, &spec, remembered, eyes.clock.now());
+            self.plans.keep(plan.clone(), meta.requester, &spec, remembered, reader.clock.now());
             report.plan_id = Some(plan);
         }
-        eyes.add_last_known(&mut report);
+        reader.add_last_known(&mut report);
         report
     }
 
-    pub(crate) fn view(keeper: &AccountKeeper) -> AccountView {
-        let snapshot = keeper.newest().as_deref().cloned();
-        let as_of = keeper.confirmed_at();
+    pub(crate) fn view(monitor: &AccountMonitor) -> AccountView {
+        let snapshot = monitor.newest().as_deref().cloned();
+        let as_of = monitor.confirmed_at();
         let snapshot = snapshot.zip(as_of).map(|(known, as_of)| AccountSnapshot { as_of, ..known });
         AccountView {
-            account: keeper.id.clone(),
-            venue: keeper.venue.clone(),
-            exchange: keeper.exchange.clone(),
+            account: monitor.id.clone(),
+            venue: monitor.venue.clone(),
+            exchange: monitor.exchange.clone(),
             snapshot,
-            is_streamed: keeper.is_live(),
-            open_orders: keeper.open_orders(),
-            blocked: keeper.blocked(),
+            is_streamed: monitor.is_live(),
+            open_orders: monitor.open_orders(),
+            blocked: monitor.blocked(),
         }
     }
 }
 
 /// Reads the instrument ahead, so that the first operation does not wait for it, and keeps it read.
-async fn warm(keeper: Arc<AccountKeeper>, symbol: Symbol) {
+async fn warm(monitor: Arc<AccountMonitor>, symbol: Symbol) {
     let mut wait = Duration::from_secs(1);
     loop {
-        if keeper.reader.fetch_instrument(&symbol, Priority::Data).await.is_ok() {
+        if monitor.reader.fetch_instrument(&symbol, Priority::Data).await.is_ok() {
             wait = Duration::from_secs(1);
             tokio::time::sleep(Duration::from_secs(50)).await;
         } else {
@@ -985,22 +987,26 @@ impl DryRun {
         rules: BTreeMap<AccountId, VenueRules>,
         (timeout, requester): (Duration, Requester),
     ) -> (OperationReport, Option<Remembered>) {
-        let now = self.eyes.clock.now();
+        let now = self.reader.clock.now();
         let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
         let asked = (requester, None);
-        let how = Reading { accept_unmapped: spec.terms.accept_unmapped, ..DRY };
+        let how = Reading { accept_unmapped: spec.options.accept_unmapped, ..DRY };
         // All of it at once: how it is spread over time changes nothing in what is traded.
-        let spec = Spec { terms: Terms { pacing: Pacing::default(), ..spec.terms }, ..spec };
+        let spec = Spec { options: OperationOptions { pacing: Pacing::default(), ..spec.options }, ..spec };
         let (machine, _) = Operation::start(id, kind, spec, config, rules, (now, timeout), asked);
-        let snapshot =
-            match tokio::time::timeout(timeout, self.eyes.snapshot((&symbol, None), &accounts, how)).await {
-                Ok(snapshot) => snapshot,
-                Err(_) => Err(failure(
-                    Code::Timeout,
-                    "the timeout passed while accounts and prices were read",
-                    "raise timeout",
-                )),
-            };
-        machine.dry_report(snapshot, self.eyes.clock.now())
+        let snapshot = match tokio::time::timeout(
+            timeout,
+            self.reader.snapshot((&symbol, None), &accounts, how),
+        )
+        .await
+        {
+            Ok(snapshot) => snapshot,
+            Err(_) => Err(failure(
+                Code::Timeout,
+                "the timeout passed while accounts and prices were read",
+                "raise timeout",
+            )),
+        };
+        machine.dry_report(snapshot, self.reader.clock.now())
     }
 }

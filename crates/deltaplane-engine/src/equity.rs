@@ -15,7 +15,7 @@ use deltaplane_types::{
 };
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::engine::Core;
 use crate::report::failure;
 
@@ -130,27 +130,27 @@ impl EquityTrack {
 }
 
 /// Follows an account's equity until dropped.
-pub(crate) async fn keep_track(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
-    let mut readings = keeper.readings();
-    let mut events = keeper.reader.subscribe();
+pub(crate) async fn keep_track(core: Arc<Core>, monitor: Arc<AccountMonitor>) {
+    let mut readings = monitor.readings();
+    let mut events = monitor.reader.subscribe();
     let mut tick = tokio::time::interval(OBSERVED_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            event = events.recv() => if !note(&keeper, &event) { return },
+            event = events.recv() => if !note(&monitor, &event) { return },
             // While the stream is proven nothing is read: the state goes on with the marks.
             () = async { if !readings.changed().await { std::future::pending().await } } => {}
-            _ = tick.tick(), if keeper.is_live() => {}
+            _ = tick.tick(), if monitor.is_live() => {}
         }
         readings.mark_unchanged();
         // Money that moved a moment ago may be in the state or not.
-        let now = keeper.now();
-        let Some((snapshot, as_of)) = keeper.newest().zip(keeper.confirmed_at()) else { continue };
-        if keeper.equity.flowed_within(QUIET, now) {
+        let now = monitor.now();
+        let Some((snapshot, as_of)) = monitor.newest().zip(monitor.confirmed_at()) else { continue };
+        if monitor.equity.flowed_within(QUIET, now) {
             continue;
         }
-        let valued = match tokio::time::timeout(VALUED_WITHIN, core.valued(&keeper.id, &snapshot)).await {
+        let valued = match tokio::time::timeout(VALUED_WITHIN, core.valued(&monitor.id, &snapshot)).await {
             Ok(Ok((valued, _))) => valued,
             // Without a mark or a table the venue's own figures count, when they are read.
             _ if snapshot.as_of == snapshot.valued_at => (*snapshot).clone(),
@@ -162,26 +162,26 @@ pub(crate) async fn keep_track(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
         loop {
             tokio::select! {
                 biased;
-                event = events.recv() => if !note(&keeper, &event) { return },
+                event = events.recv() => if !note(&monitor, &event) { return },
                 () = &mut quiet => break,
             }
         }
         if let Ok(equity) = valued.equity() {
-            keeper.equity.observe(equity, as_of);
+            monitor.equity.observe(equity, as_of);
         }
     }
 }
 
 /// Takes an event; gives whether the stream goes on.
-fn note(keeper: &AccountKeeper, event: &Result<AccountEvent, RecvError>) -> bool {
-    let now = keeper.now();
+fn note(monitor: &AccountMonitor, event: &Result<AccountEvent, RecvError>) -> bool {
+    let now = monitor.now();
     match event {
         Ok(AccountEvent::BalanceChanged { amount, cause: BalanceCause::Transfer }) => {
-            keeper.equity.on_flow(*amount, now);
+            monitor.equity.on_flow(*amount, now);
         }
         // What was missed may have been a deposit.
         Ok(AccountEvent::Disconnected) | Err(broadcast::error::RecvError::Lagged(_)) => {
-            keeper.equity.on_flow(None, now);
+            monitor.equity.on_flow(None, now);
         }
         Ok(_) => {}
         Err(broadcast::error::RecvError::Closed) => return false,
@@ -252,12 +252,12 @@ impl Core {
         id: &AccountId,
         snapshot: &AccountSnapshot,
     ) -> Result<(AccountSnapshot, Vec<(Position, Instrument)>), Box<Failure>> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let mut snapshot = snapshot.clone();
         let held: Vec<Position> =
             snapshot.positions.values().filter(|p| !p.delta.is_zero()).cloned().collect();
         let mut valued = Vec::with_capacity(held.len());
-        let feed = eyes.feed_of.get(id).and_then(|feed| eyes.feeds.get(feed));
+        let feed = reader.feed_of.get(id).and_then(|feed| reader.feeds.get(feed));
         for mut position in held {
             // Some venues tell the mark with prices only.
             let view = feed.and_then(|feed| feed.view(&position.symbol));
@@ -271,7 +271,7 @@ impl Core {
             let instrument = self.contract(id, &position.symbol).await;
             let (Some(instrument), true) = (instrument, position.mark_price.is_some()) else {
                 let text = format!("the position of {id} in {} cannot be valued now", position.symbol);
-                let remedy = "wait until its venue tells the mark price and the margin table again";
+                let remedy = "wait until the venue sends its mark price and margin table again";
                 return Err(failure(Code::MarketDataUnavailable, text, remedy));
             };
             if let Some(mark) = newer {
@@ -290,15 +290,15 @@ impl Core {
     /// A contract with its margin table, as the venue told it last: tables change seldom, an old one shows more than none,
     /// and the watch of contracts asks again for what is held. None where the venue does not tell it now and never did.
     pub(crate) async fn contract(&self, id: &AccountId, symbol: &Symbol) -> Option<Instrument> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let key = (id.clone(), symbol.clone());
-        let tables = || eyes.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = || reader.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let last = tables().get(&key).cloned();
         if last.is_some() {
             return last;
         }
         // Who looks at all accounts must not wait for one venue.
-        let asked = eyes.accounts.get(id)?.reader.fetch_instrument(symbol, Priority::Sync);
+        let asked = reader.accounts.get(id)?.reader.fetch_instrument(symbol, Priority::Sync);
         let told = tokio::time::timeout(TABLE_WITHIN, asked).await.ok()?.ok()?;
         tables().insert(key, told.clone());
         Some(told)
@@ -313,9 +313,9 @@ impl Core {
         symbol: &Symbol,
         position: Delta,
     ) -> Option<Option<Ratio>> {
-        let snapshot = self.shared.eyes.accounts.get(id)?.newest()?;
+        let snapshot = self.shared.reader.accounts.get(id)?.newest()?;
         let (snapshot, valued) = self.valued(id, &snapshot).await.ok()?;
-        let holdings = &self.shared.eyes.config.holdings;
+        let holdings = &self.shared.reader.config.holdings;
         let own_rate = valued.first().map_or(Decimal::ONE, |(_, of)| holdings.rate(&of.quote));
         let equity = worth(snapshot.equity().ok()?, own_rate).ok()?;
         let mut known = Vec::with_capacity(valued.len());
@@ -340,11 +340,11 @@ impl Core {
 
     /// How an account stands, from its newest known state.
     pub(crate) async fn account_risk(&self, id: &AccountId) -> Result<AccountRisk, Box<Failure>> {
-        let Some(keeper) = self.shared.eyes.accounts.get(id) else {
+        let Some(monitor) = self.shared.reader.accounts.get(id) else {
             let text = format!("no account {id} is configured");
             return Err(failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"));
         };
-        let Some(snapshot) = keeper.newest() else {
+        let Some(snapshot) = monitor.newest() else {
             let text = format!("account {id} was not read yet");
             return Err(failure(
                 Code::NotRunning,
@@ -353,7 +353,7 @@ impl Core {
             ));
         };
         let (snapshot, instruments) = self.valued(id, &snapshot).await?;
-        let holdings = &self.shared.eyes.config.holdings;
+        let holdings = &self.shared.reader.config.holdings;
         let rate = |instrument: &Instrument| holdings.rate(&instrument.quote);
         // An account has one quote currency here; where it holds nothing its money counts as it is.
         let own_rate = instruments.first().map_or(Decimal::ONE, |(_, instrument)| rate(instrument));
@@ -391,20 +391,20 @@ impl Core {
             }
             Ok(AccountRisk {
                 account: id.clone(),
-                as_of: keeper.confirmed_at().unwrap_or(snapshot.as_of),
+                as_of: monitor.confirmed_at().unwrap_or(snapshot.as_of),
                 equity,
                 unrealized: worth(snapshot.unrealized, own_rate)?,
                 utilization: over_equity(worth(snapshot.initial_margin, own_rate)?)?,
                 leverage: over_equity(gross)?,
                 margin_ratio: over_equity(worth(snapshot.maintenance_margin, own_rate)?)?,
-                max_drawdown: keeper.equity.max_drawdown(),
+                max_drawdown: monitor.equity.max_drawdown(),
                 delta_deviation: Ratio::new(deviation),
                 liquidation_distance: distances.joint,
                 positions,
             })
         };
         assess().map_err(|error| {
-            let text = format!("the numbers of account {id} lead beyond exact arithmetic: {error}");
+            let text = format!("arithmetic overflow: the values of account {id} are too large ({error})");
             failure(Code::Internal, text, "look at the account at its venue")
         })
     }

@@ -15,9 +15,9 @@ fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> 
         let remedy = if status.failover {
             "no proxy of its pool works"
         } else {
-            "another one may be taken only where proxy_failover is on"
+            "repair the proxy, or set proxy_failover = true to use another one of its pool"
         };
-        let text = format!("{whose} leaves through the proxy {}, which fails; {remedy}", active.proxy);
+        let text = format!("{whose}: its proxy {} fails; {remedy}", active.proxy);
         return Some((AlertSeverity::Critical, text));
     }
     let failing: Vec<&str> =
@@ -25,8 +25,7 @@ fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> 
     if failing.is_empty() {
         return None;
     }
-    let text =
-        format!("{whose} leaves through the proxy {}; these fail: {}", active.proxy, failing.join(", "));
+    let text = format!("{whose}: uses the proxy {}; failing: {}", active.proxy, failing.join(", "));
     Some((AlertSeverity::Warn, text))
 }
 
@@ -34,7 +33,7 @@ impl Core {
     /// Raises and ends the alerts of the pools.
     pub(crate) async fn look_at_exits(&self) {
         let shared = &self.shared;
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let mut found = BTreeMap::<Option<AccountId>, (AlertSeverity, Vec<String>)>::new();
         for (user, exits) in &shared.exits {
             let (account, whose) = match user {
@@ -56,7 +55,7 @@ impl Core {
                 account,
                 symbol: None,
                 message: format!(
-                    "{}: see the proxy's own log, and GET /api/v1/system/status",
+                    "{}. Check the proxy's own log and GET /api/v1/system/status.",
                     texts.join("; ")
                 ),
             };
@@ -64,13 +63,13 @@ impl Core {
         }
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
-            let _ = shared.hands.recorder.append(records).await;
+            let _ = shared.execution.recorder.append(records).await;
         }
     }
 
     /// The proxies as services, each once.
     pub(crate) fn exit_services(&self) -> Vec<ServiceView> {
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let mut services = BTreeMap::<String, ServiceView>::new();
         for exit in self.shared.exits.iter().flat_map(|(_, exits)| exits.status().exits) {
             let name = format!("proxy:{}", exit.proxy);

@@ -71,12 +71,12 @@ impl FeedBoard {
 impl Core {
     /// Judges every feed by the primary symbol: its age, its book, and how far it is from the others.
     fn judge_feeds(&self) -> BTreeMap<FeedId, Judged> {
-        let eyes = &self.shared.eyes;
-        let now = eyes.clock.now();
-        let limits = eyes.config.feeds;
+        let reader = &self.shared.reader;
+        let now = reader.clock.now();
+        let limits = reader.config.feeds;
         let mut judged = BTreeMap::new();
-        for (id, feed) in &eyes.feeds {
-            let view = feed.view(&eyes.config.primary_symbol);
+        for (id, feed) in &reader.feeds {
+            let view = feed.view(&reader.config.primary_symbol);
             let heard = feed.status().last_update.is_some_and(|at| now.since(at) < limits.failing_after);
             let health = match &view {
                 // A gap in the order book, or a new connection.
@@ -87,7 +87,7 @@ impl Core {
         }
         let mids = judged.iter().filter(|(_, feed)| feed.health != FeedHealth::Failing);
         let mids: BTreeMap<FeedId, Decimal> = mids
-            .filter_map(|(id, feed)| Some((id.clone(), eyes.mid_in_usd(feed.view.as_deref()?)?)))
+            .filter_map(|(id, feed)| Some((id.clone(), reader.mid_in_usd(feed.view.as_deref()?)?)))
             .collect();
         let off = off_the_others(&mids).unwrap_or_default();
         let outliers = outliers(&mids, limits.off_by).unwrap_or_default();
@@ -104,31 +104,31 @@ impl Core {
 
     /// Looks whether the active feed must change.
     pub(crate) async fn look_at_feeds(&self) {
-        let eyes = &self.shared.eyes;
-        let now = eyes.clock.now();
+        let reader = &self.shared.reader;
+        let now = reader.clock.now();
         let judged = self.judge_feeds();
         for (id, feed) in &judged {
             if let Some(view) = &feed.view {
                 // Where no account knows the venue's clock, ours stands for it.
-                let of_feed = eyes.feed_of.iter().filter(|(_, feed)| *feed == id);
-                let mut keepers = of_feed.filter_map(|(account, _)| eyes.accounts.get(account));
-                let arrived = keepers.find_map(|keeper| keeper.reader.venue_clock(view.received_at));
+                let of_feed = reader.feed_of.iter().filter(|(_, feed)| *feed == id);
+                let mut monitors = of_feed.filter_map(|(account, _)| reader.accounts.get(account));
+                let arrived = monitors.find_map(|monitor| monitor.reader.venue_clock(view.received_at));
                 let arrived = arrived.unwrap_or(view.received_at);
                 self.shared.feeds.note_latency(id, (view.venue_time, arrived), view.received_at);
             }
         }
-        if now.since(self.started_at()) < eyes.config.feeds.failing_after {
+        if now.since(self.started_at()) < reader.config.feeds.failing_after {
             // Not every connection is up yet.
             return;
         }
         let health = judged.iter().map(|(id, feed)| (id.clone(), feed.health)).collect();
         let switch = lock(&self.shared.feeds.active)
             .as_mut()
-            .and_then(|active| active.observe(&health, now, eyes.config.feeds.hold_down));
+            .and_then(|active| active.observe(&health, now, reader.config.feeds.hold_down));
         if let Some(switch) = switch {
             let was = judged.get(&switch.from).map_or(FeedHealth::Failing, |feed| feed.health);
             let why = if switch.back {
-                "the preferred feed is well again".to_owned()
+                "the preferred feed is healthy again".to_owned()
             } else {
                 format!("{} is {}", switch.from, name(was))
             };
@@ -137,13 +137,13 @@ impl Core {
         }
         let settled = lock(&self.shared.feeds.active).as_ref().is_some_and(|active| {
             active.is_preferred()
-                && active.switched_at().is_none_or(|at| now.since(at) >= eyes.config.feeds.hold_down)
+                && active.switched_at().is_none_or(|at| now.since(at) >= reader.config.feeds.hold_down)
         });
         if settled {
             let records = self.shared.alerts.resolve(AlertTopic::Failover, now, |_| true);
             if !records.is_empty() {
                 // A failure stops all sending by itself.
-                let _ = self.shared.hands.recorder.append(records).await;
+                let _ = self.shared.execution.recorder.append(records).await;
             }
         }
     }
@@ -156,14 +156,14 @@ impl Core {
                 severity,
                 account: None,
                 symbol: None,
-                message: format!("the active price feed is {} instead of {}: {why}", switch.to, switch.from),
+                message: format!("price feed {} is active instead of {}: {why}. Nothing to do while another feed is healthy.", switch.to, switch.from),
             })
             .await;
     }
 
     /// All feeds, and which is the active one.
     pub(crate) fn feeds_view(&self) -> FeedsView {
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let judged = self.judge_feeds();
         let feeds = judged.iter().map(|(id, feed)| self.feed_view(id, feed, now)).collect();
         let active = lock(&self.shared.feeds.active);
@@ -175,7 +175,7 @@ impl Core {
     }
 
     fn feed_view(&self, id: &FeedId, judged: &Judged, now: Timestamp) -> FeedView {
-        let status = self.shared.eyes.feeds.get(id).map(|feed| feed.status());
+        let status = self.shared.reader.feeds.get(id).map(|feed| feed.status());
         FeedView {
             feed: id.clone(),
             condition: match judged.health {
@@ -193,7 +193,7 @@ impl Core {
 
     /// A person makes another feed the active one.
     pub(crate) async fn fail_over(&self, request: Failover) -> Result<FeedView, Box<Failure>> {
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let judged = self.judge_feeds();
         let Some(target) = judged.get(&request.target) else {
             let known: Vec<&str> = judged.keys().map(FeedId::as_str).collect();

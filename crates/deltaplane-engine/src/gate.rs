@@ -13,13 +13,13 @@ use deltaplane_types::{
 };
 
 use crate::durable::{Durable, Recorder};
-use crate::guard::DeadMan;
-use crate::snapshot::Eyes;
+use crate::guard::DeadManSwitch;
+use crate::snapshot::SnapshotReader;
 use crate::trading::Trading;
 
 /// Orders of one operation.
 const MAX_ORDERS: u32 = 200;
-/// Orders in a row on one lane and side that trade nothing, before no more go out that add exposure.
+/// Orders in a row on one position lock and side that trade nothing, before no more go out that add exposure.
 const MAX_BARREN: u32 = 5;
 /// How long that lasts after the last of them.
 const BARREN_FOR: Duration = Duration::from_secs(600);
@@ -37,7 +37,7 @@ struct Barren {
     last: Timestamp,
 }
 
-type Lane = (AccountId, Symbol, Side);
+type PositionKey = (AccountId, Symbol, Side);
 
 /// Owns the gateways that sign and send, and makes intents durable.
 ///
@@ -79,7 +79,7 @@ pub struct OrderGate {
     recorder: Recorder,
     clock: Arc<dyn Clock>,
     trading: Arc<Trading>,
-    dead_man: Arc<DeadMan>,
+    dead_man_switch: Arc<DeadManSwitch>,
     may_send: bool,
     epoch: u16,
     limits: Limits,
@@ -87,7 +87,7 @@ pub struct OrderGate {
     ended: AtomicBool,
     sent: Mutex<BTreeMap<AccountId, VecDeque<Timestamp>>>,
     parents: Mutex<BTreeMap<OperationId, Parent>>,
-    barren: Mutex<BTreeMap<Lane, Barren>>,
+    barren: Mutex<BTreeMap<PositionKey, Barren>>,
 }
 
 /// What a gate is made from.
@@ -96,7 +96,7 @@ pub(crate) struct GateParts {
     pub(crate) recorder: Recorder,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) trading: Arc<Trading>,
-    pub(crate) dead_man: Arc<DeadMan>,
+    pub(crate) dead_man_switch: Arc<DeadManSwitch>,
     pub(crate) may_send: bool,
     pub(crate) epoch: u16,
     pub(crate) limits: Limits,
@@ -109,14 +109,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl OrderGate {
     pub(crate) fn new(parts: GateParts) -> Self {
-        let GateParts { gateways, recorder, clock, trading, dead_man, may_send, epoch, limits, overrides } =
-            parts;
+        let GateParts {
+            gateways,
+            recorder,
+            clock,
+            trading,
+            dead_man_switch,
+            may_send,
+            epoch,
+            limits,
+            overrides,
+        } = parts;
         Self {
             gateways,
             recorder,
             clock,
             trading,
-            dead_man,
+            dead_man_switch,
             may_send,
             epoch,
             limits,
@@ -169,7 +178,7 @@ impl OrderGate {
             return kept_back(&why);
         }
         if order.time_in_force != TimeInForce::ImmediateOrCancel
-            && let Err(why) = self.dead_man.before_resting(&order.account, &order.symbol).await
+            && let Err(why) = self.dead_man_switch.before_resting(&order.account, &order.symbol).await
         {
             return kept_back(&why);
         }
@@ -256,10 +265,10 @@ impl OrderGate {
 
     fn note_sent(&self, intent: &IntentRecord) {
         let order = &intent.order;
-        let lane = (order.account.clone(), order.symbol.clone(), order.side);
+        let position_key = (order.account.clone(), order.symbol.clone(), order.side);
         let now = self.clock.now();
         let mut barren = lock(&self.barren);
-        let known = barren.entry(lane).or_insert(Barren { count: 0, last: now });
+        let known = barren.entry(position_key).or_insert(Barren { count: 0, last: now });
         if now.since(known.last) > BARREN_FOR {
             known.count = 0;
         }
@@ -269,12 +278,12 @@ impl OrderGate {
 
     /// Starts the venues' countdowns again where an order of ours still rests.
     pub(crate) async fn refresh_countdowns(&self, beat: impl Fn()) {
-        self.dead_man.refresh(beat).await;
+        self.dead_man_switch.refresh(beat).await;
     }
 
     /// Ends what guards resting orders, where none of ours rests any more.
     pub(crate) async fn disarm(&self) {
-        self.dead_man.disarm().await;
+        self.dead_man_switch.disarm().await;
     }
 
     /// An order of ours traded: what is sent there has an effect.
@@ -282,12 +291,12 @@ impl OrderGate {
         lock(&self.barren).retain(|(of, on, _), _| of != account || on != symbol);
     }
 
-    /// Whether orders on a lane and side go out again and again and trade nothing.
+    /// Whether orders on a position lock and side go out again and again and trade nothing.
     pub(crate) fn is_barren(&self, account: &AccountId, symbol: &Symbol, side: Side) -> bool {
         let now = self.clock.now();
-        let lane = (account.clone(), symbol.clone(), side);
+        let position_key = (account.clone(), symbol.clone(), side);
         lock(&self.barren)
-            .get(&lane)
+            .get(&position_key)
             .is_some_and(|known| known.count >= MAX_BARREN && now.since(known.last) <= BARREN_FOR)
     }
 }
@@ -315,5 +324,5 @@ impl OrderGate {
 /// ```
 #[derive(Clone)]
 pub struct DryRun {
-    pub(crate) eyes: Arc<Eyes>,
+    pub(crate) reader: Arc<SnapshotReader>,
 }

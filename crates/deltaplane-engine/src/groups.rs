@@ -7,9 +7,9 @@ use deltaplane_math::{deviation_ratio, reference_exposure};
 use deltaplane_risk::ExposureBook;
 use deltaplane_types::{AccountId, AccountSnapshot, AlertTopic, Delta, Ratio, Symbol, Timestamp};
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::engine::Core;
-use crate::snapshot::{Eyes, KNOWN_FOR};
+use crate::snapshot::{KNOWN_FOR, SnapshotReader};
 
 /// Accounts that hedge each other in a symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,17 +49,20 @@ impl Exposures {
     /// Takes what is new of the accounts; gives when the states of those that are known were asked for.
     fn follow(
         &mut self,
-        eyes: &Eyes,
+        reader: &SnapshotReader,
         symbols: impl IntoIterator<Item = Symbol>,
     ) -> BTreeMap<AccountId, Timestamp> {
-        let newest: Vec<(&AccountId, Arc<AccountSnapshot>)> =
-            eyes.accounts.iter().filter_map(|(id, keeper)| Some((id, keeper.known(KNOWN_FOR)?))).collect();
+        let newest: Vec<(&AccountId, Arc<AccountSnapshot>)> = reader
+            .accounts
+            .iter()
+            .filter_map(|(id, monitor)| Some((id, monitor.known(KNOWN_FOR)?)))
+            .collect();
         let count = self.symbols.len();
         self.symbols.extend(symbols);
         for (id, snapshot) in &newest {
             if !self.has_counted(id, snapshot) {
                 let held = snapshot.positions.keys();
-                self.symbols.extend(held.map(|symbol| eyes.config.holdings.counted_in(symbol)));
+                self.symbols.extend(held.map(|symbol| reader.config.holdings.counted_in(symbol)));
             }
         }
         if self.symbols.len() != count {
@@ -68,10 +71,10 @@ impl Exposures {
         let mut known = BTreeMap::new();
         for (id, snapshot) in newest {
             let as_of =
-                eyes.accounts.get(id).and_then(|keeper| keeper.confirmed_at()).unwrap_or(snapshot.as_of);
+                reader.accounts.get(id).and_then(|monitor| monitor.confirmed_at()).unwrap_or(snapshot.as_of);
             if !self.has_counted(id, &snapshot) {
                 let delta = |symbol: &Symbol| {
-                    Some((symbol.clone(), eyes.config.holdings.delta(&snapshot, symbol).ok()?))
+                    Some((symbol.clone(), reader.config.holdings.delta(&snapshot, symbol).ok()?))
                 };
                 let deltas: Option<BTreeMap<Symbol, Delta>> = self.symbols.iter().map(delta).collect();
                 // An account whose numbers cannot be held exactly is not known.
@@ -92,13 +95,13 @@ impl Core {
     /// before one side was gone. A group with an account whose state is not known, or without a price, is none: nothing
     /// can be said of it.
     pub(crate) fn groups(&self) -> Vec<Group> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let policies = self.shared.policies.all();
         let mut exposures = self.shared.exposures.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = policies.keys().chain([&eyes.config.primary_symbol]).cloned();
-        let known = exposures.follow(eyes, asked);
+        let asked = policies.keys().chain([&reader.config.primary_symbol]).cloned();
+        let known = exposures.follow(reader, asked);
         let Exposures { book, symbols, hedged, .. } = &mut *exposures;
-        let are_all_known = known.len() == eyes.accounts.len();
+        let are_all_known = known.len() == reader.accounts.len();
         if are_all_known {
             for symbol in &*symbols {
                 match book.held_together(symbol).holders {
@@ -124,14 +127,15 @@ impl Core {
                     if !are_all_known || (held.holders < 2 && !is_one_side) {
                         return None;
                     }
-                    (eyes.accounts.keys().cloned().collect(), Delta::ZERO, BTreeMap::new(), held.exposure)
+                    (reader.accounts.keys().cloned().collect(), Delta::ZERO, BTreeMap::new(), held.exposure)
                 }
             };
             // As the operations count it.
-            let external = eyes.config.holdings.external(symbol, eyes.clock.now()).ok()?;
+            let external = reader.config.holdings.external(symbol, reader.clock.now()).ok()?;
             let exposure = held.with(external).ok()?;
-            let price = eyes.reference_price(symbol)?;
-            let reference = reference_exposure(&exposure, target, eyes.config.reference_floor, price).ok()?;
+            let price = reader.reference_price(symbol)?;
+            let reference =
+                reference_exposure(&exposure, target, reader.config.reference_floor, price).ok()?;
             let ratio = deviation_ratio(exposure.net, target, reference).ok()?;
             Some(Group { symbol: symbol.clone(), accounts, target, net: exposure.net, ratio, read_at })
         };
@@ -140,27 +144,27 @@ impl Core {
 
     /// Whether everything is known that a hedge group of the symbol would need: then one that is not there is none.
     pub(crate) fn is_known(&self, symbol: &Symbol) -> bool {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         self.are_all_known()
-            && (eyes.reference_price(symbol).is_some() || self.is_nobodys(symbol))
-            && eyes.config.holdings.external(symbol, eyes.clock.now()).is_ok()
+            && (reader.reference_price(symbol).is_some() || self.is_nobodys(symbol))
+            && reader.config.holdings.external(symbol, reader.clock.now()).is_ok()
     }
 
     /// Whether no account holds a symbol and its target is 0: its net delta is on target at any price.
     fn is_nobodys(&self, symbol: &Symbol) -> bool {
-        let eyes = &self.shared.eyes;
-        let holdings = &eyes.config.holdings;
-        let holds_none = |keeper: &Arc<AccountKeeper>| {
-            let delta = keeper.known(KNOWN_FOR).and_then(|snapshot| holdings.delta(&snapshot, symbol).ok());
+        let reader = &self.shared.reader;
+        let holdings = &reader.config.holdings;
+        let holds_none = |monitor: &Arc<AccountMonitor>| {
+            let delta = monitor.known(KNOWN_FOR).and_then(|snapshot| holdings.delta(&snapshot, symbol).ok());
             delta.is_some_and(Delta::is_zero)
         };
         self.aim(symbol).is_zero()
-            && holdings.external(symbol, eyes.clock.now()).is_ok_and(Delta::is_zero)
-            && eyes.accounts.values().all(holds_none)
+            && holdings.external(symbol, reader.clock.now()).is_ok_and(Delta::is_zero)
+            && reader.accounts.values().all(holds_none)
     }
 
     /// Whether the state of every account is known.
     pub(crate) fn are_all_known(&self) -> bool {
-        self.shared.eyes.accounts.values().all(|keeper| keeper.known(KNOWN_FOR).is_some())
+        self.shared.reader.accounts.values().all(|monitor| monitor.known(KNOWN_FOR).is_some())
     }
 }

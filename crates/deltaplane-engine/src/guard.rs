@@ -24,16 +24,16 @@ pub(crate) const NAME: &str = "dead-man-switch";
 
 /// Refreshes the countdowns until dropped.
 pub(crate) async fn keep_armed(core: Arc<Core>) {
-    let beat = || core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+    let beat = || core.shared.services.beat(NAME, &*core.shared.reader.clock);
     loop {
         beat();
         tokio::time::sleep(REFRESH).await;
-        core.shared.hands.gate.refresh_countdowns(beat).await;
+        core.shared.execution.gate.refresh_countdowns(beat).await;
     }
 }
 
 /// Guards what rests.
-pub(crate) struct DeadMan {
+pub(crate) struct DeadManSwitch {
     gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
     key: IdKey,
     allow_unguarded: bool,
@@ -56,7 +56,7 @@ struct Guarded {
     told: Instant,
 }
 
-impl DeadMan {
+impl DeadManSwitch {
     pub(crate) fn new(
         gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
         key: IdKey,
@@ -81,7 +81,7 @@ impl DeadMan {
     pub(crate) async fn before_resting(&self, account: &AccountId, symbol: &Symbol) -> Result<(), String> {
         let gateway = self.gateways.get(account).ok_or("the account has no gateway")?;
         if !gateway.rules().counts_down {
-            let why = "its venue cannot cancel what rests when we fall silent, and allow_resting_without_dead_man_switch is off";
+            let why = "the venue has no dead man's switch, and allow_resting_without_dead_man_switch is off";
             return if self.allow_unguarded { Ok(()) } else { Err(why.to_owned()) };
         }
         let _turn = self.turn(account, symbol).await;
@@ -101,7 +101,7 @@ impl DeadMan {
             gateway.fetch_open_orders(symbol, Priority::Protect).await.map_err(|error| error.to_string())?;
         if let Some(foreign) = open.iter().find(|order| self.key.read(&order.client_order_id).is_none()) {
             return Err(format!(
-                "the order {} that is not ours rests on {symbol}: the venue's countdown would cancel it too",
+                "external order {} rests on {symbol}: the dead man's switch would cancel it too",
                 foreign.client_order_id
             ));
         }
@@ -143,7 +143,7 @@ impl DeadMan {
                 for order in &ours {
                     let _ = gateway.cancel(&order.client_order_id, &symbol).await;
                 }
-                tracing::warn!(%account, %symbol, "a foreign order came to rest: ours were canceled");
+                tracing::warn!(%account, %symbol, "an external order rests now: ours were canceled");
             }
             // One that is on its way does not show yet.
             let key = (account.clone(), symbol.clone());
@@ -185,7 +185,7 @@ mod tests {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
             proof_lag: Duration::from_secs(10),
-            fences: false,
+            invalidates: false,
             counts_down,
         });
         let open: Vec<ExecutionReport> = names
@@ -221,11 +221,11 @@ mod tests {
         key().make(OrderIdParts { instance: 1, epoch: 1, sequence: 1, leg: 0 }).to_string()
     }
 
-    fn guard(gateway: Arc<dyn OrderGateway>, allow_unguarded: bool) -> DeadMan {
-        DeadMan::new([("main".parse().unwrap(), gateway)].into(), key(), allow_unguarded)
+    fn guard(gateway: Arc<dyn OrderGateway>, allow_unguarded: bool) -> DeadManSwitch {
+        DeadManSwitch::new([("main".parse().unwrap(), gateway)].into(), key(), allow_unguarded)
     }
 
-    fn arm(guard: &DeadMan, account: AccountId, symbol: Symbol) {
+    fn arm(guard: &DeadManSwitch, account: AccountId, symbol: Symbol) {
         let now = Instant::now();
         guard.with(|armed| armed.insert((account, symbol), Guarded { used: now, told: now }));
     }

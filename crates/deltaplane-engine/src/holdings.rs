@@ -142,7 +142,7 @@ impl Holdings {
             held.max_age.as_secs()
         );
         let remedy =
-            "write down what is held elsewhere now, with its time, in external_delta of the configuration";
+            "update amount and as_of of external_delta in the configuration, then restart the services";
         Err(failure(Code::MarketDataUnavailable, text, remedy))
     }
 }

@@ -18,7 +18,7 @@ use deltaplane_types::{
 use tokio::sync::Notify;
 
 use crate::alerts::Condition;
-use crate::control::{Goal, Spec, Terms};
+use crate::control::{Goal, OperationOptions, Spec};
 use crate::engine::Core;
 use crate::services::or_a_beat;
 
@@ -152,14 +152,14 @@ fn still_open(lost: Delta, away: Delta) -> Delta {
 /// Answers losses, where the configuration says so.
 pub(crate) async fn keep_answering(core: Arc<Core>) {
     loop {
-        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+        core.shared.services.beat(NAME, &*core.shared.reader.clock);
         let losses = core.shared.losses.first();
         if losses.is_empty() {
             or_a_beat(core.shared.losses.changed.notified()).await;
             continue;
         }
         for (symbol, loss) in losses {
-            let age = core.shared.eyes.clock.now().since(loss.at);
+            let age = core.shared.reader.clock.now().since(loss.at);
             if let Err(why) = core.respond_to_loss(&symbol, &loss).await
                 && age >= TOLD_AFTER
             {
@@ -177,28 +177,28 @@ impl Core {
     /// Shrinks the side that is left when a venue closed a part of a book: back to the net delta before. Says why
     /// that cannot begin yet.
     async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, loss: &Loss) -> Result<(), String> {
-        let eyes = &self.shared.eyes;
-        if let Some(account) = self.lanes.held_beside(symbol, &[]) {
+        let reader = &self.shared.reader;
+        if let Some(account) = self.position_locks.held_beside(symbol, &[]) {
             self.preempt(Preemption::ForcedClose, |at_work| at_work.symbol == *symbol);
             return Err(format!("another operation is at work on {account}"));
         }
-        let now = eyes.clock.now();
-        let external = eyes.config.holdings.external(symbol, now).map_err(|failed| failed.error.clone())?;
+        let now = reader.clock.now();
+        let external = reader.config.holdings.external(symbol, now).map_err(|failed| failed.error.clone())?;
         // As the operation counts it.
         let (mut net, mut out_of_reach) = (external, Delta::ZERO);
         let mut accounts = Vec::new();
         let policy = self.shared.policies.all().remove(symbol);
         let policy = policy.filter(|policy| loss.accounts.iter().all(|id| policy.accounts.contains(id)));
         let mut of_policy = external;
-        for (id, keeper) in &eyes.accounts {
-            let snapshot = keeper.newest().filter(|_| keeper.is_reconciled());
+        for (id, monitor) in &reader.accounts {
+            let snapshot = monitor.newest().filter(|_| monitor.is_reconciled());
             let snapshot = snapshot.ok_or_else(|| format!("the state of {id} is not known"))?;
-            let delta = eyes.config.holdings.delta(&snapshot, symbol).map_err(|error| error.to_string())?;
+            let delta = reader.config.holdings.delta(&snapshot, symbol).map_err(|error| error.to_string())?;
             net = net.plus(delta).map_err(|error| error.to_string())?;
             if policy.as_ref().is_some_and(|policy| policy.accounts.contains(id)) {
                 of_policy = of_policy.plus(delta).map_err(|error| error.to_string())?;
             }
-            if keeper.blocked().is_none() {
+            if monitor.blocked().is_none() {
                 accounts.push(id.clone());
             } else {
                 out_of_reach = out_of_reach.plus(delta).map_err(|error| error.to_string())?;
@@ -223,8 +223,8 @@ impl Core {
         let before = net.minus(lost).map_err(|error| error.to_string())?;
         let target = before.minus(out_of_reach).map_err(|error| error.to_string())?;
         // What takes one side often makes prices late too: the one attempt is not spent on that.
-        eyes.follow(symbol);
-        let late = accounts.iter().find(|id| !eyes.has_healthy_feed(id, symbol));
+        reader.follow(symbol);
+        let late = accounts.iter().find(|id| !reader.has_healthy_feed(id, symbol));
         if let Some(id) = late.filter(|_| now.since(loss.at) < TOLD_AFTER) {
             return Err(format!("{id} has no healthy prices"));
         }
@@ -242,12 +242,16 @@ impl Core {
             accounts,
             max_slippage: one(1, 2),
             only_reduces: true,
-            terms: Terms { elsewhere: Some(out_of_reach), aim: before, ..Terms::default() },
+            options: OperationOptions {
+                elsewhere: Some(out_of_reach),
+                aim: before,
+                ..OperationOptions::default()
+            },
         };
         let meta = RequestMeta { requester: Requester::Policy, ..RequestMeta::default() };
         let started = self.launch(OperationKind::LossResponse, spec, TIMEOUT, false, meta).await;
         let started = started.map_err(|failed| failed.error.clone())?;
-        tracing::warn!(operation = %started.id, %symbol, %lost, "one side was lost: the other is shrunk");
+        tracing::warn!(operation = %started.id, %symbol, %lost, "forced close on one leg: the other one is reduced");
         self.shared.losses.with(|waiting| waiting.answered(symbol));
         let (core, symbol) = (self.clone(), symbol.clone());
         self.runtime.spawn(async move {
@@ -262,15 +266,17 @@ impl Core {
 
     /// What was told of a loss that was not followed is over.
     async fn loss_is_followed(&self, symbol: &Symbol) {
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let of_symbol = |alert: &Alert| alert.symbol.as_ref() == Some(symbol);
         let records = self.shared.alerts.resolve(AlertTopic::LossResponse, now, of_symbol);
         // A failure stops all sending by itself.
-        let _ = self.shared.hands.recorder.append(records).await;
+        let _ = self.shared.execution.recorder.append(records).await;
     }
 
     async fn tell_of_loss(&self, symbol: &Symbol, lost: Delta, why: &str) {
-        let message = format!("{lost} of {symbol} was lost and the other side was not shrunk: {why}");
+        let message = format!(
+            "{symbol}: a forced close took {lost}, and the other leg was not reduced: {why}. Hedge with POST /api/v1/delta/control."
+        );
         self.shared
             .raise(Condition {
                 kind: AlertKind::Execution,

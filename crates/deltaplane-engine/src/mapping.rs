@@ -13,7 +13,7 @@ use deltaplane_types::{
 use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::report::failure;
-use crate::snapshot::Eyes;
+use crate::snapshot::SnapshotReader;
 
 /// Mids of one coin differ by less than this factor.
 const MOST_APART: i64 = 3;
@@ -36,7 +36,7 @@ fn quantity_of(position: &UnmappedPosition) -> String {
     position.quantity.map_or("an unknown quantity".to_owned(), |quantity| quantity.normalize().to_string())
 }
 
-impl Eyes {
+impl SnapshotReader {
     /// The symbol that a request may name: the one that the coin's contracts count into.
     pub(crate) fn check_symbol(&self, symbol: &Symbol) -> Result<(), Box<Failure>> {
         let counted = self.config.holdings.counted_in(symbol);
@@ -61,8 +61,8 @@ impl Eyes {
     /// Why nothing may be opened in a symbol: an account holds its coin in a contract that has no symbol.
     pub(crate) fn held_beside(&self, symbol: &Symbol) -> Option<String> {
         let mut held = Vec::new();
-        for (id, keeper) in &self.accounts {
-            let Some(snapshot) = keeper.newest() else { continue };
+        for (id, monitor) in &self.accounts {
+            let Some(snapshot) = monitor.newest() else { continue };
             let beside = self.unmapped(&snapshot).filter(|position| concerns(position, symbol));
             held.extend(
                 beside.map(|position| {
@@ -138,13 +138,13 @@ impl Core {
     /// Tells of positions without a symbol, of rows that were left out, and of symbols that may mean two coins.
     pub(crate) async fn look_at_mapping(&self) {
         let shared = &self.shared;
-        let eyes = &shared.eyes;
-        let now = eyes.clock.now();
+        let reader = &shared.reader;
+        let now = reader.clock.now();
         let followed = self.followed_symbols();
         let mut records = Vec::new();
-        for (id, keeper) in &eyes.accounts {
-            let Some(snapshot) = keeper.newest() else { continue };
-            let unmapped: Vec<&UnmappedPosition> = eyes.unmapped(&snapshot).collect();
+        for (id, monitor) in &reader.accounts {
+            let Some(snapshot) = monitor.newest() else { continue };
+            let unmapped: Vec<&UnmappedPosition> = reader.unmapped(&snapshot).collect();
             let is_hedged =
                 |position: &&UnmappedPosition| followed.iter().any(|symbol| concerns(position, symbol));
             let message = (!unmapped.is_empty()).then(|| of_positions(id, &unmapped));
@@ -155,7 +155,7 @@ impl Core {
             records.extend(self.stand(AlertTopic::UnreadableRow, AlertSeverity::Warn, id, message, now));
         }
         for symbol in &followed {
-            if let Some(apart) = eyes.apart(&eyes.healthy_views(symbol)) {
+            if let Some(apart) = reader.apart(&reader.healthy_views(symbol)) {
                 let condition = Condition {
                     kind: AlertKind::System,
                     topic: AlertTopic::SymbolMismatch,
@@ -163,7 +163,7 @@ impl Core {
                     account: None,
                     symbol: Some(symbol.clone()),
                     message: format!(
-                        "{}. Nothing is hedged in it: map it in the configuration of the exchange that is wrong.",
+                        "{}. They are not one coin, and only flatten is allowed. Map the right contract in the configuration of the exchange that is wrong.",
                         told(symbol, &apart)
                     ),
                 };
@@ -175,7 +175,7 @@ impl Core {
         }
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
-            let _ = shared.hands.recorder.append(records).await;
+            let _ = shared.execution.recorder.append(records).await;
         }
     }
 
@@ -200,11 +200,11 @@ impl Core {
 
     /// Symbols that are configured, kept by a policy or held.
     fn followed_symbols(&self) -> BTreeSet<Symbol> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let mut symbols: BTreeSet<Symbol> = self.shared.policies.all().into_keys().collect();
-        symbols.insert(eyes.config.primary_symbol.clone());
-        for snapshot in eyes.accounts.values().filter_map(|keeper| keeper.newest()) {
-            symbols.extend(snapshot.positions.keys().map(|symbol| eyes.config.holdings.counted_in(symbol)));
+        symbols.insert(reader.config.primary_symbol.clone());
+        for snapshot in reader.accounts.values().filter_map(|monitor| monitor.newest()) {
+            symbols.extend(snapshot.positions.keys().map(|symbol| reader.config.holdings.counted_in(symbol)));
         }
         symbols
     }

@@ -11,7 +11,7 @@ use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, AlertTopic, Decimal, Notional, Ratio, Symbol, Timestamp,
 };
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Condition;
 use crate::breakers::Book;
 use crate::earnings::DriftTrack;
@@ -50,46 +50,46 @@ struct Looks {
 /// Looks until dropped.
 pub(crate) async fn keep_looking(core: Arc<Core>) {
     let mut looks = Looks::default();
-    let mut marked_at = core.shared.eyes.clock.now();
+    let mut marked_at = core.shared.reader.clock.now();
     let mut drift = DriftTrack::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
-        core.shared.eyes.follow_what_is_held();
+        core.shared.services.beat(NAME, &*core.shared.reader.clock);
+        core.shared.reader.follow_what_is_held();
         for symbol in core.shared.policies.all().keys() {
-            core.shared.eyes.follow(symbol);
+            core.shared.reader.follow(symbol);
         }
         core.look_for_unfollowed().await;
         core.look_at_mapping().await;
         core.look_at_feeds().await;
         core.look_at_exits().await;
         let risks = core.look_at_risk(&mut looks).await;
-        let now = core.shared.eyes.clock.now();
+        let now = core.shared.reader.clock.now();
         let reference = |symbol: &Symbol| core.shared_price(symbol, &risks);
         if drift.look(&risks, reference, now).is_err() {
-            tracing::warn!("what positions earned in this second cannot be held exactly: it is not counted");
+            tracing::warn!("the PnL of this second is too large to be held exactly: it is not counted");
         }
         if now.since(marked_at) >= MARKS_EVERY {
             marked_at = now;
             core.keep_marks().await;
             if let Err(error) = core.shared.history.add_drift(drift.take()).await {
-                tracing::warn!(%error, "what positions earned is not kept");
+                tracing::warn!(%error, "the daily PnL cannot be stored");
             }
         }
     }
 }
 
 /// Checks one account after each read, until dropped: its alerts wait for no other account.
-pub(crate) async fn keep_looking_at(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
-    let mut readings = keeper.readings();
+pub(crate) async fn keep_looking_at(core: Arc<Core>, monitor: Arc<AccountMonitor>) {
+    let mut readings = monitor.readings();
     while readings.changed().await {
-        let risk = tokio::time::timeout(LOOK_FOR, core.find_risk(&keeper.id)).await;
+        let risk = tokio::time::timeout(LOOK_FOR, core.find_risk(&monitor.id)).await;
         let Ok(Ok(risk)) = risk else { continue };
-        let now = core.shared.eyes.clock.now();
-        let records = core.look_at_account(&keeper.id, &risk, now).unwrap_or_default();
+        let now = core.shared.reader.clock.now();
+        let records = core.look_at_account(&monitor.id, &risk, now).unwrap_or_default();
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
-            let _ = core.shared.hands.recorder.append(records).await;
+            let _ = core.shared.execution.recorder.append(records).await;
         }
     }
 }
@@ -118,7 +118,7 @@ impl Core {
         symbol: &Symbol,
         risks: &BTreeMap<AccountId, Arc<AccountRisk>>,
     ) -> Option<Decimal> {
-        if let Some(price) = self.shared.eyes.reference_price(symbol) {
+        if let Some(price) = self.shared.reader.reference_price(symbol) {
             return Some(price.value());
         }
         let positions = risks.values().flat_map(|risk| &risk.positions);
@@ -134,9 +134,9 @@ impl Core {
     /// Tells of symbols that a price feed does not follow because it follows as many as it can.
     async fn look_for_unfollowed(&self) {
         let shared = &self.shared;
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let mut records = Vec::new();
-        for feed in shared.eyes.feeds.values() {
+        for feed in shared.reader.feeds.values() {
             for symbol in feed.not_followed() {
                 let id = feed.id();
                 let condition = Condition {
@@ -146,7 +146,7 @@ impl Core {
                     account: None,
                     symbol: Some(symbol.clone()),
                     message: format!(
-                        "{id} follows as many symbols as it can and {symbol} is not among them: it has no prices there. Restart the server without the symbols that are not needed any more."
+                        "{id}: its price feed is full and does not follow {symbol}. Restart the server without symbols that are not needed."
                     ),
                 };
                 records.extend(shared.alerts.raise(condition, now));
@@ -154,13 +154,13 @@ impl Core {
         }
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
-            let _ = shared.hands.recorder.append(records).await;
+            let _ = shared.execution.recorder.append(records).await;
         }
     }
 
     async fn look_at_risk(&self, looks: &mut Looks) -> BTreeMap<AccountId, Arc<AccountRisk>> {
         let shared = &self.shared;
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let (risks, groups) = (self.find_risks().await, self.groups());
         let pending = &mut looks.pending;
         let mut records = Vec::new();
@@ -180,7 +180,7 @@ impl Core {
         }));
         if !records.is_empty() {
             // A failure stops all sending by itself; the alerts stand in memory in any case.
-            let _ = shared.hands.recorder.append(records).await;
+            let _ = shared.execution.recorder.append(records).await;
         }
         self.look_at_gains(&risks, &mut looks.gaps, now);
         let samples = risks.iter().map(|(id, risk)| {
@@ -198,8 +198,8 @@ impl Core {
             (id.clone(), sample)
         });
         match shared.history.append(samples.collect()).await {
-            Ok(()) => shared.services.beat(STORE, &*shared.eyes.clock),
-            Err(error) => tracing::warn!(%error, "the risk of this second is not kept"),
+            Ok(()) => shared.services.beat(STORE, &*shared.reader.clock),
+            Err(error) => tracing::warn!(%error, "the risk metrics of this second cannot be stored"),
         }
         risks
     }
@@ -212,14 +212,14 @@ impl Core {
         now: Timestamp,
     ) {
         let shared = &self.shared;
-        let accounts = &shared.eyes.accounts;
+        let accounts = &shared.reader.accounts;
         // What one account gained in a gap is unknown, so that what another one lost has no counterpart.
         let mut has_gap = BTreeSet::new();
-        for (id, keeper) in accounts {
-            let (count, is_open) = keeper.equity.gaps();
+        for (id, monitor) in accounts {
+            let (count, is_open) = monitor.equity.gaps();
             if gaps.insert(id.clone(), count).unwrap_or_default() != count
                 || is_open
-                || keeper.known(KNOWN_FOR).is_none()
+                || monitor.known(KNOWN_FOR).is_none()
             {
                 has_gap.insert(id);
             }
@@ -246,7 +246,7 @@ impl Core {
             };
             // A part of the accounts says nothing of the whole book.
             if let Some(of_book) = of_book() {
-                shared.breakers.on_gains(book, of_book, now, &shared.eyes.config.breakers);
+                shared.breakers.on_gains(book, of_book, now, &shared.reader.config.breakers);
             }
         }
     }
@@ -255,23 +255,25 @@ impl Core {
     fn look_for_silence(&self, now: Timestamp) -> Vec<Record> {
         let shared = &self.shared;
         let mut records = Vec::new();
-        for (id, keeper) in &shared.eyes.accounts {
-            let within = if keeper.health().failing { UNREAD_AFTER } else { SILENT_AFTER };
-            if keeper.known(within).is_some() {
+        for (id, monitor) in &shared.reader.accounts {
+            let within = if monitor.health().failing { UNREAD_AFTER } else { SILENT_AFTER };
+            if monitor.known(within).is_some() {
                 records.extend(
                     shared
                         .alerts
                         .resolve(AlertTopic::AccountStale, now, |alert| alert.account.as_ref() == Some(id)),
                 );
             } else if now.since(self.started_at()) >= within {
-                let since = keeper.confirmed_at().unwrap_or_else(|| self.started_at());
+                let since = monitor.confirmed_at().unwrap_or_else(|| self.started_at());
                 let condition = Condition {
                     kind: AlertKind::System,
                     topic: AlertTopic::AccountStale,
                     severity: AlertSeverity::Warn,
                     account: Some(id.clone()),
                     symbol: None,
-                    message: format!("{id} could not be read since {since}: what needs its state holds"),
+                    message: format!(
+                        "{id}: not readable since {since}. Operations that need it wait. Check the exchange, the key and GET /readyz."
+                    ),
                 };
                 records.extend(shared.alerts.raise(condition, now));
             }
@@ -289,8 +291,8 @@ impl Core {
     ) -> Vec<Record> {
         let shared = &self.shared;
         let mut records = Vec::new();
-        for (id, keeper) in &shared.eyes.accounts {
-            if risks.contains_key(id) || keeper.known(SILENT_AFTER).is_none() {
+        for (id, monitor) in &shared.reader.accounts {
+            if risks.contains_key(id) || monitor.known(SILENT_AFTER).is_none() {
                 since.remove(id);
                 let is_own = |alert: &Alert| alert.account.as_ref() == Some(id);
                 records.extend(shared.alerts.resolve(AlertTopic::ValuationUnavailable, now, is_own));
@@ -302,7 +304,7 @@ impl Core {
                     account: Some(id.clone()),
                     symbol: None,
                     message: format!(
-                        "the positions of {id} cannot be valued, so its margin is not watched: see GET /api/v1/risk/metrics/{id}"
+                        "{id}: its positions cannot be valued, so its margin is not watched. See GET /api/v1/risk/metrics/{id}."
                     ),
                 };
                 records.extend(shared.alerts.raise(condition, now));
@@ -318,7 +320,7 @@ impl Core {
         now: Timestamp,
     ) -> Result<Vec<Record>, MathError> {
         let shared = &self.shared;
-        let limits = &shared.eyes.config.alerts;
+        let limits = &shared.reader.config.alerts;
         let mut records = Vec::new();
         if risk.equity.is_positive() {
             records.extend(
@@ -331,7 +333,7 @@ impl Core {
                 severity: AlertSeverity::Critical,
                 account: Some(id.clone()),
                 symbol: None,
-                message: format!("the equity of {id} is not above zero: add margin or close its positions"),
+                message: format!("{id}: equity {{equity}} USD. Add margin or close its positions."),
             };
             let data = [("equity".to_owned(), risk.equity.value())].into();
             records.extend(shared.alerts.raise_with(condition, data, now));
@@ -358,13 +360,18 @@ impl Core {
                 continue;
             };
             let step = if severity == AlertSeverity::Critical { threshold.critical } else { threshold.warn };
-            let (way, remedy) = if threshold.falling {
-                ("below", "add margin, or shrink both legs (POST /api/v1/utilization/rebalance)")
-            } else {
-                (
-                    "above",
-                    "add margin, or shift positions to other accounts (POST /api/v1/utilization/rebalance)",
-                )
+            let word = severity_word(severity);
+            let limit = percent(step);
+            let message = match topic {
+                AlertTopic::LiquidationDistance => format!(
+                    "{id}: a price move of {{{field}%}} would liquidate it ({word} below {limit}). Add margin or reduce both legs."
+                ),
+                AlertTopic::MarginRatio => format!(
+                    "{id}: maintenance margin is {{{field}%}} of its equity ({word} above {limit}). Add margin or reduce positions."
+                ),
+                _ => format!(
+                    "{id}: margin utilization {{{field}%}} ({word} above {limit}). Reduce positions or add margin."
+                ),
             };
             let condition = Condition {
                 kind: AlertKind::Utilization,
@@ -372,7 +379,7 @@ impl Core {
                 severity,
                 account: Some(id.clone()),
                 symbol: None,
-                message: format!("{field} of {id} is {way} {step}: {remedy}"),
+                message,
             };
             let data = value.map(|value| (field.to_owned(), value.value())).into_iter();
             let data = data.chain([("threshold".to_owned(), step.value())]).collect();
@@ -389,7 +396,7 @@ impl Core {
         now: Timestamp,
     ) -> Result<Vec<Record>, MathError> {
         let shared = &self.shared;
-        let config = &shared.eyes.config;
+        let config = &shared.reader.config;
         let Group { symbol, ratio, .. } = group;
         let before = shared.alerts.severity_of(AlertTopic::Delta, None, Some(symbol));
         let Some(severity) = config.alerts.delta.severity(*ratio, before, config.alerts.hysteresis)? else {
@@ -411,7 +418,10 @@ impl Core {
             account: None,
             symbol: Some(symbol.clone()),
             message: format!(
-                "net delta of {symbol} is further from its target than {step} of the exposure: POST /api/v1/delta/control brings it back"
+                "{symbol}: net delta {{netDelta}} {base}, target {{targetDelta}}: {{deviationRatio%}} of exposure ({} above {}). Hedge with POST /api/v1/delta/control.",
+                severity_word(severity),
+                percent(step),
+                base = symbol.base(),
             ),
         };
         let data: BTreeMap<String, Decimal> = [
@@ -426,17 +436,31 @@ impl Core {
 
     /// Keeps the accounts' high-water marks and the book's high points, so that a restart does not forget them.
     pub(crate) async fn keep_marks(&self) {
-        let marks = self.shared.eyes.accounts.iter().filter_map(|(id, keeper)| {
-            let mark = keeper.equity.mark();
+        let marks = self.shared.reader.accounts.iter().filter_map(|(id, monitor)| {
+            let mark = monitor.equity.mark();
             mark.last_equity.map(|_| (id.clone(), mark))
         });
         if let Err(error) = self.shared.history.keep_marks(marks.collect()).await {
-            tracing::warn!(%error, "the high-water marks are not kept");
+            tracing::warn!(%error, "the high-water marks cannot be stored");
         }
         if let Err(error) = self.shared.history.keep_peaks(self.shared.breakers.peaks()).await {
-            tracing::warn!(%error, "the high points that losses count from are not kept");
+            tracing::warn!(%error, "the peaks of the loss breaker cannot be stored");
         }
     }
+}
+
+/// The severity as a threshold names it.
+const fn severity_word(severity: AlertSeverity) -> &'static str {
+    match severity {
+        AlertSeverity::Critical => "critical",
+        AlertSeverity::Warn | AlertSeverity::Info => "warning",
+    }
+}
+
+/// A threshold in percent.
+fn percent(ratio: Ratio) -> String {
+    let percent = ratio.value().checked_mul(Decimal::ONE_HUNDRED).unwrap_or(Decimal::MAX);
+    format!("{} %", percent.round_dp(2).normalize())
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaplane_math::MathError;
-use deltaplane_ports::{FenceOutcome, IntentRecord, OrderReport, OutcomeRecord, Settlement};
+use deltaplane_ports::{IntentRecord, Invalidation, OrderReport, OutcomeRecord, Settlement};
 use deltaplane_risk::PricedFill;
 use deltaplane_types::{
     Decimal, Delta, Evidence, ExecutionReport, Fee, Fill, Notional, OrderState, OrderStatus, Price, Quantity,
     Refusal, RefusalReason, SubmitOutcome, TimeInForce, Timestamp, TradeId, UnknownCause, VenueOrderId,
 };
 
-/// When an order in doubt is asked for, counted from the doubt; then every five seconds.
+/// When an unresolved order is asked for, counted from the unresolved order; then every five seconds.
 const ASK_AFTER_MS: [u64; 6] = [0, 200, 500, 1_000, 2_000, 5_000];
 /// When an order without news is looked up.
 const QUIET: Duration = Duration::from_millis(500);
@@ -70,7 +70,7 @@ pub(crate) struct TrackedOrder {
     pub(crate) fate: Fate,
     pub(crate) evidence: Option<Evidence>,
     pub(crate) refusal: Option<Refusal>,
-    pub(crate) doubt: Option<UnknownCause>,
+    pub(crate) unresolved: Option<UnknownCause>,
     pub(crate) venue_order_id: Option<VenueOrderId>,
     /// All that traded, by the venue's sums.
     reported: Quantity,
@@ -94,19 +94,19 @@ pub(crate) struct TrackedOrder {
     canceled_at: Option<Timestamp>,
     /// When the venue first said that there is nothing to cancel: from then on nothing comes of it.
     gone_at: Option<Timestamp>,
-    fenced: Fence,
+    invalidated: InvalidationState,
     /// A person decided: nothing more is looked for.
     decided: bool,
     /// The venue does not show all of its trades.
     unpriced: bool,
 }
 
-/// A venue may queue what it took in and show it late: for this long after a fence "not found" proves nothing.
-const FENCE_SLACK: Duration = Duration::from_secs(5);
+/// A venue may queue what it took in and show it late: for this long after an invalidation "not found" proves nothing.
+const INVALIDATION_SLACK: Duration = Duration::from_secs(5);
 
 /// Whether an order's place at the venue was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fence {
+pub(crate) enum InvalidationState {
     NotTried,
     Burned(Timestamp),
     /// It could not be, or the venue had taken the order in.
@@ -121,7 +121,7 @@ impl TrackedOrder {
             fate: Fate::InFlight,
             evidence: None,
             refusal: None,
-            doubt: None,
+            unresolved: None,
             venue_order_id: None,
             reported: Quantity::ZERO,
             fills: BTreeMap::new(),
@@ -137,7 +137,7 @@ impl TrackedOrder {
             cancels: 0,
             canceled_at: None,
             gone_at: None,
-            fenced: Fence::NotTried,
+            invalidated: InvalidationState::NotTried,
             decided: false,
             unpriced: false,
         }
@@ -173,7 +173,7 @@ impl TrackedOrder {
     }
 
     /// What may still trade, at worst.
-    pub(crate) fn doubtful(&self) -> Quantity {
+    pub(crate) fn unresolved(&self) -> Quantity {
         match self.fate {
             Fate::Ended(_) | Fate::NotAccepted => Quantity::ZERO,
             Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => {
@@ -212,7 +212,7 @@ impl TrackedOrder {
     /// Whether it may rest out of sight: it leaves no trace but itself, and only a venue that has nothing to cancel, or
     /// whose place for it was taken, says that it does not.
     pub(crate) fn may_be_hidden(&self) -> bool {
-        self.was_to_rest() && self.gone_at.is_none() && !self.is_burned()
+        self.was_to_rest() && self.gone_at.is_none() && !self.is_invalidated()
     }
 
     /// Since when it is open and should not be.
@@ -249,8 +249,8 @@ impl TrackedOrder {
     }
 
     /// Whether its place at the venue was taken.
-    pub(crate) fn is_burned(&self) -> bool {
-        matches!(self.fenced, Fence::Burned(_))
+    pub(crate) fn is_invalidated(&self) -> bool {
+        matches!(self.invalidated, InvalidationState::Burned(_))
     }
 
     pub(crate) fn is_filled_whole(&self) -> bool {
@@ -300,7 +300,7 @@ impl TrackedOrder {
             SubmitOutcome::NotAccepted(refusal) => {
                 if !matches!(self.fate, Fate::InFlight) {
                     // The venue showed the order and refused it: one of the two is not true.
-                    return self.freeze(format!("refused ({refusal}) after it was seen"));
+                    return self.freeze(format!("rejected ({refusal}) after it was seen at the venue"));
                 }
                 let local = matches!(
                     refusal.reason,
@@ -320,10 +320,10 @@ impl TrackedOrder {
                 }
                 let text = cause.to_string();
                 self.fate = Fate::Unknown;
-                self.doubt = Some(cause);
+                self.unresolved = Some(cause);
                 self.doubt_since = Some(now);
                 self.next_check = Some(now);
-                // In doubt nothing rests.
+                // In unresolved order nothing rests.
                 self.cancel_at = self.cancel_at.map(|_| now);
                 Some(OutcomeRecord::Unknown { cause: text })
             }
@@ -393,7 +393,7 @@ impl TrackedOrder {
 
     /// Whether its place at the venue should be taken: it was asked for once and not found.
     pub(crate) fn wants_fence(&self) -> bool {
-        self.fate == Fate::Unknown && self.fenced == Fence::NotTried && self.asked > 0
+        self.fate == Fate::Unknown && self.invalidated == InvalidationState::NotTried && self.asked > 0
     }
 
     /// Whether the venue told of it: then it does not end by absence.
@@ -409,7 +409,7 @@ impl TrackedOrder {
     pub(crate) fn on_nothing_found(&mut self, look: &Look, lag: Duration) -> bool {
         let (first, count) = self.looked.map_or((look.began, 1), |(first, n)| (first, n.saturating_add(1)));
         self.looked = Some((first, count));
-        if self.is_burned() {
+        if self.is_invalidated() {
             return true;
         }
         let over = look.began.since(first);
@@ -451,10 +451,12 @@ impl TrackedOrder {
     }
 
     /// Takes what came of that.
-    pub(crate) fn on_fenced(&mut self, outcome: &FenceOutcome, now: Timestamp) {
-        self.fenced = match outcome {
-            FenceOutcome::Burned => Fence::Burned(now),
-            FenceOutcome::Arrived | FenceOutcome::Unavailable | FenceOutcome::Unknown(_) => Fence::Failed,
+    pub(crate) fn on_fenced(&mut self, outcome: &Invalidation, now: Timestamp) {
+        self.invalidated = match outcome {
+            Invalidation::Burned => InvalidationState::Burned(now),
+            Invalidation::Arrived | Invalidation::Unavailable | Invalidation::Unknown(_) => {
+                InvalidationState::Failed
+            }
         };
         self.next_check = Some(now);
     }
@@ -465,7 +467,7 @@ impl TrackedOrder {
         if self.asked >= TRADES_ASKED && !self.is_settled() {
             // What it changed is known exactly; what was paid is unknown. That is not waited for without limit.
             self.unpriced = true;
-            self.doubt =
+            self.unresolved =
                 Some(UnknownCause::VenueUncertain("the venue does not show all of its trades".to_owned()));
         }
         let wait = Duration::from_millis(500).saturating_mul(1 << self.asked.min(6));
@@ -501,7 +503,7 @@ impl TrackedOrder {
             }
             OutcomeRecord::Unknown { cause } => {
                 self.fate = Fate::Unknown;
-                self.doubt = Some(UnknownCause::VenueUncertain(cause.clone()));
+                self.unresolved = Some(UnknownCause::VenueUncertain(cause.clone()));
             }
         }
     }
@@ -512,9 +514,9 @@ impl TrackedOrder {
         let expired =
             self.gone_at.map_or(self.intent.order.deadline, |at| at.max(self.intent.order.deadline));
         let expired = expired.after(slack);
-        match self.fenced {
-            Fence::Burned(at) => at.after(slack.max(FENCE_SLACK)).min(expired),
-            Fence::NotTried | Fence::Failed => expired,
+        match self.invalidated {
+            InvalidationState::Burned(at) => at.after(slack.max(INVALIDATION_SLACK)).min(expired),
+            InvalidationState::NotTried | InvalidationState::Failed => expired,
         }
     }
 
@@ -529,7 +531,7 @@ impl TrackedOrder {
     pub(crate) fn on_decided(&mut self, settlement: Settlement, by: String) -> OutcomeRecord {
         self.next_check = None;
         match settlement {
-            Settlement::NotPlaced => self.not_accepted(Evidence::Person(by), "a person said so".to_owned()),
+            Settlement::NotPlaced => self.not_accepted(Evidence::Person(by), "resolved manually".to_owned()),
             Settlement::Ended { filled } => {
                 let status = if filled >= self.intent.order.quantity {
                     OrderStatus::Filled
@@ -553,7 +555,7 @@ impl TrackedOrder {
         self.next_check = None;
         // An order in an unknown state does not go on resting.
         self.cancel_at = self.was_to_rest().then_some(Timestamp::default());
-        self.doubt = Some(UnknownCause::VenueUncertain(cause.clone()));
+        self.unresolved = Some(UnknownCause::VenueUncertain(cause.clone()));
         Some(OutcomeRecord::Unknown { cause })
     }
 
@@ -591,7 +593,7 @@ impl TrackedOrder {
             Fate::NotAccepted => OrderState::NotAccepted,
             Fate::Frozen => OrderState::Frozen,
         };
-        let doubtful = matches!(self.fate, Fate::Unknown | Fate::Frozen) || self.unpriced;
+        let unresolved = matches!(self.fate, Fate::Unknown | Fate::Frozen) || self.unpriced;
         let note = self.refusal.as_ref().map(ToString::to_string);
         Ok(OrderReport {
             client_order_id: self.intent.client_order_id.clone(),
@@ -608,7 +610,7 @@ impl TrackedOrder {
             average_price: average,
             fees,
             evidence: self.evidence.as_ref().map(|evidence| evidence.kind().to_owned()),
-            note: note.or_else(|| self.doubt.as_ref().filter(|_| doubtful).map(ToString::to_string)),
+            note: note.or_else(|| self.unresolved.as_ref().filter(|_| unresolved).map(ToString::to_string)),
             at: self.fills.values().map(|fill| fill.venue_time).max().unwrap_or(self.sent_at),
         })
     }
@@ -691,7 +693,7 @@ mod tests {
     #[test]
     fn one_look_decides_after_its_place_was_taken() {
         let mut order = sent();
-        order.on_fenced(&FenceOutcome::Burned, Timestamp::from_millis(1_000));
+        order.on_fenced(&Invalidation::Burned, Timestamp::from_millis(1_000));
         assert_eq!(looks(&mut order, &[7], None), [true]);
     }
 
@@ -782,13 +784,13 @@ mod tests {
             let intent = intent(TimeInForce::ImmediateOrCancel, deadline);
             let mut order = TrackedOrder::new(intent, None, at(0));
             if let Some(burned) = burned {
-                order.on_fenced(&FenceOutcome::Burned, at(burned));
+                order.on_fenced(&Invalidation::Burned, at(burned));
             }
             order.provable_at(Duration::from_secs(slack)).as_millis()
         };
         assert_eq!(provable(60_000, None, 1), 61_000, "its window and the slack");
         assert_eq!(provable(60_000, Some(1_000), 1), 6_000, "five seconds at least");
         assert_eq!(provable(60_000, Some(1_000), 10), 11_000);
-        assert_eq!(provable(3_000, Some(1_000), 1), 4_000, "never later than without a fence");
+        assert_eq!(provable(3_000, Some(1_000), 1), 4_000, "never later than without an invalidation");
     }
 }

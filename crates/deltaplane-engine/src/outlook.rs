@@ -20,16 +20,16 @@ impl Core {
     /// Funding of every account in the primary symbol and in what it holds, as its venue tells it now. What is not
     /// told is left out.
     pub(crate) async fn funding(&self) -> Vec<FundingView> {
-        let eyes = &self.shared.eyes;
-        let asked = eyes.accounts.iter().map(|(id, keeper)| async move {
+        let reader = &self.shared.reader;
+        let asked = reader.accounts.iter().map(|(id, monitor)| async move {
             let mut found = Vec::new();
-            let Some(snapshot) = keeper.newest() else { return found };
-            let feed = eyes.feed_of.get(id).and_then(|feed| eyes.feeds.get(feed));
+            let Some(snapshot) = monitor.newest() else { return found };
+            let feed = reader.feed_of.get(id).and_then(|feed| reader.feeds.get(feed));
             let mut symbols: BTreeSet<Symbol> = snapshot.positions.keys().cloned().collect();
-            symbols.insert(eyes.config.primary_symbol.clone());
+            symbols.insert(reader.config.primary_symbol.clone());
             for symbol in symbols {
                 // Who does not answer once is not waited for again and again.
-                let asked = keeper.reader.fetch_instrument(&symbol, Priority::Data);
+                let asked = monitor.reader.fetch_instrument(&symbol, Priority::Data);
                 let Ok(answer) = tokio::time::timeout(ASK_FOR, asked).await else { return found };
                 let Ok(instrument) = answer else { continue };
                 let view = feed.and_then(|feed| feed.view(&symbol));
@@ -37,7 +37,7 @@ impl Core {
                 else {
                     continue;
                 };
-                let quote_rate = eyes.config.holdings.rate(&instrument.quote);
+                let quote_rate = reader.config.holdings.rate(&instrument.quote);
                 let position = snapshot.position(&symbol);
                 let hours = instrument.funding_interval_hours.max(1);
                 let line = || -> Result<FundingView, MathError> {
@@ -49,7 +49,7 @@ impl Core {
                     let times = div(Decimal::from(24), Decimal::from(hours))?;
                     Ok(FundingView {
                         account: id.clone(),
-                        exchange: keeper.exchange.clone(),
+                        exchange: monitor.exchange.clone(),
                         symbol: symbol.clone(),
                         rate,
                         interval_hours: hours,
@@ -70,14 +70,14 @@ impl Core {
 
     /// What would become of the accounts.
     pub(crate) async fn stress(&self, request: &StressRequest) -> Result<StressReport, Box<Failure>> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let symbol = &request.symbol;
-        eyes.check_symbol(symbol)?;
-        let counts = |of: &Symbol| eyes.config.holdings.counted_in(of) == *symbol;
-        let external = eyes.config.holdings.external(symbol, eyes.clock.now())?;
+        reader.check_symbol(symbol)?;
+        let counts = |of: &Symbol| reader.config.holdings.counted_in(of) == *symbol;
+        let external = reader.config.holdings.external(symbol, reader.clock.now())?;
         let (mut books, mut deltas) = (BTreeMap::new(), BTreeMap::new());
-        for (id, keeper) in &eyes.accounts {
-            let Some(snapshot) = keeper.newest() else {
+        for (id, monitor) in &reader.accounts {
+            let Some(snapshot) = monitor.newest() else {
                 let text = format!("account {id} was not read yet");
                 return Err(failure(
                     Code::NotRunning,
@@ -86,19 +86,19 @@ impl Core {
                 ));
             };
             let (snapshot, valued) = self.valued(id, &snapshot).await?;
-            let rate = valued.first().map_or(Decimal::ONE, |(_, of)| eyes.config.holdings.rate(&of.quote));
+            let rate = valued.first().map_or(Decimal::ONE, |(_, of)| reader.config.holdings.rate(&of.quote));
             let book = || -> Result<_, MathError> {
                 let equity = mul_rounded(snapshot.equity()?.value(), rate)?;
                 let mut positions = Vec::new();
                 for (position, instrument) in &valued {
-                    let rate = eyes.config.holdings.rate(&instrument.quote);
+                    let rate = reader.config.holdings.rate(&instrument.quote);
                     positions
                         .push((position.symbol.clone(), crate::equity::marked(position, instrument, rate)?));
                 }
                 Ok((equity, positions))
             };
             books.insert(id.clone(), book().map_err(beyond)?);
-            let delta = eyes.config.holdings.delta(&snapshot, symbol).map_err(beyond)?;
+            let delta = reader.config.holdings.delta(&snapshot, symbol).map_err(beyond)?;
             deltas.insert(id.clone(), delta);
         }
         let mut moves = Vec::new();
@@ -146,11 +146,11 @@ impl Core {
         // As everywhere else: with what wallets hold of the base asset, and what is held elsewhere.
         let net = deltas.values().try_fold(external, |net, delta| net.plus(*delta)).map_err(beyond)?;
         let mut losses = Vec::new();
-        for (id, keeper) in &eyes.accounts {
+        for (id, monitor) in &reader.accounts {
             // Its leg closes by force: what the others hold is left.
             let left = net.minus(held(id)).map_err(beyond)?;
             let on_venue =
-                sum(&mut eyes.accounts.values().filter(|of| of.venue == keeper.venue).map(|of| &of.id));
+                sum(&mut reader.accounts.values().filter(|of| of.venue == monitor.venue).map(|of| &of.id));
             losses.push(StressLoss {
                 account: id.clone(),
                 net_if_leg_fails: left,
@@ -162,6 +162,6 @@ impl Core {
 }
 
 fn beyond(error: impl std::fmt::Display) -> Box<Failure> {
-    let text = format!("the numbers of this request lead beyond exact arithmetic: {error}");
+    let text = format!("arithmetic overflow: the values of this request are too large ({error})");
     failure(Code::Internal, text, "use smaller numbers")
 }

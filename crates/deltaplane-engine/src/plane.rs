@@ -25,7 +25,7 @@ use crate::alerts::Condition;
 use crate::breakers;
 use crate::canceling::Canceled;
 use crate::checks;
-use crate::control::{Goal, Spec, Terms, UtilizationGoal};
+use crate::control::{Goal, OperationOptions, Spec, UtilizationGoal};
 use crate::engine::{Core, Engine};
 use crate::monitor::STORE;
 use crate::operation::Event;
@@ -69,7 +69,12 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { aim, book, accept_unmapped: request.meta.accept_unmapped, ..Terms::default() },
+            options: OperationOptions {
+                aim,
+                book,
+                accept_unmapped: request.meta.accept_unmapped,
+                ..OperationOptions::default()
+            },
         };
         self.core
             .launch(OperationKind::DeltaControl, spec, request.timeout, request.dry_run, request.meta)
@@ -88,13 +93,13 @@ impl ControlPlane for Engine {
             accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms {
+            options: OperationOptions {
                 pacing: request.pacing,
                 aim,
                 book,
                 exposed,
                 accept_unmapped: request.meta.accept_unmapped,
-                ..Terms::default()
+                ..OperationOptions::default()
             },
         };
         self.core.launch(OperationKind::Hedge, spec, request.timeout, request.dry_run, request.meta).await
@@ -108,7 +113,10 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: true,
-            terms: Terms { accept_unmapped: request.meta.accept_unmapped, ..Terms::default() },
+            options: OperationOptions {
+                accept_unmapped: request.meta.accept_unmapped,
+                ..OperationOptions::default()
+            },
         };
         self.core.launch(OperationKind::Flatten, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -126,7 +134,10 @@ impl ControlPlane for Engine {
             accounts: request.accounts,
             max_slippage: request.max_slippage,
             only_reduces: false,
-            terms: Terms { accept_unmapped: request.meta.accept_unmapped, ..Terms::default() },
+            options: OperationOptions {
+                accept_unmapped: request.meta.accept_unmapped,
+                ..OperationOptions::default()
+            },
         };
         self.core.launch(OperationKind::Rebalance, spec, request.timeout, request.dry_run, request.meta).await
     }
@@ -134,16 +145,16 @@ impl ControlPlane for Engine {
     async fn sync_accounts(&self, request: SyncRequest) -> Result<SyncReport, Box<Failure>> {
         checks::sync(&request)?;
         // Reading is allowed for accounts that are out of trading.
-        let unknown = request.accounts.iter().any(|id| !self.core.shared.eyes.accounts.contains_key(id));
+        let unknown = request.accounts.iter().any(|id| !self.core.shared.reader.accounts.contains_key(id));
         if unknown {
             self.core.check_accounts(&request.accounts)?;
         }
-        let began = self.core.shared.eyes.clock.now();
+        let began = self.core.shared.reader.clock.now();
         let wanted = request.include_positions || request.include_balances;
-        let syncs = request.accounts.iter().filter_map(|id| self.core.shared.eyes.accounts.get(id)).map(
-            |keeper| async move {
+        let syncs = request.accounts.iter().filter_map(|id| self.core.shared.reader.accounts.get(id)).map(
+            |monitor| async move {
                 let error = if wanted {
-                    match tokio::time::timeout(request.timeout, keeper.refresh(Priority::Sync)).await {
+                    match tokio::time::timeout(request.timeout, monitor.refresh(Priority::Sync)).await {
                         Ok(Ok(_)) => None,
                         Ok(Err(error)) => Some(read_failure(&error)),
                         Err(_) => Some((
@@ -154,49 +165,49 @@ impl ControlPlane for Engine {
                 } else {
                     None
                 };
-                (Core::view(keeper), error)
+                (Core::view(monitor), error)
             },
         );
         let accounts = futures_util::future::join_all(syncs).await;
-        Ok(SyncReport { accounts, took: self.core.shared.eyes.clock.now().since(began) })
+        Ok(SyncReport { accounts, took: self.core.shared.reader.clock.now().since(began) })
     }
 
     async fn accounts(&self) -> Vec<AccountView> {
-        self.core.shared.eyes.accounts.values().map(|keeper| Core::view(keeper)).collect()
+        self.core.shared.reader.accounts.values().map(|monitor| Core::view(monitor)).collect()
     }
 
     async fn preflight(&self, account: &AccountId) -> Result<Option<PreflightReport>, Box<Failure>> {
-        let Some(keeper) = self.core.shared.eyes.accounts.get(account) else { return Ok(None) };
-        let findings = keeper.preflight(&self.core.shared.eyes.config.primary_symbol).await;
-        let tradable = keeper.blocked().is_none();
+        let Some(monitor) = self.core.shared.reader.accounts.get(account) else { return Ok(None) };
+        let findings = monitor.preflight(&self.core.shared.reader.config.primary_symbol).await;
+        let tradable = monitor.blocked().is_none();
         Ok(Some(PreflightReport { account: account.clone(), tradable, findings }))
     }
 
     async fn portfolio(&self) -> PortfolioView {
-        let eyes = &self.core.shared.eyes;
+        let reader = &self.core.shared.reader;
         let accounts = self.accounts().await;
-        let mut names: BTreeSet<Symbol> = BTreeSet::from([eyes.config.primary_symbol.clone()]);
+        let mut names: BTreeSet<Symbol> = BTreeSet::from([reader.config.primary_symbol.clone()]);
         for snapshot in accounts.iter().filter_map(|view| view.snapshot.as_ref()) {
-            names.extend(snapshot.positions.keys().map(|symbol| eyes.config.holdings.counted_in(symbol)));
-            names.extend(eyes.config.holdings.collateral_symbols(snapshot));
+            names.extend(snapshot.positions.keys().map(|symbol| reader.config.holdings.counted_in(symbol)));
+            names.extend(reader.config.holdings.collateral_symbols(snapshot));
         }
-        names.extend(eyes.config.holdings.external.keys().cloned());
+        names.extend(reader.config.holdings.external.keys().cloned());
         let mut symbols = Vec::new();
         for symbol in names {
             let by_account: BTreeMap<AccountId, Delta> = accounts
                 .iter()
                 .filter_map(|view| {
-                    let delta = eyes.config.holdings.delta(view.snapshot.as_ref()?, &symbol).ok()?;
+                    let delta = reader.config.holdings.delta(view.snapshot.as_ref()?, &symbol).ok()?;
                     Some((view.account.clone(), delta))
                 })
                 .collect();
-            let external = eyes.config.holdings.external(&symbol, eyes.clock.now()).ok();
+            let external = reader.config.holdings.external(&symbol, reader.clock.now()).ok();
             let all = by_account.values().copied().chain(external);
             let Ok(exposure) = exposure_of(all) else { continue };
-            let reference_price = eyes.reference_price(&symbol);
+            let reference_price = reader.reference_price(&symbol);
             let ratio = reference_price.and_then(|price| {
                 let reference =
-                    reference_exposure(&exposure, Delta::ZERO, eyes.config.reference_floor, price).ok()?;
+                    reference_exposure(&exposure, Delta::ZERO, reader.config.reference_floor, price).ok()?;
                 deviation_ratio(exposure.net, Delta::ZERO, reference).ok()
             });
             let interval = external.and_then(|_| self.core.interval_of(&symbol, exposure.net));
@@ -213,8 +224,8 @@ impl ControlPlane for Engine {
             });
         }
         let quotes =
-            eyes.config.holdings.quote_exposures(accounts.iter().filter_map(|view| view.snapshot.as_ref()));
-        PortfolioView { as_of: eyes.clock.now(), symbols, accounts, quotes }
+            reader.config.holdings.quote_exposures(accounts.iter().filter_map(|view| view.snapshot.as_ref()));
+        PortfolioView { as_of: reader.clock.now(), symbols, accounts, quotes }
     }
 
     async fn operations(&self, limit: usize) -> Vec<OperationReport> {
@@ -233,7 +244,7 @@ impl ControlPlane for Engine {
         let ResolveOrder { operation, client_order_id, settlement, reason } = request;
         let shared = &self.core.shared;
         let no_such = |text: String| {
-            failure(Code::NotFound, text, "see GET /api/v1/operations for operations with orders in doubt")
+            failure(Code::NotFound, text, "see GET /api/v1/operations for operations with unresolved orders")
         };
         let report =
             shared.reports.get(&operation).ok_or_else(|| no_such(format!("no operation {operation}")))?;
@@ -242,7 +253,7 @@ impl ControlPlane for Engine {
             return Err(no_such(format!("operation {operation} has no order {client_order_id}")));
         };
         if !order.state.is_unresolved() {
-            let text = format!("order {client_order_id} is not in doubt: it is {}", order.state);
+            let text = format!("order {client_order_id} is not unresolved: it is {}", order.state);
             return Err(failure(Code::Conflict, text, "nothing has to be decided"));
         }
         let filled = match settlement {
@@ -285,13 +296,13 @@ impl ControlPlane for Engine {
 
     async fn kill_switch(&self, request: KillSwitch) -> Result<KillReport, Box<Failure>> {
         let shared = &self.core.shared;
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let change = |order: &mut TradingOrder| {
             (order.kill, order.at) = (request.engaged, now);
             order.kill_reason.clone_from(&request.reason);
         };
         // First of all: from here on no order that adds exposure passes the gate.
-        shared.eyes.trading.tighten(&change);
+        shared.reader.trading.tighten(&change);
         if request.engaged {
             self.core.preempt(Preemption::KillSwitch, |_| true);
         }
@@ -310,20 +321,23 @@ impl ControlPlane for Engine {
                 severity: AlertSeverity::Critical,
                 account: None,
                 symbol: None,
-                message: format!("the kill switch is engaged: {}", request.reason),
+                message: format!(
+                    "kill switch engaged: {}. Nothing that adds exposure is sent. Release it with engaged: false.",
+                    request.reason
+                ),
             };
             records.extend(shared.alerts.raise(condition, now));
         } else {
             records.extend(shared.alerts.resolve(AlertTopic::KillSwitch, now, |_| true));
         }
-        let changing = shared.eyes.trading.change(&shared.hands.recorder, change, records);
+        let changing = shared.reader.trading.change(&shared.execution.recorder, change, records);
         let (Canceled { orders: canceled, unreachable }, changed) = tokio::join!(canceling, changing);
         let durable = changed.is_ok();
         if !unreachable.is_empty() {
             self.core.cancel_later(unreachable.keys().cloned().collect()).await;
         }
         Ok(KillReport {
-            trading: changed.unwrap_or_else(|_| shared.eyes.trading.order()),
+            trading: changed.unwrap_or_else(|_| shared.reader.trading.order()),
             durable,
             canceled: canceled.into_iter().collect(),
             unreachable: unreachable.into_iter().collect(),
@@ -334,7 +348,7 @@ impl ControlPlane for Engine {
         let shared = &self.core.shared;
         let TradingChange { scope, state, reason } = change;
         // What was said of an account that is not configured any more can be taken back.
-        let is_said = shared.eyes.trading.order().scoped.contains_key(&scope);
+        let is_said = shared.reader.trading.order().scoped.contains_key(&scope);
         if let TradingScope::Account(account) = &scope
             && !(state == TradingState::Running && is_said)
         {
@@ -344,7 +358,7 @@ impl ControlPlane for Engine {
             && state != TradingState::Running
         {
             // A state of a contract that counts into another symbol would stop nothing.
-            shared.eyes.check_symbol(symbol)?;
+            shared.reader.check_symbol(symbol)?;
         }
         if let TradingScope::Symbol(symbol) = &scope
             && state != TradingState::Running
@@ -354,11 +368,11 @@ impl ControlPlane for Engine {
             let text = format!("no exchange of the configured accounts lists {symbol}");
             let remedy = format!(
                 "send the name that GET /api/v1/portfolio shows, as {}",
-                shared.eyes.config.primary_symbol
+                shared.reader.config.primary_symbol
             );
             return Err(failure(Code::InvalidRequest, text, remedy));
         }
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let change = |order: &mut TradingOrder| {
             if scope == TradingScope::Global {
                 (order.state, order.at) = (state, now);
@@ -370,7 +384,7 @@ impl ControlPlane for Engine {
                 order.scoped.insert(scope.clone(), scoped);
             }
         };
-        let changed = shared.eyes.trading.change(&shared.hands.recorder, change, Vec::new()).await;
+        let changed = shared.reader.trading.change(&shared.execution.recorder, change, Vec::new()).await;
         let order = changed.map_err(|error| {
             let remedy = "free the disk or repair the journal, then restart the server";
             failure(Code::Internal, error.to_string(), remedy)
@@ -395,7 +409,7 @@ impl ControlPlane for Engine {
                 }));
             }
             // A failure stops all sending by itself; the alert comes back with the next start.
-            let _ = shared.hands.recorder.append(records).await;
+            let _ = shared.execution.recorder.append(records).await;
         }
         Ok(order)
     }
@@ -414,11 +428,11 @@ impl ControlPlane for Engine {
 
     async fn acknowledge_alert(&self, id: &str, note: String) -> Result<Option<Alert>, Box<Failure>> {
         let shared = &self.core.shared;
-        let Some((alert, record)) = shared.alerts.acknowledge(id, note, shared.eyes.clock.now()) else {
+        let Some((alert, record)) = shared.alerts.acknowledge(id, note, shared.reader.clock.now()) else {
             return Ok(None);
         };
         // A failure stops all sending by itself.
-        let _ = shared.hands.recorder.append(record.into_iter().collect()).await;
+        let _ = shared.execution.recorder.append(record.into_iter().collect()).await;
         Ok(Some(alert))
     }
 
@@ -427,7 +441,7 @@ impl ControlPlane for Engine {
         account: &AccountId,
         query: HistoryQuery,
     ) -> Result<Vec<RiskSample>, Box<Failure>> {
-        if !self.core.shared.eyes.accounts.contains_key(account) {
+        if !self.core.shared.reader.accounts.contains_key(account) {
             let text = format!("no account {account} is configured");
             return Err(failure(Code::InvalidAccount, text, "see GET /api/v1/accounts"));
         }
@@ -455,7 +469,7 @@ impl ControlPlane for Engine {
 
     async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
         checks::policy(&policy)?;
-        self.core.shared.eyes.check_symbol(&policy.symbol)?;
+        self.core.shared.reader.check_symbol(&policy.symbol)?;
         self.core.put_policy(policy).await
     }
 
@@ -476,13 +490,13 @@ impl ControlPlane for Engine {
     }
 
     async fn system(&self) -> SystemView {
-        let eyes = &self.core.shared.eyes;
-        let now = eyes.clock.now();
+        let reader = &self.core.shared.reader;
+        let now = reader.clock.now();
         let mut services = Vec::new();
         let mut active = 0;
-        for (id, keeper) in &eyes.accounts {
-            let health = keeper.health();
-            active += usize::from(keeper.known(KNOWN_FOR).is_some() && !health.failing);
+        for (id, monitor) in &reader.accounts {
+            let health = monitor.health();
+            active += usize::from(monitor.known(KNOWN_FOR).is_some() && !health.failing);
             services.push(ServiceView {
                 name: format!("account:{id}"),
                 state: if health.failing { ServiceState::Error } else { ServiceState::Running },
@@ -490,10 +504,10 @@ impl ControlPlane for Engine {
                 error_count: health.error_count,
             });
         }
-        for (id, feed) in &eyes.feeds {
+        for (id, feed) in &reader.feeds {
             let status = feed.status();
-            let view = feed.view(&eyes.config.primary_symbol);
-            let failing = health(view.as_deref(), now, eyes.config.feeds) == FeedHealth::Failing;
+            let view = feed.view(&reader.config.primary_symbol);
+            let failing = health(view.as_deref(), now, reader.config.feeds) == FeedHealth::Failing;
             services.push(ServiceView {
                 name: format!("feed:{id}"),
                 state: if failing { ServiceState::Error } else { ServiceState::Running },
@@ -503,19 +517,19 @@ impl ControlPlane for Engine {
         }
         services.extend(self.core.exit_services());
         services.extend(self.core.shared.services.views().into_iter().filter(|view| view.name != STORE));
-        let journal_failed = self.core.shared.hands.recorder.has_failed();
+        let journal_failed = self.core.shared.execution.recorder.has_failed();
         services.push(ServiceView {
             name: STORE.to_owned(),
             state: if journal_failed { ServiceState::Error } else { ServiceState::Running },
             last_heartbeat: self.core.shared.services.beat_at(STORE).max(self.core.started_at()),
             error_count: u64::from(journal_failed),
         });
-        let market = eyes
+        let market = reader
             .feeds
             .iter()
             .map(|(id, feed)| MarketSummary {
                 feed: id.clone(),
-                mid: feed.view(&eyes.config.primary_symbol).and_then(|view| view.mid()),
+                mid: feed.view(&reader.config.primary_symbol).and_then(|view| view.mid()),
             })
             .collect();
         let accounts = self.core.account_readiness();
@@ -529,9 +543,9 @@ impl ControlPlane for Engine {
             active_accounts: active,
             total_operations: self.core.shared.reports.total(),
             operations_last_minute: self.core.shared.reports.begun_within(Duration::from_secs(60), now),
-            trading: eyes.trading.order(),
+            trading: reader.trading.order(),
             uptime: now.since(self.core.started_at()),
-            primary_symbol: eyes.config.primary_symbol.clone(),
+            primary_symbol: reader.config.primary_symbol.clone(),
             market,
             budgets: self.core.budgets(now),
             accounts,
@@ -545,8 +559,8 @@ impl ControlPlane for Engine {
                 Ok(SystemPhase::Stopped)
             }
             SystemCommand::Restart => {
-                let text = "this engine was made by another program, which alone can start it again";
-                Err(failure(Code::InvalidRequest, text, "start that program again"))
+                let text = "this engine is embedded: only its program can restart it";
+                Err(failure(Code::InvalidRequest, text, "restart that program"))
             }
         }
     }

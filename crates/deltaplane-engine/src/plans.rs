@@ -7,7 +7,7 @@ use std::time::Duration;
 use deltaplane_ports::Failure;
 use deltaplane_types::{Code, OperationId, Requester, Timestamp};
 
-use crate::control::{Remembered, Spec, Terms};
+use crate::control::{OperationOptions, Remembered, Spec};
 use crate::report::failure;
 
 /// How long a plan may be carried out.
@@ -33,8 +33,9 @@ pub(crate) struct KeptPlans(Mutex<BTreeMap<String, Kept>>);
 
 /// What has to be the same in the request that carries a plan out: what the configuration adds may differ.
 fn asked(spec: &Spec) -> Spec {
-    let terms = Terms { accept_unmapped: spec.terms.accept_unmapped, ..Terms::default() };
-    Spec { terms, ..spec.clone() }
+    let options =
+        OperationOptions { accept_unmapped: spec.options.accept_unmapped, ..OperationOptions::default() };
+    Spec { options, ..spec.clone() }
 }
 
 impl KeptPlans {
@@ -116,7 +117,7 @@ impl KeptPlans {
         let known = known.filter(|kept| kept.requester == *requester && now.since(kept.made_at) < KEPT_FOR);
         known.ok_or_else(|| {
             let text = format!("planId {id} is not known: it is forgotten after 10 minutes and at a restart");
-            failure(Code::NotFound, text, "ask for a new dry run and send its planId")
+            failure(Code::NotFound, text, "make a new dry run and send its planId")
         })
     }
 }
@@ -125,7 +126,7 @@ impl Kept {
     fn unused(&self, id: &str) -> Result<(), Box<Failure>> {
         let Some(operation) = &self.used_by else { return Ok(()) };
         let text = format!("planId {id} was carried out by operation {operation}");
-        let remedy = format!("look at GET /api/v1/operations/{operation}, or ask for a new dry run");
+        let remedy = format!("look at GET /api/v1/operations/{operation}, or make a new dry run");
         let mut failed = failure(Code::PlanChanged, text, remedy);
         failed.details.insert("operationId".to_owned(), vec![operation.to_string()]);
         Err(failed)

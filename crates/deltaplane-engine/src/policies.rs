@@ -17,9 +17,9 @@ use deltaplane_types::{
 };
 use tokio::sync::Notify;
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Condition;
-use crate::control::{Goal, Spec, Terms, UtilizationGoal};
+use crate::control::{Goal, OperationOptions, Spec, UtilizationGoal};
 use crate::engine::Core;
 use crate::groups::Group;
 use crate::operation::Event;
@@ -106,7 +106,7 @@ impl Entry {
         Self {
             policy,
             status: PolicyStatus::Holding,
-            reason: "not looked at yet".to_owned(),
+            reason: "not evaluated yet".to_owned(),
             ratio: None,
             outside_since: None,
             running: None,
@@ -177,15 +177,15 @@ impl Policies {
 /// Tells the loop of every change of an account or a price.
 pub(crate) async fn keep_telling(core: Arc<Core>) {
     let mut tasks = tokio::task::JoinSet::new();
-    for keeper in core.shared.eyes.accounts.values() {
-        let (core, mut readings) = (core.clone(), keeper.readings());
+    for monitor in core.shared.reader.accounts.values() {
+        let (core, mut readings) = (core.clone(), monitor.readings());
         tasks.spawn(async move {
             while readings.changed().await {
                 core.shared.policies.changed.notify_one();
             }
         });
     }
-    for feed in core.shared.eyes.feeds.values() {
+    for feed in core.shared.reader.feeds.values() {
         let (core, mut changes) = (core.clone(), feed.changes());
         tasks.spawn(async move {
             while changes.changed().await.is_ok() {
@@ -201,14 +201,14 @@ pub(crate) async fn keep_carrying_out(core: Arc<Core>) {
     let mut looked_at = Timestamp::default();
     loop {
         let policies = &core.shared.policies;
-        core.shared.services.beat(NAME, &*core.shared.eyes.clock);
+        core.shared.services.beat(NAME, &*core.shared.reader.clock);
         if policies.all().is_empty() {
             let _ = tokio::time::timeout(IDLE, policies.changed.notified()).await;
         } else {
             let _ = tokio::time::timeout(AT_LEAST_EVERY, policies.changed.notified()).await;
             tokio::time::sleep(GATHERED).await;
         }
-        let now = core.shared.eyes.clock.now();
+        let now = core.shared.reader.clock.now();
         // Distances to liquidation need the venues' tables; a second is soon enough for them.
         let with_margin = now.since(looked_at) >= AT_LEAST_EVERY;
         if with_margin {
@@ -232,10 +232,10 @@ fn shown(ratio: Ratio) -> Decimal {
 impl Core {
     /// Takes a policy, or removes it. It is durable when this returns.
     pub(crate) async fn put_policy(&self, policy: Policy) -> Result<PolicyView, Box<Failure>> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         self.check_configured(&policy.accounts)?;
-        if let Some(price) = eyes.reference_price(&policy.symbol) {
-            let limits = eyes.config.overrides.in_symbol(eyes.config.limits, &policy.symbol);
+        if let Some(price) = reader.reference_price(&policy.symbol) {
+            let limits = reader.config.overrides.in_symbol(reader.config.limits, &policy.symbol);
             let own = policy.limits.max_net_delta.unwrap_or(limits.max_net_delta);
             let most = limits.max_net_delta.min(own);
             let worth = policy.target.abs().notional_at(price).ok();
@@ -244,7 +244,7 @@ impl Core {
                 return Err(failure(
                     Code::InvalidRequest,
                     text,
-                    "ask for less, or raise the limit in the configuration",
+                    "request less, or raise the limit in the configuration",
                 ));
             }
         }
@@ -263,14 +263,14 @@ impl Core {
         let record = Record::Policy {
             symbol: policy.symbol.clone(),
             policy: Some(policy.clone()),
-            at: eyes.clock.now(),
+            at: reader.clock.now(),
         };
-        self.shared.hands.recorder.append(vec![record]).await.map_err(|error| {
+        self.shared.execution.recorder.append(vec![record]).await.map_err(|error| {
             failure(Code::Internal, error.to_string(), "repair the journal, then restart the server")
         })?;
         let symbol = policy.symbol.clone();
         let is_off = !policy.enabled;
-        self.shared.policies.set(&symbol, Some(policy), eyes.clock.now());
+        self.shared.policies.set(&symbol, Some(policy), reader.clock.now());
         if is_off {
             self.resolve_policy_alert(&symbol).await;
         }
@@ -280,19 +280,20 @@ impl Core {
 
     /// The accounts of these whose exchange says that it does not list a symbol.
     pub(crate) async fn not_listed(&self, symbol: &Symbol, accounts: &[AccountId]) -> Vec<AccountId> {
-        let keepers = || accounts.iter().filter_map(|id| self.shared.eyes.accounts.get(id));
+        let monitors = || accounts.iter().filter_map(|id| self.shared.reader.accounts.get(id));
         // What is listed is the same for all accounts of an exchange: one of each is asked.
-        let one_each: BTreeMap<&VenueId, &Arc<AccountKeeper>> =
-            keepers().map(|keeper| (&keeper.venue, keeper)).collect();
-        let asked = one_each.into_iter().map(async |(venue, keeper)| {
+        let one_each: BTreeMap<&VenueId, &Arc<AccountMonitor>> =
+            monitors().map(|monitor| (&monitor.venue, monitor)).collect();
+        let asked = one_each.into_iter().map(async |(venue, monitor)| {
             let answer =
-                tokio::time::timeout(READ_FOR, keeper.reader.fetch_instrument(symbol, Priority::Hedge)).await;
+                tokio::time::timeout(READ_FOR, monitor.reader.fetch_instrument(symbol, Priority::Hedge))
+                    .await;
             matches!(answer, Ok(Err(ReadError::UnknownSymbol(_)))).then_some(venue)
         });
         let strangers: BTreeSet<&VenueId> =
             futures_util::future::join_all(asked).await.into_iter().flatten().collect();
-        let of_stranger = keepers().filter(|keeper| strangers.contains(&keeper.venue));
-        of_stranger.map(|keeper| keeper.id.clone()).collect()
+        let of_stranger = monitors().filter(|monitor| strangers.contains(&monitor.venue));
+        of_stranger.map(|monitor| monitor.id.clone()).collect()
     }
 
     pub(crate) async fn delete_policy(&self, symbol: &Symbol) -> Result<bool, Box<Failure>> {
@@ -300,9 +301,9 @@ impl Core {
         if self.policy(symbol).is_none() {
             return Ok(false);
         }
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let record = Record::Policy { symbol: symbol.clone(), policy: None, at: now };
-        self.shared.hands.recorder.append(vec![record]).await.map_err(|error| {
+        self.shared.execution.recorder.append(vec![record]).await.map_err(|error| {
             failure(Code::Internal, error.to_string(), "repair the journal, then restart the server")
         })?;
         self.shared.policies.set(symbol, None, now);
@@ -315,14 +316,14 @@ impl Core {
     }
 
     async fn resolve_policy_alert(&self, symbol: &Symbol) {
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let records = self
             .shared
             .alerts
             .resolve(AlertTopic::Policy, now, |alert| alert.symbol.as_ref() == Some(symbol));
         if !records.is_empty() {
             // A failure stops all sending by itself.
-            let _ = self.shared.hands.recorder.append(records).await;
+            let _ = self.shared.execution.recorder.append(records).await;
         }
     }
 
@@ -334,7 +335,7 @@ impl Core {
         with_margin: bool,
     ) -> (PolicyStatus, String) {
         let symbol = &policy.symbol;
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let what_runs = self.what_runs(policy).await;
         let (paused_until, paused_by) = self
             .shared
@@ -357,7 +358,7 @@ impl Core {
             }
             return (PolicyStatus::Acting, format!("operation {running} is at work"));
         }
-        let (trading, restricted) = self.shared.eyes.trading.loosest(&policy.accounts, symbol);
+        let (trading, restricted) = self.shared.reader.trading.loosest(&policy.accounts, symbol);
         if trading == TradingState::Halted {
             return (PolicyStatus::Holding, restricted);
         }
@@ -365,10 +366,10 @@ impl Core {
         let (traded, ended) = traded.unwrap_or_default();
         let is_fresh = group.is_none_or(|group| {
             traded.iter().all(|id| {
-                let Some(keeper) = self.shared.eyes.accounts.get(id) else { return true };
+                let Some(monitor) = self.shared.reader.accounts.get(id) else { return true };
                 let was_read = group.read_at.get(id).is_none_or(|read_at| *read_at >= ended);
                 // The others do not wait for one that cannot be read: it counts with what is known of it.
-                self.is_unread(keeper) || (was_read && keeper.is_settled())
+                self.is_unread(monitor) || (was_read && monitor.is_settled())
             })
         });
         if with_margin
@@ -392,14 +393,14 @@ impl Core {
         }
         if is_paused {
             let seconds = paused_until.since(now).as_secs();
-            let why = format!("its last operation did not reach its end: again in {seconds} s");
+            let why = format!("its last operation fell short: retry in {seconds} s");
             return (PolicyStatus::Holding, why);
         }
         if trading == TradingState::Paused {
             return (PolicyStatus::Holding, restricted);
         }
         let Some(group) = group else {
-            let why = "an account's state or the price is not known: nothing is traded on a guess";
+            let why = "an account's state or the price is not known: nothing is traded";
             self.shared.policies.entry(symbol, |entry| entry.outside_since = None);
             return (PolicyStatus::Holding, why.to_owned());
         };
@@ -438,7 +439,7 @@ impl Core {
             // The others bring net delta to the target with what these hold.
             let cannot = self.cannot_trade(policy, false);
             let oldest = self.oldest(policy);
-            let most = self.shared.eyes.config.max_account_age.saturating_mul(UNREAD_TIMES);
+            let most = self.shared.reader.config.max_account_age.saturating_mul(UNREAD_TIMES);
             if let Some((id, age)) = oldest.filter(|(_, age)| *age > most) {
                 let text = format!(
                     "{id} could not be read for {} s (limit {} s): nothing is traded on a state so old",
@@ -468,7 +469,7 @@ impl Core {
                 subset: true,
             };
             let mut spec = Self::spec_of(policy, &cannot, goal, false);
-            spec.terms.elsewhere = Some(held);
+            spec.options.elsewhere = Some(held);
             let why = format!("deviation ratio {ratio} is above {}", shown(policy.tolerance));
             let critical = self.is_critical(Some(group));
             return self.begin(policy, OperationKind::Policy, spec, (why, critical)).await;
@@ -498,10 +499,10 @@ impl Core {
     /// Whether a group's net delta is off as far as a CRITICAL alert says, and further than an operation at work may
     /// bring it for a moment.
     fn is_critical(&self, group: Option<&Group>) -> bool {
-        let config = &self.shared.eyes.config;
+        let config = &self.shared.reader.config;
         let beyond = |group: &Group| {
             let away = group.net.minus(group.target).ok()?.abs();
-            let worth = away.notional_at(self.shared.eyes.reference_price(&group.symbol)?).ok()?;
+            let worth = away.notional_at(self.shared.reader.reference_price(&group.symbol)?).ok()?;
             Some(worth > config.limits.max_in_flight_delta)
         };
         group.is_some_and(|group| {
@@ -527,17 +528,18 @@ impl Core {
     /// The accounts that cannot trade the symbol now, or cannot even reduce: the others may do their part. Where both
     /// sides shrink, what cannot be read keeps the others waiting for nothing.
     fn cannot_trade(&self, policy: &Policy, to_reduce: bool) -> BTreeSet<AccountId> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let cannot = |id: &&AccountId| {
-            let is_out = |keeper: &Arc<AccountKeeper>| keeper.blocked().is_some() || self.is_unread(keeper);
-            let is_blocked = eyes.accounts.get(*id).is_none_or(is_out);
-            let is_stopped = match eyes.trading.of(id, &policy.symbol) {
+            let is_out =
+                |monitor: &Arc<AccountMonitor>| monitor.blocked().is_some() || self.is_unread(monitor);
+            let is_blocked = reader.accounts.get(*id).is_none_or(is_out);
+            let is_stopped = match reader.trading.of(id, &policy.symbol) {
                 TradingState::Halted => true,
                 // What is paused still lets out.
                 TradingState::Paused => !to_reduce,
                 TradingState::ReduceOnly | TradingState::Running => false,
             };
-            is_blocked || is_stopped || !eyes.has_healthy_feed(id, &policy.symbol)
+            is_blocked || is_stopped || !reader.has_healthy_feed(id, &policy.symbol)
         };
         policy.accounts.iter().filter(cannot).cloned().collect()
     }
@@ -546,21 +548,21 @@ impl Core {
     /// position would set the target of the others' orders. An account that cannot be read counts with the middle of what
     /// it may hold: its last known position, moved by trades of ours that it does not show yet, and by its open orders.
     async fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         let mut sum = Delta::ZERO;
         for id in accounts {
-            if self.lanes.is_held(symbol, id) {
+            if self.position_locks.is_held(symbol, id) {
                 return None;
             }
-            let keeper = eyes.accounts.get(id)?;
-            let delta = if self.is_unread(keeper) {
-                let known = eyes.config.holdings.delta(&*keeper.newest()?, symbol).ok()?;
-                let known = known.plus(keeper.awaited_move(symbol)).ok()?;
-                known.plus(middle_of(&keeper.last_open_orders(), symbol)?).ok()?
+            let monitor = reader.accounts.get(id)?;
+            let delta = if self.is_unread(monitor) {
+                let known = reader.config.holdings.delta(&*monitor.newest()?, symbol).ok()?;
+                let known = known.plus(monitor.awaited_move(symbol)).ok()?;
+                known.plus(middle_of(&monitor.last_open_orders(), symbol)?).ok()?
             } else {
-                let read = keeper.fresh(eyes.config.max_account_age, Priority::Hedge);
+                let read = monitor.fresh(reader.config.max_account_age, Priority::Hedge);
                 let snapshot = tokio::time::timeout(READ_FOR, read).await.ok()?.ok()?;
-                eyes.config.holdings.delta(&snapshot, symbol).ok()?
+                reader.config.holdings.delta(&snapshot, symbol).ok()?
             };
             sum = sum.plus(delta).ok()?;
         }
@@ -568,22 +570,22 @@ impl Core {
     }
 
     /// All that the net delta of a symbol over all accounts can be, where `net` is what their newest states show: orders in
-    /// doubt may have traded, and of an account that cannot be read trades that it does not show and its open orders. None
+    /// unresolved order may have traded, and of an account that cannot be read trades that it does not show and its open orders. None
     /// where an account was never read.
     pub(crate) fn interval_of(&self, symbol: &Symbol, net: Delta) -> Option<Interval> {
-        let eyes = &self.shared.eyes;
-        let (mut buys, mut sells) = match eyes.doubts.beside(symbol, None) {
-            Some(doubt) => (doubt.buys, doubt.sells),
+        let reader = &self.shared.reader;
+        let (mut buys, mut sells) = match reader.unresolved_orders.beside(symbol, None) {
+            Some(unresolved) => (unresolved.buys, unresolved.sells),
             None => (Delta::ZERO, Delta::ZERO),
         };
-        for keeper in eyes.accounts.values() {
-            keeper.newest()?;
-            if !self.is_unread(keeper) {
+        for monitor in reader.accounts.values() {
+            monitor.newest()?;
+            if !self.is_unread(monitor) {
                 continue;
             }
-            let open = keeper.last_open_orders().into_iter().filter(|order| order.symbol == *symbol);
+            let open = monitor.last_open_orders().into_iter().filter(|order| order.symbol == *symbol);
             let moves = open.map(|order| order.left.signed(order.side));
-            for possible in moves.chain([keeper.awaited_move(symbol)]) {
+            for possible in moves.chain([monitor.awaited_move(symbol)]) {
                 let sum = if possible.is_negative() { &mut sells } else { &mut buys };
                 *sum = sum.plus(possible.abs()).ok()?;
             }
@@ -593,16 +595,16 @@ impl Core {
 
     /// Whether an account's stream is not proven and readings of it fail: its state is old, and asking for it again holds
     /// the others up.
-    fn is_unread(&self, keeper: &AccountKeeper) -> bool {
-        keeper.health().failing && keeper.known(self.shared.eyes.config.max_account_age).is_none()
+    fn is_unread(&self, monitor: &AccountMonitor) -> bool {
+        monitor.health().failing && monitor.known(self.shared.reader.config.max_account_age).is_none()
     }
 
     /// The account of a policy whose state is the oldest.
     fn oldest(&self, policy: &Policy) -> Option<(AccountId, Duration)> {
-        let eyes = &self.shared.eyes;
-        let now = eyes.clock.now();
+        let reader = &self.shared.reader;
+        let now = reader.clock.now();
         let age = |id: &AccountId| {
-            let confirmed = eyes.accounts.get(id)?.confirmed_at()?;
+            let confirmed = reader.accounts.get(id)?.confirmed_at()?;
             Some((id.clone(), now.since(confirmed)))
         };
         policy.accounts.iter().filter_map(age).max_by_key(|(_, age)| *age)
@@ -615,7 +617,7 @@ impl Core {
             accounts: policy.accounts.iter().filter(|id| !cannot.contains(*id)).cloned().collect(),
             max_slippage: policy.max_slippage,
             only_reduces,
-            terms: Terms {
+            options: OperationOptions {
                 limits: LimitOverride {
                     max_order_notional: policy.limits.max_order_notional,
                     max_position_notional: policy.limits.max_position_notional,
@@ -627,7 +629,7 @@ impl Core {
                 funding_horizon: policy.horizon,
                 aim: policy.target,
                 book: Some(policy.accounts.clone()),
-                ..Terms::default()
+                ..OperationOptions::default()
             },
         }
     }
@@ -679,7 +681,7 @@ impl Core {
         if report.as_ref().is_some_and(|report| report.state == OperationState::Running) {
             return Some((running, kind));
         }
-        let now = self.shared.eyes.clock.now();
+        let now = self.shared.reader.clock.now();
         let did_nothing = report.as_ref().is_some_and(|report| report.orders.is_empty());
         let orders = report.iter().flat_map(|report| &report.orders);
         let traded: BTreeSet<AccountId> = orders.map(|order| order.account.clone()).collect();
@@ -716,12 +718,12 @@ impl Core {
                 }
             }
         });
-        for keeper in traded.iter().filter_map(|id| self.shared.eyes.accounts.get(id)) {
-            keeper.mark_changed();
+        for monitor in traded.iter().filter_map(|id| self.shared.reader.accounts.get(id)) {
+            monitor.mark_changed();
         }
         if failed.is_some() {
             let message = format!(
-                "the policy of {symbol} does not reach what it is for: see GET /api/v1/policies/{symbol} and its newest operation"
+                "{symbol}: the operations of its policy fall short, and it waits longer each time. See the reason in GET /api/v1/policies/{symbol}."
             );
             self.shared
                 .raise(Condition {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use deltaplane_ports::{AccountReadiness, AccountSource, BudgetView};
 use deltaplane_types::{AccountId, Timestamp};
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::engine::Core;
 use crate::snapshot::KNOWN_FOR;
 
@@ -19,32 +19,32 @@ impl Core {
     pub(crate) fn account_readiness(&self) -> Vec<AccountReadiness> {
         let policies = self.shared.policies.all();
         let needed: BTreeSet<&AccountId> = policies.values().flat_map(|policy| &policy.accounts).collect();
-        let readiness = |keeper: &AccountKeeper| {
-            let is_known = keeper.known(KNOWN_FOR).is_some();
-            let source = match (keeper.is_live(), is_known) {
+        let readiness = |monitor: &AccountMonitor| {
+            let is_known = monitor.known(KNOWN_FOR).is_some();
+            let source = match (monitor.is_live(), is_known) {
                 (true, _) => AccountSource::Stream,
                 (false, true) => AccountSource::Rest,
                 (false, false) => AccountSource::None,
             };
-            let reason = keeper.blocked().or_else(|| match source {
+            let reason = monitor.blocked().or_else(|| match source {
                 AccountSource::Stream => None,
                 AccountSource::Rest => Some("its stream is not proven: it is read by REST".to_owned()),
                 AccountSource::None => Some("it cannot be read".to_owned()),
             });
             AccountReadiness {
-                account: keeper.id.clone(),
+                account: monitor.id.clone(),
                 source,
-                can_trade: keeper.blocked().is_none() && is_known,
-                is_needed: needed.contains(&keeper.id),
+                can_trade: monitor.blocked().is_none() && is_known,
+                is_needed: needed.contains(&monitor.id),
                 reason,
             }
         };
-        self.shared.eyes.accounts.values().map(|keeper| readiness(keeper)).collect()
+        self.shared.reader.accounts.values().map(|monitor| readiness(monitor)).collect()
     }
 
     /// Why no operation can succeed now; none where some can.
     pub(crate) fn not_usable_because(&self, accounts: &[AccountReadiness], now: Timestamp) -> Option<String> {
-        let eyes = &self.shared.eyes;
+        let reader = &self.shared.reader;
         if let Some(because) = self.not_ready_because() {
             return Some(because);
         }
@@ -60,13 +60,13 @@ impl Core {
             let reasons: Vec<String> = out.iter().map(reason).collect();
             return Some(format!("accounts that cannot be traded: {}", reasons.join(", ")));
         }
-        let primary = &eyes.config.primary_symbol;
-        let silent = eyes.feeds.iter().filter(|(_, feed)| is_starting && feed.view(primary).is_none());
+        let primary = &reader.config.primary_symbol;
+        let silent = reader.feeds.iter().filter(|(_, feed)| is_starting && feed.view(primary).is_none());
         let silent: Vec<&str> = silent.map(|(id, _)| id.as_str()).collect();
         if !silent.is_empty() {
             return Some(format!("no prices yet from {}", silent.join(", ")));
         }
-        eyes.reference_price(primary).is_none().then(|| format!("no healthy price feed for {primary}"))
+        reader.reference_price(primary).is_none().then(|| format!("no healthy price feed for {primary}"))
     }
 
     /// How the request budgets stand.

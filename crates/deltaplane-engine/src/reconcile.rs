@@ -12,7 +12,7 @@ use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, AlertTopic, Delta, Fill, FillCause, Symbol, Timestamp, TradeId,
 };
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Condition;
 use crate::reopening::reopen;
 use crate::runner::Shared;
@@ -31,9 +31,9 @@ const OUTSIDE_FOR: Duration = Duration::from_secs(600);
 /// Activity that is kept in memory.
 const KEPT: usize = 1_000;
 
-/// What a lane must hold, by all that we know.
+/// What a position lock must hold, by all that we know.
 #[derive(Clone, Copy, Debug)]
-struct Lane {
+struct PositionKey {
     position: Delta,
     /// Since when it is known: what was traded before is in its first position.
     known_since: Timestamp,
@@ -42,17 +42,17 @@ struct Lane {
     other: Option<(Delta, Timestamp)>,
 }
 
-/// What every lane must hold, and what moved them from outside.
+/// What every position lock must hold, and what moved them from outside.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    lanes: Mutex<BTreeMap<(AccountId, Symbol), Lane>>,
+    position_locks: Mutex<BTreeMap<(AccountId, Symbol), PositionKey>>,
     activity: Mutex<Vec<ExternalActivity>>,
 }
 
-/// What comparing a lane with the venue says.
+/// What comparing a position lock with the venue says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compared {
-    /// They agree, or the lane was not known before.
+    /// They agree, or the position lock was not known before.
     Agrees,
     /// They differ, and may come to agree.
     Differs,
@@ -68,49 +68,59 @@ pub(crate) enum Compared {
 }
 
 impl Ledger {
-    fn lanes<T>(&self, f: impl FnOnce(&mut BTreeMap<(AccountId, Symbol), Lane>) -> T) -> T {
-        f(&mut self.lanes.lock().unwrap_or_else(PoisonError::into_inner))
+    fn position_locks<T>(&self, f: impl FnOnce(&mut BTreeMap<(AccountId, Symbol), PositionKey>) -> T) -> T {
+        f(&mut self.position_locks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Says what a lane holds by all that we know.
+    /// Says what a position lock holds by all that we know.
     pub(crate) fn set(&self, account: &AccountId, symbol: &Symbol, position: Delta, at: Timestamp) {
-        let lane = Lane { position, known_since: at, agreed_at: at, other: None };
-        self.lanes(|lanes| lanes.insert((account.clone(), symbol.clone()), lane));
+        let position_key = PositionKey { position, known_since: at, agreed_at: at, other: None };
+        self.position_locks(|position_locks| {
+            position_locks.insert((account.clone(), symbol.clone()), position_key)
+        });
     }
 
-    /// Says that a lane moved: by trades of ours, or by what others did and was named. What is not known yet stays so.
+    /// Says that a position lock moved: by trades of ours, or by what others did and was named. What is not known yet stays so.
     pub(crate) fn add(&self, account: &AccountId, symbol: &Symbol, change: Delta) {
-        self.lanes(|lanes| {
-            if let Some(lane) = lanes.get_mut(&(account.clone(), symbol.clone())) {
-                lane.position = lane.position.plus(change).unwrap_or(lane.position);
-                lane.other = None;
+        self.position_locks(|position_locks| {
+            if let Some(position_key) = position_locks.get_mut(&(account.clone(), symbol.clone())) {
+                position_key.position = position_key.position.plus(change).unwrap_or(position_key.position);
+                position_key.other = None;
             }
         });
     }
 
-    /// What a lane holds by all that we know.
+    /// What a position lock holds by all that we know.
     pub(crate) fn position(&self, account: &AccountId, symbol: &Symbol) -> Option<Delta> {
-        self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.position))
+        self.position_locks(|position_locks| {
+            position_locks.get(&(account.clone(), symbol.clone())).map(|position_key| position_key.position)
+        })
     }
 
-    /// When a lane was last seen to hold what we know.
+    /// When a position lock was last seen to hold what we know.
     pub(crate) fn agreed_at(&self, account: &AccountId, symbol: &Symbol) -> Option<Timestamp> {
-        self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.agreed_at))
+        self.position_locks(|position_locks| {
+            position_locks.get(&(account.clone(), symbol.clone())).map(|position_key| position_key.agreed_at)
+        })
     }
 
-    /// Since when a lane is known.
+    /// Since when a position lock is known.
     fn known_since(&self, account: &AccountId, symbol: &Symbol) -> Option<Timestamp> {
-        self.lanes(|lanes| lanes.get(&(account.clone(), symbol.clone())).map(|lane| lane.known_since))
+        self.position_locks(|position_locks| {
+            position_locks
+                .get(&(account.clone(), symbol.clone()))
+                .map(|position_key| position_key.known_since)
+        })
     }
 
     /// The symbols of an account that something is known of.
     pub(crate) fn symbols(&self, account: &AccountId) -> Vec<Symbol> {
-        self.lanes(|lanes| {
-            lanes.keys().filter(|(of, _)| of == account).map(|(_, symbol)| symbol.clone()).collect()
+        self.position_locks(|position_locks| {
+            position_locks.keys().filter(|(of, _)| of == account).map(|(_, symbol)| symbol.clone()).collect()
         })
     }
 
-    /// Compares a lane with what is shown at `as_of`; `read_at` says when the newest reading was asked for that shows the
+    /// Compares a position lock with what is shown at `as_of`; `read_at` says when the newest reading was asked for that shows the
     /// same.
     pub(crate) fn compare(
         &self,
@@ -119,18 +129,18 @@ impl Ledger {
         as_of: Timestamp,
         read_at: Option<Timestamp>,
     ) -> Compared {
-        self.lanes(|lanes| {
-            let fresh = Lane { position: shown, known_since: as_of, agreed_at: as_of, other: None };
-            let lane = lanes.entry((account.clone(), symbol.clone())).or_insert(fresh);
-            if lane.position == shown {
-                (lane.agreed_at, lane.other) = (as_of, None);
+        self.position_locks(|position_locks| {
+            let fresh = PositionKey { position: shown, known_since: as_of, agreed_at: as_of, other: None };
+            let position_key = position_locks.entry((account.clone(), symbol.clone())).or_insert(fresh);
+            if position_key.position == shown {
+                (position_key.agreed_at, position_key.other) = (as_of, None);
                 return Compared::Agrees;
             }
-            if as_of <= lane.agreed_at {
+            if as_of <= position_key.agreed_at {
                 // Read before the last agreement: it tells nothing new.
                 return Compared::Differs;
             }
-            match lane.other {
+            match position_key.other {
                 Some((other, since)) if other == shown => {
                     if as_of.since(since) < SETTLE {
                         return Compared::Differs;
@@ -138,10 +148,10 @@ impl Ledger {
                     if read_at.is_none_or(|at| at.since(since) < SETTLE) {
                         return Compared::Unread;
                     }
-                    Compared::Broken { expected: lane.position, since: lane.agreed_at }
+                    Compared::Broken { expected: position_key.position, since: position_key.agreed_at }
                 }
                 _ => {
-                    lane.other = Some((shown, as_of));
+                    position_key.other = Some((shown, as_of));
                     Compared::Differs
                 }
             }
@@ -213,14 +223,14 @@ pub(crate) fn causes(expected: Delta, found: Delta, foreign: &[Fill]) -> Vec<Nam
 /// of ours.
 async fn unnamed_since(
     shared: &Shared,
-    keeper: &AccountKeeper,
+    monitor: &AccountMonitor,
     gateway: &dyn OrderGateway,
     symbol: &Symbol,
     from: Timestamp,
 ) -> Result<(Vec<Fill>, Vec<Fill>), ReadError> {
     let trades = gateway.fetch_fills(symbol, from, Priority::Resolve).await?;
     // Each trade is named once.
-    let mut foreign = keeper.without_explained(trades);
+    let mut foreign = monitor.without_explained(trades);
     if foreign.iter().any(|fill| fill.client_order_id.is_none()) {
         // Some venues tell by the order alone whose a trade was.
         let names = gateway.fetch_order_names(symbol, from, Priority::Resolve).await?;
@@ -232,7 +242,7 @@ async fn unnamed_since(
         }
     }
     let is_foreign = |fill: &Fill| {
-        fill.client_order_id.as_ref().is_none_or(|name| shared.eyes.config.id_key.read(name).is_none())
+        fill.client_order_id.as_ref().is_none_or(|name| shared.reader.config.id_key.read(name).is_none())
     };
     Ok(foreign.into_iter().partition(is_foreign))
 }
@@ -248,14 +258,14 @@ pub(crate) async fn explain(
     (expected, found): (Delta, Delta),
     (since, as_of): (Timestamp, Timestamp),
 ) -> Result<Vec<ExternalActivity>, ReadError> {
-    let (Some(keeper), Some(gateway)) =
-        (shared.eyes.accounts.get(account), shared.hands.gateways.get(account))
+    let (Some(monitor), Some(gateway)) =
+        (shared.reader.accounts.get(account), shared.execution.gateways.get(account))
     else {
         return Ok(Vec::new());
     };
     let from = since.before(OVERLAP);
-    let (foreign, ours) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, from).await?;
-    let late = reopen(shared, (keeper, symbol), (expected, found), as_of, ours).await;
+    let (foreign, ours) = unnamed_since(shared, monitor, gateway.as_ref(), symbol, from).await?;
+    let late = reopen(shared, (monitor, symbol), (expected, found), as_of, ours).await;
     let mut expected = expected.plus(late).unwrap_or(expected);
     let mut named = causes(expected, found, &foreign);
     let known_since = shared.ledger.known_since(account, symbol);
@@ -264,15 +274,15 @@ pub(crate) async fn explain(
         known_since.map(|at| at.before(UNHEARD).max(since.before(FURTHER_BACK))).filter(|at| *at < from)
         && !is_whole(&named)
     {
-        let (further, ours) = unnamed_since(shared, keeper, gateway.as_ref(), symbol, earlier).await?;
-        let late = reopen(shared, (keeper, symbol), (expected, found), as_of, ours).await;
+        let (further, ours) = unnamed_since(shared, monitor, gateway.as_ref(), symbol, earlier).await?;
+        let late = reopen(shared, (monitor, symbol), (expected, found), as_of, ours).await;
         expected = expected.plus(late).unwrap_or(expected);
         named = causes(expected, found, &further);
         if !is_whole(&named) {
             named = causes(expected, found, &foreign);
         }
     }
-    Ok(record(shared, (keeper, symbol), (expected, found), as_of, named).await)
+    Ok(record(shared, (monitor, symbol), (expected, found), as_of, named).await)
 }
 
 /// Names what moved a position by the trades of others that the account's stream told, where these explain all of it.
@@ -282,8 +292,8 @@ pub(crate) async fn explain_by_stream(
     (expected, found): (Delta, Delta),
     as_of: Timestamp,
 ) -> Option<Vec<ExternalActivity>> {
-    let keeper = shared.eyes.accounts.get(account)?;
-    let fills = keeper.foreign_fills(symbol);
+    let monitor = shared.reader.accounts.get(account)?;
+    let fills = monitor.foreign_fills(symbol);
     if fills.is_empty() {
         return None;
     }
@@ -291,19 +301,19 @@ pub(crate) async fn explain_by_stream(
     if named.iter().any(|(cause, ..)| *cause == ExternalCause::Correction) {
         return None;
     }
-    Some(record(shared, (keeper, symbol), (expected, found), as_of, named).await)
+    Some(record(shared, (monitor, symbol), (expected, found), as_of, named).await)
 }
 
 /// Records what moved a position, tells people, and takes the position as the truth.
 async fn record(
     shared: &Shared,
-    (keeper, symbol): (&AccountKeeper, &Symbol),
+    (monitor, symbol): (&AccountMonitor, &Symbol),
     (expected, found): (Delta, Delta),
     as_of: Timestamp,
     named: Vec<Named>,
 ) -> Vec<ExternalActivity> {
-    let account = &keeper.id;
-    let now = shared.eyes.clock.now();
+    let account = &monitor.id;
+    let now = shared.reader.clock.now();
     let mut position = expected;
     let mut recorded = Vec::new();
     let mut records = Vec::new();
@@ -319,9 +329,9 @@ async fn record(
             at: as_of,
         };
         if cause == ExternalCause::Correction {
-            shared.breakers.on_mismatch(account, now, &shared.eyes.config.breakers);
+            shared.breakers.on_mismatch(account, now, &shared.reader.config.breakers);
         }
-        keeper.explain(symbol, trades);
+        monitor.explain(symbol, trades);
         records.push(Record::External(activity.clone()));
         records.extend(shared.alerts.happened(condition(&activity), now));
         shared.ledger.keep(activity.clone());
@@ -329,18 +339,18 @@ async fn record(
     }
     shared.ledger.add(account, symbol, found.minus(expected).unwrap_or_default());
     // A failure stops all sending by itself; there is nothing to take back.
-    let _ = shared.hands.recorder.append(records).await;
+    let _ = shared.execution.recorder.append(records).await;
     recorded
 }
 
 fn condition(activity: &ExternalActivity) -> Condition {
     let ExternalActivity { account, symbol, cause, change, position, .. } = activity;
     let (severity, what) = match cause {
-        ExternalCause::ForeignTrade => (AlertSeverity::Warn, "external trade"),
-        ExternalCause::Liquidation => (AlertSeverity::Critical, "the venue liquidated"),
-        ExternalCause::Deleveraging => (AlertSeverity::Critical, "the venue deleveraged"),
-        ExternalCause::Settlement => (AlertSeverity::Critical, "the venue settled"),
-        ExternalCause::Correction => (AlertSeverity::Critical, "no trade explains a move of"),
+        ExternalCause::ForeignTrade => (AlertSeverity::Warn, "was traded outside deltaplane"),
+        ExternalCause::Liquidation => (AlertSeverity::Critical, "was liquidated by the exchange"),
+        ExternalCause::Deleveraging => (AlertSeverity::Critical, "was auto-deleveraged by the exchange"),
+        ExternalCause::Settlement => (AlertSeverity::Critical, "was settled by the exchange"),
+        ExternalCause::Correction => (AlertSeverity::Critical, "changed without a trade"),
     };
     Condition {
         kind: AlertKind::Execution,
@@ -348,7 +358,10 @@ fn condition(activity: &ExternalActivity) -> Condition {
         severity,
         account: Some(account.clone()),
         symbol: Some(symbol.clone()),
-        message: format!("{what} {change} of {symbol} on {account}: the position is {position} now"),
+        message: format!(
+            "{account}: {change} {base} {what}; its {symbol} position was {position} {base} afterwards. See GET /api/v1/reconciliation.",
+            base = symbol.base(),
+        ),
     }
 }
 

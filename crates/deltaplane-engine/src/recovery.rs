@@ -1,4 +1,4 @@
-//! What the journal of earlier runs says: where to go on, and which orders are still in doubt.
+//! What the journal of earlier runs says: where to go on, and which orders are still unresolved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(crate) struct Recovered {
     pub(crate) policies: BTreeMap<Symbol, (Policy, Timestamp)>,
     /// Forced closes that were not followed.
     pub(crate) losses: LossTable,
-    lanes: BTreeMap<(AccountId, Symbol), LaneFacts>,
+    position_locks: BTreeMap<(AccountId, Symbol), PositionFacts>,
     /// Trades that are explained: our own, and those of others that were named.
     pub(crate) explained: Vec<(AccountId, Symbol, TradeId)>,
     /// When the journal was last written.
@@ -46,8 +46,8 @@ pub(crate) struct Recovered {
     order_of: BTreeMap<ClientOrderId, usize>,
 }
 
-/// What the journal tells of a lane.
-struct LaneFacts {
+/// What the journal tells of a position lock.
+struct PositionFacts {
     /// The position that was last written down, with what others did since.
     position: Delta,
     at: Timestamp,
@@ -85,10 +85,10 @@ struct Closed {
     at: Timestamp,
 }
 
-/// What an operation of an earlier run said when it ended short of what was asked.
+/// What an operation of an earlier run said when it fell short of the request.
 fn ended_short(code: Option<Code>, summary: Option<&str>) -> Box<Failure> {
-    let text = summary.filter(|text| !text.is_empty()).unwrap_or("it ended short of what was asked");
-    failure(code.unwrap_or(Code::HedgeFailed), text, "look at its orders before you ask again")
+    let text = summary.filter(|text| !text.is_empty()).unwrap_or("it fell short of the request");
+    failure(code.unwrap_or(Code::HedgeFailed), text, "look at its orders before you request it again")
 }
 
 impl Recovered {
@@ -136,19 +136,21 @@ impl Recovered {
                 let Some(index) = self.index.get(&operation).copied() else { return };
                 let Some(operation) = self.operations.get_mut(index) else { return };
                 for (account, (position, traded)) in positions {
-                    let lane = (account.clone(), operation.symbol.clone());
-                    let facts = LaneFacts { position, at: read_at, read_by: Some((index, traded)) };
-                    self.lanes.insert(lane, facts);
+                    let position_key = (account.clone(), operation.symbol.clone());
+                    let facts = PositionFacts { position, at: read_at, read_by: Some((index, traded)) };
+                    self.position_locks.insert(position_key, facts);
                     operation.positions.insert(account, (position, traded));
                 }
                 operation.read_at = read_at;
                 operation.first_plan.get_or_insert((target, net));
             }
             Record::External(activity) => {
-                let lane = (activity.account.clone(), activity.symbol.clone());
+                let position_key = (activity.account.clone(), activity.symbol.clone());
                 let trades = activity.trades.iter();
-                self.explained.extend(trades.map(|trade| (lane.0.clone(), lane.1.clone(), trade.clone())));
-                self.moved(lane, activity.at, activity.change, activity.position);
+                self.explained.extend(
+                    trades.map(|trade| (position_key.0.clone(), position_key.1.clone(), trade.clone())),
+                );
+                self.moved(position_key, activity.at, activity.change, activity.position);
                 if !self.is_aimed_at(&self.losses.counted_in(&activity.symbol)) {
                     self.losses.moved(&activity);
                 }
@@ -194,8 +196,8 @@ impl Recovered {
                 }
             }
             Record::Corrected(correction) => {
-                let lane = (correction.account.clone(), correction.symbol.clone());
-                self.moved(lane, correction.as_of, correction.change, correction.position);
+                let position_key = (correction.account.clone(), correction.symbol.clone());
+                self.moved(position_key, correction.as_of, correction.change, correction.position);
                 let found =
                     self.index.get(&correction.operation).and_then(|index| self.operations.get_mut(*index));
                 if let Some(operation) = found {
@@ -216,8 +218,8 @@ impl Recovered {
                 let symbol = self.index.get(&operation).and_then(|index| self.operations.get(*index));
                 if let Some(symbol) = symbol.map(|operation| operation.symbol.clone()) {
                     for (account, position) in positions {
-                        let facts = LaneFacts { position, at: read_at, read_by: None };
-                        self.lanes.insert((account, symbol.clone()), facts);
+                        let facts = PositionFacts { position, at: read_at, read_by: None };
+                        self.position_locks.insert((account, symbol.clone()), facts);
                     }
                 }
                 let found = self.index.get(&operation).and_then(|index| self.operations.get_mut(*index));
@@ -239,10 +241,10 @@ impl Recovered {
         }
     }
 
-    /// A lane moved without a plan of an operation, as the venue showed it when it was asked at `at`: by `change`, to
+    /// A position lock moved without a plan of an operation, as the venue showed it when it was asked at `at`: by `change`, to
     /// `position`.
-    fn moved(&mut self, lane: (AccountId, Symbol), at: Timestamp, change: Delta, position: Delta) {
-        match self.lanes.get_mut(&lane) {
+    fn moved(&mut self, position_key: (AccountId, Symbol), at: Timestamp, change: Delta, position: Delta) {
+        match self.position_locks.get_mut(&position_key) {
             // It was seen before what is written there, or with it, and is in it.
             Some(facts) if at < facts.at => {}
             Some(facts) if facts.read_by.is_some() && at == facts.at => {}
@@ -251,7 +253,7 @@ impl Recovered {
                 facts.position = facts.position.plus(change).unwrap_or(facts.position);
             }
             _ => {
-                self.lanes.insert(lane, LaneFacts { position, at, read_by: None });
+                self.position_locks.insert(position_key, PositionFacts { position, at, read_by: None });
             }
         }
     }
@@ -263,16 +265,16 @@ impl Recovered {
         })
     }
 
-    /// The position that each lane must have by all that is known, and when it was last written down.
+    /// The position that each position lock must have by all that is known, and when it was last written down.
     pub(crate) fn positions(&self) -> Vec<((AccountId, Symbol), (Delta, Timestamp))> {
-        let expected = |(lane, facts): (&(AccountId, Symbol), &LaneFacts)| {
+        let expected = |(position_key, facts): (&(AccountId, Symbol), &PositionFacts)| {
             let since = facts.read_by.and_then(|(index, traded_then)| {
-                self.operations.get(index)?.traded_by(&lane.0).minus(traded_then).ok()
+                self.operations.get(index)?.traded_by(&position_key.0).minus(traded_then).ok()
             });
             let position = facts.position.plus(since.unwrap_or_default()).unwrap_or(facts.position);
-            (lane.clone(), (position, facts.at))
+            (position_key.clone(), (position, facts.at))
         };
-        self.lanes.iter().map(expected).collect()
+        self.position_locks.iter().map(expected).collect()
     }
 
     fn operation_of(&mut self, order: &ClientOrderId) -> Option<&mut RecoveredOperation> {
@@ -407,7 +409,7 @@ impl RecoveredOperation {
             interval: None,
             exposed: None,
             rebalance: None,
-            warnings: vec!["of an earlier run: only what the journal keeps is shown".to_owned()],
+            warnings: vec!["from an earlier run: only the journal's part is shown".to_owned()],
             state_age: None,
             net_delta_all: None,
             failure,
@@ -428,7 +430,7 @@ mod tests {
         Timestamp::from_millis(second * 1_000)
     }
 
-    fn lane() -> (AccountId, Symbol) {
+    fn position_key() -> (AccountId, Symbol) {
         ("long".parse().unwrap(), "BTC-USD".parse().unwrap())
     }
 
@@ -439,8 +441,8 @@ mod tests {
             Record::OperationAccepted {
                 operation: operation.clone(),
                 kind: "hedge".to_owned(),
-                symbol: lane().1,
-                accounts: vec![lane().0],
+                symbol: position_key().1,
+                accounts: vec![position_key().0],
                 requester: Requester::Operator,
                 key: None,
                 at: at(read_at),
@@ -451,7 +453,7 @@ mod tests {
                 code: None,
                 preempted_by: None,
                 summary: String::new(),
-                positions: BTreeMap::from([(lane().0, delta(position))]),
+                positions: BTreeMap::from([(position_key().0, delta(position))]),
                 read_at: at(read_at),
                 at: at(read_at),
             },
@@ -461,7 +463,7 @@ mod tests {
     fn position(records: Vec<Record>) -> Delta {
         let stored = (1..).zip(records).map(|(position, record)| StoredRecord { position, record });
         let recovered = Recovered::read(stored.collect(), BTreeSet::new());
-        recovered.positions().into_iter().find(|(known, _)| *known == lane()).unwrap().1.0
+        recovered.positions().into_iter().find(|(known, _)| *known == position_key()).unwrap().1.0
     }
 
     /// Half was held when the order counted as absent; a tenth of it was sold nevertheless, seen when the exchange was asked
@@ -472,8 +474,8 @@ mod tests {
             Record::Corrected(Correction {
                 operation: "hedge-1".parse().unwrap(),
                 client_order_id: "order-1".parse().unwrap(),
-                account: lane().0,
-                symbol: lane().1,
+                account: position_key().0,
+                symbol: position_key().1,
                 was: (deltaplane_types::OrderState::NotAccepted, quantity("0")),
                 now: (deltaplane_types::OrderState::Filled, quantity("0.1")),
                 change: delta("-0.1"),

@@ -9,7 +9,7 @@ use deltaplane_types::{
     Timestamp, TradingScope, TradingState,
 };
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Condition;
 use crate::runner::Shared;
 
@@ -73,12 +73,12 @@ fn condition(correction: &Correction) -> Condition {
 /// `expected`; gives what they explain.
 pub(crate) async fn reopen(
     shared: &Shared,
-    (keeper, symbol): (&AccountKeeper, &Symbol),
+    (monitor, symbol): (&AccountMonitor, &Symbol),
     (expected, found): (Delta, Delta),
     as_of: Timestamp,
     ours: Vec<Fill>,
 ) -> Delta {
-    let now = shared.eyes.clock.now();
+    let now = shared.reader.clock.now();
     let (mut explained, mut records, mut newest) = (Delta::ZERO, Vec::new(), None);
     for fill in ours {
         let change = fill.quantity.signed(fill.side);
@@ -91,15 +91,15 @@ pub(crate) async fn reopen(
         let correct = |report: &mut OperationReport| corrected(report, &fill, position, (as_of, now));
         let Some(correction) = shared.reports.correct(&fill, correct) else { continue };
         explained = sum;
-        keeper.explain(symbol, [fill.trade_id.clone()]);
+        monitor.explain(symbol, [fill.trade_id.clone()]);
         records.extend(shared.alerts.happened(condition(&correction), now));
         records.extend(records_of(&correction, fill));
         newest = Some(correction);
     }
     if let Some(correction) = newest {
         // Before the first await: the caller may end meanwhile.
-        shared.ledger.add(&keeper.id, symbol, explained);
-        restrict(shared, &keeper.id, &correction, records).await;
+        shared.ledger.add(&monitor.id, symbol, explained);
+        restrict(shared, &monitor.id, &correction, records).await;
     }
     explained
 }
@@ -129,5 +129,5 @@ async fn restrict(shared: &Shared, account: &AccountId, correction: &Correction,
         scoped.state = scoped.state.max(TradingState::ReduceOnly);
     };
     // It holds in any case; a failure stops all sending by itself.
-    let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
+    let _ = shared.reader.trading.change(&shared.execution.recorder, change, records).await;
 }

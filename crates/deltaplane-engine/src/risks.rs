@@ -64,9 +64,9 @@ impl Core {
 
     /// How an account stands: what was found last, or what is found now where something may be new.
     pub(crate) async fn known_risk(&self, id: &AccountId) -> Result<Arc<AccountRisk>, Box<Failure>> {
-        let eyes = &self.shared.eyes;
-        let newest = eyes.accounts.get(id).and_then(|keeper| keeper.newest());
-        match newest.and_then(|newest| self.shared.risks.of(id, newest.as_of, eyes.clock.now())) {
+        let reader = &self.shared.reader;
+        let newest = reader.accounts.get(id).and_then(|monitor| monitor.newest());
+        match newest.and_then(|newest| self.shared.risks.of(id, newest.as_of, reader.clock.now())) {
             Some(risk) => Ok(risk),
             None => self.find_risk(id).await,
         }
@@ -74,7 +74,7 @@ impl Core {
 
     /// Computes the risk of every account that can be valued at once.
     pub(crate) async fn find_risks(&self) -> BTreeMap<AccountId, Arc<AccountRisk>> {
-        let asked = self.shared.eyes.accounts.keys().map(|id| async move {
+        let asked = self.shared.reader.accounts.keys().map(|id| async move {
             // Without an answer it is unknown; the alert on stale accounts is raised elsewhere.
             tokio::time::timeout(LOOK_FOR, self.account_risk(id)).await.ok()?.ok()
         });
@@ -85,9 +85,10 @@ impl Core {
     }
 
     fn publish_risk(&self, risk: AccountRisk, groups: &[Group]) -> Arc<AccountRisk> {
-        let keeper = self.shared.eyes.accounts.get(&risk.account);
-        let state = keeper.and_then(|keeper| keeper.newest()).map(|newest| newest.as_of).unwrap_or_default();
-        self.shared.risks.publish(in_groups(risk, groups), state, self.shared.eyes.clock.now())
+        let monitor = self.shared.reader.accounts.get(&risk.account);
+        let state =
+            monitor.and_then(|monitor| monitor.newest()).map(|newest| newest.as_of).unwrap_or_default();
+        self.shared.risks.publish(in_groups(risk, groups), state, self.shared.reader.clock.now())
     }
 }
 

@@ -28,21 +28,21 @@ use crate::feeds::FeedBoard;
 use crate::gate::OrderGate;
 use crate::groups::Exposures;
 use crate::ids::OrderIdParts;
-use crate::lanes::Held;
 use crate::losses::Losses;
 use crate::mapping::concerns;
 use crate::operation::{Draft, Effect, Event, Operation, Pause, Sought};
 use crate::policies::Policies;
+use crate::position_locks::Held;
 use crate::reconcile::{self, Ledger};
 use crate::risks::RiskBoard;
 use crate::services::Services;
-use crate::snapshot::{Eyes, Reading};
+use crate::snapshot::{Reading, SnapshotReader};
 
 /// Reports kept in memory; older ones are in the journal.
 const KEPT_REPORTS: usize = 1_000;
 
 /// All that sends and writes.
-pub(crate) struct Hands {
+pub(crate) struct ExecutionContext {
     pub(crate) gate: OrderGate,
     pub(crate) recorder: Recorder,
     pub(crate) gateways: BTreeMap<AccountId, Arc<dyn OrderGateway>>,
@@ -159,8 +159,8 @@ pub(crate) struct AtWork {
 
 /// What every operation shares.
 pub(crate) struct Shared {
-    pub(crate) eyes: Arc<Eyes>,
-    pub(crate) hands: Hands,
+    pub(crate) reader: Arc<SnapshotReader>,
+    pub(crate) execution: ExecutionContext,
     pub(crate) reports: Reports,
     pub(crate) alerts: Arc<Alerts>,
     pub(crate) ledger: Ledger,
@@ -191,9 +191,9 @@ impl Shared {
 
     /// Notes a condition, and what is new about it in the journal.
     pub(crate) async fn raise(&self, condition: Condition) {
-        let record = self.alerts.raise(condition, self.eyes.clock.now());
+        let record = self.alerts.raise(condition, self.reader.clock.now());
         // A failure stops all sending by itself; the alert stands in memory in any case.
-        let _ = self.hands.recorder.append(record.into_iter().collect()).await;
+        let _ = self.execution.recorder.append(record.into_iter().collect()).await;
     }
 }
 
@@ -234,14 +234,14 @@ pub(crate) async fn run(
     let id = operation.id().clone();
     let mut listeners = JoinSet::new();
     for account in &operation.spec().accounts {
-        if let Some(keeper) = shared.eyes.accounts.get(account) {
-            listeners.spawn(listen(account.clone(), keeper.reader.subscribe(), sender.clone()));
+        if let Some(monitor) = shared.reader.accounts.get(account) {
+            listeners.spawn(listen(account.clone(), monitor.reader.subscribe(), sender.clone()));
         }
     }
     drop(sender);
     for account in operation.spec().accounts.clone() {
-        let keeper = shared.eyes.accounts.get(&account);
-        if let Some(recent) = keeper.and_then(|keeper| keeper.recent(&operation.spec().symbol)) {
+        let monitor = shared.reader.accounts.get(&account);
+        if let Some(recent) = monitor.and_then(|monitor| monitor.recent(&operation.spec().symbol)) {
             operation.expect(account, recent);
         }
     }
@@ -249,7 +249,7 @@ pub(crate) async fn run(
         Shell { shared: shared.clone(), work: FuturesUnordered::new(), tokens: BTreeMap::new(), answer };
     shell.perform(&mut operation, first).await;
     while !operation.is_finished() {
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         let wait = operation.wake_at().map(|at| at.since(now).max(Duration::from_millis(1)));
         let mut event = tokio::select! {
             biased;
@@ -262,11 +262,11 @@ pub(crate) async fn run(
         };
         shell.price_fees(&mut event);
         shell.changed(&event, &operation);
-        let effects = operation.step(event, shared.eyes.clock.now());
+        let effects = operation.step(event, shared.reader.clock.now());
         // What is not known counts for the others before anything else happens.
-        shared.eyes.doubts.tell(&operation.spec().symbol, &id, operation.doubt());
+        shared.reader.unresolved_orders.tell(&operation.spec().symbol, &id, operation.unresolved());
         shell.perform(&mut operation, effects).await;
-        shared.reports.publish(operation.report(shared.eyes.clock.now()));
+        shared.reports.publish(operation.report(shared.reader.clock.now()));
         if operation.is_halted() {
             // It waits for a manual decision and blocks no other operation.
             slot = None;
@@ -274,10 +274,10 @@ pub(crate) async fn run(
     }
     drop(slot);
     shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    shared.eyes.doubts.tell(&operation.spec().symbol, &id, None);
-    shared.hands.gate.close(&id);
-    let mut report = operation.report(shared.eyes.clock.now());
-    shared.eyes.add_last_known(&mut report);
+    shared.reader.unresolved_orders.tell(&operation.spec().symbol, &id, None);
+    shared.execution.gate.close(&id);
+    let mut report = operation.report(shared.reader.clock.now());
+    shared.reader.add_last_known(&mut report);
     tracing::info!(
         operation = %report.id,
         state = ?report.state,
@@ -287,19 +287,19 @@ pub(crate) async fn run(
     );
     shared.reports.publish(report.clone());
     if let Some(slippage) = report.slippage_cost {
-        shared.breakers.on_slippage(slippage, shared.eyes.clock.now(), &shared.eyes.config.breakers);
+        shared.breakers.on_slippage(slippage, shared.reader.clock.now(), &shared.reader.config.breakers);
     }
     let symbol = &operation.spec().symbol;
     for (account, recent) in operation.recent_trades() {
-        if let Some(keeper) = shared.eyes.accounts.get(&account) {
-            keeper.keep_recent(symbol, recent);
+        if let Some(monitor) = shared.reader.accounts.get(&account) {
+            monitor.keep_recent(symbol, recent);
         }
     }
     for (account, trades) in operation.trades() {
-        if let Some(keeper) = shared.eyes.accounts.get(account) {
-            keeper.explain(symbol, trades.iter().map(|(id, _)| id.clone()));
-            keeper.expect_trades(symbol, trades);
-            keeper.mark_changed();
+        if let Some(monitor) = shared.reader.accounts.get(account) {
+            monitor.explain(symbol, trades.iter().map(|(id, _)| id.clone()));
+            monitor.expect_trades(symbol, trades);
+            monitor.mark_changed();
         }
     }
     for (account, traded) in operation.traded_in_this_run() {
@@ -378,7 +378,7 @@ impl Shell {
         };
         for fee in fills.iter_mut().map(|fill| &mut fill.fee) {
             if let Some(asset) = fee.asset.as_ref().filter(|_| fee.rate.is_none()) {
-                fee.rate = self.shared.eyes.worth_of(asset);
+                fee.rate = self.shared.reader.worth_of(asset);
             }
         }
     }
@@ -402,7 +402,7 @@ impl Shell {
             _ => false,
         };
         if let Some(account) = account.as_ref().filter(|_| traded) {
-            self.shared.hands.gate.note_trade(account, &operation.spec().symbol);
+            self.shared.execution.gate.note_trade(account, &operation.spec().symbol);
         }
         let was_to_rest = |id| {
             let intent = operation.order_intent(id);
@@ -412,50 +412,50 @@ impl Shell {
         if let (Event::Submitted(id, outcome), Some(account)) = (event, &account)
             && !was_to_rest(id)
         {
-            self.shared.breakers.on_submitted(account, outcome, &self.shared.eyes.config.breakers);
+            self.shared.breakers.on_submitted(account, outcome, &self.shared.reader.config.breakers);
         }
-        if let Some(keeper) = account.and_then(|account| self.shared.eyes.accounts.get(&account)) {
+        if let Some(monitor) = account.and_then(|account| self.shared.reader.accounts.get(&account)) {
             if matches!(event, Event::Submitted(_, SubmitOutcome::Unknown(_)) | Event::Proof(..)) {
                 // The stream may tell what no answer told, or miss it too.
-                keeper.audit_soon();
+                monitor.audit_soon();
             } else {
-                keeper.mark_changed();
+                monitor.mark_changed();
             }
         }
     }
 
     async fn perform(&mut self, operation: &mut Operation, effects: Vec<Effect>) {
         let shared = self.shared.clone();
-        let now = shared.eyes.clock.now();
+        let now = shared.reader.clock.now();
         for effect in effects {
             match effect {
                 Effect::Read { reading, from_venue, pause } => {
                     let (symbol, accounts) =
                         (operation.spec().symbol.clone(), operation.spec().accounts.clone());
                     let id = operation.id().clone();
-                    let (eyes, priority) = (shared.eyes.clone(), operation.kind().priority());
-                    let accept_unmapped = operation.spec().terms.accept_unmapped;
+                    let (reader, priority) = (shared.reader.clone(), operation.kind().priority());
+                    let accept_unmapped = operation.spec().options.accept_unmapped;
                     self.work.push(Box::pin(async move {
                         if let Pause::Change(after) = pause {
-                            eyes.until_changed(&accounts, after).await;
+                            reader.until_changed(&accounts, after).await;
                         } else if let Pause::Whole(after) = pause
                             && !after.is_zero()
                         {
                             tokio::time::sleep(after).await;
                         }
                         let how = Reading { from_venue, priority, is_dry: false, accept_unmapped };
-                        let snapshot = eyes.snapshot((&symbol, Some(&id)), &accounts, how).await;
+                        let snapshot = reader.snapshot((&symbol, Some(&id)), &accounts, how).await;
                         Done::Event(Event::Read(reading, snapshot))
                     }));
                 }
                 Effect::Reserve(drafts, records) => {
                     let intents = drafts
                         .into_iter()
-                        .map(|draft| shared.hands.name(operation.id(), draft, &shared))
+                        .map(|draft| shared.execution.name(operation.id(), draft, &shared))
                         .collect();
                     let shared = shared.clone();
                     self.work.push(Box::pin(async move {
-                        Done::Reserved(shared.hands.gate.reserve(intents, records).await)
+                        Done::Reserved(shared.execution.gate.reserve(intents, records).await)
                     }));
                 }
                 Effect::Send(ids) => self.send(ids, operation.kind().priority()),
@@ -477,10 +477,10 @@ impl Shell {
                         }));
                     }
                 }
-                Effect::Fence(id) => {
+                Effect::Invalidate(id) => {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         self.work.push(Box::pin(async move {
-                            let outcome = gateway.fence(&id, &symbol).await;
+                            let outcome = gateway.invalidate(&id, &symbol).await;
                             Done::Event(Event::Fenced(id, outcome))
                         }));
                     }
@@ -498,7 +498,7 @@ impl Shell {
                 Effect::Prove(id) => self.prove(operation, id),
                 Effect::Record(records) => {
                     // A failure stops all sending by itself; there is nothing to take back.
-                    let _ = shared.hands.recorder.append(records).await;
+                    let _ = shared.execution.recorder.append(records).await;
                 }
                 Effect::Raise(condition) => {
                     shared.raise(condition).await;
@@ -509,14 +509,14 @@ impl Shell {
                         alert.symbol.as_ref() == Some(&symbol)
                             && alert.account.as_ref().is_none_or(|of| operation.spec().accounts.contains(of))
                     });
-                    let _ = shared.hands.recorder.append(records).await;
+                    let _ = shared.execution.recorder.append(records).await;
                 }
                 Effect::Outside { account, expected, found, as_of } => {
                     let symbol = operation.spec().symbol.clone();
-                    if let Some(keeper) = shared.eyes.accounts.get(&account) {
+                    if let Some(monitor) = shared.reader.accounts.get(&account) {
                         // What this operation traded is explained by itself.
                         let mine = operation.trades().filter(|(of, _)| **of == account);
-                        keeper.explain(&symbol, mine.flat_map(|(_, trades)| trades).map(|(id, _)| id));
+                        monitor.explain(&symbol, mine.flat_map(|(_, trades)| trades).map(|(id, _)| id));
                     }
                     // What others did meanwhile, as far as the stream told it, was not named yet either.
                     let traded = operation.traded_in_this_run().into_iter().find(|(of, _)| *of == account);
@@ -532,12 +532,12 @@ impl Shell {
                     // An operation that aims at a net delta plans with what was lost.
                     let answered = operation.kind().aims_at_a_net_delta();
                     self.work.push(Box::pin(async move {
-                        let lane = (&account, &symbol);
-                        match reconcile::explain(&shared, lane, (expected, found), (since, as_of)).await {
+                        let position_key = (&account, &symbol);
+                        match reconcile::explain(&shared, position_key, (expected, found), (since, as_of)).await {
                             Ok(moved) if !answered => shared.losses.moved(&moved),
                             Ok(_) => {}
                             Err(error) => {
-                                tracing::warn!(%account, %error, "what moved the position cannot be asked for");
+                                tracing::warn!(%account, %error, "the trades behind a position change cannot be read");
                             }
                         }
                         Done::Nothing
@@ -545,12 +545,12 @@ impl Shell {
                 }
                 Effect::Answer => {
                     let mut report = operation.report(now);
-                    shared.eyes.add_last_known(&mut report);
+                    shared.reader.add_last_known(&mut report);
                     shared.reports.publish(report.clone());
                     self.reply(report);
                 }
                 Effect::Finish(records) => {
-                    let _ = shared.hands.recorder.append(records).await;
+                    let _ = shared.execution.recorder.append(records).await;
                 }
             }
         }
@@ -562,7 +562,7 @@ impl Shell {
             let shared = self.shared.clone();
             // On a task of its own: what is sent goes on whatever becomes of this loop.
             let gate = shared.clone();
-            let sending = tokio::spawn(async move { gate.hands.gate.send(token, priority).await });
+            let sending = tokio::spawn(async move { gate.execution.gate.send(token, priority).await });
             shared.note_send(sending.abort_handle());
             self.work.push(Box::pin(async move {
                 let outcome = sending
@@ -575,16 +575,16 @@ impl Shell {
 
     fn gateway(&self, operation: &Operation, id: &ClientOrderId) -> Option<(Arc<dyn OrderGateway>, Symbol)> {
         let order = &operation.order_intent(id)?.order;
-        Some((self.shared.hands.gateways.get(&order.account)?.clone(), order.symbol.clone()))
+        Some((self.shared.execution.gateways.get(&order.account)?.clone(), order.symbol.clone()))
     }
 
     fn prove(&mut self, operation: &Operation, id: ClientOrderId) {
         let Some((gateway, symbol)) = self.gateway(operation, &id) else { return };
         let Some(intent) = operation.order_intent(&id) else { return };
-        let Some(keeper) = self.shared.eyes.accounts.get(&intent.order.account).cloned() else { return };
+        let Some(monitor) = self.shared.reader.accounts.get(&intent.order.account).cloned() else { return };
         let since = search_start(operation.sent_at(&id).unwrap_or_default());
         let asking = asking(operation);
-        let began = self.shared.eyes.clock.now();
+        let began = self.shared.reader.clock.now();
         self.work.push(Box::pin(async move {
             let answers: Result<Sought, ReadError> = async {
                 let mut sighting = gateway.fetch_order(&id, &symbol, since, asking).await?;
@@ -592,15 +592,15 @@ impl Shell {
                 if let Some(report) = open.into_iter().find(|report| report.client_order_id == id) {
                     sighting = OrderSighting::Found(report);
                 }
-                let fills = keeper.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
-                let account = keeper.refresh(asking).await?;
+                let fills = monitor.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
+                let account = monitor.refresh(asking).await?;
                 let is_odd = |held: &&UnmappedPosition| held.quantity.is_none() && concerns(held, &symbol);
                 if let Some(odd) = account.unmapped.iter().find(is_odd) {
                     let text = format!("the position in {}: {}", odd.instrument, odd.reason);
                     return Err(ReadError::Unreadable(text));
                 }
                 let position = account.position(&symbol);
-                let proven_since = keeper.reader.stream().proven_since;
+                let proven_since = monitor.reader.stream().proven_since;
                 Ok(Sought { began, sighting, fills, position, proven_since })
             }
             .await;
@@ -614,11 +614,11 @@ fn search_start(sent: Timestamp) -> Timestamp {
     Timestamp::from_millis(sent.as_millis().saturating_sub(5_000))
 }
 
-impl Hands {
+impl ExecutionContext {
     /// Gives an order its number and its name.
     fn name(&self, operation: &OperationId, draft: Draft, shared: &Shared) -> IntentRecord {
         let sequence = self.next_sequence.fetch_add(1, Ordering::SeqCst);
-        let config = &shared.eyes.config;
+        let config = &shared.reader.config;
         let leg = u8::try_from(draft.leg % 64).unwrap_or(0);
         let parts = OrderIdParts { instance: config.instance, epoch: self.epoch, sequence, leg };
         IntentRecord {

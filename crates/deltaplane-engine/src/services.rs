@@ -152,7 +152,7 @@ where
             account: None,
             symbol: None,
             message: format!(
-                "the service {name} failed {LIMIT} times and more and is down: see logs/error.log, then POST /api/v1/system/restart"
+                "service {name} failed {LIMIT} times and is down. Read logs/error.log, then POST /api/v1/system/restart."
             ),
         })
         .await;

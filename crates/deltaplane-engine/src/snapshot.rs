@@ -12,12 +12,12 @@ use deltaplane_types::{
     Notional, OperationId, Position, Price, Ratio, Symbol, Timestamp, TradingState,
 };
 
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Alerts;
 use crate::config::EngineConfig;
-use crate::doubts::{Doubt, Doubts};
 use crate::report::failure;
 use crate::trading::Trading;
+use crate::unresolved_orders::{UnresolvedOrder, UnresolvedOrders};
 
 /// One account in a snapshot.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ pub struct Snapshot {
     /// What is held elsewhere in the symbol.
     pub external: Delta,
     /// What unresolved orders of other operations may have traded.
-    pub doubt: Option<Doubt>,
+    pub unresolved: Option<UnresolvedOrder>,
     /// What may be traded now, everywhere.
     pub trading: TradingState,
     /// What may be traded in the symbol on each named account.
@@ -91,15 +91,15 @@ pub(crate) struct Reading {
 }
 
 /// All that reads and nothing that sends.
-pub(crate) struct Eyes {
+pub(crate) struct SnapshotReader {
     pub(crate) config: EngineConfig,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) accounts: BTreeMap<AccountId, Arc<AccountKeeper>>,
+    pub(crate) accounts: BTreeMap<AccountId, Arc<AccountMonitor>>,
     pub(crate) feeds: BTreeMap<FeedId, Arc<dyn PriceFeed>>,
     /// The feed of each account's own venue.
     pub(crate) feed_of: BTreeMap<AccountId, FeedId>,
     pub(crate) trading: Arc<Trading>,
-    pub(crate) doubts: Doubts,
+    pub(crate) unresolved_orders: UnresolvedOrders,
     pub(crate) alerts: Arc<Alerts>,
     /// What accounts hold, as last valued: a round does not ask venues for the margin tables of other symbols.
     pub(crate) tables: Mutex<BTreeMap<(AccountId, Symbol), Instrument>>,
@@ -114,7 +114,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 type Failed = Box<deltaplane_ports::Failure>;
 
-impl Eyes {
+impl SnapshotReader {
     /// Fresh views of the feeds that may be traded on.
     pub(crate) fn healthy_views(&self, symbol: &Symbol) -> BTreeMap<FeedId, Arc<MarketView>> {
         let now = self.clock.now();
@@ -152,8 +152,8 @@ impl Eyes {
 
     /// Has the feed of each account follow what the account holds: some venues tell marks with prices only.
     pub(crate) fn follow_what_is_held(&self) {
-        for (id, keeper) in &self.accounts {
-            let (Some(snapshot), Some(feed)) = (keeper.newest(), self.feed_of.get(id)) else { continue };
+        for (id, monitor) in &self.accounts {
+            let (Some(snapshot), Some(feed)) = (monitor.newest(), self.feed_of.get(id)) else { continue };
             let Some(feed) = self.feeds.get(feed) else { continue };
             let held = snapshot.positions.iter().filter(|(_, position)| !position.delta.is_zero());
             for (symbol, _) in held {
@@ -188,8 +188,8 @@ impl Eyes {
         let holdings = &self.config.holdings;
         let external = holdings.external.get(symbol).map(|held| (held.delta, held.as_of));
         let states = accounts.iter().map(|id| {
-            let keeper = self.accounts.get(id)?;
-            Some((holdings.delta(&*keeper.newest()?, symbol).ok()?, keeper.confirmed_at()?))
+            let monitor = self.accounts.get(id)?;
+            Some((holdings.delta(&*monitor.newest()?, symbol).ok()?, monitor.confirmed_at()?))
         });
         let all: Vec<(Delta, Timestamp)> = states.chain(external.map(Some)).collect::<Option<_>>()?;
         let value = all.iter().try_fold(Delta::ZERO, |sum, (delta, _)| sum.plus(*delta)).ok()?;
@@ -236,9 +236,9 @@ impl Eyes {
 
     /// Waits until the state of one of the accounts changes, so long at most.
     pub(crate) async fn until_changed(&self, accounts: &[AccountId], within: Duration) {
-        let keepers = accounts.iter().filter_map(|id| self.accounts.get(id));
-        let changes = keepers.map(|keeper| {
-            let mut readings = keeper.readings();
+        let monitors = accounts.iter().filter_map(|id| self.accounts.get(id));
+        let changes = monitors.map(|monitor| {
+            let mut readings = monitor.readings();
             Box::pin(async move {
                 if !readings.changed().await {
                     std::future::pending::<()>().await;
@@ -253,13 +253,13 @@ impl Eyes {
     }
 
     /// An account's state for a snapshot.
-    async fn state_of(&self, keeper: &AccountKeeper, how: Reading) -> Result<AccountSnapshot, ReadError> {
+    async fn state_of(&self, monitor: &AccountMonitor, how: Reading) -> Result<AccountSnapshot, ReadError> {
         if how.from_venue {
-            return keeper.from_venue(how.priority).await;
+            return monitor.ask_venue(how.priority).await;
         }
-        match keeper.fresh(self.config.max_account_age, how.priority).await {
+        match monitor.fresh(self.config.max_account_age, how.priority).await {
             Err(error @ ReadError::Withheld(_)) if how.is_dry => {
-                keeper.newest().as_deref().cloned().ok_or(error)
+                monitor.newest().as_deref().cloned().ok_or(error)
             }
             state => state,
         }
@@ -275,17 +275,17 @@ impl Eyes {
         self.check_symbol(symbol)?;
         let as_of = self.clock.now();
         let external = self.config.holdings.external(symbol, as_of)?;
-        // Before the positions: what is settled meanwhile counts as doubt once more, and not the other way round.
-        let doubt = self.doubts.beside(symbol, operation);
+        // Before the positions: what is settled meanwhile counts as unresolved order once more, and not the other way round.
+        let unresolved = self.unresolved_orders.beside(symbol, operation);
         // Instruments may take long when they are not known yet: states are read after all of them.
         let instruments = named.iter().map(|id| async move {
-            let keeper = self.accounts.get(id)?;
-            Some((id, keeper, keeper.reader.fetch_instrument(symbol, how.priority).await))
+            let monitor = self.accounts.get(id)?;
+            Some((id, monitor, monitor.reader.fetch_instrument(symbol, how.priority).await))
         });
         let instruments = futures_util::future::join_all(instruments).await;
         let readings = instruments.into_iter().map(|found| async move {
-            let (id, keeper, instrument) = found?;
-            Some((id.clone(), (self.state_of(keeper, how).await, instrument)))
+            let (id, monitor, instrument) = found?;
+            Some((id.clone(), (self.state_of(monitor, how).await, instrument)))
         });
         let readings = futures_util::future::join_all(readings).await;
         // A symbol that a venue does not list, or whose rules cannot be read, is no missing price.
@@ -337,9 +337,7 @@ impl Eyes {
                     .is_some_and(|feed| feed.not_followed().contains(symbol));
                 let (text, solution) = if refuses {
                     (
-                        format!(
-                            "the price feed {name} of account {id} follows no more symbols than it does: {symbol} is not among them"
-                        ),
+                        format!("the price feed {name} of account {id} is full and does not follow {symbol}"),
                         "restart the server without the symbols that are not needed any more, or leave the account out",
                     )
                 } else {
@@ -359,9 +357,9 @@ impl Eyes {
                 ));
             }
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
-            let keeper = self.accounts.get(&id);
-            let foreign = keeper.map(|keeper| keeper.foreign(symbol)).unwrap_or_default();
-            let is_exact = keeper.is_some_and(|keeper| keeper.is_exact());
+            let monitor = self.accounts.get(&id);
+            let foreign = monitor.map(|monitor| monitor.foreign(symbol)).unwrap_or_default();
+            let is_exact = monitor.is_some_and(|monitor| monitor.is_exact());
             let quote_rate = self.config.holdings.rate(&instrument.quote);
             let elsewhere = self.elsewhere(&account, symbol, feed);
             let gross_elsewhere = gross(&elsewhere, quote_rate);
@@ -384,9 +382,9 @@ impl Eyes {
         let all_deltas = self
             .accounts
             .iter()
-            .map(|(id, keeper)| {
+            .map(|(id, monitor)| {
                 let known = accounts.get(id).map(|facts| facts.delta);
-                let newest = || self.config.holdings.delta(&*keeper.known(KNOWN_FOR)?, symbol).ok();
+                let newest = || self.config.holdings.delta(&*monitor.known(KNOWN_FOR)?, symbol).ok();
                 (id.clone(), known.or_else(newest))
             })
             .collect();
@@ -408,7 +406,7 @@ impl Eyes {
             price_sources: agreed.sources,
             accounts,
             external,
-            doubt,
+            unresolved,
             trading: self.trading.now(),
             trading_by,
             restrictions,

@@ -269,7 +269,7 @@ fn most_growth(
     let position = facts.account.position(&spec.symbol);
     let margin = facts.margin(&spec.symbol)?;
     let lot = facts.instrument.lot_size.value();
-    let limits = config.overrides.in_symbol(config.limits.tightened(&spec.terms.limits), &spec.symbol);
+    let limits = config.overrides.in_symbol(config.limits.tightened(&spec.options.limits), &spec.symbol);
     let limits = config.overrides.on_account(limits, &facts.account.account);
     let most = largest_position(&limits, facts.gross_elsewhere, margin.equity)?;
     let cap = deltaplane_math::div(most.value(), price.value())?;

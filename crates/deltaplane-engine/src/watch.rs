@@ -8,7 +8,7 @@ use deltaplane_ports::{Priority, ReadError, Record, TradingOrder};
 use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Symbol, Timestamp, TradingState};
 
 use crate::account_fold::Mismatch;
-use crate::accounts::AccountKeeper;
+use crate::accounts::AccountMonitor;
 use crate::alerts::Condition;
 use crate::engine::Core;
 use crate::reconcile::{self, Compared};
@@ -26,23 +26,23 @@ const MISMATCHES: usize = 3;
 const MISMATCH_WITHIN: Duration = Duration::from_secs(3_600);
 
 /// Tells of differences between stream and readings that lasted: the readings count.
-async fn report_mismatches(core: &Arc<Core>, keeper: &AccountKeeper) {
-    for Mismatch { symbol, folded, read, at } in keeper.take_mismatches() {
-        let count = keeper.count_mismatch(at, MISMATCH_WITHIN);
+async fn report_mismatches(core: &Arc<Core>, monitor: &AccountMonitor) {
+    for Mismatch { symbol, folded, read, at } in monitor.take_mismatches() {
+        let count = monitor.count_mismatch(at, MISMATCH_WITHIN);
         tracing::warn!(
-            account = %keeper.id, %symbol, stream = %folded, rest = %read, count,
-            "the account's stream and two readings differ: the readings count"
+            account = %monitor.id, %symbol, stream = %folded, rest = %read, count,
+            "the account's stream differs from two reads of the account: the reads count"
         );
         let severity = if count >= MISMATCHES { AlertSeverity::Critical } else { AlertSeverity::Warn };
         let condition = Condition {
             kind: AlertKind::System,
             topic: AlertTopic::StateMismatch,
             severity,
-            account: Some(keeper.id.clone()),
+            account: Some(monitor.id.clone()),
             symbol: Some(symbol.clone()),
             message: format!(
-                "{}: its stream came to a position of {folded} {symbol}, two readings show {read} ({count} such differences in an hour). The readings count. Check the connection to the exchange.",
-                keeper.id
+                "{}: its stream shows a position of {folded} {symbol}, two reads show {read} (difference {count} of this hour). The reads count. Check the connection to the exchange.",
+                monitor.id
             ),
         };
         core.shared.raise(condition).await;
@@ -50,26 +50,26 @@ async fn report_mismatches(core: &Arc<Core>, keeper: &AccountKeeper) {
 }
 
 /// Compares an account with what we know, whenever it was read, until dropped.
-pub(crate) async fn keep_reconciled(core: Arc<Core>, keeper: Arc<AccountKeeper>) {
-    let mut readings = keeper.readings();
+pub(crate) async fn keep_reconciled(core: Arc<Core>, monitor: Arc<AccountMonitor>) {
+    let mut readings = monitor.readings();
     let mut tail_checked = false;
     loop {
         readings.mark_unchanged();
         let mut agrees = true;
-        if let Some(snapshot) = keeper.newest() {
-            tail_checked = tail_checked || check_tail(&core, &keeper).await;
+        if let Some(snapshot) = monitor.newest() {
+            tail_checked = tail_checked || check_tail(&core, &monitor).await;
             if tail_checked {
-                agrees = compare(&core, &keeper, &snapshot).await;
-                if agrees && !keeper.is_reconciled() {
-                    keeper.set_reconciled();
-                    tracing::info!(account = %keeper.id, "reconciled");
+                agrees = compare(&core, &monitor, &snapshot).await;
+                if agrees && !monitor.is_reconciled() {
+                    monitor.set_reconciled();
+                    tracing::info!(account = %monitor.id, "reconciled");
                 } else if !agrees {
                     // Where the stream is not proven the next reading is due soon.
-                    keeper.mark_changed();
+                    monitor.mark_changed();
                 }
             }
         }
-        report_mismatches(&core, &keeper).await;
+        report_mismatches(&core, &monitor).await;
         if tail_checked {
             // A difference that stays is looked at again without a new event.
             let wait = if agrees { Duration::from_secs(3_600) } else { COMPARE_AGAIN };
@@ -87,47 +87,47 @@ pub(crate) async fn keep_reconciled(core: Arc<Core>, keeper: Arc<AccountKeeper>)
 /// Compares every symbol of an account; gives whether all agree.
 async fn compare(
     core: &Arc<Core>,
-    keeper: &AccountKeeper,
+    monitor: &AccountMonitor,
     snapshot: &deltaplane_types::AccountSnapshot,
 ) -> bool {
     let shared = &core.shared;
     let mut symbols: BTreeSet<Symbol> = snapshot.positions.keys().cloned().collect();
-    symbols.extend(shared.ledger.symbols(&keeper.id));
-    symbols.insert(shared.eyes.config.primary_symbol.clone());
+    symbols.extend(shared.ledger.symbols(&monitor.id));
+    symbols.insert(shared.reader.config.primary_symbol.clone());
     let mut agree = true;
     for symbol in symbols {
-        if core.lanes.is_held(&symbol, &keeper.id) {
+        if core.position_locks.is_held(&symbol, &monitor.id) {
             // An operation is at work there and looks for itself.
             continue;
         }
         let shown = snapshot.position(&symbol);
-        let as_of = keeper.confirmed_at().unwrap_or(snapshot.as_of);
-        let lane = (&keeper.id, &symbol);
-        let read_at = keeper.reading().filter(|reading| reading.position(&symbol) == shown);
+        let as_of = monitor.confirmed_at().unwrap_or(snapshot.as_of);
+        let position_key = (&monitor.id, &symbol);
+        let read_at = monitor.reading().filter(|reading| reading.position(&symbol) == shown);
         // Events over a state that may lack others are no position to begin with.
-        if shared.ledger.position(&keeper.id, &symbol).is_none() && read_at.is_none() && !keeper.is_live() {
+        if shared.ledger.position(&monitor.id, &symbol).is_none() && read_at.is_none() && !monitor.is_live() {
             agree = false;
             continue;
         }
-        match shared.ledger.compare(lane, shown, as_of, read_at.map(|reading| reading.as_of)) {
+        match shared.ledger.compare(position_key, shown, as_of, read_at.map(|reading| reading.as_of)) {
             Compared::Agrees => {}
             Compared::Unread => {
                 agree = false;
-                keeper.audit_soon();
+                monitor.audit_soon();
             }
             Compared::Differs => {
-                let expected = shared.ledger.position(&keeper.id, &symbol).unwrap_or(shown);
-                match reconcile::explain_by_stream(shared, lane, (expected, shown), as_of).await {
+                let expected = shared.ledger.position(&monitor.id, &symbol).unwrap_or(shown);
+                match reconcile::explain_by_stream(shared, position_key, (expected, shown), as_of).await {
                     Some(moved) => shared.losses.moved(&moved),
                     None => agree = false,
                 }
             }
             Compared::Broken { expected, since } => {
-                match reconcile::explain(shared, lane, (expected, shown), (since, as_of)).await {
+                match reconcile::explain(shared, position_key, (expected, shown), (since, as_of)).await {
                     Ok(moved) => shared.losses.moved(&moved),
                     Err(error) => {
                         agree = false;
-                        tracing::warn!(account = %keeper.id, %symbol, %error, "what moved the position cannot be asked for");
+                        tracing::warn!(account = %monitor.id, %symbol, %error, "the trades behind a position change cannot be read");
                     }
                 }
             }
@@ -138,12 +138,12 @@ async fn compare(
 
 /// Looks for orders of ours that the venue knows and the journal does not: its end was lost, or it is an older copy.
 /// Gives whether the venue could be asked.
-async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
+async fn check_tail(core: &Arc<Core>, monitor: &AccountMonitor) -> bool {
     let shared = &core.shared;
-    let config = &shared.eyes.config;
-    let Some(gateway) = shared.hands.gateways.get(&keeper.id) else { return true };
+    let config = &shared.reader.config;
+    let Some(gateway) = shared.execution.gateways.get(&monitor.id) else { return true };
     let since = Timestamp::from_millis(core.known.last_at.as_millis().saturating_sub(TAIL_OVERLAP_MS).max(0));
-    let mut symbols: BTreeSet<Symbol> = shared.ledger.symbols(&keeper.id).into_iter().collect();
+    let mut symbols: BTreeSet<Symbol> = shared.ledger.symbols(&monitor.id).into_iter().collect();
     symbols.insert(config.primary_symbol.clone());
     let mut newest = None;
     for symbol in symbols {
@@ -151,7 +151,7 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
             // What the venue does not list has no orders.
             Err(ReadError::UnknownSymbol(_)) => {}
             Err(error) => {
-                tracing::warn!(account = %keeper.id, %error, "its orders cannot be asked for: it stays out of trading");
+                tracing::warn!(account = %monitor.id, %error, "its orders cannot be read: it stays out of trading");
                 return false;
             }
             Ok(names) => {
@@ -164,12 +164,12 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
         }
     }
     let Some(newest) = newest else { return true };
-    let now = shared.eyes.clock.now();
+    let now = shared.reader.clock.now();
     let text = format!(
         "{} shows our order number {newest} and the journal ends before number {}: its end was lost, or it is an older copy",
-        keeper.id, core.known.next_sequence
+        monitor.id, core.known.next_sequence
     );
-    shared.hands.next_sequence.fetch_max(newest.saturating_add(1), std::sync::atomic::Ordering::SeqCst);
+    shared.execution.next_sequence.fetch_max(newest.saturating_add(1), std::sync::atomic::Ordering::SeqCst);
     let state = if config.accept_lost_tail { TradingState::ReduceOnly } else { TradingState::Halted };
     let change = |order: &mut TradingOrder| {
         order.state = order.state.max(state);
@@ -177,11 +177,11 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
     };
     let mut records = Vec::new();
     if config.accept_lost_tail {
-        let (epoch, next_sequence) = (shared.hands.epoch, newest.saturating_add(1));
+        let (epoch, next_sequence) = (shared.execution.epoch, newest.saturating_add(1));
         records.push(Record::RunStarted { epoch, next_sequence, at: now });
     }
     // It holds in any case; a failure stops all sending by itself.
-    let _ = shared.eyes.trading.change(&shared.hands.recorder, change, records).await;
+    let _ = shared.reader.trading.change(&shared.execution.recorder, change, records).await;
     let remedy =
         "restore the newest journal, or start once with --accept-quarantine and check every position";
     shared
@@ -200,12 +200,12 @@ async fn check_tail(core: &Arc<Core>, keeper: &AccountKeeper) -> bool {
 /// Lets alerts go whose condition is long over.
 pub(crate) async fn keep_alerts(core: Arc<Core>) {
     loop {
-        core.shared.services.beat(ALERTS, &*core.shared.eyes.clock);
+        core.shared.services.beat(ALERTS, &*core.shared.reader.clock);
         tokio::time::sleep(Duration::from_secs(30)).await;
-        let now = core.shared.eyes.clock.now();
+        let now = core.shared.reader.clock.now();
         let mut records = reconcile::let_alerts_go(&core.shared, now);
         let is_over = |alert: &deltaplane_ports::Alert| now.since(alert.seen_at) >= MISMATCH_WITHIN;
         records.extend(core.shared.alerts.resolve(AlertTopic::StateMismatch, now, is_over));
-        let _ = core.shared.hands.recorder.append(records).await;
+        let _ = core.shared.execution.recorder.append(records).await;
     }
 }

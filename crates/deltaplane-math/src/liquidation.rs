@@ -48,7 +48,7 @@ fn cushion<'a>(
 ///
 /// # Errors
 ///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
+/// [`MathError`] if the numbers arithmetic overflow.
 pub fn shared_equity(equity: Notional, positions: &[MarkedPosition]) -> Result<Notional, MathError> {
     let own = positions.iter().filter_map(|position| position.own_equity);
     own.into_iter().try_fold(equity, |left, own| left.minus(own).map_err(MathError::from))
@@ -93,7 +93,7 @@ pub(crate) fn outlive(
 ///
 /// # Errors
 ///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
+/// [`MathError`] if the numbers arithmetic overflow.
 pub fn joint_liquidation_distance(
     equity: Notional,
     positions: &[MarkedPosition],

@@ -100,7 +100,7 @@ pub fn maintenance_margin(
 ///
 /// # Errors
 ///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
+/// [`MathError`] if the numbers arithmetic overflow.
 pub fn liquidation_distance(
     margin: &MarginUse,
     position: Delta,
@@ -151,7 +151,7 @@ fn liquidation_distances(
 ///
 /// # Errors
 ///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
+/// [`MathError`] if the numbers arithmetic overflow.
 pub fn least_distances(
     margin: &MarginUse,
     position: Delta,
@@ -169,7 +169,7 @@ pub fn least_distances(
 ///
 /// # Errors
 ///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
+/// [`MathError`] if the numbers arithmetic overflow.
 pub fn keeps_distance(
     margin: &MarginUse,
     position: Delta,

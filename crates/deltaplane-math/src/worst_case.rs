@@ -41,17 +41,17 @@ pub fn worst_case<'a>(
     Ok(WorstCase { worst, last: at })
 }
 
-/// All that the net delta can be while orders are in doubt.
+/// All that the net delta can be while orders are unresolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
-    /// If every doubtful sale fills and no doubtful purchase does.
+    /// If every unresolved sale fills and no unresolved purchase does.
     pub low: Delta,
-    /// If every doubtful purchase fills and no doubtful sale does.
+    /// If every unresolved purchase fills and no unresolved sale does.
     pub high: Delta,
 }
 
 impl Interval {
-    /// The interval around a confirmed net delta. Both doubts are magnitudes of open quantity.
+    /// The interval around a confirmed net delta. Both unresolved orders are magnitudes of open quantity.
     pub fn around(confirmed: Delta, doubtful_buys: Delta, doubtful_sells: Delta) -> Result<Self, MathError> {
         Ok(Self { low: confirmed.minus(doubtful_sells)?, high: confirmed.plus(doubtful_buys)? })
     }

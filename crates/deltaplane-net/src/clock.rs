@@ -43,11 +43,11 @@ impl ClockOffset {
         let uncertainty = half.saturating_add(half_step).saturating_add(1);
         let ours = sent.as_millis().saturating_add(half);
         let offset = venue.as_millis().saturating_add(half_step).saturating_sub(ours);
-        let (known, doubt) =
+        let (known, unresolved) =
             (self.offset_ms.load(Ordering::Relaxed), self.uncertainty_ms.load(Ordering::Relaxed));
         // A coarse clock seen again and again says nothing new while both readings can be true.
-        let agrees =
-            doubt <= uncertainty && offset.saturating_sub(known).abs() <= uncertainty.saturating_add(doubt);
+        let agrees = unresolved <= uncertainty
+            && offset.saturating_sub(known).abs() <= uncertainty.saturating_add(unresolved);
         if !agrees {
             self.offset_ms.store(offset, Ordering::Relaxed);
             self.uncertainty_ms.store(uncertainty, Ordering::Relaxed);

@@ -183,7 +183,7 @@ impl Proxy {
         let pair = format!("{user}:{}", password.expose_secret());
         let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
         let mut value =
-            HeaderValue::from_str(&value).map_err(|_| "its credentials are no header".to_owned())?;
+            HeaderValue::from_str(&value).map_err(|_| "its credentials cannot be a header".to_owned())?;
         value.set_sensitive(true);
         Ok(Some(value))
     }

@@ -192,7 +192,7 @@ impl HttpTransport for HttpClient {
             request.url.starts_with("http://") && through.is_some_and(|at| self.egress.carries(at));
         let client = self.clients.get(through.unwrap_or(0)).or(self.clients.first());
         let Some(client) = client else {
-            return Err(TransportError::NotSent("no way out is configured".to_owned()));
+            return Err(TransportError::NotSent("no proxy or direct connection is configured".to_owned()));
         };
         let mut builder = client.request(method, &request.url).timeout(request.timeout);
         for (name, value) in request.headers {

@@ -230,7 +230,7 @@ impl<'a> Candidate<'a> {
         let text = match limit {
             Some(Limit::Depth) => {
                 format!(
-                    "depth: the book holds {} within the price cap {}",
+                    "depth: the order book holds {} within the price cap {}",
                     market.depth().normalize(),
                     market.cap
                 )
@@ -335,7 +335,7 @@ impl<'a> Candidate<'a> {
             liquidation_distance_before: liquidation_distance(margin, account.position, self.reference)?,
             liquidation_distance_after: liquidation_distance(margin, after, self.reference)?,
             why: format!(
-                "{effect} the position of {} to {after} at a cost of {} per unit",
+                "{effect} the position from {} to {after}, expected cost {} per unit",
                 account.position,
                 per_unit.normalize()
             ),

@@ -217,7 +217,7 @@ fn plan_id(plan: &Plan) -> PlanId {
 ///
 /// # Errors
 ///
-/// [`MathError`] if an account's rules lead beyond exact arithmetic.
+/// [`MathError`] if an account's rules arithmetic overflow.
 pub fn least_smallest_order(
     accounts: &[PlanAccount],
     quantity: Delta,
@@ -236,7 +236,7 @@ pub fn least_smallest_order(
 ///
 /// # Errors
 ///
-/// [`MathError`] if the numbers lead beyond exact arithmetic.
+/// [`MathError`] if the numbers arithmetic overflow.
 pub fn smallest_order_of(
     account: &PlanAccount,
     quantity: Delta,

@@ -39,7 +39,7 @@ fn each_account_alone_is_listed_with_its_cost_and_the_reason() {
     assert!(plan.alternatives.iter().all(|one| one.kind == AlternativeKind::Alone));
     assert_eq!(told[0], ("b", "3".to_owned(), "1.1997".to_owned(), "would cost 0.5997 more"));
     assert_eq!((told.len(), told[1].0, told[1].1.as_str()), (2, "c", "2"));
-    assert!(told[1].3.starts_with("takes only 2 of 3: depth: the book holds 2"), "{}", told[1].3);
+    assert!(told[1].3.starts_with("takes only 2 of 3: depth: the order book holds 2"), "{}", told[1].3);
 }
 
 /// A long of 3 of which the exchange takes no ordinary order below 500 / 99 = 6: closing it needs no more than a lot, also

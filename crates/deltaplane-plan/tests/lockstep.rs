@@ -74,7 +74,7 @@ fn a_thin_book_on_one_side_holds_the_other_back() {
         obstacles(&plan),
         [
             "a: lock step: 4 has no counterpart on the other side",
-            "b: depth: the book holds 1 within the price cap 101"
+            "b: depth: the order book holds 1 within the price cap 101"
         ]
     );
 }

@@ -549,7 +549,7 @@ pub struct OperationReport {
     pub net_delta_all: Option<Delta>,
     /// The bound that its newest plan gave, base units.
     pub worst_case: Option<Delta>,
-    /// All that the net delta of its accounts can be now: lowest and highest, apart while orders are in doubt.
+    /// All that the net delta of its accounts can be now: lowest and highest, apart while orders are unresolved.
     pub interval: Option<(Delta, Delta)>,
     /// The exchange that carries the exposure of a hedge whose strategy asks for it, and its net delta, base units.
     pub exposed: Option<(VenueId, Delta)>,
@@ -993,7 +993,7 @@ pub struct Failover {
     pub force: bool,
 }
 
-/// What a person says became of an order in doubt.
+/// What a person says became of an unresolved order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// It never existed at the venue.
@@ -1010,7 +1010,7 @@ pub enum Settlement {
 pub struct ResolveOrder {
     /// The operation.
     pub operation: OperationId,
-    /// The order in doubt.
+    /// The unresolved order.
     pub client_order_id: ClientOrderId,
     /// What became of it.
     pub settlement: Settlement,
@@ -1135,7 +1135,7 @@ pub struct SymbolView {
     pub reference_price: Option<Price>,
     /// `|net| ÷ max(long, short, floor)`, where there is a price.
     pub deviation_ratio: Option<Ratio>,
-    /// All that the net delta can be, lowest and highest: apart while orders are in doubt or an account cannot be read.
+    /// All that the net delta can be, lowest and highest: apart while orders are unresolved or an account cannot be read.
     /// None where an account was never read.
     pub interval: Option<(Delta, Delta)>,
     /// Delta by account: the position, and what of the base asset is in the wallet.
@@ -1305,7 +1305,7 @@ pub trait ControlPlane: Send + Sync {
     /// The operation that a request with this idempotency key began, where there is one.
     async fn operation_of_key(&self, key: &str) -> Option<OperationReport>;
 
-    /// Takes a person's word for the fate of an order in doubt. `Err` means that nothing changed.
+    /// Takes a person's word for the fate of an unresolved order. `Err` means that nothing changed.
     async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>>;
 
     /// Engages or clears the kill switch: while it is engaged only orders that reduce a position go out.

@@ -251,7 +251,8 @@ pub struct Alert {
     pub account: Option<AccountId>,
     /// The symbol, where there is one.
     pub symbol: Option<Symbol>,
-    /// What is the case and what to do.
+    /// The condition and what to do. `{name}` stands for a number of `data`, `{name%}` for it in percent: numbers change all
+    /// the time, and each change of this text is journaled.
     pub message: String,
     /// When it began.
     pub raised_at: Timestamp,
@@ -261,6 +262,22 @@ pub struct Alert {
     pub data: BTreeMap<String, Decimal>,
     /// Its acknowledgement.
     pub acknowledged: Option<Acknowledgement>,
+}
+
+impl Alert {
+    /// The message with its newest numbers.
+    pub fn text(&self) -> String {
+        let mut text = self.message.clone();
+        for (name, value) in &self.data {
+            let shown = |value: Decimal, digits| value.round_dp(digits).normalize();
+            let percent = value.checked_mul(Decimal::ONE_HUNDRED).map(|percent| shown(percent, 1));
+            if let Some(percent) = percent {
+                text = text.replace(&format!("{{{name}%}}"), &format!("{percent} %"));
+            }
+            text = text.replace(&format!("{{{name}}}"), &shown(*value, 4).to_string());
+        }
+        text
+    }
 }
 
 /// That a person saw an alert.

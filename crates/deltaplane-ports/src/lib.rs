@@ -42,7 +42,7 @@ pub use tables::{TableStore, table_prefix};
 pub use time::{Clock, IdSource};
 pub use venue::{
     AccountEvent, AccountReader, AccountTotals, BalanceCause, CancelOutcome, Capabilities, FeedStatus,
-    FenceOutcome, OpenOrder, OrderEntry, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError,
+    Invalidation, OpenOrder, OrderEntry, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, ReadError,
     StreamStatus, VenueAccount, VenueRules, WalletChange,
 };
 

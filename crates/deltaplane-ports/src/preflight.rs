@@ -95,10 +95,10 @@ impl Finding {
         let (severity, remedy) = match error {
             ReadError::Unreachable(_) => (
                 Severity::Unknown,
-                "check the network and the exchange's rest_url; it is asked again shortly",
+                "check the network and the exchange's rest_url; the check repeats shortly",
             ),
             ReadError::Proxy(_) => {
-                (Severity::Unknown, "check the account's proxy; it is asked again shortly")
+                (Severity::Unknown, "check the account's proxy; the check repeats shortly")
             }
             ReadError::Refused(refusal) if refusal.reason == RefusalReason::NotPermitted => (
                 Severity::Blocking,
@@ -106,10 +106,10 @@ impl Finding {
             ),
             ReadError::UnknownSymbol(_) => (Severity::Warning, "do not trade the symbol on this account"),
             ReadError::Refused(_) | ReadError::Unreadable(_) | ReadError::Withheld(_) => {
-                (Severity::Unknown, "see what the venue said; it is asked again shortly")
+                (Severity::Unknown, "see what the venue said; the check repeats shortly")
             }
         };
-        let text = format!("cannot be asked: {error}");
+        let text = format!("the check failed: {error}");
         Self { check, severity, text, remedy: remedy.to_owned() }
     }
 

@@ -231,7 +231,7 @@ impl SymbolMap {
         })
     }
 
-    /// Takes what an earlier run had mapped: an order in doubt is looked for in the contract that it was sent in, whatever is
+    /// Takes what an earlier run had mapped: an unresolved order is looked for in the contract that it was sent in, whatever is
     /// listed by now. What the configuration says otherwise, and lines that cannot be read, are left out.
     pub fn remember(&self, text: &str) {
         self.write(|listed| {
@@ -330,7 +330,7 @@ impl SymbolMap {
             return unmapped(format!("contracts of the type {text:?} are not known here"));
         }
         let Some((named, quote, date)) = parts else {
-            return unmapped("its name does not tell what it is settled in".to_owned());
+            return unmapped("its name does not say its quote currency".to_owned());
         };
         // The venue's own data must name the same coin, with the multiple or without.
         let is_same = told.is_none_or(|told| {
@@ -594,7 +594,7 @@ mod tests {
         assert!(meaning(&map, "\u{5e01}\u{5b89}USDT").contains("configure one for it"));
         assert_eq!(meaning(&map, "NEWUSDT"), "contracts of the type \"MYSTERY\" are not known here");
         assert_eq!(meaning(&map, "BTCUSDT_260327"), "its name and its type do not agree on a delivery date");
-        assert_eq!(meaning(&map, "ETHBTC"), "its name does not tell what it is settled in");
+        assert_eq!(meaning(&map, "ETHBTC"), "its name does not say its quote currency");
         let base = |name| map.canonical(name).unwrap_err().base;
         assert_eq!(base("NEWUSDT").as_deref(), Some("NEW"));
         assert_eq!(base("1000BTCUSDT").as_deref(), Some("BTC"), "not in the list");
@@ -658,7 +658,7 @@ mod tests {
         assert_eq!(map.contract(&symbol("BTC-USD")), None);
     }
 
-    /// A bare name that was listed later does not take the symbol over at a restart: an order in doubt would be looked for
+    /// A bare name that was listed later does not take the symbol over at a restart: an unresolved order would be looked for
     /// in another contract.
     #[test]
     fn what_an_earlier_run_had_mapped_stays() {

@@ -184,7 +184,7 @@ pub enum CancelOutcome {
 
 /// What came of taking an order's place at the venue, so that it cannot be carried out any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FenceOutcome {
+pub enum Invalidation {
     /// The order had not been taken in and never will be. A trade before that is still to be ruled out.
     Burned,
     /// The venue had taken the request in, whatever became of it: ask for the order.
@@ -221,7 +221,7 @@ pub struct Capabilities {
     /// Whether longs and shorts of a symbol can be held apart.
     pub hedge_mode: bool,
     /// Whether an order that may never have arrived can be kept from being carried out.
-    pub fences: bool,
+    pub invalidates: bool,
     /// Whether it cancels what rests by itself when we fall silent.
     pub counts_down: bool,
     /// How long a signed order may still be taken in.
@@ -256,8 +256,8 @@ pub struct VenueRules {
     pub proof_slack: Duration,
     /// How far two looks must be apart that prove absence: the venue's reads lag behind its matching by less.
     pub proof_lag: Duration,
-    /// Whether [`OrderGateway::fence`] can settle an order before its window has passed.
-    pub fences: bool,
+    /// Whether [`OrderGateway::invalidate`] can settle an order before its window has passed.
+    pub invalidates: bool,
     /// Whether the venue cancels an account's orders by itself when it is not told otherwise in time: see
     /// [`OrderGateway::count_down`].
     pub counts_down: bool,
@@ -348,7 +348,7 @@ pub trait OrderGateway: Send + Sync {
 
     /// Keeps an order that may never have arrived from being carried out, where the venue has means for it; always with
     /// [`Priority::Resolve`].
-    async fn fence(&self, id: &ClientOrderId, symbol: &Symbol) -> FenceOutcome;
+    async fn invalidate(&self, id: &ClientOrderId, symbol: &Symbol) -> Invalidation;
 
     /// Asks for the order with our `id`, which was not placed before `since`: so far back a venue must be searched
     /// that cannot be asked by our id. A search that had to end earlier is an error, not an absence.

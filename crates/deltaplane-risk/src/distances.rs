@@ -22,7 +22,7 @@ impl Distances {
     ///
     /// # Errors
     ///
-    /// [`MathError`] if the numbers lead beyond exact arithmetic.
+    /// [`MathError`] if the numbers arithmetic overflow.
     pub fn of(equity: Notional, positions: &[MarkedPosition]) -> Result<Self, MathError> {
         let mut margins = Vec::with_capacity(positions.len());
         let mut free = shared_equity(equity, positions)?;
@@ -59,7 +59,7 @@ impl DistanceBook {
     ///
     /// # Errors
     ///
-    /// [`MathError`] if the numbers lead beyond exact arithmetic; what was known before is kept.
+    /// [`MathError`] if the numbers arithmetic overflow; what was known before is kept.
     pub fn of(
         &mut self,
         account: &AccountId,

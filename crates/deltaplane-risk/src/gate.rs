@@ -13,7 +13,7 @@ use crate::limits::Limits;
 pub struct AccountFacts {
     /// Position before, base units.
     pub position: Delta,
-    /// Whether its truth is established; an account in doubt takes no new orders.
+    /// Whether its truth is established; an account unresolved takes no new orders.
     pub reconciled: bool,
     /// What may be traded on it in the plan's symbol.
     pub trading: TradingState,
@@ -53,7 +53,7 @@ pub enum GateRefusal {
         account: AccountId,
     },
     /// Only risk-reducing orders pass now.
-    #[error("only risk-reducing orders are allowed now and the leg of {account} is none")]
+    #[error("only risk-reducing orders are allowed now and the leg of {account} adds risk")]
     NotReducing {
         /// The account.
         account: AccountId,

@@ -245,7 +245,7 @@ fn read_evidence(text: &str) -> Result<Evidence, RowError> {
         Evidence::StreamEvent,
         Evidence::OrderQuery,
         Evidence::ExpiryProof,
-        Evidence::Fence,
+        Evidence::Invalidated,
         Evidence::NotSent,
         Evidence::LateTrade,
     ];

@@ -259,7 +259,7 @@ pub enum RefusalReason {
     #[error("the account's proxy failed, nothing was sent")]
     ProxyFailed,
     /// A limit or deadline of ours kept it back.
-    #[error("kept back before it was sent")]
+    #[error("withheld before it was sent")]
     KeptBack,
     /// The exchange's request budget has no room for it for so long; nothing was sent.
     #[error("withheld: the exchange's request budget has no room for it for {} ms", .0.as_millis())]
@@ -276,7 +276,7 @@ pub enum UnknownCause {
     #[error("the connection broke")]
     Disconnected,
     /// An answer that says that the outcome is not known.
-    #[error("the venue does not know: {0}")]
+    #[error("the venue reports an unknown outcome: {0}")]
     VenueUncertain(String),
     /// An answer that cannot be read.
     #[error("the answer cannot be read")]
@@ -298,7 +298,7 @@ pub enum Evidence {
     /// The window has passed, the order cannot be found, no fill exists and the position is as expected.
     ExpiryProof,
     /// Its place at the venue was taken, it cannot be found, no trade exists and the position is as expected.
-    Fence,
+    Invalidated,
     /// No byte was written.
     NotSent,
     /// A trade of it that the venue told after its end.
@@ -315,7 +315,7 @@ impl Evidence {
             Self::StreamEvent => "streamEvent",
             Self::OrderQuery => "orderQuery",
             Self::ExpiryProof => "expiryProof",
-            Self::Fence => "fence",
+            Self::Invalidated => "fence",
             Self::NotSent => "notSent",
             Self::LateTrade => "lateTrade",
             Self::Person(_) => "person",

@@ -70,7 +70,7 @@ impl FromStr for TradingState {
 /// What an alert is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AlertKind {
-    /// A position that our orders do not explain, an order in doubt, a loss on one side only.
+    /// A position that our orders do not explain, an unresolved order, a loss on one side only.
     Execution,
     /// The journal, the clock, a key, the kill switch.
     System,

@@ -36,7 +36,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     finds_by_client_id: true,
     client_id_scope: "open orders",
     hedge_mode: true,
-    fences: true,
+    invalidates: true,
     counts_down: true,
     validity: "60 s from the nonce (V3), recvWindow (V1)",
     book: "1000 levels and changes every 100 ms, chained by pu",

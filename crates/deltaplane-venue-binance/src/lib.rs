@@ -32,7 +32,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     finds_by_client_id: true,
     client_id_scope: "open orders",
     hedge_mode: true,
-    fences: false,
+    invalidates: false,
     counts_down: true,
     validity: "recvWindow, 3 s here",
     book: "1000 levels and changes every 100 ms, chained by pu",

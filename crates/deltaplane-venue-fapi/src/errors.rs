@@ -62,7 +62,7 @@ const fn remedy(code: i64) -> Option<&'static str> {
     })
 }
 
-/// Behind a gateway error stands no verdict, whatever the body says.
+/// Behind a gateway error stands no decision, whatever the body says.
 fn definite(dialect: &Dialect, status: u16, error: &ErrorBody<'_>) -> Option<RefusalReason> {
     if matches!(status, 408 | 500 | 502 | 504) {
         return None;

@@ -36,7 +36,7 @@ pub enum RestError {
     #[error("the answer cannot be read: {0}")]
     Unreadable(String),
     /// Our own budget kept it back.
-    #[error("kept back for {0:?}: the venue's request budget is nearly spent")]
+    #[error("withheld for {0:?}: the venue's request budget is nearly used up")]
     Budget(Duration),
     /// The venue's time is not known well enough to sign.
     #[error("the venue's clock is not known")]

@@ -139,7 +139,7 @@ impl Tables {
                 if let Some((at, text)) = store.load(&tables.file(list.name()))
                     && let Err(error) = tables.take(list, at.min(now), text.as_bytes())
                 {
-                    tracing::info!(list = list.name(), %error, "a kept table cannot be read: it is asked for again");
+                    tracing::info!(list = list.name(), %error, "a stored table cannot be read: it is loaded from the exchange");
                 }
                 if matches!(list, List::Settings | List::Mode) {
                     // Users change these while no stream is connected.
@@ -444,7 +444,7 @@ impl Tables {
 
     /// An order was refused: the rules behind it may not be those that are known. They are read again with the next
     /// question.
-    pub(crate) fn doubt(&self) {
+    pub(crate) fn unresolved(&self) {
         self.write(|known| {
             known.doubted.extend([List::ExchangeInfo, List::Brackets, List::Settings, List::Mode]);
         });
@@ -466,7 +466,7 @@ impl Tables {
                 match error {
                     RestError::Budget(wait) => tokio::time::sleep(wait.min(DAY)).await,
                     error => {
-                        tracing::debug!(%error, "a table is not read again yet");
+                        tracing::debug!(%error, "a table of the exchange could not be reloaded: the one before is used");
                         tokio::time::sleep(AGAIN_AFTER).await;
                     }
                 }

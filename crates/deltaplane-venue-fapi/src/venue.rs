@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_net::{ClockOffset, HttpTransport, Seldom, StreamProof, WeightBudget};
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, Finding, Income, Invalidation,
     OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus, VenueAccount,
     VenueRules, table_prefix,
 };
@@ -275,7 +275,7 @@ impl AccountReader for FapiVenue {
         if rows.iter().any(|row| !row.position_amt.0.is_zero() && !self.tables.lists(&row.symbol)) {
             // Listed a moment ago, perhaps; else the position is reported as one without a symbol.
             if let Err(error) = self.tables.look_again(priority).await {
-                tracing::debug!(%error, "the list is not read again yet");
+                tracing::debug!(%error, "the list of contracts could not be reloaded: the one before is used");
             }
         }
         let mut positions: BTreeMap<Symbol, Position> = BTreeMap::new();
@@ -547,7 +547,7 @@ fn check_rights(rights: &crate::wire::AccountRights) -> Finding {
     if rights.can_withdraw == Some(true) {
         return Finding::warning(
             Check::Permissions,
-            "the account's answer says that the key may take money out",
+            "the key has the right to withdraw",
             "use a key without the right to withdraw, bound to this machine's address",
         );
     }
@@ -602,8 +602,8 @@ impl FapiVenue {
             if agent.can_withdraw {
                 found.push(Finding::warning(
                     Check::Agent,
-                    format!("agent {address} may take money out"),
-                    "approve it again without the right to withdraw",
+                    format!("agent {address} has the right to withdraw"),
+                    "approve the agent again at the exchange without the right to withdraw",
                 ));
             }
             let is_ours = address.eq_ignore_ascii_case(ours);
@@ -611,20 +611,20 @@ impl FapiVenue {
                 found.push(Finding::blocking(
                     Check::Permissions,
                     format!("our agent {address} may not trade perpetuals"),
-                    "approve it again with the right to trade perpetuals",
+                    "approve the agent again at the exchange with the right to trade perpetuals",
                 ));
             }
             if is_ours && ends <= now {
                 found.push(Finding::blocking(
                     Check::Agent,
                     format!("the right of our agent {address} expired at {ends} (milliseconds)"),
-                    "approve it again",
+                    "approve the agent again at the exchange",
                 ));
             } else if ends.since(now) < Duration::from_secs(7 * 24 * 3_600) {
                 found.push(Finding::warning(
                     Check::Agent,
                     format!("the right of agent {address} ends at {ends} (milliseconds)"),
-                    "approve it again before that",
+                    "approve the agent again at the exchange before that time",
                 ));
             } else {
                 found.push(Finding::fine(Check::Agent, format!("agent {address} is approved")));
@@ -715,7 +715,7 @@ impl OrderGateway for FapiVenue {
                         self.rest.offset.invalidate();
                     }
                     SubmitOutcome::NotAccepted(refusal) if refusal.reason == RefusalReason::Rejected => {
-                        self.tables.doubt();
+                        self.tables.unresolved();
                     }
                     _ => {}
                 }
@@ -759,26 +759,26 @@ impl OrderGateway for FapiVenue {
         }
     }
 
-    async fn fence(&self, id: &ClientOrderId, _symbol: &Symbol) -> FenceOutcome {
+    async fn invalidate(&self, id: &ClientOrderId, _symbol: &Symbol) -> Invalidation {
         let nonce = {
             let nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
             nonces.iter().find(|(known, _)| known == id).map(|(_, nonce)| *nonce)
         };
-        let Some(nonce) = nonce else { return FenceOutcome::Unavailable };
+        let Some(nonce) = nonce else { return Invalidation::Unavailable };
         let orders = &self.rest.dialect.orders;
         match self.rest.noop(nonce).await {
-            None | Some(Submitted::KeptBack(_)) => FenceOutcome::Unavailable,
+            None | Some(Submitted::KeptBack(_)) => Invalidation::Unavailable,
             Some(Submitted::Lost(error)) => match errors::transport_outcome(&error) {
-                SubmitOutcome::Unknown(cause) => FenceOutcome::Unknown(cause),
-                _ => FenceOutcome::Unavailable,
+                SubmitOutcome::Unknown(cause) => Invalidation::Unknown(cause),
+                _ => Invalidation::Unavailable,
             },
             Some(Submitted::Answer(response)) => {
                 let code = serde_json::from_slice::<crate::wire::ErrorBody<'_>>(&response.body)
                     .map(|body| body.code);
                 match code {
-                    Ok(200) if response.status == 200 => FenceOutcome::Burned,
-                    Ok(code) if orders.nonce_used.contains(&code) => FenceOutcome::Arrived,
-                    _ => FenceOutcome::Unknown(UnknownCause::Unreadable),
+                    Ok(200) if response.status == 200 => Invalidation::Burned,
+                    Ok(code) if orders.nonce_used.contains(&code) => Invalidation::Arrived,
+                    _ => Invalidation::Unknown(UnknownCause::Unreadable),
                 }
             }
         }
@@ -814,7 +814,10 @@ impl OrderGateway for FapiVenue {
         let trades = self.rest.user_trades(&contract.name, &since.to_string(), priority).await?;
         if trades.len() >= MOST_ROWS {
             // The rest was not told: what is missing here may be there.
-            return Err(ReadError::Unreadable(format!("{} trades or more since {since}", trades.len())));
+            return Err(ReadError::Unreadable(format!(
+                "the venue returned its most, {} trades, since {since}: later ones may be missing",
+                trades.len()
+            )));
         }
         let fills: Result<Vec<Fill>, MapError> = trades
             .iter()
@@ -869,7 +872,7 @@ impl OrderGateway for FapiVenue {
             validity_window: self.validity(),
             proof_slack: self.config.proof_slack,
             proof_lag: self.config.proof_lag,
-            fences: self.rest.dialect.paths.noop.is_some() && self.has_fixed_validity(),
+            invalidates: self.rest.dialect.paths.noop.is_some() && self.has_fixed_validity(),
             counts_down: true,
         }
     }

@@ -11,7 +11,7 @@ use crate::wire::Failure;
 
 /// What a refusal is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum AnswerMeaning {
     /// Nothing came of the request.
     Refused(Refusal),
     /// Something may have come of it.
@@ -68,7 +68,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("Immediate liquidation", "add margin to the account, or lower the amount"),
     ("Order amount too low", "raise the amount above the market's smallest order"),
     ("Order amount too high", "lower the amount"),
-    ("Open order limit reached", "cancel open orders of the account"),
+    ("Open order limit reached", "cancel open orders of the account that you do not need, then retry"),
     ("Open interest limit", "use another exchange until the market's open interest falls"),
     ("Price too far from mark", "retry: the caps then follow the newest price"),
 ];
@@ -125,10 +125,10 @@ fn definite(slug: Option<&str>, text: &str, business_code: Option<i64>) -> Optio
 }
 
 /// What an answer of this status with this body says.
-pub(crate) fn of_answer(status: u16, body: &[u8]) -> Verdict {
+pub(crate) fn of_answer(status: u16, body: &[u8]) -> AnswerMeaning {
     let failure = Failure::read(body);
     let refused = |reason, code, text: &str| {
-        Verdict::Refused(Refusal { reason, code, text: shorten(text), remedy: remedy(text) })
+        AnswerMeaning::Refused(Refusal { reason, code, text: shorten(text), remedy: remedy(text) })
     };
     match (status, failure) {
         // Limiters and the content network answer without the venue's own body, before any order is read.
@@ -142,18 +142,23 @@ pub(crate) fn of_answer(status: u16, body: &[u8]) -> Verdict {
             let business = failure.code.filter(|_| status == 422);
             match definite(failure.slug.as_deref(), &failure.text, business) {
                 Some(reason) => refused(reason, failure.code, &failure.text),
-                None => Verdict::Unknown(UnknownCause::VenueUncertain(shorten(&failure.text))),
+                None => AnswerMeaning::Unknown(UnknownCause::VenueUncertain(shorten(&failure.text))),
             }
         }
-        (_, Some(failure)) => Verdict::Unknown(UnknownCause::VenueUncertain(shorten(&failure.text))),
-        (_, None) => Verdict::Unknown(UnknownCause::Unreadable),
+        (_, Some(failure)) => AnswerMeaning::Unknown(UnknownCause::VenueUncertain(shorten(&failure.text))),
+        (_, None) => AnswerMeaning::Unknown(UnknownCause::Unreadable),
     }
 }
 
 /// What a reply over the WebSocket says, by its own codes.
-pub(crate) fn of_reply(code: i64, text: &str) -> Verdict {
+pub(crate) fn of_reply(code: i64, text: &str) -> AnswerMeaning {
     let refused = |reason| {
-        Verdict::Refused(Refusal { reason, code: Some(code), text: shorten(text), remedy: remedy(text) })
+        AnswerMeaning::Refused(Refusal {
+            reason,
+            code: Some(code),
+            text: shorten(text),
+            remedy: remedy(text),
+        })
     };
     match code {
         429 => refused(RefusalReason::RateLimited),
@@ -165,24 +170,24 @@ pub(crate) fn of_reply(code: i64, text: &str) -> Verdict {
             };
             match definite(None, text, None).or(fallback) {
                 Some(reason) => refused(reason),
-                None => Verdict::Unknown(UnknownCause::VenueUncertain(shorten(text))),
+                None => AnswerMeaning::Unknown(UnknownCause::VenueUncertain(shorten(text))),
             }
         }
-        _ => Verdict::Unknown(UnknownCause::VenueUncertain(shorten(text))),
+        _ => AnswerMeaning::Unknown(UnknownCause::VenueUncertain(shorten(text))),
     }
 }
 
 /// What a failed exchange means.
-pub(crate) fn of_transport(error: &TransportError) -> Verdict {
+pub(crate) fn of_transport(error: &TransportError) -> AnswerMeaning {
     let refused = |reason, text: &str| {
-        Verdict::Refused(Refusal { reason, code: None, text: shorten(text), remedy: remedy(text) })
+        AnswerMeaning::Refused(Refusal { reason, code: None, text: shorten(text), remedy: remedy(text) })
     };
     match error {
         TransportError::NotSent(text) => refused(RefusalReason::NotSent, text),
         TransportError::Proxy(text) => refused(RefusalReason::ProxyFailed, text),
-        TransportError::Timeout => Verdict::Unknown(UnknownCause::Timeout),
-        TransportError::Disconnected(_) => Verdict::Unknown(UnknownCause::Disconnected),
-        TransportError::TooLarge(_) => Verdict::Unknown(UnknownCause::Unreadable),
+        TransportError::Timeout => AnswerMeaning::Unknown(UnknownCause::Timeout),
+        TransportError::Disconnected(_) => AnswerMeaning::Unknown(UnknownCause::Disconnected),
+        TransportError::TooLarge(_) => AnswerMeaning::Unknown(UnknownCause::Unreadable),
     }
 }
 
@@ -206,8 +211,8 @@ mod tests {
     #[track_caller]
     fn check(status: u16, body: &str, expected: Option<RefusalReason>) {
         let found = match of_answer(status, body.as_bytes()) {
-            Verdict::Refused(refusal) => Some(refusal.reason),
-            Verdict::Unknown(_) => None,
+            AnswerMeaning::Refused(refusal) => Some(refusal.reason),
+            AnswerMeaning::Unknown(_) => None,
         };
         assert_eq!(found, expected, "{status} {body}");
     }
@@ -239,8 +244,8 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_do_where_its_text_tells() {
         let remedy = |status, body: &str| match of_answer(status, body.as_bytes()) {
-            Verdict::Refused(refusal) => refusal.remedy,
-            Verdict::Unknown(cause) => panic!("{cause}"),
+            AnswerMeaning::Refused(refusal) => refusal.remedy,
+            AnswerMeaning::Unknown(cause) => panic!("{cause}"),
         };
         let too_low = r#"{"success":false,"data":null,"error":"Order amount too low for FAe4: 7.81140 < 10","code":0,"error_id":"invalid_amount"}"#;
         assert_eq!(remedy(422, too_low), Some("raise the amount above the market's smallest order"));
@@ -266,8 +271,8 @@ mod tests {
     #[test]
     fn replies_of_the_socket_have_codes_of_their_own() {
         let kind = |code, text: &str| match of_reply(code, text) {
-            Verdict::Refused(refusal) => Some(refusal.reason),
-            Verdict::Unknown(_) => None,
+            AnswerMeaning::Refused(refusal) => Some(refusal.reason),
+            AnswerMeaning::Unknown(_) => None,
         };
         assert_eq!(kind(420, "Insufficient balance for x: 1"), Some(RefusalReason::Rejected));
         assert_eq!(kind(420, "a text of tomorrow"), None);

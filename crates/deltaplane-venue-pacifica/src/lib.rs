@@ -43,7 +43,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     finds_by_client_id: false,
     client_id_scope: "all orders",
     hedge_mode: false,
-    fences: false,
+    invalidates: false,
     counts_down: false,
     validity: "expiry_window, 3 s here",
     book: "10 levels, whole every 250 ms, and best prices at once",

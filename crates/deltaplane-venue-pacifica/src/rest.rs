@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::auth::AccountKey;
-use crate::errors::{self, Verdict};
+use crate::errors::{self, AnswerMeaning};
 use crate::wire::{self, Answer};
 
 /// Our clock may be this far off before nothing is signed: a quarter of the shortest window, and more than the
@@ -56,7 +56,7 @@ pub enum RestError {
     #[error("the answer cannot be read: {0}")]
     Unreadable(String),
     /// Our own budget kept it back.
-    #[error("kept back for {0:?}: the venue's credits are nearly spent")]
+    #[error("withheld for {0:?}: the venue's credits are nearly used up")]
     Budget(Duration),
     /// A history is longer than what is read of one.
     #[error("the history has more pages than are read")]
@@ -194,9 +194,9 @@ impl Rest {
         self.observe(sent, &response, spent);
         if response.status != 200 {
             return Err(match errors::of_answer(response.status, &response.body) {
-                Verdict::Refused(refusal) => RestError::Refused(refusal),
+                AnswerMeaning::Refused(refusal) => RestError::Refused(refusal),
                 // A question can be asked again; what it says is enough.
-                Verdict::Unknown(_) if response.status >= 500 || response.status == 408 => {
+                AnswerMeaning::Unknown(_) if response.status >= 500 || response.status == 408 => {
                     RestError::Refused(Refusal {
                         reason: RefusalReason::Overloaded,
                         code: Some(response.status.into()),
@@ -204,13 +204,13 @@ impl Rest {
                         remedy: None,
                     })
                 }
-                Verdict::Unknown(UnknownCause::VenueUncertain(text)) => RestError::Refused(Refusal {
+                AnswerMeaning::Unknown(UnknownCause::VenueUncertain(text)) => RestError::Refused(Refusal {
                     reason: RefusalReason::Rejected,
                     code: Some(response.status.into()),
                     text,
                     remedy: None,
                 }),
-                Verdict::Unknown(_) => RestError::Unreadable(format!("status {}", response.status)),
+                AnswerMeaning::Unknown(_) => RestError::Unreadable(format!("status {}", response.status)),
             });
         }
         Ok(response.body)
@@ -423,11 +423,11 @@ impl Rest {
     }
 }
 
-impl From<Verdict> for Submitted {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Refused(refusal) => Self::Refused(refusal),
-            Verdict::Unknown(cause) => Self::Unknown(cause),
+impl From<AnswerMeaning> for Submitted {
+    fn from(decision: AnswerMeaning) -> Self {
+        match decision {
+            AnswerMeaning::Refused(refusal) => Self::Refused(refusal),
+            AnswerMeaning::Unknown(cause) => Self::Unknown(cause),
         }
     }
 }

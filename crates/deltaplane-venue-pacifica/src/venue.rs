@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_net::{Backoff, ClockOffset, HttpTransport, Rows, Seldom, Spent, StreamProof};
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, FenceOutcome, Finding, Income,
-    IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
+    AccountEvent, AccountReader, CancelOutcome, Check, Clock, Contract, Finding, Income, IncomeKind,
+    Invalidation, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, Priority, ReadError, StreamStatus,
     VenueAccount, VenueRules, table_prefix,
 };
 use deltaplane_types::{
@@ -203,12 +203,12 @@ impl PacificaVenue {
         if let Some((at, text)) = store.load(&self.table_name("markets"))
             && let Err(error) = self.take_markets(at.min(now), text.as_bytes())
         {
-            tracing::info!(%error, "the kept markets cannot be read: they are asked for again");
+            tracing::info!(%error, "the stored list of markets cannot be read: it is loaded from the exchange");
         }
         if let Some((at, text)) = store.load(&self.table_name("settings"))
             && let Err(error) = self.take_settings(at.min(now), text.as_bytes())
         {
-            tracing::info!(%error, "the kept settings cannot be read: they are asked for again");
+            tracing::info!(%error, "the stored settings cannot be read: they are loaded from the exchange");
         }
         // Users change these while no stream is connected.
         self.learn(|known| known.are_settings_doubted = true);
@@ -335,7 +335,7 @@ impl PacificaVenue {
                 Ok(()) => {}
                 Err(RestError::Budget(wait)) => tokio::time::sleep(wait).await,
                 Err(error) => {
-                    tracing::debug!(%error, "a table is not read again yet");
+                    tracing::debug!(%error, "a table of the exchange could not be reloaded: the one before is used");
                     tokio::time::sleep(AGAIN_AFTER).await;
                 }
             }
@@ -506,7 +506,7 @@ impl AccountReader for PacificaVenue {
         if rows.read.iter().any(|row| self.known_market(&row.symbol).is_none()) {
             // Listed a moment ago, perhaps; else the position is reported as one without a symbol.
             if let Err(error) = self.ensure_markets(LACKING_AGE, priority).await {
-                tracing::debug!(%error, "the markets are not read again yet");
+                tracing::debug!(%error, "the list of markets could not be reloaded: the one before is used");
             }
         }
         let mut positions = BTreeMap::new();
@@ -684,8 +684,8 @@ impl AccountReader for PacificaVenue {
             Some(_) => Finding::fine(Check::Permissions, "an agent signs"),
             None => Finding::warning(
                 Check::Permissions,
-                "the account's own key signs: it may take money out and bind agents",
-                "bind an agent and use its key",
+                "the account's own key signs: it has the right to withdraw and to bind agents",
+                "create an agent wallet for the account at the venue and configure the agent's key",
             ),
         });
         let name = match self.contract(symbol, priority).await {
@@ -922,8 +922,8 @@ impl OrderGateway for PacificaVenue {
         }
     }
 
-    async fn fence(&self, _: &ClientOrderId, _: &Symbol) -> FenceOutcome {
-        FenceOutcome::Unavailable
+    async fn invalidate(&self, _: &ClientOrderId, _: &Symbol) -> Invalidation {
+        Invalidation::Unavailable
     }
 
     async fn fetch_order(
@@ -1016,7 +1016,7 @@ impl OrderGateway for PacificaVenue {
             // The venue's time may be wrong by what signing allows, and the venue holds orders back.
             proof_slack: self.config.proof_slack + rest::CLOCK_UNCERTAINTY + SPEED_BUMP,
             proof_lag: self.config.proof_lag,
-            fences: false,
+            invalidates: false,
             counts_down: false,
         }
     }

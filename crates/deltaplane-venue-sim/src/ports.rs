@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_ports::{
-    AccountEvent, AccountReader, BalanceCause, CancelOutcome, Check, Clock, FeedStatus, FenceOutcome,
-    Finding, Income, IncomeKind, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed,
-    Priority, ReadError, StreamStatus, VenueAccount, VenueRules, WalletChange,
+    AccountEvent, AccountReader, BalanceCause, CancelOutcome, Check, Clock, FeedStatus, Finding, Income,
+    IncomeKind, Invalidation, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PriceFeed, Priority,
+    ReadError, StreamStatus, VenueAccount, VenueRules, WalletChange,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fee, FeedId, Fill, FillCause,
@@ -451,8 +451,8 @@ impl OrderGateway for InProcessVenue {
         }
     }
 
-    async fn fence(&self, _: &ClientOrderId, _: &Symbol) -> FenceOutcome {
-        FenceOutcome::Unavailable
+    async fn invalidate(&self, _: &ClientOrderId, _: &Symbol) -> Invalidation {
+        Invalidation::Unavailable
     }
 
     async fn fetch_order(
@@ -543,7 +543,7 @@ impl OrderGateway for InProcessVenue {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
             proof_lag: Duration::from_secs(1),
-            fences: false,
+            invalidates: false,
             counts_down: true,
         }
     }

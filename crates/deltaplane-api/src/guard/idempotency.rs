@@ -42,7 +42,7 @@ pub(crate) enum Claimed {
 }
 
 fn store_failed(error: &JournalError, path: &str) -> Reply {
-    let remedy = "nothing was done; repair the store and restart the server";
+    let remedy = "the request did not run; check the disk of the data folder, then restart the server";
     problem::reply(&Failure::new(Code::Internal, error.to_string(), remedy), path, None)
 }
 
@@ -57,7 +57,7 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             Reply { content_type, newer: corrected(state, key).await, ..Reply::written(status, body.into()) }
         }
         Ok(AnswerClaim::OtherBody) => {
-            let text = "this Idempotency-Key was used with another body in the last 24 hours";
+            let text = "this Idempotency-Key belongs to another request of the last 24 hours";
             let failed = Failure::new(Code::InvalidRequest, text, "send a new key with a new request");
             problem::with_status(StatusCode::UNPROCESSABLE_ENTITY, &failed, path, None)
         }
@@ -66,9 +66,9 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
                 complete(state, key, &reply).await;
                 return Claimed::Answer(reply);
             }
-            let text =
-                "the request with this Idempotency-Key is at work or was cut off before it was answered";
-            let remedy = "do not repeat it with another key; look the operation up";
+            let text = "the request with this Idempotency-Key is still running, or ended without an answer";
+            let remedy =
+                "do not send it again with another key; check GET /api/v1/operations and the orders first";
             let mut failed = Failure::new(Code::Conflict, text, remedy);
             failed
                 .details

@@ -202,7 +202,7 @@ pub(crate) async fn kill_switch(State(state): Shared, request: Request) -> Respo
         let acting = tokio::spawn(async move { plane.kill_switch(parsed).await });
         let report = acting.await.map_err(|error| {
             let failure =
-                Failure::new(Code::Internal, error.to_string(), "look at GET /api/v1/system/status");
+                Failure::new(Code::Internal, error.to_string(), "read services in GET /api/v1/system/status");
             failed(&failure, &asked.path)
         })?;
         let report = report.map_err(|failure| failed(&failure, &asked.path))?;
@@ -243,7 +243,7 @@ async fn command(state: Arc<ApiState>, request: Request, command: SystemCommand)
         }
         Ok(Err(failure)) => failed(&failure, &path),
         Err(error) => failed(
-            &Failure::new(Code::Internal, error.to_string(), "look at GET /api/v1/system/status"),
+            &Failure::new(Code::Internal, error.to_string(), "read services in GET /api/v1/system/status"),
             &path,
         ),
     };

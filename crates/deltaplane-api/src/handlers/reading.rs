@@ -208,7 +208,7 @@ pub(crate) async fn readyz(State(state): Shared) -> Response<Body> {
     match &view.not_ready_because {
         None => Reply::json(StatusCode::OK, &system::readiness(&view)).into_response(),
         Some(because) => {
-            let failure = Failure::new(Code::NotRunning, because.clone(), "wait and ask again");
+            let failure = Failure::new(Code::NotRunning, because.clone(), "wait and retry");
             failed(&failure, "/readyz").into_response()
         }
     }

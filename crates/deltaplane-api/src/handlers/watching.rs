@@ -130,7 +130,7 @@ fn pnl_query(mut given: BTreeMap<String, String>) -> Result<(PnlQuery, PnlForm),
         (Some("csv"), None | Some("account")) => PnlForm::CsvByAccount,
         (Some("csv"), Some("group")) => PnlForm::CsvByGroup,
         (None | Some("json"), Some(_)) => {
-            return Err(wrong("by goes with format=csv".to_owned(), "leave it out: JSON tells both"));
+            return Err(wrong("by goes with format=csv".to_owned(), "leave it out: JSON has both"));
         }
         (Some("csv"), Some(other)) => {
             return Err(wrong(format!("by {:?} is not known", shown(other)), "use account or group"));

@@ -356,7 +356,7 @@ pub(crate) fn policy(body: &[u8], symbol: Symbol) -> Result<Policy, Problems> {
 /// `POST operations/{id}/resolve`.
 pub(crate) fn resolve(body: &[u8], operation: OperationId) -> Result<ResolveOrder, Problems> {
     let mut fields = Fields::read(body)?;
-    let name = fields.need_text("clientOrderId", "the clientOrderId of the order in doubt");
+    let name = fields.need_text("clientOrderId", "the clientOrderId of the unresolved order");
     let client_order_id = name.parse().ok();
     if client_order_id.is_none() && !name.is_empty() {
         fields.reject("clientOrderId", "is not a client order id; send one that GET operations/{id} shows");

@@ -12,7 +12,7 @@ pub(crate) fn alert(alert: &Alert) -> JsonObject {
     json.put("type", &alert.kind.to_string());
     json.put("severity", &alert.severity.to_string());
     json.put("accountId", alert.account.as_ref().map_or("*", deltaplane_types::AccountId::as_str));
-    json.put("message", &alert.message);
+    json.put("message", &alert.text());
     json.put("timestamp", &alert.raised_at.as_millis());
     let mut data = JsonObject::default();
     data.put("topic", alert.topic.as_str());

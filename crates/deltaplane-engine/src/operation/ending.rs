@@ -30,16 +30,16 @@ pub(crate) fn interrupted() -> Box<Failure> {
 impl Operation {
     pub(super) fn time_out(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let took = now.since(self.started_at).as_millis();
-        let doubtful: Vec<String> = self
+        let unresolved: Vec<String> = self
             .orders
             .iter()
             .filter(|(_, order)| !order.is_settled())
             .map(|(id, _)| id.to_string())
             .collect();
-        let text = if doubtful.is_empty() {
+        let text = if unresolved.is_empty() {
             format!("the timeout passed after {took} ms")
         } else {
-            format!("the timeout passed after {took} ms with {} orders in doubt", doubtful.len())
+            format!("the timeout passed after {took} ms with {} unresolved orders", unresolved.len())
         };
         let remedy = format!("do not repeat the request; look up GET /api/v1/operations/{}", self.id);
         let mut failed = match self.preempted_by {
@@ -59,18 +59,18 @@ impl Operation {
                 failure(Code::Timeout, text, remedy)
             }
         };
-        if !doubtful.is_empty() {
-            failed.details.insert("inDoubt".to_owned(), doubtful.clone());
+        if !unresolved.is_empty() {
+            failed.details.insert("unresolvedOrders".to_owned(), unresolved.clone());
         }
         self.failure = Some(failed);
-        if doubtful.is_empty() && self.phase != Phase::Reserving && !self.unwinding {
+        if unresolved.is_empty() && self.phase != Phase::Reserving && !self.unwinding {
             return self.finish(now, effects);
         }
         self.answered = true;
         effects.push(Effect::Answer);
     }
 
-    /// What is left can only be decided by a person: answers, and waits with its lanes closed.
+    /// What is left can only be decided by a person: answers, and waits with its position locks closed.
     pub(super) fn halt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         if std::mem::replace(&mut self.is_halted, true) {
             return;
@@ -83,9 +83,9 @@ impl Operation {
             .collect();
         let names: Vec<String> = frozen.iter().map(|(id, _)| id.to_string()).collect();
         let account = frozen.first().map(|(_, account)| (*account).clone());
-        let text = format!("the fate of {} orders cannot be proven: {}", names.len(), names.join(", "));
+        let text = format!("the final state of {} orders cannot be shown: {}", names.len(), names.join(", "));
         let remedy = format!(
-            "look for the orders at the venue, then POST /api/v1/operations/{}/resolve; until then their accounts stay closed for this symbol",
+            "look for the orders at the exchange, then POST /api/v1/operations/{}/resolve; until then their accounts stay closed for this symbol",
             self.id
         );
         effects.push(Effect::Raise(Condition {
@@ -98,7 +98,7 @@ impl Operation {
         }));
         self.raised.insert(AlertTopic::FrozenOrder);
         let mut failed = failure(Code::Timeout, text.clone(), remedy);
-        failed.details.insert("inDoubt".to_owned(), names);
+        failed.details.insert("unresolvedOrders".to_owned(), names);
         self.failure = Some(failed);
         self.state = OperationState::Frozen;
         self.note(now, text);
@@ -118,10 +118,10 @@ impl Operation {
     /// How far net delta is from the target of a two-sided operation, where that is further than when it began; none
     /// where that is no more than dust.
     fn unmatched(&self) -> Option<Delta> {
-        let (away, before, price) = match (&self.anchor, self.began_at) {
-            (Some(anchor), _) if self.spec.goal.is_two_sided() => {
-                let distance = |net: Delta| net.minus(anchor.target).ok();
-                (distance(self.net)?, distance(anchor.net)?, anchor.price)
+        let (away, before, price) = match (&self.baseline, self.began_at) {
+            (Some(baseline), _) if self.spec.goal.is_two_sided() => {
+                let distance = |net: Delta| net.minus(baseline.target).ok();
+                (distance(self.net)?, distance(baseline.net)?, baseline.price)
             }
             (None, Some(before)) => {
                 let price = self.orders.values().map(|order| order.intent.order.limit_price).max()?;
@@ -137,14 +137,14 @@ impl Operation {
 
     /// Whether every account that holds the symbol is in, and net delta is at its target but for dust.
     fn is_whole_book_on_target(&self) -> bool {
-        let (Some(anchor), Goal::Delta { subset: false, .. } | Goal::Flatten) =
-            (&self.anchor, &self.spec.goal)
+        let (Some(baseline), Goal::Delta { subset: false, .. } | Goal::Flatten) =
+            (&self.baseline, &self.spec.goal)
         else {
             return false;
         };
-        let away = self.net.minus(anchor.target).map(Delta::abs);
-        let worth = away.and_then(|away| away.notional_at(anchor.price));
-        anchor.net_all.is_none() && worth.is_ok_and(|worth| worth <= self.config.dust_limit)
+        let away = self.net.minus(baseline.target).map(Delta::abs);
+        let worth = away.and_then(|away| away.notional_at(baseline.price));
+        baseline.net_all.is_none() && worth.is_ok_and(|worth| worth <= self.config.dust_limit)
     }
 
     /// A leg is unhedged and cannot be closed again: raises an alert at once.
@@ -157,8 +157,8 @@ impl Operation {
             account: None,
             symbol: Some(self.spec.symbol.clone()),
             message: format!(
-                "operation {} traded one side and the other could not follow: net delta is {unmatched} from where it should be; bring it back with POST /api/v1/delta/control, every account that holds the symbol and tolerancePercent 0",
-                self.id
+                "{}: operation {} traded one leg and the other one could not follow. Net delta is {unmatched} away from its target. Hedge with POST /api/v1/delta/control: every account that holds the symbol, tolerancePercent 0.",
+                self.spec.symbol, self.id
             ),
         }));
     }
@@ -182,21 +182,21 @@ impl Operation {
             AlertTopic::FlattenIncomplete => (
                 AlertSeverity::Warn,
                 format!(
-                    "operation {} did not close all positions: {}; {}",
+                    "flatten {} left positions open: {}. Next: {}.",
                     self.id, failed.error, failed.solution
                 ),
             ),
             _ if self.market_beyond_caps().is_some() && failed.code == Code::DeltaBeyondLimit => (
                 AlertSeverity::Critical,
                 format!(
-                    "operation {} stopped: the market left its price caps. {}; {}",
+                    "hedge {} is incomplete because the price moved beyond its caps: {}. Next: {}.",
                     self.id, failed.error, failed.solution
                 ),
             ),
             _ if traded && beyond_cap && failed.code == Code::DeltaBeyondLimit => (
                 AlertSeverity::Critical,
                 format!(
-                    "operation {} traded a part and found nothing more within its price caps: {}; ask again with fresh prices, or raise maxSlippage",
+                    "hedge {} is incomplete: the order books have no more within its price caps: {}. Request it again, or raise maxSlippage.",
                     self.id, failed.error
                 ),
             ),
@@ -266,13 +266,13 @@ impl Operation {
 
     /// Whether the end is what was asked for: a refused leg comes before a deviation.
     pub(super) fn judge(&self) -> Option<Box<Failure>> {
-        let anchor = self.anchor.as_ref()?;
+        let baseline = self.baseline.as_ref()?;
         let missed = match &self.spec.goal {
             Goal::Settle => return None,
             Goal::Delta { target, max_deviation, .. } => {
-                let ratio = deltaplane_math::deviation_ratio(self.net, *target, anchor.reference).ok()?;
+                let ratio = deltaplane_math::deviation_ratio(self.net, *target, baseline.reference).ok()?;
                 let left = self.net.minus(*target).ok()?.abs();
-                let dust = left.notional_at(anchor.price).ok()? <= self.config.dust_limit;
+                let dust = left.notional_at(baseline.price).ok()? <= self.config.dust_limit;
                 if ratio <= *max_deviation || (dust && self.ending == Some(Ending::Dust)) {
                     return None;
                 }
@@ -282,7 +282,7 @@ impl Operation {
                 )
             }
             Goal::Hedge { .. } => {
-                let wanted = anchor.target.minus(anchor.net).ok()?;
+                let wanted = baseline.target.minus(baseline.net).ok()?;
                 let left = wanted.minus(self.traded()).ok()?.abs();
                 if left.is_zero() || matches!(self.ending, Some(Ending::Reached | Ending::Dust)) {
                     return None;
@@ -335,10 +335,14 @@ impl Operation {
         // A client that comes again by itself after a 429 must not trade twice.
         let untouched = self.turnover().is_zero();
         let mut failed = if untouched && retry_after.is_some() {
-            let remedy = "wait until the venue takes orders again, or name accounts elsewhere";
+            let remedy = "wait until the venue takes orders again, or name accounts that use another proxy or exchange";
             failure(Code::TooManyRequests, text, remedy)
         } else if untouched && reasons().all(|reason| reason == RefusalReason::ProxyFailed) {
-            failure(Code::ProxyFailed, text, "check the accounts' proxies, or name accounts elsewhere")
+            failure(
+                Code::ProxyFailed,
+                text,
+                "check the accounts' proxies, or name accounts that use another proxy or exchange",
+            )
         } else {
             let told: BTreeSet<&str> =
                 taking.iter().filter_map(|order| order.refusal.as_ref()?.remedy).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaplane_ports::{
-    CancelOutcome, FenceOutcome, OrderSighting, OutcomeRecord, ReadError, Record, Settlement,
+    CancelOutcome, Invalidation, OrderSighting, OutcomeRecord, ReadError, Record, Settlement,
 };
 use deltaplane_types::{
     AccountId, ClientOrderId, Delta, Evidence, ExecutionReport, Fill, SubmitOutcome, Timestamp,
@@ -28,7 +28,7 @@ impl Operation {
             OutcomeRecord::NotAccepted { evidence, reason } => {
                 format!("not accepted ({}): {reason}", evidence.kind())
             }
-            OutcomeRecord::Unknown { cause } => format!("in doubt: {cause}"),
+            OutcomeRecord::Unknown { cause } => format!("unresolved: {cause}"),
         };
         self.note(now, format!("order {id} {text}"));
         self.pending.push(Record::Outcome { client_order_id: id.clone(), outcome, at: now });
@@ -105,7 +105,7 @@ impl Operation {
             Ok(OrderSighting::NotFound) if order.was_acknowledged() => {
                 order.on_not_found(now);
                 if now >= order.provable_at(slack) && order.is_missing(now, lag) {
-                    let text = "the venue took it in and does not show it any more".to_owned();
+                    let text = "the venue accepted it and does not show it any more".to_owned();
                     if let Some(outcome) = order.freeze(text) {
                         self.record_outcome(id, outcome, now);
                     }
@@ -139,14 +139,14 @@ impl Operation {
         self.note(now, format!("order {id} {text}"));
     }
 
-    pub(super) fn on_fenced(&mut self, id: &ClientOrderId, outcome: &FenceOutcome, now: Timestamp) {
+    pub(super) fn on_fenced(&mut self, id: &ClientOrderId, outcome: &Invalidation, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
         let text = match outcome {
-            FenceOutcome::Burned => "its place at the venue is taken: it cannot be carried out any more",
-            FenceOutcome::Arrived => "the venue had taken it in",
-            FenceOutcome::Unavailable => "its place at the venue cannot be taken",
-            FenceOutcome::Unknown(_) => "whether its place at the venue is taken is not known",
+            Invalidation::Burned => "its nonce is used up: it cannot be accepted any more",
+            Invalidation::Arrived => "the venue had accepted it",
+            Invalidation::Unavailable => "its nonce cannot be used up",
+            Invalidation::Unknown(_) => "whether its nonce is used up is not known",
         };
         order.on_fenced(outcome, now);
         self.note(now, format!("order {id}: {text}"));
@@ -218,8 +218,8 @@ impl Operation {
                 order.look_again_at(began.after(pause).max(now.after(Duration::from_millis(50))));
                 return;
             }
-            let reason = "it cannot be taken in any more, the order is not found, no trade exists and the position is as expected";
-            let evidence = if order.is_burned() { Evidence::Fence } else { Evidence::ExpiryProof };
+            let reason = "it cannot be accepted any more, the order is not found, no trade exists and the position is as expected";
+            let evidence = if order.is_invalidated() { Evidence::Invalidated } else { Evidence::ExpiryProof };
             let outcome = order.not_accepted(evidence, reason.to_owned());
             self.record_outcome(id, outcome, now);
             return;
@@ -237,7 +237,7 @@ impl Operation {
         }
     }
 
-    /// Takes a person's word for what became of an order in doubt.
+    /// Takes a person's word for what became of an unresolved order.
     pub(super) fn on_decided(
         &mut self,
         id: &ClientOrderId,
@@ -274,8 +274,8 @@ impl Operation {
             } else if order.is_sought() && !order.may_be_hidden() && !order.was_acknowledged() {
                 // It was not found before: the whole look asks for it too.
                 Effect::Prove(id.clone())
-            } else if order.wants_fence() && rules.is_some_and(|rules| rules.fences) {
-                Effect::Fence(id.clone())
+            } else if order.wants_fence() && rules.is_some_and(|rules| rules.invalidates) {
+                Effect::Invalidate(id.clone())
             } else {
                 Effect::Sight(id.clone())
             });

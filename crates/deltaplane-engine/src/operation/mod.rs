@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use deltaplane_math::Interval;
 use deltaplane_ports::{
-    CancelOutcome, Failure, FenceOutcome, IntentRecord, JournalError, OperationKind, OperationState,
+    CancelOutcome, Failure, IntentRecord, Invalidation, JournalError, OperationKind, OperationState,
     OrderSighting, OutcomeRecord, ReadError, Record, Settlement, TimelineEntry, VenueRules,
 };
 use deltaplane_types::{
@@ -21,7 +21,7 @@ use deltaplane_types::{
 use crate::accounts::RecentTrades;
 use crate::alerts::Condition;
 use crate::config::EngineConfig;
-use crate::control::{Anchor, Ending, Spec};
+use crate::control::{Baseline, Ending, Spec};
 use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
 
@@ -113,10 +113,10 @@ pub enum Event {
     /// The cancel of an order that rested was answered, or not. What became of it is asked for in any case.
     Canceled(ClientOrderId, CancelOutcome),
     /// The attempt to take an order's place at the venue was answered.
-    Fenced(ClientOrderId, FenceOutcome),
+    Fenced(ClientOrderId, Invalidation),
     /// A look for an order that may not exist was answered.
     Proof(ClientOrderId, Result<Sought, ReadError>),
-    /// A person said what became of an order in doubt: that, and who says so.
+    /// A person said what became of an unresolved order: that, and who says so.
     Decided(ClientOrderId, Settlement, String),
     /// Something more urgent needs its accounts, which is this: it ends with its next slice.
     Preempted(Preemption),
@@ -154,7 +154,7 @@ pub enum Effect {
     /// Cancel an order that rests.
     Cancel(ClientOrderId),
     /// Take an order's place at the venue, so that it cannot be carried out any more.
-    Fence(ClientOrderId),
+    Invalidate(ClientOrderId),
     /// Read the trades since an order was sent.
     ReadTrades(ClientOrderId),
     /// Look for an order that may not exist: ask for it, for open orders, trades and the position.
@@ -212,7 +212,7 @@ struct Running {
     is_stale: bool,
 }
 
-/// How far making the worst case smaller has come, while orders are in doubt.
+/// How far making the worst case smaller has come, while orders are unresolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shrink {
     /// Nothing is on its way.
@@ -241,7 +241,7 @@ pub struct Operation {
     /// What it was stopped for.
     stopped_by: Option<Preemption>,
     phase: Phase,
-    anchor: Option<Anchor>,
+    baseline: Option<Baseline>,
     first_plan: Option<Arc<Plan>>,
     running: Option<Running>,
     orders: BTreeMap<ClientOrderId, TrackedOrder>,
@@ -407,7 +407,7 @@ impl Operation {
         started_at: Timestamp,
         ends_at: Timestamp,
     ) -> Self {
-        let rests_first = spec.terms.pacing.rest_for.is_some();
+        let rests_first = spec.options.pacing.rest_for.is_some();
         Self {
             id,
             kind,
@@ -421,7 +421,7 @@ impl Operation {
             preempted_by: None,
             stopped_by: None,
             phase: Phase::Reading,
-            anchor: None,
+            baseline: None,
             first_plan: None,
             running: None,
             orders: BTreeMap::new(),
@@ -478,7 +478,7 @@ impl Operation {
 
     /// Whether it takes time by intent.
     pub fn is_slow(&self) -> bool {
-        self.spec.terms.pacing.is_slow()
+        self.spec.options.pacing.is_slow()
     }
 
     /// What it is about.
@@ -618,7 +618,7 @@ impl Operation {
             if frozen && self.orders.values().all(|order| order.is_settled() || order.fate == Fate::Frozen) {
                 self.halt(now, effects);
             }
-            if !self.in_doubt() {
+            if !self.has_unresolved() {
                 self.end_slice(now, effects);
             } else if self.shrink_at().is_some_and(|at| now >= at) {
                 self.shrink = Shrink::Reading;

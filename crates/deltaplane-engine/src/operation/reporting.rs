@@ -41,7 +41,7 @@ impl Operation {
 
     /// Net delta of the newest snapshot with what our orders traded since.
     pub(super) fn net_now(&self) -> Option<Delta> {
-        self.anchor.as_ref()?;
+        self.baseline.as_ref()?;
         let (net, traded_then) = self.base;
         net.plus(self.traded().minus(traded_then).ok()?).ok()
     }
@@ -51,33 +51,33 @@ impl Operation {
         let confirmed = self.net_now()?;
         let (mut buys, mut sells) = (Delta::ZERO, Delta::ZERO);
         for order in self.orders.values() {
-            let doubtful = order.doubtful().signed(order.intent.order.side);
-            if doubtful.is_negative() {
-                sells = sells.plus(doubtful.abs()).ok()?;
+            let unresolved = order.unresolved().signed(order.intent.order.side);
+            if unresolved.is_negative() {
+                sells = sells.plus(unresolved.abs()).ok()?;
             } else {
-                buys = buys.plus(doubtful).ok()?;
+                buys = buys.plus(unresolved).ok()?;
             }
         }
         Interval::around(confirmed, buys, sells).ok()
     }
 
     pub(super) fn observe_exposure(&mut self) {
-        if let (Some(interval), Some(anchor)) = (self.interval(), &self.anchor)
-            && let Ok(worst) = interval.worst(anchor.target)
+        if let (Some(interval), Some(baseline)) = (self.interval(), &self.baseline)
+            && let Ok(worst) = interval.worst(baseline.target)
         {
             self.max_transient = self.max_transient.max(worst);
         }
     }
 
-    pub(super) fn in_doubt(&self) -> bool {
+    pub(super) fn has_unresolved(&self) -> bool {
         self.orders.values().any(|order| !order.is_settled())
     }
 
     /// All that is known now.
     pub fn report(&self, now: Timestamp) -> OperationReport {
-        let anchor = self.anchor.as_ref();
+        let baseline = self.baseline.as_ref();
         let rate = |account: &AccountId| {
-            anchor.and_then(|anchor| anchor.quote_rates.get(account)).copied().unwrap_or(Decimal::ONE)
+            baseline.and_then(|baseline| baseline.quote_rates.get(account)).copied().unwrap_or(Decimal::ONE)
         };
         let fills: Vec<PricedFill> = self
             .orders
@@ -89,12 +89,12 @@ impl Operation {
         let slippage = quality.filter(|_| are_mids_known);
         let target = match &self.spec.goal {
             Goal::Delta { target, .. } => Some(*target),
-            _ => anchor.map(|anchor| anchor.target),
+            _ => baseline.map(|baseline| baseline.target),
         };
         let net_now = || self.net_now().unwrap_or(self.net);
-        let net = anchor.map(|_| if self.phase == Phase::Finished { self.net } else { net_now() });
-        let ratio = anchor.zip(net).zip(target).and_then(|((anchor, net), target)| {
-            deltaplane_math::deviation_ratio(net, target, anchor.reference).ok()
+        let net = baseline.map(|_| if self.phase == Phase::Finished { self.net } else { net_now() });
+        let ratio = baseline.zip(net).zip(target).and_then(|((baseline, net), target)| {
+            deltaplane_math::deviation_ratio(net, target, baseline.reference).ok()
         });
         let mut fees_by_asset = BTreeMap::new();
         for order in self.orders.values() {
@@ -116,12 +116,12 @@ impl Operation {
             started_at: self.started_at,
             execution_time: self.ended_at.unwrap_or(now).since(self.started_at),
             target,
-            initial_delta: anchor.map(|anchor| anchor.net),
+            initial_delta: baseline.map(|baseline| baseline.net),
             final_delta: net,
             deviation: net.zip(target).and_then(|(net, target)| net.minus(target).ok()).map(Delta::abs),
             last_known: None,
             deviation_ratio: ratio,
-            reference_exposure: anchor.map(|anchor| anchor.reference),
+            reference_exposure: baseline.map(|baseline| baseline.reference),
             adjustment_needed: self.adjustment_needed,
             reason: self.reason.clone(),
             plan: self.first_plan.as_deref().cloned(),
@@ -135,13 +135,13 @@ impl Operation {
             total_fees: quality.and_then(|quality| quality.total_fees),
             fees_by_asset,
             execution_cost: slippage.and_then(|quality| quality.execution_cost),
-            max_transient_delta: anchor.map(|_| self.max_transient),
-            warnings: anchor.map(|anchor| anchor.warnings.clone()).unwrap_or_default(),
-            state_age: anchor.map(|anchor| anchor.state_age),
-            net_delta_all: anchor.and_then(|anchor| anchor.net_all),
+            max_transient_delta: baseline.map(|_| self.max_transient),
+            warnings: baseline.map(|baseline| baseline.warnings.clone()).unwrap_or_default(),
+            state_age: baseline.map(|baseline| baseline.state_age),
+            net_delta_all: baseline.and_then(|baseline| baseline.net_all),
             worst_case: self.worst_case,
-            exposed: self.spec.terms.exposed.clone(),
-            rebalance: anchor.and_then(|anchor| anchor.rebalance.clone()),
+            exposed: self.spec.options.exposed.clone(),
+            rebalance: baseline.and_then(|baseline| baseline.rebalance.clone()),
             interval: self.interval().map(|interval| (interval.low, interval.high)),
             failure: self.failure.as_deref().cloned(),
             preempted_by: self.stopped_by,
@@ -152,12 +152,12 @@ impl Operation {
     /// The plan that was asked for, where it cannot be carried out any more.
     fn refused_plan(&self) -> Option<&Plan> {
         let is_refused = self.failure.as_ref().is_some_and(|failure| failure.code == Code::PlanChanged);
-        self.spec.terms.remembered.as_ref().filter(|_| is_refused).map(|remembered| &remembered.plan)
+        self.spec.options.remembered.as_ref().filter(|_| is_refused).map(|remembered| &remembered.plan)
     }
 
     /// What a rebalance that was planned does not reach, where that is so.
     fn rebalance_is_short(&self) -> Option<String> {
-        let view = self.anchor.as_ref()?.rebalance.as_ref()?;
+        let view = self.baseline.as_ref()?.rebalance.as_ref()?;
         let obstacles = self.first_plan.iter().flat_map(|plan| &plan.obstacles);
         let mut parts: Vec<String> =
             obstacles.map(|o| format!("{} takes only a part: {}", o.account, o.reason)).collect();
@@ -187,7 +187,7 @@ impl Operation {
         let remembered = plan.map(|plan| Remembered {
             plan,
             positions: self.positions.iter().map(|(id, (position, _))| (id.clone(), *position)).collect(),
-            changes: self.anchor.map(|anchor| anchor.changes).unwrap_or_default(),
+            changes: self.baseline.map(|baseline| baseline.changes).unwrap_or_default(),
         });
         (report, remembered)
     }

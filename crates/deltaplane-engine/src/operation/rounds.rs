@@ -15,13 +15,13 @@ use super::{
     TAKES_WITHIN,
 };
 use crate::accounts::RecentTrades;
-use crate::control::{self, Ending, Goal, Round, Verdict};
+use crate::control::{self, Ending, Goal, Round, RoundDecision};
 use crate::orders::{Fate, TrackedOrder};
 use crate::report::failure;
 use crate::snapshot::Snapshot;
 
-/// What to do where the market left the price caps.
-pub(super) const ASK_AGAIN: &str = "ask again: the caps then follow from the prices of that moment";
+/// What to do where the price moved beyond its cap.
+pub(super) const ASK_AGAIN: &str = "request it again: the caps then follow the newest prices";
 
 impl Operation {
     pub(super) fn on_read(
@@ -56,12 +56,12 @@ impl Operation {
         };
         let streamed = snapshot.accounts.iter().filter(|(_, facts)| facts.is_exact);
         self.streamed = streamed.map(|(id, _)| id.clone()).collect();
-        if let Some(doubt) = snapshot.doubt {
+        if let Some(unresolved) = snapshot.unresolved {
             // What another operation does not know freezes the symbol for a while.
-            let thaws = doubt.since.after(self.config.unresolved_hold);
+            let thaws = unresolved.since.after(self.config.unresolved_hold);
             if now < thaws && (!self.is_over(now) || self.unwinding) {
                 let wait = thaws.since(now).max(ROUND_PAUSE);
-                self.note(now, "waiting: an order of another operation is in doubt");
+                self.note(now, "waiting: an order of another operation is unresolved");
                 return self.read(wait, effects);
             }
         }
@@ -83,7 +83,7 @@ impl Operation {
             for (account, expected, found) in unexplained {
                 self.note(
                     now,
-                    format!("outside activity: {account} holds {found} where our trades explain {expected}"),
+                    format!("external activity: {account} holds {found}, our trades explain {expected}"),
                 );
                 // Before the first round the comparison of every reading finds it.
                 if self.positions.contains_key(&account) {
@@ -94,15 +94,15 @@ impl Operation {
         self.rereads = 0;
         self.last_unexplained.clear();
         self.traded_before.clear();
-        if self.anchor.is_none() {
-            match control::anchor(&self.spec, &snapshot, &self.config) {
-                Ok(mut anchor) => {
-                    if let Some(remembered) = &self.spec.terms.remembered {
-                        anchor.changes.clone_from(&remembered.changes);
+        if self.baseline.is_none() {
+            match control::baseline(&self.spec, &snapshot, &self.config) {
+                Ok(mut baseline) => {
+                    if let Some(remembered) = &self.spec.options.remembered {
+                        baseline.changes.clone_from(&remembered.changes);
                     }
-                    self.net = anchor.net;
-                    self.max_transient = anchor.net.minus(anchor.target).map_or(anchor.net, Delta::abs);
-                    self.anchor = Some(anchor);
+                    self.net = baseline.net;
+                    self.max_transient = baseline.net.minus(baseline.target).map_or(baseline.net, Delta::abs);
+                    self.baseline = Some(baseline);
                 }
                 Err(failure) => return self.fail(failure, now, effects),
             }
@@ -125,11 +125,11 @@ impl Operation {
             })
             .collect();
         let traded_by = self.traded_by_account();
-        let Some(anchor) = &self.anchor else { return };
+        let Some(baseline) = &self.baseline else { return };
         let round = Round {
             spec: &self.spec,
             snapshot: &snapshot,
-            anchor: Some(anchor),
+            baseline: Some(baseline),
             traded,
             traded_by: &traded_by,
             unwinding: self.unwinding,
@@ -137,18 +137,18 @@ impl Operation {
             excluded: &self.excluded,
             config: &self.config,
         };
-        let verdict = match &self.spec.terms.remembered {
+        let decision = match &self.spec.options.remembered {
             Some(remembered) if self.first_plan.is_none() => {
-                control::decide_remembered(&round, anchor, remembered)
+                control::decide_remembered(&round, baseline, remembered)
             }
-            _ => control::decide(&round, anchor),
+            _ => control::decide(&round, baseline),
         };
         self.changes_left = control::changes_left(&round).unwrap_or_default();
-        let net = verdict.net();
+        let net = decision.net();
         (self.net, self.base) = (net, (net, traded));
-        let verdict = self.told_of_the_caps(verdict);
-        match verdict {
-            Verdict::Done { ending, reason, .. } => {
+        let decision = self.told_of_the_caps(decision);
+        match decision {
+            RoundDecision::Complete { ending, reason, .. } => {
                 self.note(now, reason.clone());
                 if self.has_more_clips() && !ending.is_stuck() {
                     return self.next_clip(now, effects);
@@ -156,7 +156,7 @@ impl Operation {
                 (self.ending, self.reason) = (Some(ending), Some(reason));
                 self.finish(now, effects);
             }
-            Verdict::Refused { failure, plan, .. } => {
+            RoundDecision::Reject { failure, plan, .. } => {
                 self.adjustment_needed = true;
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
                 if self.unwind_instead(now, effects) {
@@ -176,7 +176,7 @@ impl Operation {
                 self.fail(failure, now, effects);
             }
             // What was looked at is sent, and nothing beside it.
-            Verdict::Go { unwinds: false, .. } if self.has_carried_out_a_plan() => {
+            RoundDecision::Execute { unwinds: false, .. } if self.has_carried_out_a_plan() => {
                 if self.unwind_instead(now, effects) {
                     return;
                 }
@@ -184,7 +184,7 @@ impl Operation {
                 self.reason = Some("the plan of planId traded in part: nothing beside it is sent".to_owned());
                 self.finish(now, effects);
             }
-            Verdict::Go { approved, unwinds, .. } => {
+            RoundDecision::Execute { approved, unwinds, .. } => {
                 self.unwinding |= unwinds;
                 self.begin(&approved, now, effects);
             }
@@ -193,21 +193,23 @@ impl Operation {
 
     /// Whether the legs of a remembered plan went out.
     fn has_carried_out_a_plan(&self) -> bool {
-        self.spec.terms.remembered.is_some() && self.first_plan.is_some() && !self.unwinding
+        self.spec.options.remembered.is_some() && self.first_plan.is_some() && !self.unwinding
     }
 
-    /// What is said where nothing more can be traded as the market left the price caps, in place of what the plan says.
-    fn told_of_the_caps(&self, verdict: Verdict) -> Verdict {
-        let Some(beyond) = self.market_beyond_caps() else { return verdict };
-        match verdict {
-            Verdict::Done { ending, net, .. } if ending.is_stuck() => {
-                let reason = format!("the market left the price caps: {beyond}");
-                Verdict::Done { ending: Ending::Stuck, reason, net }
+    /// What is said where nothing more can be traded as the price moved beyond its cap, in place of what the plan says.
+    fn told_of_the_caps(&self, decision: RoundDecision) -> RoundDecision {
+        let Some(beyond) = self.market_beyond_caps() else { return decision };
+        match decision {
+            RoundDecision::Complete { ending, net, .. } if ending.is_stuck() => {
+                let reason = format!("the price moved beyond its cap: {beyond}");
+                RoundDecision::Complete { ending: Ending::Stuck, reason, net }
             }
-            Verdict::Refused { failure: refused, plan, net } if refused.code == Code::DeltaBeyondLimit => {
-                let text = format!("{}: the market left the price caps: {beyond}", refused.error);
+            RoundDecision::Reject { failure: refused, plan, net }
+                if refused.code == Code::DeltaBeyondLimit =>
+            {
+                let text = format!("{}: the price moved beyond its cap: {beyond}", refused.error);
                 let refused = Failure { error: text, solution: ASK_AGAIN.to_owned(), ..*refused };
-                Verdict::Refused { failure: Box::new(refused), plan, net }
+                RoundDecision::Reject { failure: Box::new(refused), plan, net }
             }
             other => other,
         }
@@ -217,16 +219,18 @@ impl Operation {
     /// and the caps stay. None in the first round, where the caps follow from those prices.
     pub(super) fn market_beyond_caps(&self) -> Option<String> {
         let is_one_sided = !self.orders.is_empty() && !self.spec.goal.is_two_sided();
-        let anchor = self.anchor.as_ref().filter(|_| is_one_sided)?;
+        let baseline = self.baseline.as_ref().filter(|_| is_one_sided)?;
         let left = match self.spec.goal {
             // A hedge trades its amount, whatever others do to net delta.
-            Goal::Hedge { .. } => anchor.target.minus(anchor.net).and_then(|all| all.minus(self.traded())),
-            _ => anchor.target.minus(self.net),
+            Goal::Hedge { .. } => {
+                baseline.target.minus(baseline.net).and_then(|all| all.minus(self.traded()))
+            }
+            _ => baseline.target.minus(self.net),
         };
         let side = left.ok().filter(|left| !left.is_zero())?.side();
         let mut beyond = Vec::new();
         for (id, (bid, ask)) in self.touch.iter().filter(|(id, _)| !self.excluded.contains(*id)) {
-            let mid = anchor.arrival_mids.get(id)?;
+            let mid = baseline.arrival_mids.get(id)?;
             let tick = self.instruments.get(id)?.tick_size;
             let cap = deltaplane_math::price_cap(*mid, side, self.spec.max_slippage, tick).ok()?;
             let (price, is_beyond) = match side {
@@ -263,7 +267,7 @@ impl Operation {
         if self.unwinding || !self.has_two_open_sides() {
             return false;
         }
-        self.note(now, "it ends here: closing again what was opened and has no counterpart");
+        self.note(now, "stopping: closing what was opened without a counterpart");
         (self.unwinding, self.rounds, self.idle_rounds, self.rereads) = (true, 0, 0, 0);
         // A venue that rejected an opening order may well accept one that only reduces.
         self.excluded.clear();
@@ -366,7 +370,7 @@ impl Operation {
         self.rounds += 1;
         self.adjustment_needed = true;
         self.record_plan(&plan, now);
-        if self.spec.terms.remembered.is_some() {
+        if self.spec.options.remembered.is_some() {
             // An account without a leg in the remembered plan takes no part in the rest of it either.
             let has_leg = |id: &&AccountId| plan.legs.iter().any(|leg| leg.account == **id);
             self.excluded.extend(self.spec.accounts.iter().filter(|id| !has_leg(id)).cloned());
@@ -418,17 +422,17 @@ impl Operation {
     /// Whether a later part of a hedge follows.
     pub(super) fn has_more_clips(&self) -> bool {
         matches!(self.spec.goal, Goal::Hedge { .. })
-            && self.clip.saturating_add(1) < self.spec.terms.pacing.clips
+            && self.clip.saturating_add(1) < self.spec.options.pacing.clips
     }
 
     /// Waits, and goes on with the next part.
     fn next_clip(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         self.clip = self.clip.saturating_add(1);
         (self.rounds, self.idle_rounds, self.rests_until) = (0, 0, None);
-        self.rests_first = self.spec.terms.pacing.rest_for.is_some();
+        self.rests_first = self.spec.options.pacing.rest_for.is_some();
         // What kept an account out of one part may be over in the next.
         self.excluded.clear();
-        let Pacing { clips, interval, .. } = self.spec.terms.pacing;
+        let Pacing { clips, interval, .. } = self.spec.options.pacing;
         self.note(now, format!("part {} of {clips} begins in {} ms", self.clip + 1, interval.as_millis()));
         self.phase = Phase::Reading;
         self.read(interval.max(ROUND_PAUSE), effects);
@@ -508,13 +512,13 @@ impl Operation {
                 return self.fail(failure(Code::Internal, error.to_string(), remedy), now, effects);
             }
         };
-        let mids = self.anchor.as_ref().map(|anchor| anchor.arrival_mids.clone()).unwrap_or_default();
+        let mids = self.baseline.as_ref().map(|baseline| baseline.arrival_mids.clone()).unwrap_or_default();
         let mut out = Vec::with_capacity(intents.len());
         for intent in intents {
             let mid = mids.get(&intent.order.account).copied();
             let order = &intent.order;
             let rest_for =
-                self.spec.terms.pacing.rest_for.filter(|_| order.time_in_force == TimeInForce::PostOnly);
+                self.spec.options.pacing.rest_for.filter(|_| order.time_in_force == TimeInForce::PostOnly);
             let how = match rest_for {
                 Some(rest) => format!("to rest for {} ms", rest.as_millis()),
                 None => "or better".to_owned(),
@@ -545,7 +549,7 @@ impl Operation {
         if (self.is_over(now) && !self.unwinding) || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {
-                let text = "the world changed while the journal was written".to_owned();
+                let text = "prices or positions changed while the journal was written".to_owned();
                 let refusal = Refusal::kept_back(text);
                 self.on_submitted(id, SubmitOutcome::NotAccepted(refusal), now);
             }
@@ -606,7 +610,7 @@ impl Operation {
             return self.finish(now, effects);
         }
         if std::mem::take(&mut self.rests_first) {
-            self.note(now, "what rested and did not trade is taken now");
+            self.note(now, "the unfilled rest of the resting order takes now");
             self.phase = Phase::Reading;
             return self.read(ROUND_PAUSE, effects);
         }
@@ -623,11 +627,7 @@ impl Operation {
         let whole = whole && running.plan.obstacles.is_empty();
         self.note(
             now,
-            if whole {
-                "all was traded: looking at both sides"
-            } else {
-                "not all was traded: planning the rest again"
-            },
+            if whole { "slice filled: checking both legs" } else { "partly filled: planning the rest again" },
         );
         self.phase = Phase::Reading;
         self.read(ROUND_PAUSE, effects);

@@ -1,6 +1,6 @@
-//! While orders are in doubt: nothing goes out for a while, then other accounts make the worst case smaller.
+//! While orders are unresolved: nothing goes out for a while, then other accounts make the worst case smaller.
 //!
-//! A doubtful quantity is never hedged as if it were certain. What is traded elsewhere is computed from all that
+//! A unresolved quantity is never hedged as if it were certain. What is traded elsewhere is computed from all that
 //! the net delta can be, and only if the largest possible distance from the target strictly falls.
 
 use deltaplane_ports::Failure;
@@ -9,17 +9,17 @@ use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Timestamp};
 use super::{Effect, Operation, Phase, Shrink};
 use crate::alerts::Condition;
 use crate::control::{self, Round};
-use crate::doubts::Doubt;
 use crate::orders::{Fate, TrackedOrder};
 use crate::snapshot::Snapshot;
+use crate::unresolved_orders::UnresolvedOrder;
 
 /// An order that is unresolved for longer than this past the moment at which its absence could be proven raises an alert.
 const DOUBT_TOLD: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Operation {
-    fn doubtful(&self) -> impl Iterator<Item = &TrackedOrder> {
-        // What rests as it was meant to is no doubt.
-        self.orders.values().filter(|order| !order.doubtful().is_zero() && !order.is_resting())
+    fn unresolved_orders(&self) -> impl Iterator<Item = &TrackedOrder> {
+        // What rests as it was meant to is no unresolved order.
+        self.orders.values().filter(|order| !order.unresolved().is_zero() && !order.is_resting())
     }
 
     /// When the worst case should be made smaller elsewhere; none where that is not the time for it.
@@ -28,8 +28,8 @@ impl Operation {
         if !idle || !self.config.shrink_while_unresolved || self.answered || self.is_halted {
             return None;
         }
-        // An order that just went out is no doubt yet: all that is open must be old.
-        let newest = self.doubtful().map(TrackedOrder::open_since).max()?;
+        // An order that just went out is no unresolved order yet: all that is open must be old.
+        let newest = self.unresolved_orders().map(TrackedOrder::open_since).max()?;
         (self.shrunk_from != self.interval()).then(|| newest.after(self.config.unresolved_hold))
     }
 
@@ -40,9 +40,9 @@ impl Operation {
         effects: &mut Vec<Effect>,
     ) {
         self.shrink = Shrink::Idle;
-        // Thought of once for each state of the doubt, whatever comes of it.
+        // Thought of once for each state of the unresolved order, whatever comes of it.
         self.shrunk_from = self.interval();
-        let (Ok(snapshot), Some(interval), Some(anchor)) = (result, self.interval(), &self.anchor) else {
+        let (Ok(snapshot), Some(interval), Some(baseline)) = (result, self.interval(), &self.baseline) else {
             return;
         };
         let mut excluded = self.excluded.clone();
@@ -57,7 +57,7 @@ impl Operation {
         let round = Round {
             spec: &self.spec,
             snapshot: &snapshot,
-            anchor: Some(anchor),
+            baseline: Some(baseline),
             traded: self.traded(),
             traded_by: &traded_by,
             unwinding: false,
@@ -65,12 +65,12 @@ impl Operation {
             excluded: &excluded,
             config: &self.config,
         };
-        let Some(approved) = control::decide_shrink(&round, anchor, &interval) else { return };
+        let Some(approved) = control::decide_shrink(&round, baseline, &interval) else { return };
         let plan = approved.plan().clone();
         self.note(
             now,
             format!(
-                "an order is in doubt: net delta is between {} and {}; trading {} elsewhere makes the worst case smaller",
+                "an order is unresolved: net delta is between {} and {}; trading {} elsewhere makes the worst case smaller",
                 interval.low, interval.high, plan.reached
             ),
         );
@@ -80,28 +80,29 @@ impl Operation {
     }
 
     /// What this operation does not know, for the others.
-    pub(crate) fn doubt(&self) -> Option<Doubt> {
-        let unknown = self.doubtful().filter(|order| matches!(order.fate, Fate::Unknown | Fate::Frozen));
+    pub(crate) fn unresolved(&self) -> Option<UnresolvedOrder> {
+        let unknown =
+            self.unresolved_orders().filter(|order| matches!(order.fate, Fate::Unknown | Fate::Frozen));
         let (mut since, mut buys, mut sells) =
             (None, deltaplane_types::Delta::ZERO, deltaplane_types::Delta::ZERO);
         for order in unknown {
             since = since.max(Some(order.open_since()));
-            let open = order.doubtful().signed(order.intent.order.side);
+            let open = order.unresolved().signed(order.intent.order.side);
             if open.is_negative() {
                 sells = sells.plus(open.abs()).unwrap_or(sells);
             } else {
                 buys = buys.plus(open).unwrap_or(buys);
             }
         }
-        since.map(|since| Doubt { since, buys, sells })
+        since.map(|since| UnresolvedOrder { since, buys, sells })
     }
 
-    /// Tells people of a doubt that lasts, and that it is over.
+    /// Tells people of an unresolved order that lasts, and that it is over.
     pub(super) fn tell_doubt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let slack = |order: &TrackedOrder| {
             self.rules.get(&order.intent.order.account).map(|rules| rules.proof_slack).unwrap_or_default()
         };
-        let long = self.doubtful().find(|order| {
+        let long = self.unresolved_orders().find(|order| {
             let due = order.intent.order.deadline.max(order.open_since());
             now >= due.after(slack(order)).after(DOUBT_TOLD)
         });
@@ -114,7 +115,7 @@ impl Operation {
                     account: Some(order.intent.order.account.clone()),
                     symbol: Some(self.spec.symbol.clone()),
                     message: format!(
-                        "the fate of order {} of operation {} is still not known: look at the venue, then POST /api/v1/operations/{}/resolve",
+                        "order {} of operation {} has an unknown outcome. It is looked up again and again. Check the exchange; if it never existed there, POST /api/v1/operations/{}/resolve.",
                         order.intent.client_order_id, self.id, self.id
                     ),
                 };

@@ -14,7 +14,7 @@ use deltaplane_types::{
 
 use super::{Draft, Effect, Event, KnownOperation, Operation, Sought};
 use crate::config::EngineConfig;
-use crate::control::{self, Goal, Round, Spec, Terms, Verdict};
+use crate::control::{self, Goal, OperationOptions, Round, RoundDecision, Spec};
 use crate::ids::IdKey;
 use crate::snapshot::{AccountFacts, Snapshot};
 
@@ -109,7 +109,7 @@ fn snapshot(positions: &[(&str, &str)]) -> Snapshot {
         price_sources: 3,
         accounts: positions.iter().map(|(name, position)| (id(name), facts(name, position))).collect(),
         external: Delta::ZERO,
-        doubt: None,
+        unresolved: None,
         trading: TradingState::Running,
         trading_by: BTreeMap::new(),
         restrictions: BTreeMap::new(),
@@ -156,7 +156,7 @@ impl Bench {
             validity_window: Duration::from_secs(3),
             proof_slack: Duration::from_secs(1),
             proof_lag: Duration::from_secs(10),
-            fences: false,
+            invalidates: false,
             counts_down: false,
         };
         let rules = accounts.iter().map(|id| (id.clone(), rules)).collect();
@@ -166,7 +166,7 @@ impl Bench {
             symbol: btc(),
             max_slippage: ratio("0.005"),
             only_reduces: false,
-            terms: Terms::default(),
+            options: OperationOptions::default(),
         };
         let now = Timestamp::from_millis(1_750_000_000_000);
         let (operation, effects) = Operation::start(
@@ -415,7 +415,7 @@ fn an_acknowledged_order_stays_so_over_a_restart() {
             before.now,
             known,
         );
-        operation.report(before.now).orders[0].state.clone()
+        operation.report(before.now).orders[0].state
     };
     let evidence = deltaplane_types::Evidence::PlacementAnswer;
     assert_eq!(state(OutcomeRecord::Accepted { evidence }), OrderState::Accepted);
@@ -440,7 +440,7 @@ fn a_transfer_is_paid_for_by_the_carry_that_it_keeps() {
         accounts: vec![id("poor"), id("rich")],
         max_slippage: ratio("0.005"),
         only_reduces: false,
-        terms: Terms::default(),
+        options: OperationOptions::default(),
     };
     let days = |poor: Option<&str>, rich: Option<&str>| {
         let (poor, rich) = (with_rate("poor", "-5", poor), with_rate("rich", "5", rich));
@@ -586,7 +586,7 @@ fn a_doubt_on_one_side_holds_the_other() {
         assert!(bench.effects.iter().all(|effect| !matches!(effect, Effect::Reserve(..))));
     }
     let journaled = bench.effects.iter().any(|effect| matches!(effect, Effect::Record(records) if records.iter().any(|r| matches!(r, Record::Outcome { .. }))));
-    assert!(!journaled, "the doubt was recorded when it came up, once");
+    assert!(!journaled, "the unresolved order was recorded when it came up, once");
 }
 
 /// A partial fill whose hedge was skipped: another system waited for the order to be whole.
@@ -636,14 +636,14 @@ fn funding_is_expected_by_the_venues_own_interval() {
             accounts: vec![id("main")],
             max_slippage: ratio("0.005"),
             only_reduces: false,
-            terms: Terms::default(),
+            options: OperationOptions::default(),
         };
         let config = EngineConfig::new(btc(), IdKey::new(b"a key"));
-        let anchor = control::anchor(&spec, &snapshot, &config).unwrap();
+        let baseline = control::baseline(&spec, &snapshot, &config).unwrap();
         let round = Round {
             spec: &spec,
             snapshot: &snapshot,
-            anchor: Some(&anchor),
+            baseline: Some(&baseline),
             traded: Delta::ZERO,
             traded_by: &BTreeMap::new(),
             unwinding: false,
@@ -651,8 +651,8 @@ fn funding_is_expected_by_the_venues_own_interval() {
             excluded: &BTreeSet::new(),
             config: &config,
         };
-        match control::decide(&round, &anchor) {
-            Verdict::Go { approved, .. } => approved.plan().legs[0].cost.funding,
+        match control::decide(&round, &baseline) {
+            RoundDecision::Execute { approved, .. } => approved.plan().legs[0].cost.funding,
             other => panic!("{other:?}"),
         }
     };

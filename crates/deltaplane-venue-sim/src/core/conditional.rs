@@ -72,7 +72,7 @@ impl Exchange {
     pub(super) fn set_off(&mut self, now: i64, events: &mut Vec<Event>) {
         // Each step ends one order's waiting.
         for _ in 0..self.waiting.len() {
-            let Some((id, due)) = self.waiting().find_map(|order| Some((order.id, self.verdict(order)?)))
+            let Some((id, due)) = self.waiting().find_map(|order| Some((order.id, self.decision(order)?)))
             else {
                 return;
             };
@@ -86,7 +86,7 @@ impl Exchange {
     }
 
     /// Whether a waiting order is set off (`true`) or has lost what it belonged to (`false`).
-    fn verdict(&self, order: &Order) -> Option<bool> {
+    fn decision(&self, order: &Order) -> Option<bool> {
         let trigger = order.trigger.as_ref()?;
         if let Some(parent) = trigger.parent.and_then(|id| self.orders.get(&id)) {
             if parent.status.is_live() {

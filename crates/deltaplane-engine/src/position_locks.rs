@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// After this long others stand back for one that waits, also while it cannot go yet.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long lanes are kept for what makes the book safer and found them busy: it comes again within this.
+/// How long position locks are kept for what makes the book safer and found them busy: it comes again within this.
 const CLAIMED_FOR: Duration = Duration::from_secs(2);
 
 /// Who goes first where several wait.
@@ -30,14 +30,14 @@ struct Waiting {
     since: Instant,
 }
 
-/// Who holds which lanes, and who waits for lanes.
+/// Who holds which position locks, and who waits for position locks.
 #[derive(Default)]
 struct Table {
     held: BTreeMap<(Symbol, AccountId), OperationId>,
     /// Who goes first comes first.
     waiting: BTreeMap<(Rank, u64), Waiting>,
     arrivals: u64,
-    /// Until when lanes are kept from ordinary requests.
+    /// Until when position locks are kept from ordinary requests.
     claimed: BTreeMap<(Symbol, AccountId), Instant>,
 }
 
@@ -83,23 +83,23 @@ impl Table {
         })
     }
 
-    /// Gives its lanes to one that waits.
+    /// Gives its position locks to one that waits.
     fn give(&mut self, place: (Rank, u64)) {
         let Some(Waiting { operation, symbol, accounts, .. }) = self.waiting.get(&place) else { return };
         for account in accounts {
-            let lane = (symbol.clone(), account.clone());
-            self.claimed.remove(&lane);
-            self.held.insert(lane, operation.clone());
+            let position_key = (symbol.clone(), account.clone());
+            self.claimed.remove(&position_key);
+            self.held.insert(position_key, operation.clone());
         }
     }
 
-    /// Keeps the lanes that one finds busy for its next attempt; free ones are of use to others until then.
+    /// Keeps the position locks that one finds busy for its next attempt; free ones are of use to others until then.
     fn claim(&mut self, place: (Rank, u64), now: Instant) {
         let Some(Waiting { symbol, accounts, .. }) = self.waiting.get(&place) else { return };
         for account in accounts {
-            let lane = (symbol.clone(), account.clone());
-            if self.held.contains_key(&lane) {
-                self.claimed.insert(lane, now + CLAIMED_FOR);
+            let position_key = (symbol.clone(), account.clone());
+            if self.held.contains_key(&position_key) {
+                self.claimed.insert(position_key, now + CLAIMED_FOR);
             }
         }
     }
@@ -108,7 +108,7 @@ impl Table {
 #[derive(Default)]
 struct Inner {
     table: Mutex<Table>,
-    /// Told whenever lanes may have become free for one that waits.
+    /// Told whenever position locks may have become free for one that waits.
     changed: Notify,
 }
 
@@ -118,13 +118,13 @@ impl Inner {
     }
 }
 
-/// All lanes.
+/// All position locks.
 #[derive(Clone, Default)]
-pub(crate) struct Lanes(Arc<Inner>);
+pub(crate) struct PositionLocks(Arc<Inner>);
 
 /// Lanes that an operation holds; dropping it frees them.
 pub(crate) struct Held {
-    lanes: Lanes,
+    position_locks: PositionLocks,
     symbol: Symbol,
     accounts: Vec<AccountId>,
 }
@@ -132,7 +132,7 @@ pub(crate) struct Held {
 /// A place in the queue; dropping it leaves the queue.
 struct Place<'a>(&'a Inner, (Rank, u64));
 
-/// Another operation holds a lane.
+/// Another operation holds a position lock.
 #[derive(Debug)]
 pub(crate) struct Busy {
     pub(crate) account: AccountId,
@@ -140,24 +140,24 @@ pub(crate) struct Busy {
     pub(crate) holder: Option<OperationId>,
 }
 
-impl Lanes {
-    /// Whether an operation holds a lane.
+impl PositionLocks {
+    /// Whether an operation holds a position lock.
     pub(crate) fn is_held(&self, symbol: &Symbol, account: &AccountId) -> bool {
         self.0.table().holder(symbol, account).is_some()
     }
 
-    /// An account whose lane is held and that is not among these.
+    /// An account whose position lock is held and that is not among these.
     pub(crate) fn held_beside(&self, symbol: &Symbol, accounts: &[AccountId]) -> Option<AccountId> {
         let table = self.0.table();
         let mut held = table.held.keys().filter(|(of, account)| of == symbol && !accounts.contains(account));
         held.next().map(|(_, account)| account.clone())
     }
 
-    /// Takes the lanes of all accounts at once, waiting at most `wait`; none means not at all.
+    /// Takes the position locks of all accounts at once, waiting at most `wait`; none means not at all.
     ///
     /// A waiting operation holds nothing: one that wants only free locks goes ahead, until one that waits did so
     /// for [`PATIENCE`]. Of those who could go what makes the book safer does, then the first to arrive. Where it finds
-    /// them busy and does not wait, its lanes are kept for its next attempt.
+    /// them busy and does not wait, its position locks are kept for its next attempt.
     pub(crate) async fn take(
         &self,
         (symbol, accounts): (&Symbol, &[AccountId]),
@@ -183,7 +183,7 @@ impl Lanes {
                 let Some(found) = table.in_the_way(place.1, now) else {
                     table.give(place.1);
                     let (symbol, accounts) = (symbol.clone(), accounts.to_vec());
-                    return Ok(Held { lanes: self.clone(), symbol, accounts });
+                    return Ok(Held { position_locks: self.clone(), symbol, accounts });
                 };
                 if rank == Rank::Protective && now >= until {
                     table.claim(place.1, now);
@@ -208,12 +208,12 @@ impl Drop for Place<'_> {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut table = self.lanes.0.table();
+        let mut table = self.position_locks.0.table();
         for account in &self.accounts {
             table.held.remove(&(self.symbol.clone(), account.clone()));
         }
         drop(table);
-        self.lanes.0.changed.notify_waiters();
+        self.position_locks.0.changed.notify_waiters();
     }
 }
 
@@ -227,17 +227,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn crossing_requests_do_not_lock_each_other_out() {
-        let lanes = Lanes::default();
+        let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let (first, second): (OperationId, OperationId) = ("op-1".parse().unwrap(), "op-2".parse().unwrap());
-        let held =
-            lanes.take((&symbol, &accounts(&["a", "b"])), (&first, Rank::Ordinary), None).await.unwrap();
-        let Err(busy) = lanes.take((&symbol, &accounts(&["b", "a"])), (&second, Rank::Ordinary), None).await
+        let held = position_locks
+            .take((&symbol, &accounts(&["a", "b"])), (&first, Rank::Ordinary), None)
+            .await
+            .unwrap();
+        let Err(busy) =
+            position_locks.take((&symbol, &accounts(&["b", "a"])), (&second, Rank::Ordinary), None).await
         else {
             panic!("both hold")
         };
         assert_eq!((busy.account.as_str(), busy.holder), ("b", Some(first)));
-        let waiting = lanes.clone();
+        let waiting = position_locks.clone();
         let (wanted, of) = (symbol.clone(), second.clone());
         let task = tokio::spawn(async move {
             waiting
@@ -248,17 +251,20 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(held);
         assert!(task.await.unwrap());
-        assert!(lanes.take((&symbol, &accounts(&["a"])), (&second, Rank::Ordinary), None).await.is_ok());
+        assert!(
+            position_locks.take((&symbol, &accounts(&["a"])), (&second, Rank::Ordinary), None).await.is_ok()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiting_ends() {
-        let lanes = Lanes::default();
+        let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id: OperationId = "op-1".parse().unwrap();
-        let _held = lanes.take((&symbol, &accounts(&["a"])), (&id, Rank::Ordinary), None).await.unwrap();
+        let _held =
+            position_locks.take((&symbol, &accounts(&["a"])), (&id, Rank::Ordinary), None).await.unwrap();
         assert!(
-            lanes
+            position_locks
                 .take((&symbol, &accounts(&["a"])), (&id, Rank::Ordinary), Some(Duration::from_secs(2)))
                 .await
                 .is_err()
@@ -267,18 +273,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_holds_nothing_and_the_first_to_come_is_the_first_to_go() {
-        let lanes = Lanes::default();
+        let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
-        let held =
-            lanes.take((&symbol, &accounts(&["b"])), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
+        let held = position_locks
+            .take((&symbol, &accounts(&["b"])), (&id("op-1"), Rank::Ordinary), None)
+            .await
+            .unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
         for (name, wanted) in [("op-2", ["a", "b"].as_slice()), ("op-3", &["b"]), ("op-4", &["a"])] {
-            let (lanes, symbol, order) = (lanes.clone(), symbol.clone(), order.clone());
+            let (position_locks, symbol, order) = (position_locks.clone(), symbol.clone(), order.clone());
             tasks.push(tokio::spawn(async move {
                 let wait = Some(Duration::from_secs(60));
-                let held = lanes
+                let held = position_locks
                     .take((&symbol, &accounts(wanted)), (&id(name), Rank::Ordinary), wait)
                     .await
                     .unwrap();
@@ -295,21 +303,23 @@ mod tests {
             task.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), ["op-4", "op-2", "op-3"]);
-        let table = lanes.0.table();
+        let table = position_locks.0.table();
         assert!(table.held.is_empty() && table.waiting.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_the_queue_stands_in_nobodys_way() {
-        let lanes = Lanes::default();
+        let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
-        let held =
-            lanes.take((&symbol, &accounts(&["a"])), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
+        let held = position_locks
+            .take((&symbol, &accounts(&["a"])), (&id("op-1"), Rank::Ordinary), None)
+            .await
+            .unwrap();
         let (wanted, first, second) = (accounts(&["a"]), id("op-2"), id("op-3"));
         let wait = Some(Duration::from_secs(60));
-        let mut leaves = Box::pin(lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), wait));
-        let mut stays = Box::pin(lanes.take((&symbol, &wanted), (&second, Rank::Ordinary), wait));
+        let mut leaves = Box::pin(position_locks.take((&symbol, &wanted), (&first, Rank::Ordinary), wait));
+        let mut stays = Box::pin(position_locks.take((&symbol, &wanted), (&second, Rank::Ordinary), wait));
         let now = Duration::ZERO;
         assert!(tokio::time::timeout(now, &mut leaves).await.is_err());
         assert!(tokio::time::timeout(now, &mut stays).await.is_err());
@@ -319,20 +329,22 @@ mod tests {
         assert!(stays.await.is_ok());
     }
 
-    /// A takes turns on each of two lanes; one that wants both goes as soon as it waited for long.
+    /// A takes turns on each of two position locks; one that wants both goes as soon as it waited for long.
     #[tokio::test(start_paused = true)]
     async fn who_wants_much_is_not_passed_by_for_ever() {
-        let lanes = Lanes::default();
+        let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let mut narrow = Vec::new();
-        for (name, lane, from) in [("op-1", "a", 0), ("op-2", "b", 500)] {
-            let (lanes, symbol, id) = (lanes.clone(), symbol.clone(), name.parse::<OperationId>().unwrap());
+        for (name, position_key, from) in [("op-1", "a", 0), ("op-2", "b", 500)] {
+            let (position_locks, symbol, id) =
+                (position_locks.clone(), symbol.clone(), name.parse::<OperationId>().unwrap());
             narrow.push(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(from)).await;
                 loop {
                     let wait = Some(Duration::from_secs(60));
-                    let wanted = accounts(&[lane]);
-                    let held = lanes.take((&symbol, &wanted), (&id, Rank::Ordinary), wait).await.unwrap();
+                    let wanted = accounts(&[position_key]);
+                    let held =
+                        position_locks.take((&symbol, &wanted), (&id, Rank::Ordinary), wait).await.unwrap();
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     drop(held);
                 }
@@ -342,36 +354,39 @@ mod tests {
         let began = Instant::now();
         let wide: OperationId = "op-3".parse().unwrap();
         let (wanted, wait) = (accounts(&["a", "b"]), Some(Duration::from_secs(60)));
-        let held = lanes.take((&symbol, &wanted), (&wide, Rank::Ordinary), wait).await;
+        let held = position_locks.take((&symbol, &wanted), (&wide, Rank::Ordinary), wait).await;
         assert!(held.is_ok() && began.elapsed() < PATIENCE + Duration::from_secs(2), "{:?}", began.elapsed());
         narrow.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
-    /// One works, one waits; what protects comes in between without waiting, and finds its lanes kept.
+    /// One works, one waits; what protects comes in between without waiting, and finds its position locks kept.
     #[tokio::test(start_paused = true)]
     async fn a_protective_operation_overtakes_one_that_waited_longer() {
-        let lanes = Lanes::default();
+        let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
         let wanted = accounts(&["a"]);
-        let held = lanes.take((&symbol, &wanted), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
+        let held =
+            position_locks.take((&symbol, &wanted), (&id("op-1"), Rank::Ordinary), None).await.unwrap();
         let (first, protects) = (id("op-2"), id("op-3"));
         let wait = Some(Duration::from_secs(60));
-        let mut waits = Box::pin(lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), wait));
+        let mut waits = Box::pin(position_locks.take((&symbol, &wanted), (&first, Rank::Ordinary), wait));
         assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_err());
-        let busy = lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.err().unwrap();
+        let busy =
+            position_locks.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.err().unwrap();
         assert_eq!(busy.holder, Some(id("op-1")));
         drop(held);
         assert!(tokio::time::timeout(Duration::from_secs(1), &mut waits).await.is_err());
-        let held = lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.unwrap();
+        let held =
+            position_locks.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.unwrap();
         drop(held);
         assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_ok());
         // A claim that is not taken ends by itself.
-        let held = lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), None).await.unwrap();
-        assert!(lanes.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.is_err());
+        let held = position_locks.take((&symbol, &wanted), (&first, Rank::Ordinary), None).await.unwrap();
+        assert!(position_locks.take((&symbol, &wanted), (&protects, Rank::Protective), None).await.is_err());
         drop(held);
         let began = Instant::now();
-        assert!(lanes.take((&symbol, &wanted), (&first, Rank::Ordinary), wait).await.is_ok());
+        assert!(position_locks.take((&symbol, &wanted), (&first, Rank::Ordinary), wait).await.is_ok());
         assert_eq!(began.elapsed().as_secs(), CLAIMED_FOR.as_secs());
     }
 }

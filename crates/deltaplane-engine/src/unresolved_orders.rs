@@ -1,4 +1,4 @@
-//! Orders in doubt over all operations: what one operation does not know, the others must count with.
+//! Orders unresolved over all operations: what one operation does not know, the others must count with.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use deltaplane_types::{Delta, OperationId, Symbol, Timestamp};
 
 /// What unresolved orders of a symbol may have traded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Doubt {
+pub struct UnresolvedOrder {
     /// Since when.
     pub since: Timestamp,
     /// Open quantity of purchases, a magnitude.
@@ -17,8 +17,8 @@ pub struct Doubt {
     pub sells: Delta,
 }
 
-impl Doubt {
-    /// All that a net delta can be with this doubt.
+impl UnresolvedOrder {
+    /// All that a net delta can be with this unresolved order.
     pub fn around(&self, confirmed: Delta) -> Result<Interval, MathError> {
         Interval::around(confirmed, self.buys, self.sells)
     }
@@ -26,24 +26,24 @@ impl Doubt {
 
 /// By symbol and operation.
 #[derive(Default)]
-pub(crate) struct Doubts(Mutex<BTreeMap<(Symbol, OperationId), Doubt>>);
+pub(crate) struct UnresolvedOrders(Mutex<BTreeMap<(Symbol, OperationId), UnresolvedOrder>>);
 
-impl Doubts {
+impl UnresolvedOrders {
     /// Says what an operation does not know; none where it knows all.
-    pub(crate) fn tell(&self, symbol: &Symbol, operation: &OperationId, doubt: Option<Doubt>) {
+    pub(crate) fn tell(&self, symbol: &Symbol, operation: &OperationId, unresolved: Option<UnresolvedOrder>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (symbol.clone(), operation.clone());
-        match doubt {
-            Some(doubt) => drop(all.insert(key, doubt)),
+        match unresolved {
+            Some(unresolved) => drop(all.insert(key, unresolved)),
             None => drop(all.remove(&key)),
         }
     }
 
     /// What all other operations do not know of a symbol.
-    pub(crate) fn beside(&self, symbol: &Symbol, operation: Option<&OperationId>) -> Option<Doubt> {
+    pub(crate) fn beside(&self, symbol: &Symbol, operation: Option<&OperationId>) -> Option<UnresolvedOrder> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let others = all.iter().filter(|((of, id), _)| of == symbol && Some(id) != operation);
-        others.map(|(_, doubt)| *doubt).reduce(|a, b| Doubt {
+        others.map(|(_, unresolved)| *unresolved).reduce(|a, b| UnresolvedOrder {
             since: a.since.max(b.since),
             // A sum beyond what can be held is as bad as can be.
             buys: a.buys.plus(b.buys).unwrap_or(a.buys),
