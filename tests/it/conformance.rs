@@ -77,7 +77,7 @@ async fn an_order_fills_and_every_source_tells_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_immediate_order_does_not_get_is_dropped() {
+async fn the_rest_of_an_immediate_order_is_dropped() {
     for kind in KINDS {
         let mut bench = Bench::start(kind, Setup { frozen_price: true, ..Setup::new(kind) }).await;
         let mut order = bench.order(Side::Buy, "40", "0").await;
@@ -291,7 +291,7 @@ async fn while_the_stream_is_down_orders_still_go_out_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_trade_on_the_account_shows() {
+async fn external_trades_show_in_the_snapshot() {
     for kind in KINDS {
         let mut bench = Bench::start(kind, Setup::new(kind).holding(kind, "0.5")).await;
         assert_eq!(bench.account().await.position(&btc()), delta("0.5"), "{kind:?}");
@@ -534,7 +534,7 @@ async fn coins_listed_by_the_thousand_are_counted_in_single_coins() {
 
 /// Every position of every switch: what no published source settles may be either way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_not_confirmed_may_be_either_way() {
+async fn an_unconfirmed_order_is_unknown() {
     let set: [fn(&mut Switches); 12] = [
         |s| s.brackets_as_object = true,
         |s| s.numbers_as_strings = true,

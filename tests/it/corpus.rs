@@ -123,7 +123,7 @@ async fn the_kill_switch_cancels_at_the_venue_what_rests_of_ours_and_nothing_els
 
 /// The same while the venue does not answer: it was asked once, and never again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f62_what_the_kill_switch_could_not_cancel_is_canceled_when_the_venue_answers() {
+async fn f62_the_kill_switch_cancels_later_when_the_venue_answers() {
     let (world, _) = world(two()).await;
     rest(&world, &a_name_of_ours(901));
     let unreachable = Fault::new(FaultKind::Html, 100_000).on("GET", "/fapi/v1/openOrders");

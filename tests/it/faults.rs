@@ -554,7 +554,7 @@ async fn f41_an_order_that_trades_too_much_freezes_its_lane_until_a_person_decid
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f42_f43_what_others_do_is_named_told_and_folded_in() {
+async fn f42_f43_external_activity_is_named_reported_and_counted() {
     let (world, journal) = world().await;
     let control = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = async |index: usize, path: &str, body: serde_json::Value| {

@@ -130,7 +130,7 @@ async fn another_account_of_the_side_takes_what_one_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_hedges_something_else_is_not_closed() {
+async fn a_position_that_hedges_another_account_is_not_closed() {
     let (world, journal) = world(places()).await;
     let request = Flatten::new(btc(), world.accounts[..1].to_vec());
     let failure = flatten(&world, request).await.failure.unwrap();

@@ -314,7 +314,7 @@ async fn a_hedge_goes_towards_the_target_of_the_symbols_policy() {
 
 /// Long 0.5, short 0.2: 0.3 of the long may go, and no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_reduces_brings_the_book_nearer_to_neutral() {
+async fn a_reduce_only_state_lets_orders_bring_net_delta_nearer() {
     let (world, _) = world(config()).await;
     say(&world, TradingScope::Symbol(btc()), TradingState::ReduceOnly).await;
     let refused = hedge(&world, &["short"], "0.1", Some(Side::Buy)).await;

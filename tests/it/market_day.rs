@@ -755,7 +755,7 @@ async fn alerts_on_carry_runway_and_delisting_come_and_go() {
 
 /// A policy does not wait until the accounts are due to see what others or it itself did: the streams tell.
 #[tokio::test(start_paused = true)]
-async fn what_happens_is_seen_at_once_where_reading_is_dear_too() {
+async fn events_are_applied_at_once_where_reads_are_expensive() {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
     let engine = start(time, &ways).await;
@@ -849,7 +849,7 @@ async fn an_account_that_cannot_be_valued_raises_an_alert() {
 /// Two of three accounts are a book of 10,000 in all. One of their exchanges lets its price fall from 66,000 to 63,000: half
 /// a BTC loses 1,500, which is more than a tenth of the book's equity and less than a fiftieth of everybody's.
 #[tokio::test(start_paused = true)]
-async fn what_a_group_loses_stops_its_symbol_until_a_person_looked() {
+async fn the_loss_breaker_of_a_group_restricts_its_symbol_until_running_is_set() {
     let time = Arc::new(Time(tokio::time::Instant::now(), AtomicU64::new(0)));
     let ways = ways(&time);
     for index in [0, 1] {

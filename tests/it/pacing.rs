@@ -147,7 +147,7 @@ async fn an_order_rests_at_the_best_price_and_trades_there_as_a_maker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_trade_in_time_is_canceled_and_taken() {
+async fn an_unfilled_resting_order_is_canceled_and_its_rest_takes() {
     let world = world().await;
     let began = tokio::time::Instant::now();
     let report = world.run("0.1", resting_for(700)).await;
@@ -213,7 +213,7 @@ async fn lost_cancels_and_answers_lose_no_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_nothing_may_rest_it_takes_at_once() {
+async fn a_part_takes_at_once_where_no_order_may_rest() {
     let world = world().await;
     // The countdown would cancel a person's order too.
     let order = NewOrder {
@@ -282,7 +282,7 @@ async fn a_stop_leaves_nothing_at_rest_and_waits_for_no_later_part() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_closes_all_does_not_wait_for_what_takes_its_time() {
+async fn flatten_preempts_a_paced_hedge() {
     let world = world().await;
     let slow = world.start("0.1", resting_for(18_000)).await;
     world.comes_to_rest().await;

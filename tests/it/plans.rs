@@ -187,7 +187,7 @@ async fn plans_that_trade_both_ways_are_carried_out_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_not_a_plan_has_no_name() {
+async fn only_a_plan_has_a_plan_id() {
     let world = world().await;
     assert_eq!(world.control(world.to_flat()).await.failure, None);
     let nothing = world.control(DeltaControl { dry_run: true, ..world.to_flat() }).await;

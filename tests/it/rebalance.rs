@@ -66,7 +66,7 @@ fn positions(world: &World) -> Vec<Decimal> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_tight_moves_to_what_is_easy_and_the_net_delta_stays() {
+async fn rebalance_shifts_margin_use_and_keeps_net_delta() {
     let (world, _) = world(places()).await;
     let before = positions(&world);
     let planned = run(&world, UtilizationRebalance { dry_run: true, ..to(&world, "0.4") }).await;
@@ -191,7 +191,7 @@ async fn a_partner_that_refuses_is_unwound_and_the_book_stays_neutral() {
 
 /// The easy account may not grow and the short one may do nothing: the tight one cannot shrink alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_states_of_trading_forbid_is_refused_and_not_called_balanced() {
+async fn a_rebalance_that_a_trading_state_forbids_is_rejected() {
     let (world, _) = world(places()).await;
     let say = async |index: usize, state| {
         let scope = TradingScope::Account(world.accounts[index].clone());

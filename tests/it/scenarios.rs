@@ -635,7 +635,7 @@ async fn base_asset_in_a_wallet_and_holdings_elsewhere_count_into_delta() {
 
 /// The exchanges price in USDT, of which one is worth 0.9 USD here: costs, prices and limits are in USD.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_quote_currency_is_worth_reaches_plans_and_costs() {
+async fn the_rate_of_a_quote_currency_reaches_plans_and_costs() {
     let places = places();
     let exchanges = exchanges(&places).await;
     let rate = Decimal::from_i128_with_scale(9, 1);

@@ -273,7 +273,7 @@ mod tests {
 
     /// Of 2,400, others use 2,376, and 297 of the 300 orders of the short time. The first request finds that out.
     #[test]
-    fn what_others_use_is_learnt_from_an_answer() {
+    fn weight_of_other_programs_is_learnt_from_an_answer() {
         let mut limits = Limits::new(Kind::Binance);
         limits.others_use(0, 99);
         let first = limits.take(1, Priority::Data, Request::AllOpenOrders);

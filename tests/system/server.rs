@@ -440,7 +440,7 @@ fn refused(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> S
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_keeps_the_server_from_starting_is_said_clearly() {
+async fn start_errors_name_the_cause_and_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let write = |name: &str, text: &str| {
@@ -735,7 +735,7 @@ async fn an_account_in_margin_trouble_is_found_so_after_a_restart() {
 
 /// Feeds, history, alerts and policies as a person at a terminal uses them, and what is wrong with a request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_watches_answers_and_says_what_is_wrong() {
+async fn monitoring_endpoints_answer_and_reject_bad_input() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let (status, feeds) = server.get("/api/v1/market/feeds").await;

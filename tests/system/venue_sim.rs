@@ -15,7 +15,7 @@ fn venue_sim(venue: &str, config: &str) -> Command {
 }
 
 #[tokio::test]
-async fn it_prints_where_it_listens_and_answers_there() {
+async fn venue_sim_prints_its_addresses_and_answers_there() {
     for (venue, config, path) in [
         ("binance", "binance.toml", "/fapi/v1/ping"),
         ("aster", "aster.toml", "/fapi/v1/ping"),

@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_person_stopped_stays_stopped_when_the_disk_has_room_again() {
+    async fn a_manual_stop_holds_when_the_disk_has_room_again() {
         let (supervisor, is_full, starts, _) = on_a_disk().await;
         fill(&supervisor, &is_full).await;
         assert_eq!(supervisor.command(SystemCommand::Stop).await, Ok(SystemPhase::Stopped));

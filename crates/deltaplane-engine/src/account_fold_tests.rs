@@ -445,7 +445,7 @@ fn a_position_that_a_reading_lacks_is_compared_too() {
 
 /// The whole position is sold while the account is read again. The reading has it, and no place that would say so.
 #[test]
-fn what_a_reading_without_a_place_shows_is_not_applied_over_it() {
+fn events_before_a_read_without_sequence_are_not_applied_over_it() {
     let mut folded = Folded::synced();
     folded.tell(5_000, &AccountEvent::Connected);
     folded.tell(5_100, &AccountEvent::Fill(fill("7", Side::Sell, "0.5"), 120));

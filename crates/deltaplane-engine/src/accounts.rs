@@ -882,7 +882,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_decision_read_is_not_read_again() {
+    async fn a_state_read_for_a_decision_is_not_read_again() {
         let (monitor, readings, _events) = kept(PACE, unproven());
         pass(500).await;
         monitor.mark_changed();

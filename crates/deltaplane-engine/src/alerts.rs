@@ -306,7 +306,7 @@ mod tests {
     /// A worse event needs a new acknowledgement, and so does the same again; a lesser one hides
     /// nothing.
     #[test]
-    fn what_happens_again_was_not_seen_yet() {
+    fn a_repeated_event_needs_a_new_acknowledgement() {
         let alerts = Alerts::default();
         let at = Timestamp::from_millis;
         let happened = |severity, message: &str, seconds| {

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_holds_nothing_and_the_first_to_come_is_the_first_to_go() {
+    async fn waiting_operations_hold_nothing_and_run_in_order() {
         let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_the_queue_stands_in_nobodys_way() {
+    async fn leaving_the_queue_unblocks_the_others() {
         let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let id = |text: &str| text.parse::<OperationId>().unwrap();
@@ -331,7 +331,7 @@ mod tests {
 
     /// A takes turns on each of two position locks; one that wants both goes as soon as it waited for long.
     #[tokio::test(start_paused = true)]
-    async fn who_wants_much_is_not_passed_by_for_ever() {
+    async fn an_operation_with_many_accounts_is_not_starved() {
         let position_locks = PositionLocks::default();
         let symbol: Symbol = "BTC-USD".parse().unwrap();
         let mut narrow = Vec::new();

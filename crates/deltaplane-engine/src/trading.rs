@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_tightens_holds_before_it_is_written_and_what_loosens_after() {
+    async fn a_tightening_holds_before_its_append_and_a_loosening_after() {
         let (journal, recorder, trading) = world();
         let halt = trading.change(&recorder, |order| order.state = TradingState::Halted, Vec::new());
         tokio::pin!(halt);

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_flaps_does_not_make_the_active_feed_flap() {
+    fn a_flapping_feed_does_not_make_the_active_feed_flap() {
         let mut feeds = three();
         let mut switches = 0;
         for second in 0..120 {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forced_stays_until_it_was_well_or_the_hold_down_passed() {
+    fn a_forced_feed_stays_until_the_hold_down_passed() {
         let mut feeds = three();
         assert!(feeds.choose(id("b"), true, at(10)).is_some());
         assert_eq!(look(&mut feeds, [Healthy, Failing, Healthy], 11), None);

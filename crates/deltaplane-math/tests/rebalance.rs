@@ -192,7 +192,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_smaller_than_an_order_is_left_and_the_rest_found_again() {
+fn a_change_below_the_smallest_order_is_dropped_and_the_rest_solved_again() {
     // Without smallest orders b takes 0.4 and c, with less equity, 0.1.
     let mut input = input(&[9, 0, 1], &[10, 20, 7], 50, false, None);
     let all = rebalance(&input).unwrap();

@@ -428,7 +428,7 @@ mod tests {
 
     /// `ratelimit: "credits";r=200;t=32` of `q=1000`: 800 are used, whatever we counted.
     #[test]
-    fn what_others_spend_counts_in_a_rolling_window_too() {
+    fn weight_of_other_programs_counts_in_a_rolling_window() {
         let budget = WeightBudget::rolling(1_000, MINUTE);
         let spent = budget.take(at(0), Priority::Sync, 10).unwrap();
         spent.answered(at(0), Some(800));

@@ -45,7 +45,7 @@ fn each_account_alone_is_listed_with_its_cost_and_the_reason() {
 /// A long of 3 of which the exchange takes no ordinary order below 500 / 99 = 6: closing it needs no more than a lot, also
 /// where 4 are to be sold.
 #[test]
-fn what_an_exchange_lets_close_is_no_dust() {
+fn a_closable_reduce_only_rest_is_no_dust() {
     let account = |id: &str, position: &str, exempt: bool| {
         json!({
             "id": id, "pos": position, "lot": "1", "minQty": "1", "minNotional": "500", "reduceOnlyExempt": exempt,

@@ -56,7 +56,7 @@ fn both_sides_close_in_equal_parts_of_what_may_be_in_flight() {
 }
 
 #[test]
-fn what_one_side_holds_more_goes_first_and_alone() {
+fn the_surplus_of_one_side_goes_first() {
     let input = input(json!([account("a", "5", "1", "100"), account("b", "-3", "1", "100")]), "2", 1);
     let plan = plan_lockstep(&input, &flat(&input)).unwrap();
     // 2 from the target is the bound: after the first slice nothing of it is used up any more.
@@ -126,7 +126,7 @@ fn the_cap_on_orders_cuts_too_and_nothing_smaller_than_an_order_is_left() {
 }
 
 #[test]
-fn what_was_opened_is_closed_again_where_that_brings_the_target_nearer() {
+fn an_opened_leg_is_closed_if_net_delta_gets_nearer() {
     // 3 too much: of the 5 that may be given back, 3 go, and then nothing more.
     let input = input(json!([account("a", "5", "1", "100")]), "3", 1);
     let back = BTreeMap::from([("a".parse().unwrap(), Delta::new((-5).into()))]);

@@ -59,7 +59,7 @@ fn alone_all_of_it_fits() {
 /// Beside a long of 8,000 in another symbol both fall together: (3,000 − 80 − 10 q) ÷ (7,920 + 990 q) ≥ 0.2 up to
 /// q = 6.4; six leave 2,860 ÷ 13,860.
 #[test]
-fn what_is_held_the_same_way_leaves_less() {
+fn a_position_on_the_same_side_leaves_less_room() {
     let told = bought(&buying_ten("0", Some(("80", "100"))));
     assert_eq!(told, Some(("6".to_owned(), dec("0.206349"))));
 }
@@ -67,7 +67,7 @@ fn what_is_held_the_same_way_leaves_less() {
 /// Beside a short of 15,000 the account is nearer than it may be: prices up by r lose 15,000 r and ask for
 /// 150 (1 + r), so r = 2,850 ÷ 15,150 = 0.188. A long offsets it: ten leave 5,000 r = 2,750 − 250 r at r = 0.52381.
 #[test]
-fn what_offsets_another_position_is_allowed_however_near_the_account_is() {
+fn a_leg_that_offsets_another_position_is_allowed_near_liquidation() {
     let told = bought(&buying_ten("0", Some(("-150", "100"))));
     assert_eq!(told, Some(("10".to_owned(), dec("0.52381"))));
 }
@@ -76,7 +76,7 @@ fn what_offsets_another_position_is_allowed_however_near_the_account_is() {
 /// but must not turn it over: with q at 1,000 a fall of 0.2 leaves 1,000 + 3,000 − 200 q − 0.8 (150 + 10 q) above zero up
 /// to q = 18.6.
 #[test]
-fn what_offsets_may_not_turn_the_account_over() {
+fn an_offsetting_leg_may_not_reverse_the_account() {
     let mut input = buying_ten("0", Some(("-150", "100")));
     input.accounts[0].margin.equity = Notional::new(dec("1000"));
     (input.needed, input.net) = (Delta::new(dec("25")), Delta::new(dec("-25")));
@@ -88,7 +88,7 @@ fn what_offsets_may_not_turn_the_account_over() {
 /// What an isolated position in another symbol has is not there for this one, and what the venue maintains for positions
 /// that are not listed is not either: (3,000 − 1,000 − 10 q) ÷ (990 q) ≥ 0.2 up to q = 9.6, less 200 up to q = 8.6.
 #[test]
-fn what_is_not_shared_or_not_listed_is_not_there() {
+fn margin_of_isolated_or_unlisted_positions_is_left_out() {
     let mut input = buying_ten("0", None);
     input.accounts[0].margin.not_shared = Notional::new(dec("1000"));
     assert_eq!(bought(&input).unwrap().0, "9");
@@ -103,6 +103,6 @@ fn what_is_not_shared_or_not_listed_is_not_there() {
 
 /// Beside a long of 15,000 it is as near, and more of the same is refused.
 #[test]
-fn what_adds_to_another_position_is_not() {
+fn a_leg_that_adds_to_another_position_is_rejected() {
     assert_eq!(bought(&buying_ten("0", Some(("150", "100")))), None);
 }

@@ -580,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_has_no_symbol_and_says_why() {
+    fn an_unclear_contract_has_no_symbol_and_a_reason() {
         let map = SymbolMap::new(NameRule::BaseAndQuote);
         map.learn(
             &[
@@ -661,7 +661,7 @@ mod tests {
     /// A bare name that was listed later does not take the symbol over at a restart: an unresolved order would be looked for
     /// in another contract.
     #[test]
-    fn what_an_earlier_run_had_mapped_stays() {
+    fn symbols_of_an_earlier_run_stay_mapped() {
         let earlier = SymbolMap::of_names(NameRule::BaseAndQuote, ["1000CATUSDT", "ETHUSDT"]);
         let kept = earlier.to_text();
         assert_eq!(kept, "CAT-USD\t1000CATUSDT\t1000\tUSDT\nETH-USD\tETHUSDT\t1\tUSDT\n");
@@ -691,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_stays_while_the_list_changes() {
+    fn mapped_symbols_stay_while_the_list_changes() {
         let map = SymbolMap::of_names(NameRule::BaseAndQuote, ["1000CATUSDT", "OLDUSDT"]);
         let copy = map.clone();
         let kind = ContractKind::Perpetual;

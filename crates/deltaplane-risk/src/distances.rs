@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_given_until_something_changes() {
+    fn a_cached_answer_is_served_until_something_changes() {
         let account: AccountId = "main".parse().unwrap();
         let mut book = DistanceBook::default();
         let mut of = |equity: &str, mark: &str| {

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_summed_changes_nothing() {
+    fn an_overflow_changes_nothing() {
         let mut book = ExposureBook::default();
         let most = [(symbol("BTC-USD"), Delta::new(rust_decimal::Decimal::MAX))].into();
         book.set(&account("a"), most).unwrap();

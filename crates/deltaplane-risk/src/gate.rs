@@ -518,7 +518,7 @@ mod tests {
 
     /// A sale of 3 lowers the account's position in each case; what it does to the book is another matter.
     #[test]
-    fn what_only_reduces_does_not_take_the_book_from_where_it_belongs() {
+    fn a_reduce_only_state_rejects_orders_that_move_net_delta_away() {
         use TradingState::{ReduceOnly, Running};
         let says = |net: (&str, &str), elsewhere: &str, aim: Option<&str>, trading| {
             let sale = Plan {

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn it_escalates_and_eases_by_the_same_rule() {
+    fn severity_rises_and_falls_by_the_same_rule() {
         let seen = walk(AlertThresholds::default().utilization, &[950, 761, 760, 759, 900, 950]);
         assert_eq!(seen, [Critical, Critical, Critical, Warn, Warn, Critical].map(Some));
     }

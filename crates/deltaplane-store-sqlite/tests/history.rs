@@ -65,7 +65,7 @@ async fn samples_come_back_exactly_the_newest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_old_is_kept_by_the_minute_then_by_the_hour_then_not() {
+async fn history_is_thinned_to_minutes_then_hours_then_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let history = SqliteHistory::open(folder.path()).unwrap();
     let main: AccountId = "main".parse().unwrap();
@@ -126,7 +126,7 @@ async fn the_high_points_of_a_day_survive_a_restart_and_replace_those_before() {
 /// Funding of -1.5 and +4, a fee of -0.25, and 3 realized on one day; drifts of a minute are added up; a row that comes
 /// again changes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_earned_is_added_up_by_day_symbol_and_account() {
+async fn daily_pnl_is_summed_by_day_symbol_and_account() {
     let folder = tempfile::tempdir().unwrap();
     let disk = SqliteHistory::open(folder.path()).unwrap();
     {

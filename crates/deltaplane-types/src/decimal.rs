@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_rounded_is_refused() {
+    fn inexact_decimals_are_rejected() {
         refuses("1e400", DecimalError::TooLarge);
         refuses("9e28", DecimalError::TooLarge);
         refuses("1e-29", DecimalError::TooSmall);
@@ -238,7 +238,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read_back(mantissa in -79_228_162_514_264_337_593_543_950_335_i128..=79_228_162_514_264_337_593_543_950_335, scale in 0_u32..=28) {
+        fn names_are_read_as_they_are_written(mantissa in -79_228_162_514_264_337_593_543_950_335_i128..=79_228_162_514_264_337_593_543_950_335, scale in 0_u32..=28) {
             let value = Decimal::from_i128_with_scale(mantissa, scale);
             proptest::prop_assert_eq!(read_back(&value.to_string()), Ok(value));
             match parse_exact(&value.to_string()) {

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn names_are_read_as_they_are_written() {
         let client = Requester::Client { key: "admin".to_owned() };
         assert_eq!(client.to_string(), "client:admin");
         for requester in [client, Requester::Policy, Requester::Recovery, Requester::Operator] {

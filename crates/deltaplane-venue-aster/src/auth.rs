@@ -315,7 +315,7 @@ mod tests {
 
     /// The order of the official sample: business parameters, nonce, user, signer.
     #[test]
-    fn what_is_sent_is_what_was_signed() {
+    fn the_sent_request_is_the_signed_one() {
         let data: Value = serde_json::from_str(include_str!("../tests/data/vectors.json")).unwrap();
         let vector = &data["vectors"][7];
         assert_eq!(vector["name"], "v3_batch_orders_double_quotes_encoded");

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_venue_does_not_know_is_unknown() {
+    fn an_answer_with_unknown_status_is_unknown() {
         for status in [200, 400, 408, 504] {
             check(
                 status,

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_is_percent_encoded() {
+    fn signed_parameters_are_percent_encoded() {
         let credential = HmacKey::new("key".into(), &SECRET_B.into());
         let query = credential.signed_query(&[
             ("symbol", "１２３４５６"),

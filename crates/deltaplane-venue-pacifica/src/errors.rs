@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_landed_is_unknown() {
+    fn an_order_that_may_have_arrived_is_unknown() {
         check(422, r#"{"success":false,"error":"Duplicate client order id: f47a","code":36}"#, None);
         check(422, r#"{"success":false,"error":"internal","code":0}"#, None);
         check(422, r#"{"success":false,"error":"a text of tomorrow","code":400}"#, None);

@@ -277,7 +277,7 @@ fn a_countdown_cancels_what_rests_unless_it_is_renewed() {
 
 /// Numbers of a real account: 35.01540483 of two stable coins at 0.99988 are 35.0112029814204.
 #[test]
-fn where_all_assets_are_margin_they_count_at_their_bid() {
+fn multi_assets_margin_counts_assets_at_their_bid() {
     let mut holder = account("m", "20", false);
     holder.multi_assets = true;
     holder.balances.insert("USDF".to_owned(), Exact(dec("15.01540483")));

@@ -91,7 +91,7 @@ fn quick(dialect: Dialect) -> StreamRules {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_says_nothing_is_cut_off_and_who_answers_is_not() {
+async fn silent_clients_are_disconnected_and_answering_ones_are_not() {
     let silent = async |dialect| life(dialect, quick(dialect), (&[], ms(60_000)), ms(8_000)).await;
     let answering = async |dialect| {
         let answer = match dialect {
@@ -120,7 +120,7 @@ async fn a_connection_ends_with_its_day() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_talks_too_much_is_cut_off() {
+async fn clients_that_send_too_much_are_disconnected() {
     for dialect in [Dialect::Binance, Dialect::Aster] {
         let list = text(r#"{"method":"LIST_SUBSCRIPTIONS","id":1}"#);
         let rules = dialect.stream_rules();

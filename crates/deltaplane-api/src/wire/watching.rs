@@ -366,7 +366,7 @@ mod tests {
 
     /// The policy of BTC-USD names a and b; c holds some too, and ETH-USD has no policy.
     #[test]
-    fn what_was_earned_is_added_up_by_hedge_group_and_day() {
+    fn daily_pnl_is_summed_by_hedge_group_and_day() {
         let policy =
             Policy::new("BTC-USD".parse().unwrap(), ["a", "b"].map(|id| id.parse().unwrap()).to_vec());
         let view = PolicyView {

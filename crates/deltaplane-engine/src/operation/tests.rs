@@ -318,7 +318,7 @@ fn a_shift_goes_in_lock_step_and_ends_when_the_venues_show_it() {
 }
 
 #[test]
-fn what_was_opened_is_closed_again_when_its_partner_is_refused() {
+fn an_opened_leg_is_closed_when_its_counterpart_is_rejected() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
@@ -456,7 +456,7 @@ fn a_transfer_is_paid_for_by_the_carry_that_it_keeps() {
 
 /// A refusal that may pass is tried again, and then the time for that is over.
 #[test]
-fn what_was_opened_is_closed_again_when_its_partner_is_held_up() {
+fn an_opened_leg_is_closed_when_its_counterpart_is_withheld() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
@@ -485,7 +485,7 @@ fn what_was_opened_is_closed_again_when_its_partner_is_held_up() {
 }
 
 #[test]
-fn what_was_opened_is_closed_again_when_the_time_is_over() {
+fn an_opened_leg_is_closed_at_the_timeout() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
@@ -506,7 +506,7 @@ fn what_was_opened_is_closed_again_when_the_time_is_over() {
 
 /// The same while the next round was being read, and while an account could not be read at all.
 #[test]
-fn what_was_opened_is_closed_again_when_the_time_is_over_between_two_rounds() {
+fn an_opened_leg_is_closed_at_the_timeout_between_two_rounds() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();
@@ -604,7 +604,7 @@ fn a_part_that_filled_counts_and_the_other_side_follows_it() {
 
 /// A roll-back that assumed the wrong direction, and so doubled what it should have taken back.
 #[test]
-fn what_was_opened_short_is_bought_back() {
+fn an_opened_short_is_bought_back() {
     let mut bench = Bench::shifting(&[("rich", "5"), ("poor", "-5")]);
     bench.shows(&[("rich", "-9"), ("poor", "0")]);
     let first = bench.reserved();
