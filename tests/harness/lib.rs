@@ -276,7 +276,7 @@ pub async fn ready(engine: &Engine) {
         let view = engine.system().await;
         let accounts = engine.accounts().await;
         let is_unknown = |why: &String| {
-            ["not reconciled", "was not checked", "cannot be asked"].iter().any(|text| why.contains(text))
+            ["not reconciled", "has not run yet", "check failed"].iter().any(|text| why.contains(text))
         };
         let are_checked = !accounts.iter().filter_map(|account| account.blocked.as_ref()).any(is_unknown);
         view.ready && are_checked && view.market.iter().all(|feed| feed.mid.is_some())

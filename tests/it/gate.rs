@@ -83,6 +83,24 @@ async fn a_pause_holds_for_what_waits_as_well() {
     assert_eq!(world.true_net(), Decimal::ZERO);
 }
 
+/// The price cap is what stops the hedge, and not the restriction, which allows every account its part.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_market_without_depth_is_1002_also_on_a_restricted_account() {
+    let (world, _) = world(config()).await;
+    say(&world, TradingScope::Account(account("long")), TradingState::ReduceOnly).await;
+    let only = |name: &str| vec![account(name)];
+    let request = DeltaControl { subset: true, max_deviation: ratio("0.01"), ..world.to_flat() };
+    // It would sell what it holds, which reduces; no bid lies within a millionth of the mid.
+    let narrow = DeltaControl { accounts: only("long"), max_slippage: ratio("0.000001"), ..request.clone() };
+    let report = world.control(narrow).await;
+    let failed = failure(&report);
+    assert_eq!(failed.code, Code::DeltaBeyondLimit, "{failed:?}");
+    assert!(failed.details["obstacles"][0].contains("within the price cap"), "{failed:?}");
+    // Bought beyond its position it would add risk: that is the restriction's word.
+    let more = DeltaControl { accounts: only("long"), target: delta("0.7"), ..request };
+    assert_eq!(failure(&world.control(more).await).code, Code::RiskBlocked);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_is_halted_takes_no_order_and_the_others_do_the_work() {
     let (world, journal) = world(config()).await;

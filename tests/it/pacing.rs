@@ -228,7 +228,7 @@ async fn a_part_takes_at_once_where_no_order_may_rest() {
     let all = quantity("0.1");
     assert_eq!(outcomes(&report), [(quantity("0"), all, "notAccepted"), (all, all, "filled")], "{report:?}");
     let note = report.orders[0].note.as_deref().unwrap();
-    assert!(note.contains("not ours rests"), "{note}");
+    assert!(note.contains("external order"), "{note}");
     assert_eq!((world.held(), world.resting().len()), (dec("0.4"), 1), "the person's order stays");
     // A venue that refuses it because it would trade is no refusal of the hedge.
     let world = self::world().await;

@@ -196,7 +196,7 @@ async fn unreadable_accounts_are_not_taken_for_flat() {
     let report = world.control(two.clone()).await;
     let failure = report.failure.unwrap();
     assert_eq!(failure.code, Code::DeltaBeyondLimit);
-    assert!(failure.error.contains("is not known: spare"), "{failure:?}");
+    assert!(failure.error.contains("does not name: spare"), "{failure:?}");
     assert_eq!(orders(&world), 0);
     let report = world.control(DeltaControl { subset: true, ..two }).await;
     assert_eq!((report.failure, world.true_net()), (None, Decimal::ZERO));
@@ -591,7 +591,7 @@ async fn an_account_that_may_not_trade_is_kept_out_and_the_others_go_on() {
     let world = World::start(places, Arc::new(MemoryJournal::default())).await;
     let failure = world.engine.control_delta(world.to_flat()).await.unwrap_err();
     assert_eq!(failure.code, Code::NotPermitted, "{failure:?}");
-    assert!(failure.error.contains("account spare is out of trading: permissions"), "{failure:?}");
+    assert!(failure.error.contains("account spare cannot trade: permissions"), "{failure:?}");
     let found = world.engine.preflight(&world.accounts[2]).await.unwrap().unwrap();
     let blocking = found.findings.iter().filter(|finding| finding.severity == Severity::Blocking);
     assert!(!found.tradable);

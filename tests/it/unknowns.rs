@@ -278,7 +278,7 @@ async fn a_market_that_leaves_the_price_caps_ends_the_operation_with_an_alert() 
     let failure = report.failure.clone().unwrap();
     assert_eq!(failure.code, Code::DeltaBeyondLimit, "{failure:?}");
     assert!(
-        failure.error.contains("beyond the cap") && failure.solution.starts_with("ask again"),
+        failure.error.contains("beyond the cap") && failure.solution.starts_with("request it again"),
         "{failure:?}"
     );
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());

@@ -178,7 +178,7 @@ async fn a_policy_whose_orders_are_refused_pauses_and_tells() {
     assert_eq!(kinds(&journal), ["policy"], "the next attempt is half a minute away");
     let view = world.engine.policies().await.remove(0);
     assert_eq!(view.status, PolicyStatus::Holding);
-    assert!(view.reason.contains("did not reach its end"), "{}", view.reason);
+    assert!(view.reason.contains("fell short"), "{}", view.reason);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

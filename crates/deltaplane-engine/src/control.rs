@@ -780,7 +780,7 @@ fn decide_two_sided(
         let view = baseline.rebalance.as_ref().filter(|view| view.accounts.iter().any(is_above));
         if let Some(view) = view.filter(|_| baseline.changes.is_empty()) {
             let text = view.reason.clone().unwrap_or_default();
-            let failed = cannot(round, text, "");
+            let failed = cannot(round, None, text, "");
             // That nothing can be traded is an answer; that it is forbidden is a refusal.
             if failed.code == Code::RiskBlocked {
                 return Ok(RoundDecision::Reject { failure: failed, plan: None, net });
@@ -852,7 +852,7 @@ fn decide_two_sided(
     // Once an order was refused, the end is judged by that.
     if round.excluded.is_empty() && round.traded_by.values().all(|traded| traded.is_zero()) {
         let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";
-        let failure = with_details(cannot(round, reason, remedy), "obstacles", reasons);
+        let failure = with_details(cannot(round, Some(&plan), reason, remedy), "obstacles", reasons);
         return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
     }
     Ok(RoundDecision::Complete { ending: Ending::of_obstacles(Some(&plan)), reason, net })
@@ -988,21 +988,35 @@ fn dust(
     Ok(RoundDecision::Complete { ending: Ending::Dust, reason: text, net })
 }
 
-/// Alerts that keep accounts of the operation from all but what reduces.
-fn restricting_alerts(round: &Round<'_>) -> Vec<String> {
-    let named = |id: &AccountId| round.spec.accounts.contains(id);
+/// CRITICAL alerts and circuit breakers that let accounts of the operation only reduce risk; those accounts alone for which
+/// `counts` holds.
+fn restricting_alerts(round: &Round<'_>, counts: impl Fn(&AccountId) -> bool) -> Vec<String> {
+    let named = |id: &AccountId| round.spec.accounts.contains(id) && counts(id);
     let blocked = round.snapshot.blocked_by.iter().filter(|(id, _)| named(id));
     let tripped = round.snapshot.tripped.iter();
-    let tripped = tripped.filter(|(account, _)| account.as_ref().is_none_or(named)).map(|(_, alert)| alert);
+    let any_named = round.spec.accounts.iter().any(&named);
+    let tripped =
+        tripped.filter(|(account, _)| account.as_ref().map_or(any_named, named)).map(|(_, alert)| alert);
     let alerts: BTreeSet<&String> = blocked.flat_map(|(_, alerts)| alerts).chain(tripped).collect();
     alerts.into_iter().cloned().collect()
 }
 
-/// What was asked for cannot be had: as the risk forbids it, where some account may only reduce, else for what
-/// `text` and `remedy` say.
-fn cannot(round: &Round<'_>, text: String, remedy: &str) -> Box<Failure> {
-    let alerts = restricting_alerts(round);
-    let is_restricted = |id: &&AccountId| round.snapshot.trading_of(id) >= TradingState::ReduceOnly;
+/// Whether a restriction of ours keeps an account from its part of a plan, and not the market: it has no part at all, or a
+/// leg that adds risk is what it lacks.
+fn is_held_back(plan: Option<&Plan>, id: &AccountId) -> bool {
+    let Some(plan) = plan else { return true };
+    let mut own = plan.obstacles.iter().filter(|obstacle| obstacle.account == *id).peekable();
+    let is_planned = own.peek().is_some() || plan.legs.iter().any(|leg| leg.account == *id);
+    !is_planned || own.any(|obstacle| obstacle.kind == ObstacleKind::ReduceOnly)
+}
+
+/// The request cannot be satisfied: 1004 if trading restrictions or alerts keep a named account back, else 1002 with `text`
+/// and `remedy`.
+fn cannot(round: &Round<'_>, plan: Option<&Plan>, text: String, remedy: &str) -> Box<Failure> {
+    let held_back = |id: &AccountId| is_held_back(plan, id);
+    let alerts = restricting_alerts(round, held_back);
+    let is_restricted =
+        |id: &&AccountId| round.snapshot.trading_of(id) >= TradingState::ReduceOnly && held_back(id);
     let restricted: Vec<&AccountId> = round.spec.accounts.iter().filter(is_restricted).collect();
     let failed = if !restricted.is_empty() {
         let mut why: Vec<&str> =
@@ -1036,8 +1050,9 @@ fn shortfall(
     if !round.traded.is_zero() {
         return Ok(None);
     }
-    let fell_short =
-        |text: String, remedy: &str| with_details(cannot(round, text, remedy), "obstacles", obstacles(plan));
+    let fell_short = |text: String, remedy: &str| {
+        with_details(cannot(round, Some(plan), text, remedy), "obstacles", obstacles(plan))
+    };
     match (&round.spec.goal, most_ratio) {
         (Goal::Delta { target, on_shortfall, .. }, Some(limit)) => {
             let ratio = deviation_ratio(plan.planned_final, *target, baseline.reference)?;
@@ -1134,7 +1149,7 @@ fn refused_by_gate(round: &Round<'_>, refusal: &GateRefusal) -> Box<Failure> {
         | GateRefusal::AccountHalted { .. }
         | GateRefusal::NotReducing { .. }
         | GateRefusal::OpensDelta { .. } => {
-            return cannot(round, refusal.to_string(), "clear what restricts trading first");
+            return cannot(round, None, refusal.to_string(), "lift the restriction first");
         }
         GateRefusal::NotReconciled { .. } => (Code::Conflict, "wait until the account is reconciled"),
         GateRefusal::TooFewPrices { .. } => (Code::MarketDataUnavailable, "wait for a second price source"),

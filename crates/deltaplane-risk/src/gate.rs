@@ -485,7 +485,7 @@ mod tests {
             let gate = Gate::new(Limits::default());
             gate.approve(plan(Side::Sell, "3", "3"), &facts).err().map(|refusal| refusal.to_string())
         };
-        let not_reducing = "only risk-reducing orders are allowed now and the leg of main is none";
+        let not_reducing = "only risk-reducing orders are allowed now and the leg of main adds risk";
         assert_eq!(says("0", Running, Running), None);
         assert_eq!(says("0", Running, ReduceOnly).as_deref(), Some(not_reducing));
         assert_eq!(says("3", Running, ReduceOnly), None);

@@ -16,6 +16,8 @@ pub(crate) fn alert(alert: &Alert) -> JsonObject {
     json.put("timestamp", &alert.raised_at.as_millis());
     let mut data = JsonObject::default();
     data.put("topic", alert.topic.as_str());
+    // The section of the book that says what to do.
+    data.put("help", &format!("docs/src/incidents/alerts.md#{}", alert.topic));
     data.put_if("symbol", alert.symbol.as_ref().map(deltaplane_types::Symbol::as_str).as_ref());
     data.put("lastSeen", &alert.seen_at.as_millis());
     for (name, value) in &alert.data {
@@ -105,4 +107,39 @@ pub(crate) fn activity(activity: &ExternalActivity) -> JsonObject {
     json.put("trades", &activity.trades.iter().map(ToString::to_string).collect::<Vec<_>>());
     json.put("timestamp", &activity.at.as_millis());
     json
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Decimal, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn an_alert_shows_its_newest_numbers_and_the_section_of_the_book() {
+        let shown = alert(&Alert {
+            id: "utilization-aster-hedge-1".to_owned(),
+            kind: AlertKind::Utilization,
+            topic: AlertTopic::Utilization,
+            severity: AlertSeverity::Critical,
+            account: Some("aster-hedge".parse().unwrap()),
+            symbol: None,
+            message:
+                "aster-hedge: margin utilization {utilizationRate%} (critical above 95 %), {left} USD left."
+                    .to_owned(),
+            raised_at: Timestamp::default(),
+            seen_at: Timestamp::default(),
+            data: BTreeMap::from([
+                ("utilizationRate".to_owned(), Decimal::new(9_614, 4)),
+                ("left".to_owned(), Decimal::new(1_250_000, 4)),
+            ]),
+            acknowledged: None,
+        });
+        let text = serde_json::to_string(&shown).unwrap();
+        let message = "aster-hedge: margin utilization 96.1 % (critical above 95 %), 125 USD left.";
+        assert!(text.contains(message), "{text}");
+        assert!(text.contains("docs/src/incidents/alerts.md#utilization"), "{text}");
+    }
 }

@@ -690,7 +690,7 @@ fn a_price_beyond_the_caps_is_the_reason_of_a_shortfall() {
         } else {
             let failure = report.failure.unwrap();
             assert_eq!((failure.code.number(), alerts), (1002, vec!["price-beyond-cap"]));
-            assert!(failure.solution.starts_with("ask again"), "{failure:?}");
+            assert!(failure.solution.starts_with("request it again"), "{failure:?}");
         }
     }
 }
