@@ -11,7 +11,9 @@ use deltaplane_ports::{
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity};
 use deltaplane_tests::{Place, World, btc, config, engine_through, found, names, ready, until, until_within};
-use deltaplane_types::{AccountId, AlertSeverity, Code, Decimal, Side, TradingScope, TradingState};
+use deltaplane_types::{
+    AccountId, AlertSeverity, Code, Decimal, OrderState, Side, TradingScope, TradingState,
+};
 use deltaplane_venue_sim::core::{Command, NewOrder};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
@@ -152,6 +154,45 @@ async fn lose_an_order(world: &World) -> OperationReport {
     assert_eq!((order.state.as_str(), order.evidence.as_deref()), ("notAccepted", Some("expiryProof")));
     assert!(report.corrections.is_empty());
     report
+}
+
+/// Binance's list of trades has no client names: whose an external trade beside an unresolved order is, the list of orders
+/// says. Without it the trades could be the order's, and it stayed frozen for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn external_trades_beside_a_lost_order_do_not_freeze_it() {
+    let config = EngineConfig { shrink_while_unresolved: false, ..config() };
+    let world = World::start_with(places(), Arc::new(MemoryJournal::default()), config).await;
+    let silent = FaultKind::DropUserEvents { event: None };
+    world.exchanges[0].sim().inject(Fault::new(silent, 100_000));
+    let lost = FaultKind::Refuse {
+        status: 503,
+        body: r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
+            .to_owned(),
+    };
+    world.exchanges[0].sim().inject(Fault::new(lost, 1_000).on("POST", "/fapi/v1/order"));
+    let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
+    let started = world.engine.execute_hedge(request).await.unwrap();
+    until("it is unresolved", async || {
+        let report = world.engine.operation(&started.id).await;
+        report.is_some_and(|report| report.orders.iter().any(|order| order.state.is_unresolved()))
+    })
+    .await;
+    for _ in 0..2 {
+        let order = NewOrder::market("BTCUSDT", Side::Sell, delta("0.05").value());
+        world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
+    }
+    let report = found("it is proven absent", async || {
+        let report = world.engine.operation(&started.id).await?;
+        (report.state != OperationState::Running).then_some(report)
+    })
+    .await;
+    let order = &report.orders[0];
+    assert_eq!(
+        (order.state, order.evidence.as_deref()),
+        (OrderState::NotAccepted, Some("expiryProof")),
+        "{report:?}"
+    );
+    assert_eq!(order.filled, quantity("0"));
 }
 
 /// The exchange carries out what it had lost.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody as _, to_bytes};
 use axum::extract::Request;
 use axum::http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 
 use crate::texts;
 
-/// Larger problems keep their English texts.
-const MOST: usize = 256 * 1024;
+/// Larger answers keep their English texts.
+const MOST: u64 = 4 * 1024 * 1024;
 
 /// A language of texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +53,16 @@ pub(crate) async fn translate(request: Request, next: Next) -> Response {
     if language == Language::English || !(is_problem || has_alerts) {
         return response;
     }
+    // A larger answer stays as it is.
+    if response.body().size_hint().exact().is_none_or(|size| size > MOST) {
+        return response;
+    }
     let (mut parts, body) = response.into_parts();
-    let Ok(bytes) = to_bytes(body, MOST).await else { return Response::from_parts(parts, Body::empty()) };
+    let Ok(bytes) = to_bytes(body, usize::MAX).await else {
+        return Response::from_parts(parts, Body::empty());
+    };
     let translated = if is_problem { in_chinese(&bytes) } else { alerts_in_chinese(&bytes) };
-    let translated = translated.unwrap_or_else(|| bytes.to_vec());
+    let Some(translated) = translated else { return Response::from_parts(parts, Body::from(bytes)) };
     parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(translated.len()));
     parts.headers.insert("content-language", HeaderValue::from_static("zh"));
     Response::from_parts(parts, Body::from(translated))
@@ -88,12 +94,18 @@ fn alerts_in_chinese(answer: &[u8]) -> Option<Vec<u8>> {
     struct Data {
         topic: String,
     }
-    let mut alerts: Vec<Fields> = serde_json::from_slice(answer).ok()?;
-    for alert in &mut alerts {
+    let translate = |alert: &mut Fields| {
         let data: Data = serde_json::from_str(alert.get("data")?.get()).ok()?;
         let chinese = texts::of_topic(data.topic.parse().ok()?);
-        put_before(alert, "message", &format!("{}{}", chinese.meaning, chinese.remedy))?;
+        put_before(alert, "message", &format!("{}{}", chinese.meaning, chinese.remedy))
+    };
+    // An acknowledgement answers with one alert.
+    if let Ok(mut alert) = serde_json::from_slice::<Fields>(answer) {
+        translate(&mut alert)?;
+        return serde_json::to_vec(&alert).ok();
     }
+    let mut alerts: Vec<Fields> = serde_json::from_slice(answer).ok()?;
+    alerts.iter_mut().try_for_each(translate)?;
     serde_json::to_vec(&alerts).ok()
 }
 

@@ -1,6 +1,6 @@
 //! The shell of one operation: reads the ports, feeds the machine, does what it says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
-    AccountId, ClientOrderId, Fill, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp,
+    AccountId, ClientOrderId, Fill, OperationId, SubmitOutcome, Symbol, TimeInForce, Timestamp, TradeId,
     UnmappedPosition,
 };
 use futures_util::StreamExt as _;
@@ -593,6 +593,7 @@ impl Shell {
                     sighting = OrderSighting::Found(report);
                 }
                 let fills = monitor.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
+                let of_others = trades_of_others(&*gateway, (&id, &symbol), since, asking, &fills).await?;
                 let account = monitor.refresh(asking).await?;
                 let is_odd = |held: &&UnmappedPosition| held.quantity.is_none() && concerns(held, &symbol);
                 if let Some(odd) = account.unmapped.iter().find(is_odd) {
@@ -601,12 +602,32 @@ impl Shell {
                 }
                 let position = account.position(&symbol);
                 let proven_since = monitor.reader.stream().proven_since;
-                Ok(Sought { began, sighting, fills, position, proven_since })
+                Ok(Sought { began, sighting, fills, of_others, position, proven_since })
             }
             .await;
             Done::Event(Event::Proof(id, answers))
         }));
     }
+}
+
+/// The trades without a name whose orders have another name than `id` at the venue. External activity beside an unresolved
+/// order is distinguished from trades of that order by this alone, if a venue's list of trades has no names.
+async fn trades_of_others(
+    gateway: &dyn OrderGateway,
+    (id, symbol): (&ClientOrderId, &Symbol),
+    since: Timestamp,
+    priority: Priority,
+    fills: &[Fill],
+) -> Result<BTreeSet<TradeId>, ReadError> {
+    if fills.iter().all(|fill| fill.client_order_id.is_some()) {
+        return Ok(BTreeSet::new());
+    }
+    let names = gateway.fetch_order_names(symbol, since, priority).await?;
+    let is_of_others = |fill: &&Fill| {
+        let order = names.iter().find(|order| order.venue_order_id == fill.venue_order_id);
+        order.is_some_and(|order| order.client_order_id.as_ref() != Some(id))
+    };
+    Ok(fills.iter().filter(is_of_others).map(|fill| fill.trade_id.clone()).collect())
 }
 
 /// Trades are looked for from a little before the order was sent: the venue's clock may differ from ours.

@@ -225,6 +225,12 @@ impl<'a> Candidate<'a> {
             Some(Limit::Liquidation) => ObstacleKind::LiquidationDistance,
             Some(Limit::ReduceOnly) => ObstacleKind::ReduceOnly,
             Some(Limit::HedgeMode) => ObstacleKind::HedgeMode,
+            // The smallest order would take it past what it may reduce.
+            None if self.account.only_reduces
+                && self.smallest(next, market)? > self.account.position.abs().value() =>
+            {
+                ObstacleKind::ReduceOnly
+            }
             None => ObstacleKind::OrderSize,
         };
         let text = match limit {

@@ -100,6 +100,7 @@ impl Operation {
         let mut failed = failure(Code::Timeout, text.clone(), remedy);
         failed.details.insert("unresolvedOrders".to_owned(), names);
         self.failure = Some(failed);
+        self.stopped_by = None;
         self.state = OperationState::Frozen;
         self.note(now, text);
         if !self.answered {

@@ -176,7 +176,7 @@ impl Operation {
             order.next_check = order.next_check.or((!order.is_settled()).then_some(now));
             return;
         }
-        let Ok(Sought { began, sighting, fills, position, proven_since }) = result else {
+        let Ok(Sought { began, sighting, fills, of_others, position, proven_since }) = result else {
             return order.on_not_found(now);
         };
         if let OrderSighting::Found(report) = sighting {
@@ -196,14 +196,17 @@ impl Operation {
             .iter()
             .filter(|fill| fill.venue_time.after(CLOCK_MARGIN) >= since && !known.contains(&fill.trade_id))
             .collect();
-        // A venue that repeats names says itself whose a trade is.
-        let could_be =
-            |fill: &&&Fill| fill.side == side && fill.client_order_id.as_ref().is_none_or(|name| name == id);
+        // A trade without a name could be this order's, unless the venue's list of orders says otherwise.
+        let could_be = |fill: &&&Fill| {
+            fill.side == side
+                && !of_others.contains(&fill.trade_id)
+                && fill.client_order_id.as_ref().is_none_or(|name| name == id)
+        };
         let stray = lately.iter().filter(could_be).count();
-        // What others traded the other way is no trade of this order, and moved the position too.
+        // Trades of other orders are no trades of this one, and moved the position too.
         let others = lately
             .iter()
-            .filter(|fill| fill.side != side)
+            .filter(|fill| !could_be(fill))
             .try_fold(Delta::ZERO, |sum, fill| sum.plus(fill.quantity.signed(fill.side)));
         let expected = self
             .expected_position(&account)

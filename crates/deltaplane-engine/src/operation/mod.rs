@@ -85,6 +85,8 @@ pub struct Sought {
     pub sighting: OrderSighting,
     /// Trades of the account in the symbol since a little before it was sent.
     pub fills: Vec<Fill>,
+    /// Those of them whose orders have another name at the venue: they are trades of other orders.
+    pub of_others: BTreeSet<TradeId>,
     /// The account's position in the symbol.
     pub position: Delta,
     /// Since when the account's stream is proven without a gap, when all was answered.

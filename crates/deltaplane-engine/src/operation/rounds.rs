@@ -158,6 +158,12 @@ impl Operation {
             }
             RoundDecision::Reject { failure, plan, .. } => {
                 self.adjustment_needed = true;
+                // Only a failure that lists this plan's obstacles is one of them; the gate has reasons of its own.
+                let ending = if failure.details.contains_key("obstacles") {
+                    Ending::of_obstacles(plan.as_deref())
+                } else {
+                    Ending::Stuck
+                };
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
                 if self.unwind_instead(now, effects) {
                     let refused = self.orders.values().any(|order| order.refusal.is_some());
@@ -169,7 +175,6 @@ impl Operation {
                 if failure.code == Code::DeltaBeyondLimit && self.orders.values().any(|o| o.refusal.is_some())
                 {
                     // A rejected order says more than that no account is left to trade.
-                    let ending = Ending::of_obstacles(self.first_plan.as_deref());
                     (self.ending, self.reason) = (Some(ending), Some(failure.error.clone()));
                     return self.finish(now, effects);
                 }

@@ -264,6 +264,7 @@ impl Bench {
             began: self.now,
             sighting: deltaplane_ports::OrderSighting::NotFound,
             fills,
+            of_others: BTreeSet::new(),
             position: delta(position),
             proven_since: Some(Timestamp::default()),
         };
