@@ -171,12 +171,14 @@ def replace_hosts(urls, ours):
 
 def market_history(exchange, symbol, bought, mine):
     """Candles, trades and open interest that everybody sees, after an order of our own."""
-    candles = exchange.fetch_ohlcv(symbol, "1m")
+    # Pacifica wants the beginning.
+    since = int(time.time() * 1000) - 3_600_000 if exchange.id == "pacifica" else None
+    candles = exchange.fetch_ohlcv(symbol, "1m", since)
     opened, first, high, low, last, volume = candles[-1]
     check("a candle begins with a minute", opened % 60_000 == 0)
     check(f"a candle's prices {candles[-1]}", low <= min(first, last) and max(first, last) <= high)
     check("its volume has our trade", sum(candle[5] for candle in candles) >= 0.01 - 1e-9)
-    hours = exchange.fetch_ohlcv(symbol, "1h")
+    hours = exchange.fetch_ohlcv(symbol, "1h", since and since - 3_600_000)
     check("hours are made of minutes", abs(sum(c[5] for c in hours) - sum(c[5] for c in candles)) < 1e-9)
     # Public trades of Pacifica have no id.
     told = [(t["id"], t["timestamp"], t["price"], t["amount"], t["side"]) for t in exchange.fetch_trades(symbol)]
