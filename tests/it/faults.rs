@@ -529,6 +529,16 @@ async fn f41_an_order_that_trades_too_much_freezes_its_lane_until_a_person_decid
     assert_eq!(frozen.severity, AlertSeverity::Critical);
     let busy = world.engine.control_delta(world.to_flat()).await.unwrap_err();
     assert_eq!(busy.code, Code::Conflict);
+    assert!(busy.solution.contains(&format!("/api/v1/operations/{}/resolve", report.id)), "{busy:?}");
+    // The other accounts of that operation are free: a policy over all of them goes on without the one that is closed.
+    let held_there = held(&world, 0);
+    world.engine.put_policy(prompt_policy(world.accounts.clone())).await.unwrap();
+    let order = NewOrder::market("BTCUSDT", Side::Buy, delta("0.2").value());
+    world.exchanges[1].sim().apply(Command::Place { account: "short".to_owned(), order }).unwrap();
+    until("the policy follows with the others", async || world.true_net().abs() < delta("0.02").value())
+        .await;
+    assert_eq!(held(&world, 0), held_there);
+    world.engine.delete_policy(&btc()).await.unwrap();
     let order = report.orders.iter().find(|order| order.state.as_str() == "frozen").unwrap();
     let resolve = |filled: &str| ResolveOrder {
         operation: report.id.clone(),

@@ -134,14 +134,19 @@ async fn fees_in_another_asset_are_converted_or_told_apart() {
     }
 }
 
-/// An order that its exchange lost, and proved absent: the report of its operation.
-async fn lose_an_order(world: &World) -> OperationReport {
+/// The exchange of the first account loses every order, and does not say so.
+fn lose_orders(world: &World) {
     let lost = FaultKind::Refuse {
         status: 503,
         body: r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
             .to_owned(),
     };
     world.exchanges[0].sim().inject(Fault::new(lost, 1_000).on("POST", "/fapi/v1/order"));
+}
+
+/// An order that its exchange lost, and proved absent: the report of its operation.
+async fn lose_an_order(world: &World) -> OperationReport {
+    lose_orders(world);
     let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
     let started = world.engine.execute_hedge(request).await.unwrap();
     let report = found("it is proven absent", async || {
@@ -164,12 +169,7 @@ async fn external_trades_beside_a_lost_order_do_not_freeze_it() {
     let world = World::start_with(places(), Arc::new(MemoryJournal::default()), config).await;
     let silent = FaultKind::DropUserEvents { event: None };
     world.exchanges[0].sim().inject(Fault::new(silent, 100_000));
-    let lost = FaultKind::Refuse {
-        status: 503,
-        body: r#"{"code":-1000,"msg":"Unknown error, please check your request or try again later."}"#
-            .to_owned(),
-    };
-    world.exchanges[0].sim().inject(Fault::new(lost, 1_000).on("POST", "/fapi/v1/order"));
+    lose_orders(&world);
     let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
     let started = world.engine.execute_hedge(request).await.unwrap();
     until("it is unresolved", async || {
@@ -193,6 +193,50 @@ async fn external_trades_beside_a_lost_order_do_not_freeze_it() {
         "{report:?}"
     );
     assert_eq!(order.filled, quantity("0"));
+}
+
+/// The trades of others while the process is down are explained before the lost order is looked for: they still moved the
+/// position that its proof begins with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn external_trades_while_the_process_is_down_do_not_freeze_a_lost_order() {
+    let config = EngineConfig { shrink_while_unresolved: false, ..config() };
+    let journal = Arc::new(MemoryJournal::default());
+    let world = World::start_with(places(), journal.clone(), config.clone()).await;
+    lose_orders(&world);
+    let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
+    let started = world.engine.execute_hedge(request).await.unwrap();
+    until("it is unresolved", async || {
+        let report = world.engine.operation(&started.id).await;
+        report.is_some_and(|report| report.orders.iter().any(|order| order.state.is_unresolved()))
+    })
+    .await;
+    let World { exchanges, engine, accounts } = world;
+    drop(engine);
+    for amount in ["0.03", "0.02"] {
+        let order = NewOrder::market("BTCUSDT", Side::Sell, dec(amount));
+        exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
+    }
+    let urls: Vec<String> = exchanges.iter().map(deltaplane_venue_sim::Running::rest).collect();
+    let kept = Arc::new(MemoryJournal::with(journal.records()));
+    let engine = engine_through(&places(), &exchanges, &urls, kept.clone(), config).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts };
+    until("the trades of others are named", async || {
+        let moved = world.engine.external_activity(10).await;
+        moved.iter().flat_map(|activity| &activity.trades).count() == 2
+    })
+    .await;
+    let report = found("it is proven absent", async || {
+        let report = world.engine.operation(&started.id).await?;
+        (report.state != OperationState::Running).then_some(report)
+    })
+    .await;
+    let order = &report.orders[0];
+    assert_eq!(
+        (order.state, order.evidence.as_deref()),
+        (OrderState::NotAccepted, Some("expiryProof")),
+        "{report:?}"
+    );
 }
 
 /// The exchange carries out what it had lost.

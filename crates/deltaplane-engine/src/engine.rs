@@ -518,21 +518,17 @@ impl Core {
                     })
                     .await;
             }
-            let first = self
-                .position_locks
-                .take((&spec.symbol, &spec.accounts), (&operation.id, Rank::Protective), None)
-                .await;
             tracing::warn!(operation = %operation.id, "resolving an operation of an earlier run");
             let (config, now) = (self.shared.reader.config.clone(), self.shared.reader.clock.now());
             let id = operation.id.clone();
-            let (machine, effects) = Operation::recover(
-                id.clone(),
-                spec.clone(),
-                config,
-                self.rules.clone(),
-                now,
-                operation.known(),
-            );
+            let (symbol, accounts) = (spec.symbol.clone(), spec.accounts.clone());
+            let (mut machine, effects) =
+                Operation::recover(id.clone(), spec, config, self.rules.clone(), now, operation.known());
+            // Accounts with nothing unresolved are for others to trade.
+            let open = machine.accounts_to_settle().unwrap_or_default();
+            let (locked, free): (Vec<_>, Vec<_>) = accounts.into_iter().partition(|id| open.contains(id));
+            machine.release(free);
+            let first = self.position_locks.take((&symbol, &locked), (&id, Rank::Protective), None).await;
             self.recovering.fetch_add(1, Ordering::SeqCst);
             let core = self.clone();
             self.at_work(async move {
@@ -541,7 +537,7 @@ impl Core {
                     Ok(held) => Ok(held),
                     Err(_) => {
                         let wait = Some(Duration::from_secs(3_600));
-                        core.position_locks.take((&spec.symbol, &spec.accounts), (&id, Rank::Protective), wait).await
+                        core.position_locks.take((&symbol, &locked), (&id, Rank::Protective), wait).await
                     }
                 };
                 match held {
@@ -564,6 +560,22 @@ impl Core {
             failure(Code::NotRunning, because, "wait until GET /readyz answers 200, then repeat the request");
         failed.retry_after = Some(Duration::from_secs(1));
         Some(failed)
+    }
+
+    /// Whether an operation waits for a person's decision.
+    fn is_frozen_operation(&self, id: &OperationId) -> bool {
+        self.shared.reports.get(id).is_some_and(|report| report.state == OperationState::Frozen)
+    }
+
+    /// Whether an order whose outcome cannot be shown keeps an account closed for a symbol until a person decides.
+    pub(crate) fn is_frozen(&self, symbol: &Symbol, account: &AccountId) -> bool {
+        self.position_locks.holder(symbol, account).is_some_and(|holder| self.is_frozen_operation(&holder))
+    }
+
+    /// All accounts that such orders keep closed for a symbol.
+    pub(crate) fn frozen_accounts(&self, symbol: &Symbol) -> Vec<AccountId> {
+        let accounts = self.shared.reader.accounts.keys();
+        accounts.filter(|id| self.is_frozen(symbol, id)).cloned().collect()
     }
 
     /// Lets what takes its time end with the orders that are out: what rests is canceled.
@@ -852,11 +864,15 @@ impl Core {
         let held = self.position_locks.take(wanted, (&id, rank), meta.wait).await.map_err(|busy| {
             let who =
                 if busy.holder.is_some() { "another operation holds" } else { "a policy is about to trade" };
-            let mut failed = failure(
-                Code::Conflict,
-                format!("{who} {} on account {}", spec.symbol, busy.account),
-                "wait for it to end, or send Prefer: wait=SECONDS to queue behind it",
-            );
+            let mut text = format!("{who} {} on account {}", spec.symbol, busy.account);
+            let mut remedy = "wait for it to end, or send Prefer: wait=SECONDS to queue behind it".to_owned();
+            if let Some(holder) = busy.holder.as_ref().filter(|holder| self.is_frozen_operation(holder)) {
+                text.push_str(", and waits for your decision on an order whose outcome cannot be shown");
+                remedy = format!(
+                    "leave the account out, or look for the order at the exchange and POST /api/v1/operations/{holder}/resolve"
+                );
+            }
+            let mut failed = failure(Code::Conflict, text, remedy);
             failed
                 .details
                 .insert("operationId".to_owned(), busy.holder.iter().map(ToString::to_string).collect());

@@ -178,7 +178,8 @@ impl Core {
     /// that cannot begin yet.
     async fn respond_to_loss(self: &Arc<Self>, symbol: &Symbol, loss: &Loss) -> Result<(), String> {
         let reader = &self.shared.reader;
-        if let Some(account) = self.position_locks.held_beside(symbol, &[]) {
+        let frozen = self.frozen_accounts(symbol);
+        if let Some(account) = self.position_locks.held_beside(symbol, &frozen) {
             self.preempt(Preemption::ForcedClose, |at_work| at_work.symbol == *symbol);
             return Err(format!("another operation is at work on {account}"));
         }
@@ -198,7 +199,7 @@ impl Core {
             if policy.as_ref().is_some_and(|policy| policy.accounts.contains(id)) {
                 of_policy = of_policy.plus(delta).map_err(|error| error.to_string())?;
             }
-            if monitor.blocked().is_none() {
+            if monitor.blocked().is_none() && !frozen.contains(id) {
                 accounts.push(id.clone());
             } else {
                 out_of_reach = out_of_reach.plus(delta).map_err(|error| error.to_string())?;

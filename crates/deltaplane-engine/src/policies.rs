@@ -539,19 +539,21 @@ impl Core {
                 TradingState::Paused => !to_reduce,
                 TradingState::ReduceOnly | TradingState::Running => false,
             };
-            is_blocked || is_stopped || !reader.has_healthy_feed(id, &policy.symbol)
+            let is_frozen = self.is_frozen(&policy.symbol, id);
+            is_blocked || is_stopped || is_frozen || !reader.has_healthy_feed(id, &policy.symbol)
         };
         policy.accounts.iter().filter(cannot).cloned().collect()
     }
 
     /// What accounts hold together; none while that is not known, or another operation trades one of them: an old
-    /// position would set the target of the others' orders. An account that cannot be read counts with the middle of what
+    /// position would set the target of the others' orders. Where a frozen order keeps an account closed, nothing trades
+    /// it: its position counts as it is shown, and every plan counts with what the order may have traded beside it. An account that cannot be read counts with the middle of what
     /// it may hold: its last known position, moved by trades of ours that it does not show yet, and by its open orders.
     async fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
         let reader = &self.shared.reader;
         let mut sum = Delta::ZERO;
         for id in accounts {
-            if self.position_locks.is_held(symbol, id) {
+            if self.position_locks.is_held(symbol, id) && !self.is_frozen(symbol, id) {
                 return None;
             }
             let monitor = reader.accounts.get(id)?;

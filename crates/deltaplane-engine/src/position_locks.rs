@@ -1,6 +1,6 @@
 //! One mutating operation per symbol and account, in order of arrival.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ impl Inner {
 #[derive(Clone, Default)]
 pub(crate) struct PositionLocks(Arc<Inner>);
 
-/// Lanes that an operation holds; dropping it frees them.
+/// Position locks that an operation holds; dropping it frees them.
 pub(crate) struct Held {
     position_locks: PositionLocks,
     symbol: Symbol,
@@ -140,10 +140,39 @@ pub(crate) struct Busy {
     pub(crate) holder: Option<OperationId>,
 }
 
+impl Held {
+    /// The accounts whose position locks are held.
+    pub(crate) fn accounts(&self) -> &[AccountId] {
+        &self.accounts
+    }
+
+    /// Frees the position locks of all accounts but these.
+    pub(crate) fn keep_only(&mut self, kept: &BTreeSet<AccountId>) {
+        let (stay, freed): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.accounts).into_iter().partition(|id| kept.contains(id));
+        self.accounts = stay;
+        self.free(&freed);
+    }
+
+    fn free(&self, accounts: &[AccountId]) {
+        let mut table = self.position_locks.0.table();
+        for account in accounts {
+            table.held.remove(&(self.symbol.clone(), account.clone()));
+        }
+        drop(table);
+        self.position_locks.0.changed.notify_waiters();
+    }
+}
+
 impl PositionLocks {
     /// Whether an operation holds a position lock.
     pub(crate) fn is_held(&self, symbol: &Symbol, account: &AccountId) -> bool {
         self.0.table().holder(symbol, account).is_some()
+    }
+
+    /// The operation that holds a position lock.
+    pub(crate) fn holder(&self, symbol: &Symbol, account: &AccountId) -> Option<OperationId> {
+        self.0.table().holder(symbol, account).cloned()
     }
 
     /// An account whose position lock is held and that is not among these.
@@ -208,12 +237,7 @@ impl Drop for Place<'_> {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut table = self.position_locks.0.table();
-        for account in &self.accounts {
-            table.held.remove(&(self.symbol.clone(), account.clone()));
-        }
-        drop(table);
-        self.position_locks.0.changed.notify_waiters();
+        self.free(&self.accounts);
     }
 }
 
@@ -254,6 +278,29 @@ mod tests {
         assert!(
             position_locks.take((&symbol, &accounts(&["a"])), (&second, Rank::Ordinary), None).await.is_ok()
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_is_given_back_early_is_free_for_one_that_waits() {
+        let position_locks = PositionLocks::default();
+        let symbol: Symbol = "BTC-USD".parse().unwrap();
+        let (first, second): (OperationId, OperationId) = ("op-1".parse().unwrap(), "op-2".parse().unwrap());
+        let both = accounts(&["a", "b"]);
+        let mut held = position_locks.take((&symbol, &both), (&first, Rank::Ordinary), None).await.unwrap();
+        let (waiting, wanted, of) = (position_locks.clone(), symbol.clone(), second.clone());
+        let task = tokio::spawn(async move {
+            let wait = Some(Duration::from_secs(60));
+            waiting.take((&wanted, &accounts(&["a"])), (&of, Rank::Ordinary), wait).await
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        held.keep_only(&BTreeSet::from(["b".parse().unwrap()]));
+        assert_eq!(held.accounts(), accounts(&["b"]));
+        let taken = task.await.unwrap().unwrap();
+        // The end of the first frees what it still holds, and not what the second took meanwhile.
+        drop(held);
+        assert_eq!(position_locks.holder(&symbol, &both[0]), Some(second));
+        assert_eq!(position_locks.holder(&symbol, &both[1]), None);
+        drop(taken);
     }
 
     #[tokio::test(start_paused = true)]

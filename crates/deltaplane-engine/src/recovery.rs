@@ -53,6 +53,14 @@ struct PositionFacts {
     at: Timestamp,
     /// The operation that read it, and what that one had traded on the account by then.
     read_by: Option<(usize, Delta)>,
+    /// When others were last seen to move it after that.
+    moved_at: Timestamp,
+}
+
+impl PositionFacts {
+    fn at(position: Delta, at: Timestamp) -> Self {
+        Self { position, at, read_by: None, moved_at: Timestamp::default() }
+    }
 }
 
 /// One operation of an earlier run.
@@ -137,7 +145,10 @@ impl Recovered {
                 let Some(operation) = self.operations.get_mut(index) else { return };
                 for (account, (position, traded)) in positions {
                     let position_key = (account.clone(), operation.symbol.clone());
-                    let facts = PositionFacts { position, at: read_at, read_by: Some((index, traded)) };
+                    let facts = PositionFacts {
+                        read_by: Some((index, traded)),
+                        ..PositionFacts::at(position, read_at)
+                    };
                     self.position_locks.insert(position_key, facts);
                     operation.positions.insert(account, (position, traded));
                 }
@@ -218,8 +229,12 @@ impl Recovered {
                 let symbol = self.index.get(&operation).and_then(|index| self.operations.get(*index));
                 if let Some(symbol) = symbol.map(|operation| operation.symbol.clone()) {
                     for (account, position) in positions {
-                        let facts = PositionFacts { position, at: read_at, read_by: None };
-                        self.position_locks.insert((account, symbol.clone()), facts);
+                        let position_key = (account, symbol.clone());
+                        // What others moved since it read is not in what it says.
+                        let known = self.position_locks.get(&position_key);
+                        if known.is_none_or(|facts| facts.at.max(facts.moved_at) <= read_at) {
+                            self.position_locks.insert(position_key, PositionFacts::at(position, read_at));
+                        }
                     }
                 }
                 let found = self.index.get(&operation).and_then(|index| self.operations.get_mut(*index));
@@ -251,9 +266,10 @@ impl Recovered {
             // Seen by an operation after its plan: beside what that one trades.
             Some(facts) if facts.read_by.is_some() => {
                 facts.position = facts.position.plus(change).unwrap_or(facts.position);
+                facts.moved_at = facts.moved_at.max(at);
             }
             _ => {
-                self.position_locks.insert(position_key, PositionFacts { position, at, read_by: None });
+                self.position_locks.insert(position_key, PositionFacts::at(position, at));
             }
         }
     }
@@ -493,5 +509,34 @@ mod tests {
         let second = operation("hedge-2", "0.3", 20);
         let beside: Vec<Record> = first.into_iter().chain(second).chain([correction("0.3")]).collect();
         assert_eq!(position(beside), delta("0.3"));
+    }
+
+    /// An operation read half at second 10 and waited for a decision; others sold a tenth at second 20, and then it ended. It
+    /// says what it knew at second 10.
+    #[test]
+    fn the_end_of_an_operation_does_not_undo_what_others_did_meanwhile() {
+        let [accepted, closed] = operation("hedge-1", "0.5", 10);
+        let planned = Record::Planned {
+            operation: "hedge-1".parse().unwrap(),
+            positions: BTreeMap::from([(position_key().0, (delta("0.5"), delta("0")))]),
+            read_at: at(10),
+            at: at(10),
+            plan: "plan-1".parse().unwrap(),
+            net: delta("0.5"),
+            target: delta("0"),
+            worst: delta("0.5"),
+            legs: Vec::new(),
+            text: String::new(),
+        };
+        let others = Record::External(ExternalActivity {
+            account: position_key().0,
+            symbol: position_key().1,
+            cause: deltaplane_ports::ExternalCause::ForeignTrade,
+            change: delta("-0.1"),
+            position: delta("0.4"),
+            trades: vec!["7".parse().unwrap()],
+            at: at(20),
+        });
+        assert_eq!(position(vec![accepted, planned, others, closed]), delta("0.4"));
     }
 }

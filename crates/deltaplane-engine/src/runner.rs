@@ -227,7 +227,7 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     mut operation: Operation,
     first: Vec<Effect>,
-    held: Held,
+    mut held: Held,
     (sender, mut events): Inbox,
     (answer, mut slot): (Option<oneshot::Sender<OperationReport>>, Option<OwnedSemaphorePermit>),
 ) {
@@ -271,6 +271,11 @@ pub(crate) async fn run(
             // It waits for a manual decision and blocks no other operation.
             slot = None;
         }
+        if !operation.is_finished()
+            && let Some(open) = operation.accounts_to_settle()
+        {
+            release_settled(&shared, &mut operation, &mut held, &open).await;
+        }
     }
     drop(slot);
     shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -289,13 +294,38 @@ pub(crate) async fn run(
     if let Some(slippage) = report.slippage_cost {
         shared.breakers.on_slippage(slippage, shared.reader.clock.now(), &shared.reader.config.breakers);
     }
+    hand_over(&shared, &operation, held.accounts());
+    drop(held);
+    shell.reply(report);
+}
+
+/// Frees the position locks of all accounts but those with orders to settle: others may trade there.
+async fn release_settled(
+    shared: &Shared,
+    operation: &mut Operation,
+    held: &mut Held,
+    open: &BTreeSet<AccountId>,
+) {
+    let settled: Vec<AccountId> = held.accounts().iter().filter(|id| !open.contains(*id)).cloned().collect();
+    if settled.is_empty() {
+        return;
+    }
+    hand_over(shared, operation, &settled);
+    // What others read has the trades of this operation in it. A failure stops all sending by itself.
+    let _ = shared.execution.recorder.append(operation.take_records()).await;
+    operation.release(settled);
+    held.keep_only(open);
+}
+
+/// Tells the accounts' monitors and the ledger what an operation traded there: the next one counts with it.
+fn hand_over(shared: &Shared, operation: &Operation, accounts: &[AccountId]) {
     let symbol = &operation.spec().symbol;
     for (account, recent) in operation.recent_trades() {
-        if let Some(monitor) = shared.reader.accounts.get(&account) {
+        if let Some(monitor) = shared.reader.accounts.get(&account).filter(|_| accounts.contains(&account)) {
             monitor.keep_recent(symbol, recent);
         }
     }
-    for (account, trades) in operation.trades() {
+    for (account, trades) in operation.trades().filter(|(account, _)| accounts.contains(account)) {
         if let Some(monitor) = shared.reader.accounts.get(account) {
             monitor.explain(symbol, trades.iter().map(|(id, _)| id.clone()));
             monitor.expect_trades(symbol, trades);
@@ -303,10 +333,10 @@ pub(crate) async fn run(
         }
     }
     for (account, traded) in operation.traded_in_this_run() {
-        shared.ledger.add(&account, symbol, traded);
+        if accounts.contains(&account) {
+            shared.ledger.add(&account, symbol, traded);
+        }
     }
-    drop(held);
-    shell.reply(report);
 }
 
 /// Passes on what an account's stream tells.
@@ -582,7 +612,7 @@ impl Shell {
         let Some((gateway, symbol)) = self.gateway(operation, &id) else { return };
         let Some(intent) = operation.order_intent(&id) else { return };
         let Some(monitor) = self.shared.reader.accounts.get(&intent.order.account).cloned() else { return };
-        let since = search_start(operation.sent_at(&id).unwrap_or_default());
+        let since = search_start(operation.sought_since(&id));
         let asking = asking(operation);
         let began = self.shared.reader.clock.now();
         self.work.push(Box::pin(async move {
@@ -592,7 +622,7 @@ impl Shell {
                 if let Some(report) = open.into_iter().find(|report| report.client_order_id == id) {
                     sighting = OrderSighting::Found(report);
                 }
-                let fills = monitor.without_explained(gateway.fetch_fills(&symbol, since, asking).await?);
+                let fills = gateway.fetch_fills(&symbol, since, asking).await?;
                 let of_others = trades_of_others(&*gateway, (&id, &symbol), since, asking, &fills).await?;
                 let account = monitor.refresh(asking).await?;
                 let is_odd = |held: &&UnmappedPosition| held.quantity.is_none() && concerns(held, &symbol);

@@ -192,26 +192,20 @@ impl Operation {
         // Another account's trades may have the same numbers.
         let mine = self.orders.values().filter(|order| order.intent.order.account == account);
         let known: BTreeSet<_> = mine.flat_map(TrackedOrder::trades).map(|(id, _)| id).collect();
-        let lately: Vec<&Fill> = fills
-            .iter()
-            .filter(|fill| fill.venue_time.after(CLOCK_MARGIN) >= since && !known.contains(&fill.trade_id))
-            .collect();
+        let mut unknown: Vec<&Fill> = fills.iter().filter(|fill| !known.contains(&fill.trade_id)).collect();
+        unknown.sort_by_key(|fill| fill.venue_time);
         // A trade without a name could be this order's, unless the venue's list of orders says otherwise.
-        let could_be = |fill: &&&Fill| {
+        let could_be = |fill: &Fill| {
             fill.side == side
+                && fill.venue_time.after(CLOCK_MARGIN) >= since
                 && !of_others.contains(&fill.trade_id)
                 && fill.client_order_id.as_ref().is_none_or(|name| name == id)
         };
-        let stray = lately.iter().filter(could_be).count();
-        // Trades of other orders are no trades of this one, and moved the position too.
-        let others = lately
-            .iter()
-            .filter(|fill| !could_be(fill))
-            .try_fold(Delta::ZERO, |sum, fill| sum.plus(fill.quantity.signed(fill.side)));
-        let expected = self
+        let (stray, others): (Vec<&Fill>, Vec<&Fill>) = unknown.into_iter().partition(|fill| could_be(fill));
+        let stray = stray.len();
+        let moved = self
             .expected_position(&account)
-            .and_then(|expected| expected.plus(others.unwrap_or_default()).ok());
-        let moved = expected.is_some_and(|expected| expected != position);
+            .is_some_and(|expected| !is_explained(position, expected, &others, self.read_at));
         let Some(order) = self.orders.get_mut(id) else { return };
         if stray == 0 && !moved {
             if !order.on_nothing_found(&look, lag) {
@@ -283,5 +277,20 @@ impl Operation {
                 Effect::Sight(id.clone())
             });
         }
+    }
+}
+
+/// Whether trades of others, oldest first, explain a position where it was `expected`, without them, as it was read at
+/// `read_at`. The reading has those from before that time in it; around that time the venue's clock leaves open which.
+fn is_explained(position: Delta, expected: Delta, others: &[&Fill], read_at: Timestamp) -> bool {
+    let mut sum = expected;
+    let mut later = others.iter().rev().take_while(|fill| fill.venue_time.after(CLOCK_MARGIN) >= read_at);
+    loop {
+        let Some(fill) = later.next() else { return sum == position };
+        if fill.venue_time.before(CLOCK_MARGIN) < read_at && sum == position {
+            return true;
+        }
+        let Ok(next) = sum.plus(fill.quantity.signed(fill.side)) else { return false };
+        sum = next;
     }
 }

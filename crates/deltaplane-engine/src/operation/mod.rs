@@ -83,7 +83,8 @@ pub struct Sought {
     pub began: Timestamp,
     /// The order, among all orders and among those that are open.
     pub sighting: OrderSighting,
-    /// Trades of the account in the symbol since a little before it was sent.
+    /// All trades of the account in the symbol since a little before the position was read that its proof begins with, or
+    /// since it was sent where that was earlier.
     pub fills: Vec<Fill>,
     /// Those of them whose orders have another name at the venue: they are trades of other orders.
     pub of_others: BTreeSet<TradeId>,
@@ -300,6 +301,8 @@ pub struct Operation {
     rests_until: Option<Timestamp>,
     /// Accounts whose proven streams told their state at the last reading.
     streamed: BTreeSet<AccountId>,
+    /// Accounts whose position locks it gave back: their positions are no longer its own to tell.
+    released: BTreeSet<AccountId>,
     /// Best bid and ask of each account's venue at the newest reading.
     touch: BTreeMap<AccountId, (Price, Price)>,
     /// What a two-sided operation could not change, by account, at the newest reading.
@@ -461,6 +464,7 @@ impl Operation {
             rests_first,
             rests_until: None,
             streamed: BTreeSet::new(),
+            released: BTreeSet::new(),
             touch: BTreeMap::new(),
             changes_left: BTreeMap::new(),
             pending: Vec::new(),
@@ -533,6 +537,34 @@ impl Operation {
     /// Whether orders wait for a person's word.
     pub const fn is_halted(&self) -> bool {
         self.is_halted
+    }
+
+    /// From when on trades tell what became of an order: since it was sent, or since its account's position was read where
+    /// that was earlier. What others traded since then moved the position too.
+    pub(crate) fn sought_since(&self, id: &ClientOrderId) -> Timestamp {
+        let Some(order) = self.orders.get(id) else { return self.started_at };
+        let is_read = self.positions.contains_key(&order.intent.order.account);
+        if is_read { order.sent_at.min(self.read_at) } else { order.sent_at }
+    }
+
+    /// The accounts with orders that are not settled, where settling them is all that is left to do: it needs the position
+    /// locks of these alone. None while it may still trade.
+    pub(crate) fn accounts_to_settle(&self) -> Option<BTreeSet<AccountId>> {
+        if !self.is_halted && self.kind != OperationKind::Recovery {
+            return None;
+        }
+        let open = self.orders.values().filter(|order| !order.is_settled());
+        Some(open.map(|order| order.intent.order.account.clone()).collect())
+    }
+
+    /// Others may trade these accounts from now on, with all that [`Self::take_records`] gave in the journal.
+    pub(crate) fn release(&mut self, accounts: impl IntoIterator<Item = AccountId>) {
+        self.released.extend(accounts);
+    }
+
+    /// What is not in the journal yet.
+    pub(crate) fn take_records(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.pending)
     }
 
     /// Asks for the accounts' state now; answers to earlier questions do not count any more.

@@ -300,9 +300,9 @@ impl Operation {
         found
     }
 
-    /// What its accounts hold by all that it knows.
+    /// What its accounts hold by all that it knows, but for those that others may trade meanwhile.
     pub(super) fn known_positions(&self) -> BTreeMap<AccountId, Delta> {
-        let accounts = self.positions.keys();
+        let accounts = self.positions.keys().filter(|id| !self.released.contains(*id));
         accounts.filter_map(|id| Some((id.clone(), self.expected_position(id)?))).collect()
     }
 
