@@ -48,7 +48,7 @@ async fn main() -> anyhow::Result<()> {
         config,
         accounts,
         feeds,
-        exits: Vec::new(),
+        proxy_pools: Vec::new(),
         budgets: Vec::new(),
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),

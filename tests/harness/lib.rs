@@ -251,7 +251,7 @@ pub async fn engine_naming(
         config,
         accounts,
         feeds,
-        exits: Vec::new(),
+        proxy_pools: Vec::new(),
         budgets: Vec::new(),
         journal,
         history: Arc::new(deltaplane_engine::MemoryHistory::default()),

@@ -234,7 +234,7 @@ async fn an_order_that_was_not_taken_in_is_unknown_until_it_is_not_found() {
         let rules = bench.gateway.rules();
         assert_eq!(rules.invalidates, kind == Kind::AsterAgent);
         if rules.invalidates {
-            assert_eq!(invalidate, Invalidation::Burned, "{kind:?}");
+            assert_eq!(invalidate, Invalidation::UsedUp, "{kind:?}");
             // That a nonce is over does not tell who used it.
             let again = bench.gateway.invalidate(&id, &btc()).await;
             assert!(matches!(again, Invalidation::Unknown(_)), "{again:?}");
@@ -779,7 +779,7 @@ async fn a_stream_that_stays_open_and_silent_is_noticed() {
 
 /// What comes of an order that a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum AtVenue {
     /// The exchange has it when the answer comes, or does not come.
     There,
     /// It has it only after a while.
@@ -793,17 +793,17 @@ enum Fate {
 async fn every_fault_does_what_it_says_over_every_wire() {
     let body = || "{\"code\":-1000,\"msg\":\"Unknown error\"}".to_owned();
     let orders = [
-        (FaultKind::AcceptThenSilence, Fate::There),
-        (FaultKind::AcceptThenError { status: 503, body: body() }, Fate::There),
-        (FaultKind::ErrorThenAccept { status: 503, body: body(), millis: 300 }, Fate::Later),
-        (FaultKind::Refuse { status: 503, body: body() }, Fate::Never),
-        (FaultKind::RefuseFor { status: 503, body: body(), retry_after: 1 }, Fate::Never),
-        (FaultKind::RefuseIncreasing { status: 503, body: body() }, Fate::Never),
-        (FaultKind::Html, Fate::Never),
-        (FaultKind::Truncate, Fate::There),
-        (FaultKind::Late { millis: 300 }, Fate::There),
-        (FaultKind::Delay { millis: 300 }, Fate::There),
-        (FaultKind::Overfill { quantity: "0.01".to_owned() }, Fate::There),
+        (FaultKind::AcceptThenSilence, AtVenue::There),
+        (FaultKind::AcceptThenError { status: 503, body: body() }, AtVenue::There),
+        (FaultKind::ErrorThenAccept { status: 503, body: body(), millis: 300 }, AtVenue::Later),
+        (FaultKind::Refuse { status: 503, body: body() }, AtVenue::Never),
+        (FaultKind::RefuseFor { status: 503, body: body(), retry_after: 1 }, AtVenue::Never),
+        (FaultKind::RefuseIncreasing { status: 503, body: body() }, AtVenue::Never),
+        (FaultKind::Html, AtVenue::Never),
+        (FaultKind::Truncate, AtVenue::There),
+        (FaultKind::Late { millis: 300 }, AtVenue::There),
+        (FaultKind::Delay { millis: 300 }, AtVenue::There),
+        (FaultKind::Overfill { quantity: "0.01".to_owned() }, AtVenue::There),
     ];
     let mut waiting = tokio::task::JoinSet::new();
     for kind in KINDS {
@@ -811,7 +811,7 @@ async fn every_fault_does_what_it_says_over_every_wire() {
         waiting.spawn(async move {
             let mut bench = Bench::start(kind, Setup::new(kind)).await;
             let count = |bench: &Bench| bench.running.sim().with(|exchange| exchange.orders.len());
-            for (fault, fate) in orders {
+            for (fault, at_venue) in orders {
                 let order = bench.order(Side::Buy, "0.01", "0.004").await;
                 let before = count(&bench);
                 bench.proven().await;
@@ -820,20 +820,20 @@ async fn every_fault_does_what_it_says_over_every_wire() {
                 let (_, outcome) = bench.place(&order).await;
                 let took = began.elapsed();
                 // An answer that comes at once tells whether it is there; one that never comes ends too late for that.
-                let late = fate == Fate::Later && took >= Duration::from_millis(300);
+                let late = at_venue == AtVenue::Later && took >= Duration::from_millis(300);
                 let there = if late { 0 } else { count(&bench) - before };
                 let told = matches!(outcome, SubmitOutcome::Acknowledged(_));
                 let slow = matches!(fault, FaultKind::Late { .. } | FaultKind::Delay { .. });
-                assert_eq!(there, usize::from(fate == Fate::There), "{kind:?} {fault:?}: {outcome:?}");
+                assert_eq!(there, usize::from(at_venue == AtVenue::There), "{kind:?} {fault:?}: {outcome:?}");
                 let answered = slow || matches!(fault, FaultKind::Overfill { .. });
                 assert_eq!(told, answered, "{kind:?} {fault:?}: {outcome:?}");
                 assert!(!slow || took >= Duration::from_millis(300), "{kind:?} {fault:?}: {took:?}");
-                if fate == Fate::Later {
+                if at_venue == AtVenue::Later {
                     bench.until("it arrives", || count(&bench) > before).await;
                 }
-                let expected = usize::from(fate != Fate::Never);
+                let expected = usize::from(at_venue != AtVenue::Never);
                 assert_eq!(count(&bench) - before, expected, "{kind:?} {fault:?}");
-                if fate == Fate::Later {
+                if at_venue == AtVenue::Later {
                     let newest = bench
                         .running
                         .sim()

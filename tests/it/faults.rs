@@ -449,7 +449,7 @@ async fn f34_a_venue_whose_price_is_off_takes_no_order_that_adds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f39_while_an_order_is_in_doubt_the_worst_case_is_made_smaller_elsewhere() {
+async fn f39_other_accounts_shrink_the_worst_case_of_an_unresolved_order() {
     // Long 0.6 on one account; its sale is lost. Another long account halves what can be wrong.
     let places = vec![Place::new("long", "0.6"), Place::new("second", "0.6"), Place::new("short", "-0.6")];
     let config = EngineConfig { unresolved_hold: Duration::from_millis(500), ..config() };

@@ -16,10 +16,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deltaplane_engine::{AccountParts, Engine, EngineConfig, EngineParts, IdKey, MemoryHistory};
 use deltaplane_ports::{
-    AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, ExitStatus, ExitUser,
-    ExitView, Exits, FeedStatus, Finding, IdSource, Income, Invalidation, OpenOrder, OrderGateway, OrderName,
-    OrderSighting, Pace, PnlQuery, Policy, PolicyStatus, PriceFeed, Priority, ReadError, StreamStatus,
-    TradingChange, VenueAccount, VenueRules,
+    AccountEvent, AccountReader, CancelOutcome, Clock, ControlPlane as _, Earned, FeedStatus, Finding,
+    IdSource, Income, Invalidation, OpenOrder, OrderGateway, OrderName, OrderSighting, Pace, PnlQuery,
+    Policy, PolicyStatus, PoolStatus, PoolUser, PriceFeed, Priority, ProxyPool, ProxyView, ReadError,
+    StreamStatus, TradingChange, VenueAccount, VenueRules,
 };
 use deltaplane_testkit::{MemoryJournal, ratio};
 use deltaplane_tests::recording::{mids, recording};
@@ -257,18 +257,18 @@ impl PriceFeed for Way {
     }
 }
 
-impl Exits for Way {
-    fn status(&self) -> ExitStatus {
+impl ProxyPool for Way {
+    fn status(&self) -> PoolStatus {
         let failing = self.broken.proxy.load(Ordering::SeqCst).then(|| "connection refused".to_owned());
         let failures = u64::from(failing.is_some());
-        let exit = ExitView {
+        let proxy = ProxyView {
             proxy: "only".to_owned(),
             is_active: true,
             failing,
             failures,
             worked_ago: Some(Duration::ZERO),
         };
-        ExitStatus { exits: vec![exit], failover: false }
+        PoolStatus { proxies: vec![proxy], failover: false }
     }
 }
 
@@ -515,16 +515,16 @@ async fn start(time: Arc<Time>, ways: &[Arc<Way>]) -> Engine {
             feed: name.parse().unwrap(),
         })
         .collect();
-    let exits = ways
+    let proxy_pools = ways
         .iter()
         .zip(NAMES)
-        .map(|(way, name)| (ExitUser::Account(name.parse().unwrap()), way.clone() as Arc<dyn Exits>))
+        .map(|(way, name)| (PoolUser::Account(name.parse().unwrap()), way.clone() as Arc<dyn ProxyPool>))
         .collect();
     Engine::start(EngineParts {
         config,
         accounts,
         feeds: ways.iter().map(|way| way.clone() as Arc<dyn PriceFeed>).collect(),
-        exits,
+        proxy_pools,
         budgets: Vec::new(),
         journal: Arc::new(MemoryJournal::default()),
         history: Arc::new(MemoryHistory::default()),

@@ -331,7 +331,7 @@ async fn the_kill_switch_and_a_tighter_state_take_away_what_rests() {
 
 /// Neither while it rests nor when it is canceled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_that_rests_is_not_told_as_in_doubt() {
+async fn a_resting_order_is_not_reported_as_unresolved() {
     let world = world().await;
     // Longer than the unresolved hold, and than the time until the alert.
     let mut ended =

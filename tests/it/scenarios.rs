@@ -121,7 +121,7 @@ async fn an_order_that_never_existed_is_proven_so_only_after_its_window() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn trades_of_the_operation_before_keep_no_order_in_doubt() {
+async fn trades_of_an_earlier_operation_do_not_leave_orders_unresolved() {
     let (world, _journal) = world().await;
     let first = world.control(world.to_flat()).await;
     assert_eq!((first.failure, first.orders[0].side), (None, Side::Sell));
@@ -459,7 +459,7 @@ async fn the_timeout_answers_2001_and_the_order_is_settled_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_that_a_crash_left_in_doubt_are_settled_at_the_next_start() {
+async fn orders_left_unresolved_by_a_crash_are_settled_at_the_next_start() {
     let (world, journal) = world().await;
     // The process dies after the send: the journal has the intent and nothing after it.
     let report = world.control(world.to_flat()).await;

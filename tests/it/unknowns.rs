@@ -73,7 +73,7 @@ async fn an_operation_that_read_nothing_tells_no_numbers() {
 
 /// While an order is unresolved the net delta of its symbol may be one of two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_in_doubt_makes_an_interval_of_the_net_delta() {
+async fn an_unresolved_order_makes_net_delta_an_interval() {
     let config = EngineConfig { shrink_while_unresolved: false, ..config() };
     let world = World::start_with(places(), Arc::new(MemoryJournal::default()), config).await;
     let interval = async || {

@@ -337,7 +337,7 @@ impl Life {
             config,
             accounts,
             feeds,
-            exits: Vec::new(),
+            proxy_pools: Vec::new(),
             budgets: Vec::new(),
             journal: Arc::new(SimJournal(self.world.clone())),
             history: Arc::new(deltaplane_engine::MemoryHistory::default()),

@@ -401,7 +401,7 @@ impl OrderGateway for SimAccount {
                 match (lost, arrived) {
                     (true, _) => Invalidation::Unknown(UnknownCause::Timeout),
                     (false, true) => Invalidation::Arrived,
-                    (false, false) => Invalidation::Burned,
+                    (false, false) => Invalidation::UsedUp,
                 }
             })
             .await;

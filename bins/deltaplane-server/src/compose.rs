@@ -372,7 +372,7 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
     engine_config.accept_unmapped = config.accept_unmapped;
     engine_config.may_send = config.mode != Mode::Observe;
     let mut feeds: Vec<Arc<dyn PriceFeed>> = Vec::new();
-    let (mut accounts, mut exits, mut budgets) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut accounts, mut proxy_pools, mut budgets) = (Vec::new(), Vec::new(), Vec::new());
     let mut waiting = config.accounts;
     for exchange in &config.exchanges {
         let mut venue = connect::Exchange::new(exchange, &split, clock.clone(), parts.tables.clone());
@@ -383,13 +383,13 @@ async fn start_engine(config: Config, parts: Arc<Parts>) -> Result<Engine> {
             accounts.push(venue.account(account)?);
         }
         budgets.extend(venue.budgets());
-        exits.extend(venue.into_exits());
+        proxy_pools.extend(venue.into_proxy_pools());
     }
     let parts = EngineParts {
         config: engine_config,
         accounts,
         feeds,
-        exits,
+        proxy_pools,
         budgets,
         journal,
         history,

@@ -438,7 +438,7 @@ mod tests {
             config: EngineConfig::new("BTC-USD".parse()?, IdKey::new(b"a test")),
             accounts: Vec::new(),
             feeds: Vec::new(),
-            exits: Vec::new(),
+            proxy_pools: Vec::new(),
             budgets: Vec::new(),
             journal,
             history: Arc::new(MemoryHistory::default()),

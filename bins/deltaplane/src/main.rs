@@ -36,7 +36,7 @@ enum Journal {
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
-    /// Tells what happened in an operation, with every order and what proved its fate.
+    /// Tells what happened in an operation, with every order and what proved its outcome.
     Explain {
         /// The operation.
         operation: String,

@@ -138,7 +138,7 @@ pub fn line(stored: &StoredRecord) -> String {
     format!("{:>8} {text}", stored.position)
 }
 
-/// What happened in an operation, when, why, with every order and what proved its fate; none where there is none.
+/// What happened in an operation, when, why, with every order and what proved its outcome; none where there is none.
 pub fn story(records: &[StoredRecord], operation: &OperationId) -> Option<String> {
     let mut orders: BTreeMap<ClientOrderId, Option<OutcomeRecord>> = BTreeMap::new();
     let mut lines = Vec::new();
@@ -187,9 +187,9 @@ pub fn story(records: &[StoredRecord], operation: &OperationId) -> Option<String
         .map(|(id, _)| id.to_string())
         .collect();
     lines.push(match (closed, open.is_empty()) {
-        (true, _) => "The operation ended, and the fate of every order is known.".to_owned(),
+        (true, _) => "The operation ended, and the outcome of every order is known.".to_owned(),
         (false, true) => "The operation is open: no order of it is unresolved.".to_owned(),
-        (false, false) => format!("The operation is open: not known is the fate of {}.", open.join(", ")),
+        (false, false) => format!("The operation is open: not known is the outcome of {}.", open.join(", ")),
     });
     Some(lines.join("\n"))
 }

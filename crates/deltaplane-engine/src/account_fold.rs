@@ -125,8 +125,8 @@ pub(crate) struct AccountFold {
     trades: BTreeSet<(Symbol, TradeId)>,
     newest_trades: VecDeque<(Symbol, TradeId)>,
     /// What trades of others moved since the start, by symbol.
-    foreign: BTreeMap<Symbol, Delta>,
-    foreign_fills: VecDeque<Fill>,
+    external: BTreeMap<Symbol, Delta>,
+    external_fills: VecDeque<Fill>,
     /// Trades of ours that the stream has not told yet, what they moved, and since when they are known.
     awaited: BTreeMap<(Symbol, TradeId), (Delta, Timestamp)>,
 }
@@ -159,18 +159,18 @@ impl AccountFold {
     }
 
     /// What trades of others moved a position since the start, as far as the stream told.
-    pub(crate) fn foreign(&self, symbol: &Symbol) -> Delta {
-        self.foreign.get(symbol).copied().unwrap_or_default()
+    pub(crate) fn external(&self, symbol: &Symbol) -> Delta {
+        self.external.get(symbol).copied().unwrap_or_default()
     }
 
     /// The newest trades of others in a symbol, oldest first, as the stream told them.
-    pub(crate) fn foreign_fills(&self, symbol: &Symbol) -> Vec<Fill> {
-        self.foreign_fills.iter().filter(|fill| fill.symbol == *symbol).cloned().collect()
+    pub(crate) fn external_fills(&self, symbol: &Symbol) -> Vec<Fill> {
+        self.external_fills.iter().filter(|fill| fill.symbol == *symbol).cloned().collect()
     }
 
     /// External trades are explained: they are not reported again.
-    pub(crate) fn forget_foreign(&mut self, symbol: &Symbol, trades: &[TradeId]) {
-        self.foreign_fills.retain(|fill| fill.symbol != *symbol || !trades.contains(&fill.trade_id));
+    pub(crate) fn forget_external(&mut self, symbol: &Symbol, trades: &[TradeId]) {
+        self.external_fills.retain(|fill| fill.symbol != *symbol || !trades.contains(&fill.trade_id));
     }
 
     /// Trades of ours are known, with what they moved, that the stream may not have told yet.
@@ -274,7 +274,7 @@ impl AccountFold {
                     let was_read =
                         self.snapshot.as_ref().is_some_and(|known| self.was_read(known, fill, *order));
                     if !is_ours && !was_read {
-                        let sum = self.foreign.entry(fill.symbol.clone()).or_default();
+                        let sum = self.external.entry(fill.symbol.clone()).or_default();
                         *sum = sum.plus(fill.quantity.signed(fill.side)).unwrap_or(*sum);
                     }
                     if fill.cause != FillCause::Order {
@@ -312,9 +312,9 @@ impl AccountFold {
             return false;
         }
         if !is_ours {
-            self.foreign_fills.push_back(fill.clone());
-            if self.foreign_fills.len() > KEPT_TRADES {
-                self.foreign_fills.pop_front();
+            self.external_fills.push_back(fill.clone());
+            if self.external_fills.len() > KEPT_TRADES {
+                self.external_fills.pop_front();
             }
         }
         true

@@ -112,7 +112,7 @@ fn trades_and_positions_come_to_the_same_in_any_order_and_any_number() {
             folded.tell(millis, event);
         }
         folded.holds("0.3");
-        assert_eq!(folded.0.foreign(&btc()), delta("-0.2"), "a trade counts once");
+        assert_eq!(folded.0.external(&btc()), delta("-0.2"), "a trade counts once");
         assert_eq!(folded.0.on_time(at(5_000)), Outcome::default(), "position and trade explain each other");
         // The same trade again much later, and an old position.
         folded.tell(6_000, &trade);
@@ -279,7 +279,7 @@ fn trades_of_ours_are_waited_for_and_are_not_foreign() {
     assert_eq!(folded.0.on_time(at(1_100)).audit_after, Some(Duration::ZERO), "the stream did not tell");
     folded.0.apply(&AccountEvent::Fill(ours.clone(), 110), at(200), |_| true, &|_| None);
     assert!(folded.0.is_settled());
-    assert_eq!(folded.0.foreign(&btc()), Delta::ZERO);
+    assert_eq!(folded.0.external(&btc()), Delta::ZERO);
     folded.0.expect(&btc(), [(ours.trade_id, delta("0.1"))], at(300));
     assert!(folded.0.is_settled(), "it was told before");
     // A reading counts for a trade that the stream never tells, once reads cannot lag behind it any more.

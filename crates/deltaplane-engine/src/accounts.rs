@@ -41,7 +41,7 @@ pub(crate) struct RecentTrades {
     pub(crate) before: Vec<Delta>,
     pub(crate) after: Delta,
     /// What trades of others had moved by then, since the engine started.
-    pub(crate) foreign: Delta,
+    pub(crate) external: Delta,
 }
 
 /// How soon a reading that failed is tried again, at the latest.
@@ -220,13 +220,13 @@ impl AccountMonitor {
     }
 
     /// What trades of others moved a position since the start, as far as the stream told.
-    pub(crate) fn foreign(&self, symbol: &Symbol) -> Delta {
-        self.read(|state| state.fold.foreign(symbol))
+    pub(crate) fn external(&self, symbol: &Symbol) -> Delta {
+        self.read(|state| state.fold.external(symbol))
     }
 
     /// The newest trades of others in a symbol that were not named yet, oldest first, as the stream told them.
-    pub(crate) fn foreign_fills(&self, symbol: &Symbol) -> Vec<Fill> {
-        let fills = self.read(|state| state.fold.foreign_fills(symbol));
+    pub(crate) fn external_fills(&self, symbol: &Symbol) -> Vec<Fill> {
+        let fills = self.read(|state| state.fold.external_fills(symbol));
         self.without_explained(fills)
     }
 
@@ -425,7 +425,7 @@ impl AccountMonitor {
     pub(crate) fn explain(&self, symbol: &Symbol, trades: impl IntoIterator<Item = TradeId>) {
         let trades: Vec<TradeId> = trades.into_iter().collect();
         self.write(|state| {
-            state.fold.forget_foreign(symbol, &trades);
+            state.fold.forget_external(symbol, &trades);
             state.explained.extend(trades.into_iter().map(|trade| (symbol.clone(), trade)));
             let surplus = state.explained.len().saturating_sub(KEPT_TRADES);
             state.explained.drain(..surplus);
@@ -801,7 +801,7 @@ mod tests {
         events.send(AccountEvent::Fill(fill, 1)).unwrap();
         pass(2_000).await;
         assert!(readings.load(Ordering::SeqCst) > before);
-        assert!(monitor.foreign(&"BTC-USD".parse().unwrap()).is_zero(), "it moved nothing here");
+        assert!(monitor.external(&"BTC-USD".parse().unwrap()).is_zero(), "it moved nothing here");
     }
 
     fn fill(symbol: &str) -> Fill {

@@ -1,4 +1,4 @@
-//! Canceling what rests of ours: by id, and again where a venue could not be asked. Foreign and protective orders stay.
+//! Canceling what rests of ours: by id, and again where a venue could not be asked. External and protective orders stay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

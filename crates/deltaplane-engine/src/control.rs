@@ -205,6 +205,8 @@ pub enum RoundDecision {
     Reject {
         /// Why.
         failure: Box<Failure>,
+        /// How an operation ends that can do nothing else.
+        ending: Ending,
         /// What was planned, where a plan was made.
         plan: Option<Box<Plan>>,
         /// Net delta now.
@@ -495,11 +497,17 @@ pub fn decide(round: &Round<'_>, baseline: &Baseline) -> RoundDecision {
     let net = match named_exposure(round.spec, round.snapshot) {
         Ok(exposure) => exposure.net,
         Err(error) => {
-            return RoundDecision::Reject { failure: internal(error), plan: None, net: baseline.net };
+            return RoundDecision::Reject {
+                failure: internal(error),
+                ending: Ending::Stuck,
+                plan: None,
+                net: baseline.net,
+            };
         }
     };
     decide_from(round, baseline, net).unwrap_or_else(|failure| RoundDecision::Reject {
         failure,
+        ending: Ending::Stuck,
         plan: None,
         net,
     })
@@ -592,7 +600,8 @@ fn decide_from(round: &Round<'_>, baseline: &Baseline, net: Delta) -> Result<Rou
     };
     let plan = plan_hedge(&input).map_err(not_planned)?;
     if let Some(failure) = shortfall(round, baseline, &plan, most_ratio).map_err(internal)? {
-        return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
+        let ending = Ending::of_obstacles(Some(&plan));
+        return Ok(RoundDecision::Reject { failure, ending, plan: Some(Box::new(plan)), net });
     }
     if plan.legs.is_empty() {
         let reason = format!("nothing more can be traded: {}", obstacles(&plan).join("; "));
@@ -613,7 +622,12 @@ pub fn decide_remembered(round: &Round<'_>, baseline: &Baseline, remembered: &Re
     let refused = |why: String| {
         let text = format!("the plan of planId cannot be carried out any more: {why}");
         let remedy = "look at plan, which is what would be done now, and make a new dry run";
-        RoundDecision::Reject { failure: failure(Code::PlanChanged, text, remedy), plan: plan.clone(), net }
+        RoundDecision::Reject {
+            failure: failure(Code::PlanChanged, text, remedy),
+            ending: Ending::Stuck,
+            plan: plan.clone(),
+            net,
+        }
     };
     if let Some(why) = what_changed(round, baseline, remembered) {
         return refused(why);
@@ -710,8 +724,8 @@ fn obstacles(plan: &Plan) -> Vec<String> {
 
 /// The last word before orders: nothing beside unresolved order, and the gate.
 fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<RoundDecision, Box<Failure>> {
-    if let Some(failure) = beside_doubt(round, &plan).map_err(internal)? {
-        return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
+    if let Some(failure) = beside_unresolved(round, &plan).map_err(internal)? {
+        return Ok(RoundDecision::Reject { failure, ending: Ending::Stuck, plan: Some(Box::new(plan)), net });
     }
     let kept = plan.clone();
     let facts = gate_facts(round).map_err(internal)?;
@@ -719,6 +733,7 @@ fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<RoundDecision, B
         Ok(approved) => Ok(RoundDecision::Execute { approved, net, unwinds: false }),
         Err(refusal) => Ok(RoundDecision::Reject {
             failure: refused_by_gate(round, &refusal),
+            ending: Ending::Stuck,
             plan: Some(Box::new(kept)),
             net,
         }),
@@ -783,7 +798,7 @@ fn decide_two_sided(
             let failed = cannot(round, None, text, "");
             // That nothing can be traded is an answer; that it is forbidden is a refusal.
             if failed.code == Code::RiskBlocked {
-                return Ok(RoundDecision::Reject { failure: failed, plan: None, net });
+                return Ok(RoundDecision::Reject { failure: failed, ending: Ending::Stuck, plan: None, net });
             }
         }
         let why_nothing = baseline.rebalance.as_ref().and_then(|view| view.reason.clone());
@@ -853,7 +868,8 @@ fn decide_two_sided(
     if round.excluded.is_empty() && round.traded_by.values().all(|traded| traded.is_zero()) {
         let remedy = "see obstacles; name more accounts, raise maxSlippage, or try again later";
         let failure = with_details(cannot(round, Some(&plan), reason, remedy), "obstacles", reasons);
-        return Ok(RoundDecision::Reject { failure, plan: Some(Box::new(plan)), net });
+        let ending = Ending::of_obstacles(Some(&plan));
+        return Ok(RoundDecision::Reject { failure, ending, plan: Some(Box::new(plan)), net });
     }
     Ok(RoundDecision::Complete { ending: Ending::of_obstacles(Some(&plan)), reason, net })
 }
@@ -903,7 +919,7 @@ pub fn decide_shrink(round: &Round<'_>, baseline: &Baseline, interval: &Interval
 
 /// While another operation does not know what became of its orders, only what makes the worst case of the whole
 /// book smaller may go out.
-fn beside_doubt(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
+fn beside_unresolved(round: &Round<'_>, plan: &Plan) -> Result<Option<Box<Failure>>, MathError> {
     let Some(unresolved) = round.snapshot.unresolved else { return Ok(None) };
     let book = &round.spec.options.book;
     let deltas = round.snapshot.all_deltas.iter();
@@ -983,7 +999,7 @@ fn dust(
             text,
             "name an account that takes smaller orders, or raise maxDeviation",
         );
-        return Ok(RoundDecision::Reject { failure, plan: None, net });
+        return Ok(RoundDecision::Reject { failure, ending: Ending::Stuck, plan: None, net });
     }
     Ok(RoundDecision::Complete { ending: Ending::Dust, reason: text, net })
 }

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountReader, AccountView, Alert, BudgetUser, Clock, ExitUser, Exits, Failure, HedgeExecution,
-    HedgeStrategy, IdSource, Journal, JournalError, OperationKind, OperationReport, OperationState,
-    OrderGateway, Pacing, PriceFeed, Priority, Record, RequestMeta, RiskHistory, Started, TradingOrder,
-    VenueRules,
+    AccountReader, AccountView, Alert, BudgetUser, Clock, Failure, HedgeExecution, HedgeStrategy, IdSource,
+    Journal, JournalError, OperationKind, OperationReport, OperationState, OrderGateway, Pacing, PoolUser,
+    PriceFeed, Priority, ProxyPool, Record, RequestMeta, RiskHistory, Started, TradingOrder, VenueRules,
 };
 use deltaplane_types::{
     AccountId, AccountSnapshot, AlertKind, AlertSeverity, AlertTopic, Code, Delta, FeedId, IdError,
@@ -78,7 +77,7 @@ pub struct EngineParts {
     /// Its price streams.
     pub feeds: Vec<Arc<dyn PriceFeed>>,
     /// The pools of proxies that accounts and feeds leave through, to be watched; a pool may be there for several.
-    pub exits: Vec<(ExitUser, Arc<dyn Exits>)>,
+    pub proxy_pools: Vec<(PoolUser, Arc<dyn ProxyPool>)>,
     /// The request budgets of its accounts' addresses, to be shown.
     pub budgets: Vec<BudgetUser>,
     /// What survives it.
@@ -158,7 +157,8 @@ impl Engine {
     ///
     /// [`StartError`] if the journal cannot be used or the parts do not fit together.
     pub async fn start(parts: EngineParts) -> Result<Self, StartError> {
-        let EngineParts { config, accounts, feeds, exits, budgets, journal, history, clock, ids } = parts;
+        let EngineParts { config, accounts, feeds, proxy_pools, budgets, journal, history, clock, ids } =
+            parts;
         let mut recovered = Recovered::read(journal.load().await?, config.holdings.split.clone());
         let recorder = Recorder::new(journal);
         let epoch = recovered.epoch.wrapping_add(1);
@@ -265,7 +265,7 @@ impl Engine {
             risks: RiskBoard::default(),
             services: Services::default(),
             feeds: board,
-            exits,
+            proxy_pools,
             budgets,
             policies: Policies::default(),
             history,
@@ -895,7 +895,7 @@ impl Core {
             return Err(failure(Code::InvalidRequest, text, "send side: \"buy\" or \"sell\", or wait"));
         }
         if let Some(plan) = &meta.plan {
-            self.plans.burn(plan, &meta.requester, &id, now)?;
+            self.plans.use_up(plan, &meta.requester, &id, now)?;
         }
         let key = meta.idempotency.map(|idempotency| idempotency.key);
         let tied = key.clone();

@@ -1,6 +1,6 @@
 //! The dead man's switch: while an order of ours rests, its venue cancels it by itself when we fall silent.
 //!
-//! The venue's countdown takes every order of the account in the symbol, foreign ones too. So it is only used
+//! The venue's countdown takes every order of the account in the symbol, external ones too. So it is only used
 //! where no external order rests, and where it cannot be used no order of ours rests unless the configuration allows it.
 
 use std::collections::BTreeMap;
@@ -99,10 +99,10 @@ impl DeadManSwitch {
         }
         let open =
             gateway.fetch_open_orders(symbol, Priority::Protect).await.map_err(|error| error.to_string())?;
-        if let Some(foreign) = open.iter().find(|order| self.key.read(&order.client_order_id).is_none()) {
+        if let Some(external) = open.iter().find(|order| self.key.read(&order.client_order_id).is_none()) {
             return Err(format!(
                 "external order {} rests on {symbol}: the dead man's switch would cancel it too",
-                foreign.client_order_id
+                external.client_order_id
             ));
         }
         gateway.count_down(symbol, Some(COUNTDOWN)).await.map_err(|error| error.to_string())?;
@@ -124,7 +124,7 @@ impl DeadManSwitch {
         }
     }
 
-    /// Tells the venues again while orders of ours rest, and stops where none does or a foreign one came.
+    /// Tells the venues again while orders of ours rest, and stops where none does or a external one came.
     pub(crate) async fn refresh(&self, beat: impl Fn()) {
         let armed: Vec<(AccountId, Symbol)> = self.with(|armed| armed.keys().cloned().collect());
         for (account, symbol) in armed {
@@ -136,10 +136,10 @@ impl DeadManSwitch {
                 // Unknown is not none: the countdown goes on, towards the safe side.
                 continue;
             };
-            let (ours, foreign): (Vec<_>, Vec<_>) =
+            let (ours, external): (Vec<_>, Vec<_>) =
                 open.iter().partition(|order| self.key.read(&order.client_order_id).is_some());
-            if !foreign.is_empty() {
-                // Ours go one by one, and the countdown ends, so that the foreign one stays.
+            if !external.is_empty() {
+                // Ours go one by one, and the countdown ends, so that the external one stays.
                 for order in &ours {
                     let _ = gateway.cancel(&order.client_order_id, &symbol).await;
                 }
@@ -149,7 +149,7 @@ impl DeadManSwitch {
             let key = (account.clone(), symbol.clone());
             let lately =
                 self.with(|armed| armed.get(&key).is_some_and(|known| known.used.elapsed() < REFRESH * 2));
-            let after = (foreign.is_empty() && (lately || !ours.is_empty())).then_some(COUNTDOWN);
+            let after = (external.is_empty() && (lately || !ours.is_empty())).then_some(COUNTDOWN);
             let told = gateway.count_down(&symbol, after).await.is_ok();
             self.with(|armed| {
                 if told && after.is_none() {

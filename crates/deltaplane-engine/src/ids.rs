@@ -1,7 +1,7 @@
 //! Client order ids: a function of what they name, so that a restart finds them again.
 //!
 //! A `UUIDv8` with 122 bits of ours: instance 16, epoch 16, sequence 40, leg 6, truncated HMAC-SHA256 44. The
-//! code at its end tells our orders from foreign ones without any lookup.
+//! code at its end tells our orders from external ones without any lookup.
 
 use std::fmt;
 
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_ids_are_foreign() {
+    fn ids_of_other_programs_are_not_ours() {
         let key = IdKey::new(b"secret");
         for text in ["web_1", "autoclose-17", "01234567-89ab-8def-8123-456789abcdef", "x"] {
             assert_eq!(key.read(&text.parse().unwrap()), None);

@@ -62,7 +62,7 @@ pub(crate) async fn keep_looking(core: Arc<Core>) {
         core.look_for_unfollowed().await;
         core.look_at_mapping().await;
         core.look_at_feeds().await;
-        core.look_at_exits().await;
+        core.check_proxy_pools().await;
         let risks = core.look_at_risk(&mut looks).await;
         let now = core.shared.reader.clock.now();
         let reference = |symbol: &Symbol| core.shared_price(symbol, &risks);

@@ -45,9 +45,9 @@ pub(crate) struct Look {
     pub(crate) has_newer_events: bool,
 }
 
-/// How far an order's fate is known.
+/// How far the outcome of an order is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Resolution {
     /// Durable and perhaps sent; no answer yet.
     InFlight,
     /// The venue has it.
@@ -67,7 +67,7 @@ pub(crate) enum Fate {
 pub(crate) struct TrackedOrder {
     pub(crate) intent: IntentRecord,
     pub(crate) arrival_mid: Option<Price>,
-    pub(crate) fate: Fate,
+    pub(crate) resolution: Resolution,
     pub(crate) evidence: Option<Evidence>,
     pub(crate) refusal: Option<Refusal>,
     pub(crate) unresolved: Option<UnknownCause>,
@@ -79,7 +79,7 @@ pub(crate) struct TrackedOrder {
     pub(crate) sent_at: Timestamp,
     /// How long the account's stream has to tell of it, where that was proven when it went out.
     told_within: Option<Duration>,
-    doubt_since: Option<Timestamp>,
+    unresolved_since: Option<Timestamp>,
     asked: usize,
     pub(crate) next_check: Option<Timestamp>,
     pub(crate) check_in_flight: bool,
@@ -108,7 +108,7 @@ const INVALIDATION_SLACK: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidationState {
     NotTried,
-    Burned(Timestamp),
+    UsedUp(Timestamp),
     /// It could not be, or the venue had taken the order in.
     Failed,
 }
@@ -118,7 +118,7 @@ impl TrackedOrder {
         Self {
             intent,
             arrival_mid,
-            fate: Fate::InFlight,
+            resolution: Resolution::InFlight,
             evidence: None,
             refusal: None,
             unresolved: None,
@@ -127,7 +127,7 @@ impl TrackedOrder {
             fills: BTreeMap::new(),
             sent_at: now,
             told_within: None,
-            doubt_since: None,
+            unresolved_since: None,
             asked: 0,
             next_check: None,
             check_in_flight: false,
@@ -174,9 +174,9 @@ impl TrackedOrder {
 
     /// What may still trade, at worst.
     pub(crate) fn unresolved(&self) -> Quantity {
-        match self.fate {
-            Fate::Ended(_) | Fate::NotAccepted => Quantity::ZERO,
-            Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => {
+        match self.resolution {
+            Resolution::Ended(_) | Resolution::NotAccepted => Quantity::ZERO,
+            Resolution::InFlight | Resolution::Accepted | Resolution::Unknown | Resolution::Frozen => {
                 self.intent.order.quantity.saturating_minus(self.filled())
             }
         }
@@ -184,10 +184,10 @@ impl TrackedOrder {
 
     /// Whether its end is known, and every trade of it with its price.
     pub(crate) fn is_settled(&self) -> bool {
-        match self.fate {
-            Fate::Ended(_) => self.decided || self.unpriced || self.priced() >= self.reported,
-            Fate::NotAccepted => true,
-            Fate::InFlight | Fate::Accepted | Fate::Unknown | Fate::Frozen => false,
+        match self.resolution {
+            Resolution::Ended(_) => self.decided || self.unpriced || self.priced() >= self.reported,
+            Resolution::NotAccepted => true,
+            Resolution::InFlight | Resolution::Accepted | Resolution::Unknown | Resolution::Frozen => false,
         }
     }
 
@@ -198,7 +198,7 @@ impl TrackedOrder {
 
     /// Whether it rests as it was meant to.
     pub(crate) fn is_resting(&self) -> bool {
-        self.was_to_rest() && self.fate == Fate::Accepted && self.cancels == 0
+        self.was_to_rest() && self.resolution == Resolution::Accepted && self.cancels == 0
     }
 
     pub(crate) fn must_be_canceled(&self, now: Timestamp) -> bool {
@@ -206,7 +206,7 @@ impl TrackedOrder {
     }
 
     fn may_rest(&self) -> bool {
-        matches!(self.fate, Fate::Accepted | Fate::Unknown | Fate::Frozen)
+        matches!(self.resolution, Resolution::Accepted | Resolution::Unknown | Resolution::Frozen)
     }
 
     /// Whether it may rest out of sight: it leaves no trace but itself, and only a venue that has nothing to cancel, or
@@ -235,9 +235,9 @@ impl TrackedOrder {
             self.gone_at.get_or_insert(now);
         }
         self.cancel_at = Some(now.after(CANCEL_AGAIN.saturating_mul(self.cancels.min(30))));
-        if self.fate == Fate::Unknown {
+        if self.resolution == Resolution::Unknown {
             self.next_check.get_or_insert(now);
-        } else if self.fate != Fate::Frozen {
+        } else if self.resolution != Resolution::Frozen {
             self.next_check = Some(now);
         }
     }
@@ -250,7 +250,7 @@ impl TrackedOrder {
 
     /// Whether its place at the venue was taken.
     pub(crate) fn is_invalidated(&self) -> bool {
-        matches!(self.invalidated, InvalidationState::Burned(_))
+        matches!(self.invalidated, InvalidationState::UsedUp(_))
     }
 
     pub(crate) fn is_filled_whole(&self) -> bool {
@@ -298,7 +298,7 @@ impl TrackedOrder {
                 self.on_report(&report, Evidence::PlacementAnswer, now)
             }
             SubmitOutcome::NotAccepted(refusal) => {
-                if !matches!(self.fate, Fate::InFlight) {
+                if !matches!(self.resolution, Resolution::InFlight) {
                     // The venue showed the order and refused it: one of the two is not true.
                     return self.freeze(format!("rejected ({refusal}) after it was seen at the venue"));
                 }
@@ -315,13 +315,13 @@ impl TrackedOrder {
                 Some(self.not_accepted(evidence, reason))
             }
             SubmitOutcome::Unknown(cause) => {
-                if !matches!(self.fate, Fate::InFlight) {
+                if !matches!(self.resolution, Resolution::InFlight) {
                     return None;
                 }
                 let text = cause.to_string();
-                self.fate = Fate::Unknown;
+                self.resolution = Resolution::Unknown;
                 self.unresolved = Some(cause);
-                self.doubt_since = Some(now);
+                self.unresolved_since = Some(now);
                 self.next_check = Some(now);
                 // In unresolved order nothing rests.
                 self.cancel_at = self.cancel_at.map(|_| now);
@@ -340,21 +340,23 @@ impl TrackedOrder {
         self.venue_order_id = Some(report.venue_order_id.clone());
         self.on_something_found();
         self.reported = self.reported.max(report.filled);
-        if self.fate == Fate::NotAccepted {
+        if self.resolution == Resolution::NotAccepted {
             return self.freeze("seen at the venue after it counted as not accepted".to_owned());
         }
         if self.reported > self.intent.order.quantity {
             return self
                 .freeze(format!("{} traded of an order of {}", self.reported, self.intent.order.quantity));
         }
-        if matches!(self.fate, Fate::Ended(_) | Fate::Frozen) {
+        if matches!(self.resolution, Resolution::Ended(_) | Resolution::Frozen) {
             // Old news, or more trades than the end told of: those are read.
-            let late = matches!(self.fate, Fate::Ended(_)) && !self.is_settled() && !self.check_in_flight;
+            let late = matches!(self.resolution, Resolution::Ended(_))
+                && !self.is_settled()
+                && !self.check_in_flight;
             self.next_check = self.next_check.or(late.then(|| now.after(self.patience(TRADES_LATE))));
             return None;
         }
         if report.status.is_terminal() {
-            self.fate = Fate::Ended(report.status);
+            self.resolution = Resolution::Ended(report.status);
             self.evidence = Some(evidence.clone());
             self.next_check = (!self.is_settled()).then(|| now.after(self.patience(TRADES_LATE)));
             return Some(OutcomeRecord::Ended { status: report.status, filled: report.filled, evidence });
@@ -364,10 +366,10 @@ impl TrackedOrder {
         let rests = self.was_to_rest() && self.cancels == 0;
         let quiet = if rests { QUIET_AT_REST } else { self.patience(QUIET) };
         self.next_check = Some(now.after(quiet));
-        if self.fate == Fate::Accepted {
+        if self.resolution == Resolution::Accepted {
             return None;
         }
-        self.fate = Fate::Accepted;
+        self.resolution = Resolution::Accepted;
         Some(OutcomeRecord::Accepted { evidence })
     }
 
@@ -378,7 +380,7 @@ impl TrackedOrder {
         }
         self.venue_order_id = Some(fill.venue_order_id.clone());
         self.fills.insert(fill.trade_id.clone(), fill);
-        let changed = if self.fate == Fate::NotAccepted {
+        let changed = if self.resolution == Resolution::NotAccepted {
             self.freeze("traded after it counted as not accepted".to_owned())
         } else if self.priced() > self.intent.order.quantity {
             self.freeze(format!("{} traded of an order of {}", self.priced(), self.intent.order.quantity))
@@ -392,13 +394,15 @@ impl TrackedOrder {
     }
 
     /// Whether its place at the venue should be taken: it was asked for once and not found.
-    pub(crate) fn wants_fence(&self) -> bool {
-        self.fate == Fate::Unknown && self.invalidated == InvalidationState::NotTried && self.asked > 0
+    pub(crate) fn wants_invalidation(&self) -> bool {
+        self.resolution == Resolution::Unknown
+            && self.invalidated == InvalidationState::NotTried
+            && self.asked > 0
     }
 
     /// Whether the venue told of it: then it does not end by absence.
     pub(crate) fn was_acknowledged(&self) -> bool {
-        self.fate == Fate::Accepted || self.venue_order_id.is_some()
+        self.resolution == Resolution::Accepted || self.venue_order_id.is_some()
     }
 
     /// Takes a look that found nothing of it; gives whether that is enough to say that it never came to be.
@@ -451,9 +455,9 @@ impl TrackedOrder {
     }
 
     /// Takes what came of that.
-    pub(crate) fn on_fenced(&mut self, outcome: &Invalidation, now: Timestamp) {
+    pub(crate) fn on_invalidated(&mut self, outcome: &Invalidation, now: Timestamp) {
         self.invalidated = match outcome {
-            Invalidation::Burned => InvalidationState::Burned(now),
+            Invalidation::UsedUp => InvalidationState::UsedUp(now),
             Invalidation::Arrived | Invalidation::Unavailable | Invalidation::Unknown(_) => {
                 InvalidationState::Failed
             }
@@ -476,8 +480,8 @@ impl TrackedOrder {
 
     /// The venue does not show it; soon after a submission this proves nothing.
     pub(crate) fn on_not_found(&mut self, now: Timestamp) {
-        let since = self.doubt_since.unwrap_or(now);
-        self.doubt_since = Some(since);
+        let since = self.unresolved_since.unwrap_or(now);
+        self.unresolved_since = Some(since);
         self.asked = self.asked.saturating_add(1);
         let wait = ASK_AFTER_MS.get(self.asked).copied().map(Duration::from_millis);
         let next = wait.map_or_else(|| now.after(Duration::from_secs(5)), |wait| since.after(wait));
@@ -488,21 +492,21 @@ impl TrackedOrder {
     pub(crate) fn restore(&mut self, outcome: &OutcomeRecord) {
         match outcome {
             OutcomeRecord::Accepted { evidence } => {
-                self.fate = Fate::Accepted;
+                self.resolution = Resolution::Accepted;
                 self.evidence = Some(evidence.clone());
             }
             OutcomeRecord::Ended { status, filled, evidence } => {
-                self.fate = Fate::Ended(*status);
+                self.resolution = Resolution::Ended(*status);
                 self.reported = self.reported.max(*filled);
                 self.decided = matches!(evidence, Evidence::Person(_));
                 self.evidence = Some(evidence.clone());
             }
             OutcomeRecord::NotAccepted { evidence, .. } => {
-                self.fate = Fate::NotAccepted;
+                self.resolution = Resolution::NotAccepted;
                 self.evidence = Some(evidence.clone());
             }
             OutcomeRecord::Unknown { cause } => {
-                self.fate = Fate::Unknown;
+                self.resolution = Resolution::Unknown;
                 self.unresolved = Some(UnknownCause::VenueUncertain(cause.clone()));
             }
         }
@@ -515,13 +519,13 @@ impl TrackedOrder {
             self.gone_at.map_or(self.intent.order.deadline, |at| at.max(self.intent.order.deadline));
         let expired = expired.after(slack);
         match self.invalidated {
-            InvalidationState::Burned(at) => at.after(slack.max(INVALIDATION_SLACK)).min(expired),
+            InvalidationState::UsedUp(at) => at.after(slack.max(INVALIDATION_SLACK)).min(expired),
             InvalidationState::NotTried | InvalidationState::Failed => expired,
         }
     }
 
     pub(crate) fn not_accepted(&mut self, evidence: Evidence, reason: String) -> OutcomeRecord {
-        self.fate = Fate::NotAccepted;
+        self.resolution = Resolution::NotAccepted;
         self.evidence = Some(evidence.clone());
         self.next_check = None;
         OutcomeRecord::NotAccepted { evidence, reason }
@@ -540,7 +544,7 @@ impl TrackedOrder {
                 };
                 // Trades that are known count in any case; those that are not are taken at the person's word.
                 let filled = filled.max(self.priced());
-                (self.fate, self.reported, self.decided) = (Fate::Ended(status), filled, true);
+                (self.resolution, self.reported, self.decided) = (Resolution::Ended(status), filled, true);
                 self.evidence = Some(Evidence::Person(by.clone()));
                 OutcomeRecord::Ended { status, filled, evidence: Evidence::Person(by) }
             }
@@ -548,10 +552,10 @@ impl TrackedOrder {
     }
 
     pub(crate) fn freeze(&mut self, cause: String) -> Option<OutcomeRecord> {
-        if self.fate == Fate::Frozen {
+        if self.resolution == Resolution::Frozen {
             return None;
         }
-        self.fate = Fate::Frozen;
+        self.resolution = Resolution::Frozen;
         self.next_check = None;
         // An order in an unknown state does not go on resting.
         self.cancel_at = self.was_to_rest().then_some(Timestamp::default());
@@ -583,17 +587,17 @@ impl TrackedOrder {
             Price::try_new(deltaplane_math::div(traded.value(), priced.value())?).ok()
         };
         let order = &self.intent.order;
-        let state = match self.fate {
-            Fate::InFlight => OrderState::Sent,
-            Fate::Accepted => OrderState::Accepted,
-            Fate::Unknown => OrderState::Unknown,
-            Fate::Ended(OrderStatus::Filled) => OrderState::Filled,
-            Fate::Ended(OrderStatus::Canceled) => OrderState::Canceled,
-            Fate::Ended(_) => OrderState::Expired,
-            Fate::NotAccepted => OrderState::NotAccepted,
-            Fate::Frozen => OrderState::Frozen,
+        let state = match self.resolution {
+            Resolution::InFlight => OrderState::Sent,
+            Resolution::Accepted => OrderState::Accepted,
+            Resolution::Unknown => OrderState::Unknown,
+            Resolution::Ended(OrderStatus::Filled) => OrderState::Filled,
+            Resolution::Ended(OrderStatus::Canceled) => OrderState::Canceled,
+            Resolution::Ended(_) => OrderState::Expired,
+            Resolution::NotAccepted => OrderState::NotAccepted,
+            Resolution::Frozen => OrderState::Frozen,
         };
-        let unresolved = matches!(self.fate, Fate::Unknown | Fate::Frozen) || self.unpriced;
+        let unresolved = matches!(self.resolution, Resolution::Unknown | Resolution::Frozen) || self.unpriced;
         let note = self.refusal.as_ref().map(ToString::to_string);
         Ok(OrderReport {
             client_order_id: self.intent.client_order_id.clone(),
@@ -693,7 +697,7 @@ mod tests {
     #[test]
     fn one_look_decides_after_its_place_was_taken() {
         let mut order = sent();
-        order.on_fenced(&Invalidation::Burned, Timestamp::from_millis(1_000));
+        order.on_invalidated(&Invalidation::UsedUp, Timestamp::from_millis(1_000));
         assert_eq!(looks(&mut order, &[7], None), [true]);
     }
 
@@ -778,13 +782,13 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_shortens_the_wait_for_a_proof_by_what_the_venue_may_show_late() {
+    fn an_invalidation_shortens_the_wait_for_a_proof_by_what_the_venue_may_show_late() {
         let at = Timestamp::from_millis;
-        let provable = |deadline, burned: Option<i64>, slack| {
+        let provable = |deadline, used_up: Option<i64>, slack| {
             let intent = intent(TimeInForce::ImmediateOrCancel, deadline);
             let mut order = TrackedOrder::new(intent, None, at(0));
-            if let Some(burned) = burned {
-                order.on_fenced(&Invalidation::Burned, at(burned));
+            if let Some(used_up) = used_up {
+                order.on_invalidated(&Invalidation::UsedUp, at(used_up));
             }
             order.provable_at(Duration::from_secs(slack)).as_millis()
         };

@@ -515,7 +515,7 @@ impl ControlPlane for Engine {
                 error_count: status.error_count,
             });
         }
-        services.extend(self.core.exit_services());
+        services.extend(self.core.proxy_services());
         services.extend(self.core.shared.services.views().into_iter().filter(|view| view.name != STORE));
         let journal_failed = self.core.shared.execution.recorder.has_failed();
         services.push(ServiceView {

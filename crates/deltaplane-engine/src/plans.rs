@@ -92,7 +92,7 @@ impl KeptPlans {
     /// # Errors
     ///
     /// As [`Self::find`]: another request may have come first.
-    pub(crate) fn burn(
+    pub(crate) fn use_up(
         &self,
         id: &str,
         requester: &Requester,

@@ -192,11 +192,11 @@ fn that_sum_to(moved: Delta, trades: &[Fill]) -> &[Fill] {
 type Named = (ExternalCause, Delta, Vec<TradeId>);
 
 /// Names what moved a position: the trades that are not ours, by their causes, and the rest that none explains.
-pub(crate) fn causes(expected: Delta, found: Delta, foreign: &[Fill]) -> Vec<Named> {
+pub(crate) fn causes(expected: Delta, found: Delta, external: &[Fill]) -> Vec<Named> {
     let mut named: BTreeMap<ExternalCause, (Delta, Vec<TradeId>)> = BTreeMap::new();
     let mut explained = Delta::ZERO;
     let moved = found.minus(expected).unwrap_or_default();
-    for fill in that_sum_to(moved, foreign) {
+    for fill in that_sum_to(moved, external) {
         let cause = match fill.cause {
             FillCause::Order => ExternalCause::ForeignTrade,
             FillCause::Liquidation => ExternalCause::Liquidation,
@@ -230,21 +230,21 @@ async fn unnamed_since(
 ) -> Result<(Vec<Fill>, Vec<Fill>), ReadError> {
     let trades = gateway.fetch_fills(symbol, from, Priority::Resolve).await?;
     // Each trade is named once.
-    let mut foreign = monitor.without_explained(trades);
-    if foreign.iter().any(|fill| fill.client_order_id.is_none()) {
+    let mut external = monitor.without_explained(trades);
+    if external.iter().any(|fill| fill.client_order_id.is_none()) {
         // Some venues tell by the order alone whose a trade was.
         let names = gateway.fetch_order_names(symbol, from, Priority::Resolve).await?;
-        for fill in &mut foreign {
+        for fill in &mut external {
             if let Some(order) = names.iter().find(|order| order.venue_order_id == fill.venue_order_id) {
                 fill.client_order_id = fill.client_order_id.take().or_else(|| order.client_order_id.clone());
                 fill.cause = if fill.cause == FillCause::Order { order.cause } else { fill.cause };
             }
         }
     }
-    let is_foreign = |fill: &Fill| {
+    let is_external = |fill: &Fill| {
         fill.client_order_id.as_ref().is_none_or(|name| shared.reader.config.id_key.read(name).is_none())
     };
-    Ok(foreign.into_iter().partition(is_foreign))
+    Ok(external.into_iter().partition(is_external))
 }
 
 /// Looks up what moved a position, records it, tells people, and takes the venue's position as the truth.
@@ -264,10 +264,10 @@ pub(crate) async fn explain(
         return Ok(Vec::new());
     };
     let from = since.before(OVERLAP);
-    let (foreign, ours) = unnamed_since(shared, monitor, gateway.as_ref(), symbol, from).await?;
+    let (external, ours) = unnamed_since(shared, monitor, gateway.as_ref(), symbol, from).await?;
     let late = reopen(shared, (monitor, symbol), (expected, found), as_of, ours).await;
     let mut expected = expected.plus(late).unwrap_or(expected);
-    let mut named = causes(expected, found, &foreign);
+    let mut named = causes(expected, found, &external);
     let known_since = shared.ledger.known_since(account, symbol);
     let is_whole = |named: &[Named]| named.iter().all(|(cause, ..)| *cause != ExternalCause::Correction);
     if let Some(earlier) =
@@ -279,7 +279,7 @@ pub(crate) async fn explain(
         expected = expected.plus(late).unwrap_or(expected);
         named = causes(expected, found, &further);
         if !is_whole(&named) {
-            named = causes(expected, found, &foreign);
+            named = causes(expected, found, &external);
         }
     }
     Ok(record(shared, (monitor, symbol), (expected, found), as_of, named).await)
@@ -293,7 +293,7 @@ pub(crate) async fn explain_by_stream(
     as_of: Timestamp,
 ) -> Option<Vec<ExternalActivity>> {
     let monitor = shared.reader.accounts.get(account)?;
-    let fills = monitor.foreign_fills(symbol);
+    let fills = monitor.external_fills(symbol);
     if fills.is_empty() {
         return None;
     }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_ports::{
-    AccountEvent, BudgetUser, ExitUser, Exits, IntentRecord, JournalError, OperationReport, OperationState,
-    OrderGateway, OrderSighting, Priority, ReadError, RiskHistory,
+    AccountEvent, BudgetUser, IntentRecord, JournalError, OperationReport, OperationState, OrderGateway,
+    OrderSighting, PoolUser, Priority, ProxyPool, ReadError, RiskHistory,
 };
 use deltaplane_risk::DistanceBook;
 use deltaplane_types::{
@@ -171,7 +171,7 @@ pub(crate) struct Shared {
     pub(crate) risks: RiskBoard,
     pub(crate) services: Services,
     pub(crate) feeds: FeedBoard,
-    pub(crate) exits: Vec<(ExitUser, Arc<dyn Exits>)>,
+    pub(crate) proxy_pools: Vec<(PoolUser, Arc<dyn ProxyPool>)>,
     pub(crate) budgets: Vec<BudgetUser>,
     pub(crate) policies: Policies,
     pub(crate) history: Arc<dyn RiskHistory>,
@@ -511,7 +511,7 @@ impl Shell {
                     if let Some((gateway, symbol)) = self.gateway(operation, &id) {
                         self.work.push(Box::pin(async move {
                             let outcome = gateway.invalidate(&id, &symbol).await;
-                            Done::Event(Event::Fenced(id, outcome))
+                            Done::Event(Event::Invalidated(id, outcome))
                         }));
                     }
                 }
@@ -541,7 +541,7 @@ impl Shell {
                     });
                     let _ = shared.execution.recorder.append(records).await;
                 }
-                Effect::Outside { account, expected, found, as_of } => {
+                Effect::ExternalActivity { account, expected, found, as_of } => {
                     let symbol = operation.spec().symbol.clone();
                     if let Some(monitor) = shared.reader.accounts.get(&account) {
                         // What this operation traded is explained by itself.

@@ -39,7 +39,7 @@ pub struct AccountFacts {
     /// Its positions in other symbols at their marks, USD; none of them where one cannot be valued.
     pub others: Vec<MarkedPosition>,
     /// What trades of others moved its position in the symbol since the engine started, as far as its stream told.
-    pub foreign: Delta,
+    pub external: Delta,
     /// Its state was folded from its proven stream and has every trade of operations that ended.
     pub is_exact: bool,
 }
@@ -358,7 +358,7 @@ impl SnapshotReader {
             }
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
             let monitor = self.accounts.get(&id);
-            let foreign = monitor.map(|monitor| monitor.foreign(symbol)).unwrap_or_default();
+            let external = monitor.map(|monitor| monitor.external(symbol)).unwrap_or_default();
             let is_exact = monitor.is_some_and(|monitor| monitor.is_exact());
             let quote_rate = self.config.holdings.rate(&instrument.quote);
             let elsewhere = self.elsewhere(&account, symbol, feed);
@@ -374,7 +374,7 @@ impl SnapshotReader {
                 quote_rate,
                 gross_elsewhere,
                 others,
-                foreign,
+                external,
                 is_exact,
             };
             accounts.insert(id, facts);

@@ -52,8 +52,12 @@ pub struct Interval {
 
 impl Interval {
     /// The interval around a confirmed net delta. Both unresolved orders are magnitudes of open quantity.
-    pub fn around(confirmed: Delta, doubtful_buys: Delta, doubtful_sells: Delta) -> Result<Self, MathError> {
-        Ok(Self { low: confirmed.minus(doubtful_sells)?, high: confirmed.plus(doubtful_buys)? })
+    pub fn around(
+        confirmed: Delta,
+        unresolved_buys: Delta,
+        unresolved_sells: Delta,
+    ) -> Result<Self, MathError> {
+        Ok(Self { low: confirmed.minus(unresolved_sells)?, high: confirmed.plus(unresolved_buys)? })
     }
 
     /// The largest distance from the target that is possible now.

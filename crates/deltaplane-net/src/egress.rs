@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deltaplane_ports::{ExitStatus, ExitView, Exits};
+use deltaplane_ports::{PoolStatus, ProxyPool, ProxyView};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::rt::TokioIo;
@@ -214,13 +214,13 @@ pub(crate) enum ConnectError {
 /// itself.
 #[derive(Debug)]
 pub struct Egress {
-    exits: Vec<Exit>,
+    proxies: Vec<PooledProxy>,
     failover: bool,
     active: AtomicUsize,
 }
 
 #[derive(Debug)]
-struct Exit {
+struct PooledProxy {
     proxy: Proxy,
     health: Mutex<Health>,
 }
@@ -242,28 +242,28 @@ impl Egress {
 
     /// Through the first of these proxies, and through the next one that works where `failover` allows it.
     pub fn through(proxies: Vec<Proxy>, failover: bool) -> Arc<Self> {
-        let exit = |proxy| Exit { proxy, health: Mutex::default() };
-        let exits = proxies.into_iter().map(exit).collect();
-        Arc::new(Self { exits, failover, active: AtomicUsize::new(0) })
+        let pooled = |proxy| PooledProxy { proxy, health: Mutex::default() };
+        let proxies = proxies.into_iter().map(pooled).collect();
+        Arc::new(Self { proxies, failover, active: AtomicUsize::new(0) })
     }
 
     /// The proxies, in order.
     pub(crate) fn proxies(&self) -> impl Iterator<Item = &Proxy> {
-        self.exits.iter().map(|exit| &exit.proxy)
+        self.proxies.iter().map(|pooled| &pooled.proxy)
     }
 
     /// The index of the proxy that is used now; none where connections leave directly.
     pub(crate) fn active(&self) -> Option<usize> {
-        (!self.exits.is_empty()).then(|| self.active.load(Ordering::SeqCst))
+        (!self.proxies.is_empty()).then(|| self.active.load(Ordering::SeqCst))
     }
 
     /// Whether a proxy passes requests without TLS on by itself.
     pub(crate) fn carries(&self, index: usize) -> bool {
-        self.exits.get(index).is_some_and(|exit| exit.proxy.kind == ProxyKind::Http)
+        self.proxies.get(index).is_some_and(|pooled| pooled.proxy.kind == ProxyKind::Http)
     }
 
     fn health(&self, index: usize) -> Option<std::sync::MutexGuard<'_, Health>> {
-        self.exits.get(index).map(|exit| exit.health.lock().unwrap_or_else(PoisonError::into_inner))
+        self.proxies.get(index).map(|pooled| pooled.health.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A proxy did its part.
@@ -271,18 +271,18 @@ impl Egress {
         let Some(mut health) = self.health(index) else { return };
         (health.worked_at, health.silent) = (Some(Instant::now()), 0);
         if health.failing.take().is_some()
-            && let Some(exit) = self.exits.get(index)
+            && let Some(pooled) = self.proxies.get(index)
         {
-            tracing::info!(proxy = %exit.proxy.name, "the proxy works again");
+            tracing::info!(proxy = %pooled.proxy.name, "the proxy works again");
         }
     }
 
     /// A proxy failed: the next attempt leaves through another one, where that is allowed and one works.
     pub(crate) fn failed(&self, index: usize, why: &str) {
-        let Some(exit) = self.exits.get(index) else { return };
+        let Some(pooled) = self.proxies.get(index) else { return };
         if let Some(mut health) = self.health(index) {
             if health.failing.is_none() {
-                tracing::warn!(proxy = %exit.proxy.name, why, "the proxy fails");
+                tracing::warn!(proxy = %pooled.proxy.name, why, "the proxy fails");
             }
             health.failing = Some(why.to_owned());
             health.failures = health.failures.saturating_add(1);
@@ -291,13 +291,13 @@ impl Egress {
             return;
         }
         let works = |other: &usize| self.health(*other).is_some_and(|health| health.failing.is_none());
-        let count = self.exits.len();
+        let count = self.proxies.len();
         let next = (1..count).map(|step| (index + step) % count).find(works);
         if let Some(next) = next
             && self.active.compare_exchange(index, next, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-            && let Some(other) = self.exits.get(next)
+            && let Some(other) = self.proxies.get(next)
         {
-            tracing::warn!(from = %exit.proxy.name, to = %other.proxy.name, "connections leave through another proxy");
+            tracing::warn!(from = %pooled.proxy.name, to = %other.proxy.name, "connections leave through another proxy");
         }
     }
 
@@ -330,8 +330,8 @@ impl Egress {
         (host, port): (&str, u16),
         within: Duration,
     ) -> Result<TcpStream, String> {
-        let exit = self.exits.get(index).ok_or_else(|| "there is no such proxy".to_owned())?;
-        match tokio::time::timeout(within, exit.proxy.connect(host, port)).await {
+        let pooled = self.proxies.get(index).ok_or_else(|| "there is no such proxy".to_owned())?;
+        match tokio::time::timeout(within, pooled.proxy.connect(host, port)).await {
             Ok(connected) => connected,
             Err(_) => Err(LATE.to_owned()),
         }
@@ -354,14 +354,14 @@ impl Egress {
     /// Looks at every proxy. One that cannot be reached, or reaches no exchange, fails. Where nothing comes back through one,
     /// it is that or the exchange: it fails where something comes back through another one.
     async fn check(&self, (url, host, port): (&str, &str, u16)) {
-        let looks = self.exits.iter().enumerate().map(|(index, exit)| async move {
+        let looks = self.proxies.iter().enumerate().map(|(index, pooled)| async move {
             // What is seen counts at once: another proxy may take long.
             if let Err(why) = self.connect_through(index, (host, port), CHECK_FOR).await {
                 self.failed(index, &why);
                 return Look::Fails;
             }
             let opened = Instant::now();
-            match exit.proxy.answers(url).await {
+            match pooled.proxy.answers(url).await {
                 Ok(()) => {
                     self.worked(index);
                     Look::Answers
@@ -421,18 +421,18 @@ pub(crate) struct Connected {
     pub(crate) through: Option<usize>,
 }
 
-impl Exits for Egress {
-    fn status(&self) -> ExitStatus {
+impl ProxyPool for Egress {
+    fn status(&self) -> PoolStatus {
         let active = self.active();
-        let exits = self
-            .exits
+        let proxies = self
+            .proxies
             .iter()
             .enumerate()
-            .map(|(index, exit)| {
-                let health = exit.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            .map(|(index, pooled)| {
+                let health = pooled.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let Health { failing, failures, worked_at, .. } = health;
-                ExitView {
-                    proxy: exit.proxy.name.clone(),
+                ProxyView {
+                    proxy: pooled.proxy.name.clone(),
                     is_active: active == Some(index),
                     failing,
                     failures,
@@ -440,7 +440,7 @@ impl Exits for Egress {
                 }
             })
             .collect();
-        ExitStatus { exits, failover: self.failover }
+        PoolStatus { proxies, failover: self.failover }
     }
 }
 
@@ -563,7 +563,7 @@ mod tests {
             assert_eq!(egress.active(), Some(0), "one answer may be lost");
             egress.check((&url, &host, port)).await;
             let failing: Vec<Option<String>> =
-                egress.status().exits.into_iter().map(|exit| exit.failing).collect();
+                egress.status().proxies.into_iter().map(|pooled| pooled.failing).collect();
             let why = failing[0].as_deref().unwrap_or_default();
             assert!(why.starts_with("nothing comes back through it"), "{failing:?}");
             assert_eq!((&failing[1], egress.active()), (&None, Some(1)));
@@ -572,15 +572,15 @@ mod tests {
         let egress = Egress::through(vec![socks(Tunnel::Cuts).await], true);
         egress.check((&url, &host, port)).await;
         egress.check((&url, &host, port)).await;
-        assert_eq!(egress.status().exits[0].failures, 0);
+        assert_eq!(egress.status().proxies[0].failures, 0);
         // One that could not be reached is reached again.
         egress.failed(0, "refused");
         egress.check((&url, &host, port)).await;
-        assert_eq!(egress.status().exits[0].failing, None);
+        assert_eq!(egress.status().proxies[0].failing, None);
         let egress = Egress::through(vec![socks(Tunnel::Passes).await, socks(Tunnel::Passes).await], true);
         egress.check((&url, &host, port)).await;
-        assert_eq!((egress.status().exits[0].failures, egress.active()), (0, Some(0)));
-        assert!(egress.status().exits[0].worked_ago.is_some());
+        assert_eq!((egress.status().proxies[0].failures, egress.active()), (0, Some(0)));
+        assert!(egress.status().proxies[0].worked_ago.is_some());
     }
 
     #[test]
@@ -600,8 +600,8 @@ mod tests {
         egress.failed(0, "refused");
         assert_eq!(egress.active(), Some(0), "none works");
         let status = egress.status();
-        let failing: Vec<bool> = status.exits.iter().map(|exit| exit.failing.is_some()).collect();
-        assert_eq!((failing, status.exits[0].failures), (vec![true, true, true], 2));
+        let failing: Vec<bool> = status.proxies.iter().map(|pooled| pooled.failing.is_some()).collect();
+        assert_eq!((failing, status.proxies[0].failures), (vec![true, true, true], 2));
         assert_eq!(Egress::direct().active(), None);
     }
 }

@@ -421,8 +421,8 @@ mod tests {
                 let (client, egress) = behind(&address, &refuses, false);
                 let answer = client.send(request("https://fapi.example/x".to_owned())).await;
                 assert!(matches!(answer, Err(TransportError::Proxy(_))), "{address}: {answer:?}");
-                let status = deltaplane_ports::Exits::status(&*egress);
-                assert!(status.exits[0].failing.is_some() && status.exits[0].is_active, "{status:?}");
+                let status = deltaplane_ports::ProxyPool::status(&*egress);
+                assert!(status.proxies[0].failing.is_some() && status.proxies[0].is_active, "{status:?}");
             }
         }
         // Without TLS the proxy itself carries the request; its 407 is no answer of the venue's.

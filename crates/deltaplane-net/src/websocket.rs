@@ -170,7 +170,7 @@ impl WebSocket {
 mod tests {
     use std::sync::Arc;
 
-    use deltaplane_ports::Exits as _;
+    use deltaplane_ports::ProxyPool as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -277,8 +277,8 @@ mod tests {
                 let egress = through(std::slice::from_ref(&url), false);
                 let error = open(&venue, &egress).await.err();
                 assert!(matches!(error, Some(WebSocketError::Proxy(_))), "{url}: {error:?}");
-                let exit = egress.status().exits.remove(0);
-                assert!(exit.failing.is_some() && exit.failures == 1, "{url}: {exit:?}");
+                let proxy = egress.status().proxies.remove(0);
+                assert!(proxy.failing.is_some() && proxy.failures == 1, "{url}: {proxy:?}");
             }
         }
         drop(silent);
@@ -292,7 +292,7 @@ mod tests {
             let egress = through(&[format!("http://{}", tunnel(then).await)], false);
             let error = open(&venue, &egress).await.err();
             assert!(matches!(error, Some(WebSocketError::Connect(_))), "{error:?}");
-            assert_eq!(egress.status().exits[0].failing, None);
+            assert_eq!(egress.status().proxies[0].failing, None);
         }
         // The exchange's answer to the handshake has more than 100 bytes, then "hello" comes.
         let egress = through(&[format!("http://{}", tunnel(Then::CutAfter(101)).await)], false);

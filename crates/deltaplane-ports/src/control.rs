@@ -284,7 +284,7 @@ pub enum OperationKind {
     Flatten,
     /// `utilization/rebalance`.
     Rebalance,
-    /// Orders of an earlier run whose fate had to be settled.
+    /// Orders of an earlier run whose outcome had to be settled.
     Recovery,
     /// A venue closed one side of a book: the other side is shrunk.
     LossResponse,
@@ -359,7 +359,7 @@ pub enum OperationState {
     Failed,
     /// Cut off by the end of the process and settled afterwards.
     Interrupted,
-    /// An order's fate could not be settled; its accounts are frozen until a person decides.
+    /// The outcome of an order could not be settled; its accounts are frozen until a person decides.
     Frozen,
 }
 
@@ -1305,7 +1305,7 @@ pub trait ControlPlane: Send + Sync {
     /// The operation that a request with this idempotency key began, where there is one.
     async fn operation_of_key(&self, key: &str) -> Option<OperationReport>;
 
-    /// Takes a person's word for the fate of an unresolved order. `Err` means that nothing changed.
+    /// Takes a manual decision on an unresolved order. `Err` means that nothing changed.
     async fn resolve_order(&self, request: ResolveOrder) -> Result<OperationReport, Box<Failure>>;
 
     /// Engages or clears the kill switch: while it is engaged only orders that reduce a position go out.

@@ -40,7 +40,7 @@ pub struct IntentRecord {
     pub order: OrderIntent,
 }
 
-/// How far an order's fate is known.
+/// How far the outcome of an order is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutcomeRecord {
     /// The venue has it.

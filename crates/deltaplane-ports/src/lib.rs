@@ -7,10 +7,10 @@ pub mod bounds;
 mod budget;
 mod control;
 mod earnings;
-mod exits;
 mod history;
 mod journal;
 mod preflight;
+mod proxy_pool;
 mod symbols;
 mod tables;
 mod time;
@@ -29,7 +29,6 @@ pub use control::{
     TradingChange, Transfer, UtilizationRebalance,
 };
 pub use earnings::{DAY_MS, Drift, Earned, EarnedDay, Income, IncomeKind, PnlQuery, USD, day_of};
-pub use exits::{ExitStatus, ExitUser, ExitView, Exits};
 pub use history::{EquityMark, GainPeak, HistoryError, RiskHistory, ThinOut, thin_out};
 pub use journal::{
     Acknowledgement, Alert, AlertChange, Answer, AnswerClaim, AnswerStore, Correction, ExternalActivity,
@@ -37,6 +36,7 @@ pub use journal::{
     StoredRecord, TradingOrder,
 };
 pub use preflight::{Check, Finding, Severity};
+pub use proxy_pool::{PoolStatus, PoolUser, ProxyPool, ProxyView};
 pub use symbols::{Contract, ContractError, ContractKind, ListedContract, NameRule, SymbolMap, Unmapped};
 pub use tables::{TableStore, table_prefix};
 pub use time::{Clock, IdSource};

@@ -186,7 +186,7 @@ pub enum CancelOutcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invalidation {
     /// The order had not been taken in and never will be. A trade before that is still to be ruled out.
-    Burned,
+    UsedUp,
     /// The venue had taken the request in, whatever became of it: ask for the order.
     Arrived,
     /// The venue has no such means, or it is not known how for this order.
@@ -340,7 +340,7 @@ pub trait OrderGateway: Send + Sync {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future does not take the order back: its fate is then unknown.
+    /// Dropping the future does not take the order back: its outcome is then unknown.
     async fn submit(&self, id: &ClientOrderId, intent: &OrderIntent, priority: Priority) -> SubmitOutcome;
 
     /// Cancels the order with our `id`; always with [`Priority::Protect`].

@@ -266,7 +266,7 @@ pub enum RefusalReason {
     Withheld(Duration),
 }
 
-/// Why an order's fate is not known.
+/// Why the outcome of an order is not known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum UnknownCause {
     /// No answer in time.

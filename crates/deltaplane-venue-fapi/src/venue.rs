@@ -776,7 +776,7 @@ impl OrderGateway for FapiVenue {
                 let code = serde_json::from_slice::<crate::wire::ErrorBody<'_>>(&response.body)
                     .map(|body| body.code);
                 match code {
-                    Ok(200) if response.status == 200 => Invalidation::Burned,
+                    Ok(200) if response.status == 200 => Invalidation::UsedUp,
                     Ok(code) if orders.nonce_used.contains(&code) => Invalidation::Arrived,
                     _ => Invalidation::Unknown(UnknownCause::Unreadable),
                 }

@@ -12,7 +12,7 @@ use super::rounds::ASK_AGAIN;
 use super::{Effect, Operation, Phase};
 use crate::alerts::Condition;
 use crate::control::{Ending, Goal};
-use crate::orders::{Fate, TrackedOrder};
+use crate::orders::{Resolution, TrackedOrder};
 use crate::report::failure;
 
 /// Alerts on orders that end when all orders are settled.
@@ -78,7 +78,7 @@ impl Operation {
         let frozen: Vec<(&ClientOrderId, &AccountId)> = self
             .orders
             .iter()
-            .filter(|(_, order)| order.fate == Fate::Frozen)
+            .filter(|(_, order)| order.resolution == Resolution::Frozen)
             .map(|(id, order)| (id, &order.intent.order.account))
             .collect();
         let names: Vec<String> = frozen.iter().map(|(id, _)| id.to_string()).collect();

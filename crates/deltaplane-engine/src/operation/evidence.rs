@@ -11,7 +11,7 @@ use deltaplane_types::{
 };
 
 use super::{CLOCK_MARGIN, Effect, MAX_FAILED_PROOFS, Operation, Sought};
-use crate::orders::{Fate, Look, TrackedOrder};
+use crate::orders::{Look, Resolution, TrackedOrder};
 
 /// How far looks are apart where a venue's rules are not known.
 const PROOF_LAG: Duration = Duration::from_secs(10);
@@ -75,7 +75,12 @@ impl Operation {
     /// Events of the stream may be lost: look the order up.
     pub(super) fn ask_soon(&mut self, account: &AccountId, now: Timestamp) {
         for order in self.orders.values_mut().filter(|order| order.intent.order.account == *account) {
-            if !order.is_settled() && matches!(order.fate, Fate::Accepted | Fate::Unknown | Fate::Ended(_)) {
+            if !order.is_settled()
+                && matches!(
+                    order.resolution,
+                    Resolution::Accepted | Resolution::Unknown | Resolution::Ended(_)
+                )
+            {
                 order.next_check = Some(now);
             }
         }
@@ -94,13 +99,13 @@ impl Operation {
         let (slack, lag) = rules.map_or((PROOF_LAG, PROOF_LAG), |rules| (rules.proof_slack, rules.proof_lag));
         match result {
             Ok(OrderSighting::Found(report)) => {
-                let ended = matches!(order.fate, Fate::Ended(_));
+                let ended = matches!(order.resolution, Resolution::Ended(_));
                 self.on_report(&report, Evidence::OrderQuery, now);
                 if let Some(order) = self.orders.get_mut(id).filter(|order| ended && !order.is_settled()) {
                     order.next_check = Some(now);
                 }
             }
-            _ if matches!(order.fate, Fate::Ended(_)) => order.on_trades_read(now),
+            _ if matches!(order.resolution, Resolution::Ended(_)) => order.on_trades_read(now),
             Ok(OrderSighting::NotFound) if order.may_be_hidden() => order.on_not_found(now),
             Ok(OrderSighting::NotFound) if order.was_acknowledged() => {
                 order.on_not_found(now);
@@ -139,16 +144,16 @@ impl Operation {
         self.note(now, format!("order {id} {text}"));
     }
 
-    pub(super) fn on_fenced(&mut self, id: &ClientOrderId, outcome: &Invalidation, now: Timestamp) {
+    pub(super) fn on_invalidated(&mut self, id: &ClientOrderId, outcome: &Invalidation, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
         let text = match outcome {
-            Invalidation::Burned => "its nonce is used up: it cannot be accepted any more",
+            Invalidation::UsedUp => "its nonce is used up: it cannot be accepted any more",
             Invalidation::Arrived => "the venue had accepted it",
             Invalidation::Unavailable => "its nonce cannot be used up",
             Invalidation::Unknown(_) => "whether its nonce is used up is not known",
         };
-        order.on_fenced(outcome, now);
+        order.on_invalidated(outcome, now);
         self.note(now, format!("order {id}: {text}"));
     }
 
@@ -171,7 +176,8 @@ impl Operation {
     pub(super) fn on_proof(&mut self, id: &ClientOrderId, result: Result<Sought, ReadError>, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else { return };
         order.check_in_flight = false;
-        if !matches!(order.fate, Fate::Unknown | Fate::InFlight) || order.was_acknowledged() {
+        if !matches!(order.resolution, Resolution::Unknown | Resolution::InFlight) || order.was_acknowledged()
+        {
             // Meanwhile the venue told of it: that decides.
             order.next_check = order.next_check.or((!order.is_settled()).then_some(now));
             return;
@@ -263,19 +269,21 @@ impl Operation {
             order.check_in_flight = true;
             order.next_check = None;
             let rules = self.rules.get(&order.intent.order.account);
-            effects.push(if matches!(order.fate, Fate::Ended(_)) && order.venue_order_id.is_some() {
-                Effect::ReadTrades(id.clone())
-            } else if matches!(order.fate, Fate::Ended(_)) {
-                // Its trades have the venue's name of the order, which the journal does not keep.
-                Effect::Sight(id.clone())
-            } else if order.is_sought() && !order.may_be_hidden() && !order.was_acknowledged() {
-                // It was not found before: the whole look asks for it too.
-                Effect::Prove(id.clone())
-            } else if order.wants_fence() && rules.is_some_and(|rules| rules.invalidates) {
-                Effect::Invalidate(id.clone())
-            } else {
-                Effect::Sight(id.clone())
-            });
+            effects.push(
+                if matches!(order.resolution, Resolution::Ended(_)) && order.venue_order_id.is_some() {
+                    Effect::ReadTrades(id.clone())
+                } else if matches!(order.resolution, Resolution::Ended(_)) {
+                    // Its trades have the venue's name of the order, which the journal does not keep.
+                    Effect::Sight(id.clone())
+                } else if order.is_sought() && !order.may_be_hidden() && !order.was_acknowledged() {
+                    // It was not found before: the whole look asks for it too.
+                    Effect::Prove(id.clone())
+                } else if order.wants_invalidation() && rules.is_some_and(|rules| rules.invalidates) {
+                    Effect::Invalidate(id.clone())
+                } else {
+                    Effect::Sight(id.clone())
+                },
+            );
         }
     }
 }

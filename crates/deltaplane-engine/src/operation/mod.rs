@@ -22,7 +22,7 @@ use crate::accounts::RecentTrades;
 use crate::alerts::Condition;
 use crate::config::EngineConfig;
 use crate::control::{Baseline, Ending, Spec};
-use crate::orders::{Fate, TrackedOrder};
+use crate::orders::{Resolution, TrackedOrder};
 use crate::snapshot::Snapshot;
 
 mod ending;
@@ -116,7 +116,7 @@ pub enum Event {
     /// The cancel of an order that rested was answered, or not. What became of it is asked for in any case.
     Canceled(ClientOrderId, CancelOutcome),
     /// The attempt to take an order's place at the venue was answered.
-    Fenced(ClientOrderId, Invalidation),
+    Invalidated(ClientOrderId, Invalidation),
     /// A look for an order that may not exist was answered.
     Proof(ClientOrderId, Result<Sought, ReadError>),
     /// A person said what became of an unresolved order: that, and who says so.
@@ -169,7 +169,7 @@ pub enum Effect {
     /// A condition that this operation raised is over.
     Resolve(AlertTopic),
     /// A position moved, and nothing of ours did it: find out what, and record it.
-    Outside {
+    ExternalActivity {
         /// The account.
         account: AccountId,
         /// What our own trades explain.
@@ -255,7 +255,7 @@ pub struct Operation {
     /// Positions at the newest snapshot and what our orders had traded by then.
     positions: BTreeMap<AccountId, (Delta, Delta)>,
     /// What trades of others had moved by then, since the engine started.
-    foreign: BTreeMap<AccountId, Delta>,
+    external: BTreeMap<AccountId, Delta>,
     /// When positions were read last.
     read_at: Timestamp,
     /// The same of operations that ended a moment ago, until the first reading has shown it.
@@ -340,7 +340,7 @@ impl Operation {
         (operation, effects)
     }
 
-    /// An operation that settles orders whose fate the end of a process left open.
+    /// An operation that settles orders that the end of a process left unresolved.
     pub fn recover(
         id: OperationId,
         spec: Spec,
@@ -434,7 +434,7 @@ impl Operation {
             excluded: BTreeSet::new(),
             instruments: BTreeMap::new(),
             positions: BTreeMap::new(),
-            foreign: BTreeMap::new(),
+            external: BTreeMap::new(),
             read_at: Timestamp::default(),
             traded_before: BTreeMap::new(),
             base: (Delta::ZERO, Delta::ZERO),
@@ -611,7 +611,7 @@ impl Operation {
             Event::StreamChanged(account) => self.ask_soon(&account, now),
             Event::Sighted(id, result) => self.on_sighted(&id, result, now, &mut effects),
             Event::Canceled(id, outcome) => self.on_canceled(&id, &outcome, now),
-            Event::Fenced(id, outcome) => self.on_fenced(&id, &outcome, now),
+            Event::Invalidated(id, outcome) => self.on_invalidated(&id, &outcome, now),
             Event::TradesRead(id, result) => self.on_trades(&id, result, now),
             Event::Proof(id, result) => self.on_proof(&id, result, now),
             Event::Preempted(by) => self.preempt(by, now),
@@ -634,8 +634,10 @@ impl Operation {
             self.note(now, format!("preempted by {}", by.cause()));
             self.preempted_by = Some(by);
         }
-        for order in
-            self.orders.values_mut().filter(|order| order.is_resting() || order.fate == Fate::InFlight)
+        for order in self
+            .orders
+            .values_mut()
+            .filter(|order| order.is_resting() || order.resolution == Resolution::InFlight)
         {
             order.cancel_at = order.cancel_at.map(|_| now);
         }
@@ -648,8 +650,13 @@ impl Operation {
         }
         self.check_due(now, effects);
         if self.phase == Phase::Watching {
-            let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
-            if frozen && self.orders.values().all(|order| order.is_settled() || order.fate == Fate::Frozen) {
+            let frozen = self.orders.values().any(|order| order.resolution == Resolution::Frozen);
+            if frozen
+                && self
+                    .orders
+                    .values()
+                    .all(|order| order.is_settled() || order.resolution == Resolution::Frozen)
+            {
                 self.halt(now, effects);
             }
             if !self.has_unresolved() {
@@ -659,7 +666,7 @@ impl Operation {
                 self.read(Duration::ZERO, effects);
             }
         }
-        self.tell_doubt(now, effects);
+        self.tell_unresolved(now, effects);
         // Orders in flight are waited for when it is preempted, not when its time is over.
         let over = now >= self.ends_at || (self.phase == Phase::Reading && self.is_over(now));
         if !self.answered && self.phase != Phase::Finished && over {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::accounts::RecentTrades;
 use crate::control::{self, Ending, Goal, Round, RoundDecision};
-use crate::orders::{Fate, TrackedOrder};
+use crate::orders::{Resolution, TrackedOrder};
 use crate::report::failure;
 use crate::snapshot::Snapshot;
 
@@ -87,7 +87,12 @@ impl Operation {
                 );
                 // Before the first round the comparison of every reading finds it.
                 if self.positions.contains_key(&account) {
-                    effects.push(Effect::Outside { account, expected, found, as_of: snapshot.as_of });
+                    effects.push(Effect::ExternalActivity {
+                        account,
+                        expected,
+                        found,
+                        as_of: snapshot.as_of,
+                    });
                 }
             }
         }
@@ -114,7 +119,7 @@ impl Operation {
             .iter()
             .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
-        self.foreign = snapshot.accounts.iter().map(|(id, facts)| (id.clone(), facts.foreign)).collect();
+        self.external = snapshot.accounts.iter().map(|(id, facts)| (id.clone(), facts.external)).collect();
         self.forgive_what_changed(&snapshot, now);
         self.touch = snapshot
             .accounts
@@ -156,14 +161,8 @@ impl Operation {
                 (self.ending, self.reason) = (Some(ending), Some(reason));
                 self.finish(now, effects);
             }
-            RoundDecision::Reject { failure, plan, .. } => {
+            RoundDecision::Reject { failure, ending, plan, .. } => {
                 self.adjustment_needed = true;
-                // Only a failure that lists this plan's obstacles is one of them; the gate has reasons of its own.
-                let ending = if failure.details.contains_key("obstacles") {
-                    Ending::of_obstacles(plan.as_deref())
-                } else {
-                    Ending::Stuck
-                };
                 self.first_plan = self.first_plan.take().or_else(|| plan.map(|plan| Arc::new(*plan)));
                 if self.unwind_instead(now, effects) {
                     let refused = self.orders.values().any(|order| order.refusal.is_some());
@@ -209,12 +208,12 @@ impl Operation {
                 let reason = format!("the price moved beyond its cap: {beyond}");
                 RoundDecision::Complete { ending: Ending::Stuck, reason, net }
             }
-            RoundDecision::Reject { failure: refused, plan, net }
+            RoundDecision::Reject { failure: refused, ending, plan, net }
                 if refused.code == Code::DeltaBeyondLimit =>
             {
                 let text = format!("{}: the price moved beyond its cap: {beyond}", refused.error);
                 let refused = Failure { error: text, solution: ASK_AGAIN.to_owned(), ..*refused };
-                RoundDecision::Reject { failure: Box::new(refused), plan, net }
+                RoundDecision::Reject { failure: Box::new(refused), ending, plan, net }
             }
             other => other,
         }
@@ -290,9 +289,9 @@ impl Operation {
             // so that what is shown late is not exactly what was before.
             let before = || {
                 let recent = self.traded_before.get(id).filter(|_| !facts.is_exact)?;
-                recent.after.plus(facts.foreign.minus(recent.foreign).ok()?).ok()
+                recent.after.plus(facts.external.minus(recent.external).ok()?).ok()
             };
-            let expected = self.expected_with_others(id, facts.foreign).or_else(before);
+            let expected = self.expected_with_others(id, facts.external).or_else(before);
             if let Some(expected) = expected.filter(|expected| *expected != now) {
                 found.push((id.clone(), expected, now));
             }
@@ -312,10 +311,10 @@ impl Operation {
         position.plus(self.traded_by(account).minus(*traded_then).ok()?).ok()
     }
 
-    /// The same with what trades of others moved since then, as far as the stream told; `foreign` is their sum since the
+    /// The same with what trades of others moved since then, as far as the stream told; `external` is their sum since the
     /// engine started.
-    fn expected_with_others(&self, account: &AccountId, foreign: Delta) -> Option<Delta> {
-        let moved = foreign.minus(self.foreign.get(account).copied().unwrap_or_default()).ok()?;
+    fn expected_with_others(&self, account: &AccountId, external: Delta) -> Option<Delta> {
+        let moved = external.minus(self.external.get(account).copied().unwrap_or_default()).ok()?;
         self.expected_position(account)?.plus(moved).ok()
     }
 
@@ -327,16 +326,17 @@ impl Operation {
             .filter_map(|(id, facts)| {
                 let shown = facts.account.position(&self.spec.symbol);
                 // What others traded since then is taken off: the rest is what we left, with or without our trades.
-                let ours = |since: Delta| shown.minus(facts.foreign.minus(since).ok()?).ok();
-                let foreign = self.foreign.get(id).copied().unwrap_or_default();
-                let here = self.positions.get(id).filter(|(position, _)| ours(foreign) == Some(*position));
-                let here = here.and_then(|_| self.expected_with_others(id, facts.foreign));
+                let ours = |since: Delta| shown.minus(facts.external.minus(since).ok()?).ok();
+                let external = self.external.get(id).copied().unwrap_or_default();
+                let here = self.positions.get(id).filter(|(position, _)| ours(external) == Some(*position));
+                let here = here.and_then(|_| self.expected_with_others(id, facts.external));
                 let is_late = |recent: &&RecentTrades| {
-                    !facts.is_exact && ours(recent.foreign).is_some_and(|ours| recent.before.contains(&ours))
+                    !facts.is_exact && ours(recent.external).is_some_and(|ours| recent.before.contains(&ours))
                 };
                 let before = self.traded_before.get(id).filter(is_late);
-                let with_others =
-                    |recent: &RecentTrades| recent.after.plus(facts.foreign.minus(recent.foreign).ok()?).ok();
+                let with_others = |recent: &RecentTrades| {
+                    recent.after.plus(facts.external.minus(recent.external).ok()?).ok()
+                };
                 let known = here.or_else(|| before.and_then(with_others))?;
                 (known != shown).then(|| format!("{id} shows {shown} and by our trades holds {known}"))
             })
@@ -364,8 +364,8 @@ impl Operation {
                 position = position.plus(order.traded()).ok()?;
             }
             before.dedup();
-            let foreign = self.foreign.get(account).copied().unwrap_or_default();
-            (!before.is_empty()).then(|| (account.clone(), RecentTrades { before, after, foreign }))
+            let external = self.external.get(account).copied().unwrap_or_default();
+            (!before.is_empty()).then(|| (account.clone(), RecentTrades { before, after, external }))
         };
         self.positions.keys().filter_map(of).collect()
     }
@@ -550,7 +550,7 @@ impl Operation {
                 running.out.clone_from(&out);
             }
         }
-        let frozen = self.orders.values().any(|order| order.fate == Fate::Frozen);
+        let frozen = self.orders.values().any(|order| order.resolution == Resolution::Frozen);
         if (self.is_over(now) && !self.unwinding) || frozen {
             // The journal took longer than the operation had: nothing is sent on an old decision.
             for id in &out {

@@ -9,12 +9,12 @@ use deltaplane_types::{AlertKind, AlertSeverity, AlertTopic, Timestamp};
 use super::{Effect, Operation, Phase, Shrink};
 use crate::alerts::Condition;
 use crate::control::{self, Round};
-use crate::orders::{Fate, TrackedOrder};
+use crate::orders::{Resolution, TrackedOrder};
 use crate::snapshot::Snapshot;
 use crate::unresolved_orders::UnresolvedOrder;
 
 /// An order that is unresolved for longer than this past the moment at which its absence could be proven raises an alert.
-const DOUBT_TOLD: std::time::Duration = std::time::Duration::from_secs(10);
+const TOLD_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Operation {
     fn unresolved_orders(&self) -> impl Iterator<Item = &TrackedOrder> {
@@ -81,8 +81,9 @@ impl Operation {
 
     /// What this operation does not know, for the others.
     pub(crate) fn unresolved(&self) -> Option<UnresolvedOrder> {
-        let unknown =
-            self.unresolved_orders().filter(|order| matches!(order.fate, Fate::Unknown | Fate::Frozen));
+        let unknown = self
+            .unresolved_orders()
+            .filter(|order| matches!(order.resolution, Resolution::Unknown | Resolution::Frozen));
         let (mut since, mut buys, mut sells) =
             (None, deltaplane_types::Delta::ZERO, deltaplane_types::Delta::ZERO);
         for order in unknown {
@@ -98,13 +99,13 @@ impl Operation {
     }
 
     /// Tells people of an unresolved order that lasts, and that it is over.
-    pub(super) fn tell_doubt(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+    pub(super) fn tell_unresolved(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let slack = |order: &TrackedOrder| {
             self.rules.get(&order.intent.order.account).map(|rules| rules.proof_slack).unwrap_or_default()
         };
         let long = self.unresolved_orders().find(|order| {
             let due = order.intent.order.deadline.max(order.open_since());
-            now >= due.after(slack(order)).after(DOUBT_TOLD)
+            now >= due.after(slack(order)).after(TOLD_AFTER)
         });
         match long {
             Some(order) if !self.raised.contains(&AlertTopic::OrderUnresolved) => {

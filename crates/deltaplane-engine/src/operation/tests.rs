@@ -95,7 +95,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         is_off: false,
         gross_elsewhere: Some(deltaplane_types::Notional::ZERO),
         others: Vec::new(),
-        foreign: Delta::ZERO,
+        external: Delta::ZERO,
         is_exact: false,
     }
 }
@@ -572,7 +572,7 @@ fn a_closed_leg_is_not_opened_again_and_an_alert_is_raised() {
 }
 
 #[test]
-fn a_doubt_on_one_side_holds_the_other() {
+fn an_unresolved_order_on_one_side_holds_the_other() {
     let mut bench = Bench::shifting(&[("rich", "-5"), ("poor", "5")]);
     bench.shows(&[("rich", "9"), ("poor", "0")]);
     let first = bench.reserved();

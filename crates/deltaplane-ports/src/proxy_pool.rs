@@ -6,7 +6,7 @@ use deltaplane_types::{AccountId, FeedId};
 
 /// One proxy of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExitView {
+pub struct ProxyView {
     /// The proxy's configured name.
     pub proxy: String,
     /// Whether connections leave through it now.
@@ -21,7 +21,7 @@ pub struct ExitView {
 
 /// Whose connections leave through a pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ExitUser {
+pub enum PoolUser {
     /// An account's.
     Account(AccountId),
     /// A price feed's.
@@ -30,15 +30,15 @@ pub enum ExitUser {
 
 /// How a pool stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExitStatus {
+pub struct PoolStatus {
     /// Its proxies, in order; none where connections leave directly.
-    pub exits: Vec<ExitView>,
+    pub proxies: Vec<ProxyView>,
     /// Whether another proxy may be taken when the active one fails.
     pub failover: bool,
 }
 
 /// The ways out of an account or a feed.
-pub trait Exits: Send + Sync {
+pub trait ProxyPool: Send + Sync {
     /// How they stand.
-    fn status(&self) -> ExitStatus;
+    fn status(&self) -> PoolStatus;
 }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use deltaplane_ports::{ExitStatus, ExitUser, ServiceState, ServiceView};
+use deltaplane_ports::{PoolStatus, PoolUser, ServiceState, ServiceView};
 use deltaplane_types::{AccountId, AlertKind, AlertSeverity, AlertTopic};
 
 use crate::alerts::Condition;
 use crate::engine::Core;
 
 /// What is wrong with a pool, and how much that matters.
-fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> {
-    let active = status.exits.iter().find(|exit| exit.is_active)?;
+fn trouble(whose: &str, status: &PoolStatus) -> Option<(AlertSeverity, String)> {
+    let active = status.proxies.iter().find(|proxy| proxy.is_active)?;
     if active.failing.is_some() {
         let remedy = if status.failover {
             "no proxy of its pool works"
@@ -20,8 +20,12 @@ fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> 
         let text = format!("{whose}: its proxy {} fails; {remedy}", active.proxy);
         return Some((AlertSeverity::Critical, text));
     }
-    let failing: Vec<&str> =
-        status.exits.iter().filter(|exit| exit.failing.is_some()).map(|exit| exit.proxy.as_str()).collect();
+    let failing: Vec<&str> = status
+        .proxies
+        .iter()
+        .filter(|proxy| proxy.failing.is_some())
+        .map(|proxy| proxy.proxy.as_str())
+        .collect();
     if failing.is_empty() {
         return None;
     }
@@ -31,16 +35,16 @@ fn trouble(whose: &str, status: &ExitStatus) -> Option<(AlertSeverity, String)> 
 
 impl Core {
     /// Raises and ends the alerts of the pools.
-    pub(crate) async fn look_at_exits(&self) {
+    pub(crate) async fn check_proxy_pools(&self) {
         let shared = &self.shared;
         let now = shared.reader.clock.now();
         let mut found = BTreeMap::<Option<AccountId>, (AlertSeverity, Vec<String>)>::new();
-        for (user, exits) in &shared.exits {
+        for (user, pool) in &shared.proxy_pools {
             let (account, whose) = match user {
-                ExitUser::Account(account) => (Some(account.clone()), format!("account {account}")),
-                ExitUser::Feed(feed) => (None, format!("price feed {feed}")),
+                PoolUser::Account(account) => (Some(account.clone()), format!("account {account}")),
+                PoolUser::Feed(feed) => (None, format!("price feed {feed}")),
             };
-            let Some((severity, text)) = trouble(&whose, &exits.status()) else { continue };
+            let Some((severity, text)) = trouble(&whose, &pool.status()) else { continue };
             let (worst, texts) = found.entry(account).or_insert((severity, Vec::new()));
             *worst = severity.max(*worst);
             texts.push(text);
@@ -68,14 +72,14 @@ impl Core {
     }
 
     /// The proxies as services, each once.
-    pub(crate) fn exit_services(&self) -> Vec<ServiceView> {
+    pub(crate) fn proxy_services(&self) -> Vec<ServiceView> {
         let now = self.shared.reader.clock.now();
         let mut services = BTreeMap::<String, ServiceView>::new();
-        for exit in self.shared.exits.iter().flat_map(|(_, exits)| exits.status().exits) {
-            let name = format!("proxy:{}", exit.proxy);
-            let state = if exit.failing.is_some() { ServiceState::Error } else { ServiceState::Running };
-            let last_heartbeat = exit.worked_ago.map(|ago| now.before(ago)).unwrap_or_default();
-            let one = ServiceView { name: name.clone(), state, last_heartbeat, error_count: exit.failures };
+        for proxy in self.shared.proxy_pools.iter().flat_map(|(_, pool)| pool.status().proxies) {
+            let name = format!("proxy:{}", proxy.proxy);
+            let state = if proxy.failing.is_some() { ServiceState::Error } else { ServiceState::Running };
+            let last_heartbeat = proxy.worked_ago.map(|ago| now.before(ago)).unwrap_or_default();
+            let one = ServiceView { name: name.clone(), state, last_heartbeat, error_count: proxy.failures };
             services
                 .entry(name)
                 .and_modify(|known| {
