@@ -95,6 +95,7 @@ pub fn plan_input(accounts: usize) -> PlanInput {
                 other_maintenance: Notional::ZERO,
                 not_shared: Notional::ZERO,
                 others: Vec::new(),
+                sides: None,
                 initial_rate: Ratio::new(dec("0.1")),
                 brackets: vec![MarginBracket {
                     floor: Notional::ZERO,
@@ -105,6 +106,8 @@ pub fn plan_input(accounts: usize) -> PlanInput {
                 }],
             },
             max_notional: Notional::new(dec("1000000")),
+            venue_caps: [None; 2],
+            available: None,
             max_order_notional: Notional::new(dec("250000")),
             taker_rate: Ratio::new(dec("0.0005")),
             funding_over_horizon: Ratio::new(dec("0.0001")),
@@ -144,6 +147,7 @@ pub fn gate_case() -> (Gate, GateFacts, Plan) {
     let plan = plan(&input);
     let limits = Limits { max_leverage: Some(Decimal::TEN), ..Limits::default() };
     let facts = |account: &PlanAccount| AccountFacts {
+        sides: None,
         position: account.position,
         reconciled: true,
         trading: TradingState::Running,

@@ -64,6 +64,7 @@ fn account(account: &Account) -> Result<PlanAccount> {
             other_maintenance: Notional::ZERO,
             not_shared: Notional::ZERO,
             others: Vec::new(),
+            sides: None,
             initial_rate: Ratio::new(deltaplane_math::div(Decimal::ONE, leverage)?),
             brackets: vec![MarginBracket {
                 floor: Notional::ZERO,
@@ -74,6 +75,8 @@ fn account(account: &Account) -> Result<PlanAccount> {
             }],
         },
         max_notional: Notional::new(Decimal::from(1_000_000)),
+        venue_caps: [None; 2],
+        available: None,
         max_order_notional: Notional::new(Decimal::from(250_000)),
         taker_rate: Ratio::new(parse_exact(&account.taker_rate)?),
         funding_over_horizon: Ratio::ZERO,

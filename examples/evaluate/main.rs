@@ -159,6 +159,7 @@ fn plan_account(account: &Value) -> Result<PlanAccount> {
             other_maintenance: Notional::ZERO,
             not_shared: Notional::ZERO,
             others: Vec::new(),
+            sides: None,
             initial_rate: Ratio::new(number(account, "imr")?),
             brackets: vec![MarginBracket {
                 floor: Notional::ZERO,
@@ -169,6 +170,8 @@ fn plan_account(account: &Value) -> Result<PlanAccount> {
             }],
         },
         max_notional: Notional::new(number(account, "maxNotional")?),
+        venue_caps: [None; 2],
+        available: None,
         max_order_notional: Notional::new(Decimal::from(1_000_000_000_000_u64)),
         taker_rate: Ratio::new(number(account, "takerRate")?),
         funding_over_horizon: Ratio::new(number(account, "fundingOverHorizon")?),

@@ -97,6 +97,7 @@ fn numbers_of_the_concepts_are_computed() {
         }],
         not_shared: Notional::ZERO,
         others: Vec::new(),
+        sides: None,
     };
     let used = deltaplane_math::utilization(&margin, delta("-1"), price("66000")).unwrap();
     assert_eq!(used, ratio("0.66"));

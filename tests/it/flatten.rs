@@ -8,10 +8,12 @@ use std::time::Duration;
 use deltaplane_engine::EngineConfig;
 use deltaplane_ports::{
     ControlPlane as _, Flatten, IntentRecord, KillSwitch, OperationReport, OperationState, Record,
+    SyncRequest,
 };
 use deltaplane_testkit::{MemoryJournal, delta};
 use deltaplane_tests::{Place, World, btc, config, engine, ready, until};
 use deltaplane_types::{AlertSeverity, Code, Decimal, Delta, Notional};
+use deltaplane_venue_sim::core::{Command, PositionSide};
 use deltaplane_venue_sim::{Fault, FaultKind};
 
 /// A tenth of a BTC at the prices of the exchanges, near 66,000.
@@ -245,4 +247,39 @@ async fn both_sides_are_closed_while_others_used_nearly_all_of_the_request_budge
     let report = flatten(&world, everything(&world)).await;
     assert_eq!((report.failure, report.final_delta), (None, Some(Delta::ZERO)));
     assert_eq!(positions(&world), [Decimal::ZERO; 3]);
+}
+
+/// Hedge mode, long 0.2 and short 0.2 on one account: net zero is not flat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flatten_closes_both_sides_of_a_hedge_mode_account() {
+    let places = vec![Place { hedge_mode: true, ..Place::new("both", "0.2") }, Place::new("idle", "0")];
+    let (world, _) = world(places).await;
+    let short = Command::SetPosition {
+        account: "both".to_owned(),
+        symbol: "BTCUSDT".to_owned(),
+        amount: Decimal::from_i128_with_scale(-2, 1),
+        entry: None,
+    };
+    world.exchanges[0].sim().apply(short).unwrap();
+    until("both sides are seen", async || {
+        let sync = SyncRequest {
+            accounts: world.accounts.clone(),
+            include_positions: true,
+            include_balances: true,
+            timeout: Duration::from_secs(5),
+        };
+        let _ = world.engine.sync_accounts(sync).await;
+        let accounts = world.engine.accounts().await;
+        let snapshot = accounts[0].snapshot.as_ref().unwrap();
+        snapshot.sides(&btc()).is_some_and(|sides| sides.long == sides.short)
+    })
+    .await;
+    let report = flatten(&world, everything(&world)).await;
+    assert_eq!(report.failure, None, "{report:?}");
+    let held = world.exchanges[0].sim().with(|exchange| {
+        let account = &exchange.accounts["both"];
+        [PositionSide::Long, PositionSide::Short].map(|side| account.position("BTCUSDT", side).amount)
+    });
+    assert_eq!(held, [Decimal::ZERO; 2]);
+    assert!(report.max_transient_delta.unwrap() <= delta("0.2"), "{report:?}");
 }

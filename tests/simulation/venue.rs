@@ -214,6 +214,7 @@ impl AccountReader for SimAccount {
                         isolated_margin: None,
                         updated_at: Timestamp::from_millis(at),
                         order: (!numbered).then_some(order),
+                        sides: Vec::new(),
                     },
                 );
             }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use deltaplane_math::{MathError, div, maintenance_margin, mul_rounded};
 use deltaplane_ports::{AccountEvent, AccountTotals, BalanceCause, OpenOrder, WalletChange};
 use deltaplane_types::{
-    AccountSnapshot, Decimal, Delta, Fill, FillCause, Instrument, Notional, Position, Price, Symbol,
-    Timestamp, TradeId, VenueOrderId,
+    AccountSnapshot, Decimal, Delta, Fill, FillCause, HeldSide, Instrument, Notional, Position, Price,
+    Symbol, Timestamp, TradeId, VenueOrderId,
 };
 
 /// Trade numbers that are remembered, so that a repeated trade counts once.
@@ -471,6 +471,10 @@ impl AccountFold {
                     order: known,
                     venue_time: fill.venue_time,
                 };
+                if snapshot.hedge_mode {
+                    // Which side it took or opened is not told.
+                    outcome.audit(READ_AGAIN);
+                }
                 move_position(snapshot, &fill.symbol, &moved, options)
             }
             AccountEvent::Wallet(changes) => wallet(snapshot, changes),
@@ -796,6 +800,28 @@ fn entry_after(held: Option<&Position>, delta: Delta, price: Price) -> Option<Pr
     Price::try_new(sum.checked_div(delta.abs().value())?).ok()
 }
 
+/// Both sides after a move of their net: what the stream tells has no side, so that it counts as a trade that takes off the
+/// opposite side first, as ours do. The next reading tells the venue's own sides. Empty once one of them is gone.
+fn sides_after(before: &Position, delta: Delta) -> Result<Vec<HeldSide>, MathError> {
+    let Some(sides) = before.sides() else { return Ok(Vec::new()) };
+    let after = sides.after(delta.minus(before.delta)?)?;
+    if after.long.is_zero() || after.short.is_zero() {
+        return Ok(Vec::new());
+    }
+    let moved = before.sides.iter().map(|side| {
+        let quantity = if side.delta.is_negative() { after.short } else { after.long };
+        let part = div(quantity.value(), side.delta.abs().value())?;
+        Ok(HeldSide {
+            delta: quantity.signed(side.delta.side()),
+            unrealized: scaled(side.unrealized, part)?,
+            initial_margin: scaled(side.initial_margin, part)?,
+            maintenance_margin: scaled(side.maintenance_margin, part)?,
+            ..side.clone()
+        })
+    });
+    moved.collect()
+}
+
 /// Moves a position and the account's sums with it. Margin of a position that was there changes in proportion; of a new
 /// one it follows from its terms. The next reading tells the venue's own figures.
 fn move_position(
@@ -818,9 +844,11 @@ fn move_position(
         isolated_margin: None,
         updated_at: moved.venue_time,
         order: Some(moved.order),
+        sides: Vec::new(),
     };
     let before = held.clone().unwrap_or(flat);
     let mut after = Position {
+        sides: sides_after(&before, moved.delta)?,
         delta: moved.delta,
         updated_at: moved.venue_time,
         order: Some(moved.order),
@@ -832,7 +860,7 @@ fn move_position(
         (None, Some(price)) => entry_after(held.as_ref(), moved.delta, price),
         (None, None) => before.entry_price,
     };
-    if before.delta.is_zero() {
+    if !before.is_held() {
         let options = options(symbol);
         after.leverage = after.leverage.or_else(|| options.as_ref().map(|options| options.leverage));
         if let Some(mark) = after.mark_price {
@@ -843,7 +871,16 @@ fn move_position(
                 after.maintenance_margin = maintenance_margin(&options.brackets, moved.delta, mark)?;
             }
         }
-    } else {
+    } else if let Some(options) = options(symbol).filter(|_| !before.sides.is_empty())
+        && let Some(mark) = after.mark_price
+    {
+        let notional = after.gross()?.notional_at(mark)?;
+        after.initial_margin = Notional::new(div(notional.value(), options.leverage.max(Decimal::ONE))?);
+        let margins = after.parts().into_iter().map(|part| maintenance_margin(&options.brackets, part, mark));
+        after.maintenance_margin = margins
+            .into_iter()
+            .try_fold(Notional::ZERO, |sum, margin| Ok::<_, MathError>(sum.plus(margin?)?))?;
+    } else if !before.delta.is_zero() {
         let part = div(moved.delta.abs().value(), before.delta.abs().value())?;
         after.initial_margin = scaled(before.initial_margin, part)?;
         after.maintenance_margin = scaled(before.maintenance_margin, part)?;
@@ -875,10 +912,10 @@ fn replace(
         .max(Notional::ZERO);
     snapshot.unrealized = snapshot.unrealized.plus(gained)?;
     snapshot.available = snapshot.available.plus(gained)?.minus(initial)?;
-    if after.delta.is_zero() {
-        snapshot.positions.remove(symbol);
-    } else {
+    if after.is_held() {
         snapshot.positions.insert(symbol.clone(), after);
+    } else {
+        snapshot.positions.remove(symbol);
     }
     Ok(())
 }

@@ -37,6 +37,7 @@ fn reading(began: i64, held: &str, order: Option<u64>) -> AccountSnapshot {
             isolated_margin: None,
             updated_at: at(began),
             order,
+            sides: Vec::new(),
         };
         snapshot.positions.insert(btc(), position);
     }

@@ -741,31 +741,36 @@ fn approve(round: &Round<'_>, plan: Plan, net: Delta) -> Result<RoundDecision, B
 }
 
 /// What is still to be changed, account by account.
-pub(crate) fn changes_left(round: &Round<'_>) -> Result<BTreeMap<AccountId, Delta>, MathError> {
-    let mut left = BTreeMap::new();
+pub(crate) fn changes_left(round: &Round<'_>) -> Result<Vec<(AccountId, Delta)>, MathError> {
+    let mut left = Vec::new();
     match &round.spec.goal {
         Goal::Flatten => {
-            left.extend(
-                held(round.spec, round.snapshot).map(|(id, position)| (id.clone(), position.negated())),
-            );
+            let named =
+                round.spec.accounts.iter().filter_map(|id| Some((id, round.snapshot.accounts.get(id)?)));
+            for (id, facts) in named {
+                let held = facts.account.positions.get(&round.spec.symbol);
+                // Both sides are closed where they are held apart.
+                let parts = held.map(deltaplane_types::Position::parts).unwrap_or_default();
+                left.extend(parts.into_iter().map(|part| (id.clone(), part.negated())));
+            }
         }
         Goal::Shift { .. } | Goal::Utilization(_) => {
             // What was traded on others while an order was unresolved is to be taken back too.
             for id in &round.spec.accounts {
                 let wanted = round.baseline.and_then(|baseline| baseline.changes.get(id)).copied();
                 let traded = round.traded_by.get(id).copied().unwrap_or_default();
-                left.insert(id.clone(), wanted.unwrap_or_default().minus(traded)?);
+                left.push((id.clone(), wanted.unwrap_or_default().minus(traded)?));
             }
         }
         Goal::Delta { .. } | Goal::Hedge { .. } | Goal::Settle => {}
     }
-    left.retain(|_, change| !change.is_zero());
+    left.retain(|(_, change)| !change.is_zero());
     Ok(left)
 }
 
 /// What this operation opened, to be closed again: of each account the part of its position that it traded itself,
 /// where closing it brings net delta nearer to its target. `away` is how far that is.
-fn unwinds(round: &Round<'_>, away: Delta) -> BTreeMap<AccountId, Delta> {
+fn unwinds(round: &Round<'_>, away: Delta) -> Vec<(AccountId, Delta)> {
     held(round.spec, round.snapshot)
         .filter_map(|(id, position)| {
             let traded =
@@ -830,7 +835,8 @@ fn decide_two_sided(
             let facts = (round.spec, round.snapshot, round.config);
             // They are for people to read: that one cannot be told stops no trade.
             plan.alternatives =
-                utilization::alternatives(goal, facts, (&plan, &left), &input).unwrap_or_default();
+                utilization::alternatives(goal, facts, (&plan, &left.iter().cloned().collect()), &input)
+                    .unwrap_or_default();
         }
         return approve(round, plan, net);
     }
@@ -856,7 +862,7 @@ fn decide_two_sided(
         let reason = format!("dust: less than the smallest order is left: {}", parts.join(", "));
         return Ok(RoundDecision::Complete { ending: Ending::Dust, reason, net });
     }
-    let excluded = round.excluded.iter().filter(|id| left.contains_key(*id));
+    let excluded = round.excluded.iter().filter(|excluded| left.iter().any(|(id, _)| id == *excluded));
     let refused = excluded.map(|id| format!("{id}: its venue rejected an order of this operation"));
     let reasons: Vec<String> = obstacles(&plan).into_iter().chain(refused).collect();
     let reason = if reasons.is_empty() {
@@ -1117,6 +1123,7 @@ fn gate_facts(round: &Round<'_>) -> Result<GateFacts, MathError> {
     for (id, facts) in &round.snapshot.accounts {
         let known = GateAccount {
             position: facts.account.position(&round.spec.symbol),
+            sides: facts.account.sides(&round.spec.symbol),
             reconciled: true,
             trading: trading_of(round, id),
             gross_elsewhere: facts.gross_elsewhere,
@@ -1247,6 +1254,11 @@ fn plan_account(
         quote_rate: facts.quote_rate,
         margin,
         max_notional: largest_position(&limits, facts.gross_elsewhere, equity)?,
+        venue_caps: facts.venue_caps()?,
+        available: Some(Notional::new(deltaplane_math::mul_rounded(
+            facts.account.available.value(),
+            facts.quote_rate,
+        )?)),
         max_order_notional: limits.max_order_notional,
         taker_rate: instrument.taker_rate,
         funding_over_horizon: expected_funding(facts, round)?,

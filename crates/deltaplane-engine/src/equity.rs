@@ -10,8 +10,8 @@ use deltaplane_ports::{
 };
 use deltaplane_risk::{Drawdown, DrawdownState, EquityPoint};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, Code, Decimal, Delta, Instrument, MarginBracket, MarginPrice, Notional,
-    Position, Price, Ratio, Symbol, Timestamp,
+    AccountId, AccountSnapshot, Code, Decimal, Delta, HeldSide, Instrument, MarginBracket, MarginPrice,
+    Notional, Position, Price, Ratio, Symbol, Timestamp,
 };
 use tokio::sync::broadcast::{self, error::RecvError};
 
@@ -192,6 +192,8 @@ fn note(monitor: &AccountMonitor, event: &Result<AccountEvent, RecvError>) -> bo
 /// What a move of its mark adds to a position and to its account.
 struct Carried {
     mark: Price,
+    /// By how much it is above the one before.
+    moved: Decimal,
     profit: Notional,
     initial: Notional,
     maintenance: Notional,
@@ -209,8 +211,12 @@ fn carried(
     if moved.abs() < mul_rounded(before.value(), MOVED)? {
         return Ok(None);
     }
-    let maintenance = |at| deltaplane_math::maintenance_margin(brackets, position.delta, at);
-    let grown = mul_rounded(position.delta.abs().value(), moved)?;
+    let maintenance = |at| {
+        position.parts().into_iter().try_fold(Notional::ZERO, |sum, part| {
+            Ok::<_, MathError>(sum.plus(deltaplane_math::maintenance_margin(brackets, part, at)?)?)
+        })
+    };
+    let grown = mul_rounded(position.gross()?.value(), moved)?;
     Ok(Some(Carried {
         mark,
         profit: Notional::new(mul_rounded(position.delta.value(), moved)?),
@@ -219,13 +225,19 @@ fn carried(
             None => Notional::ZERO,
         },
         maintenance: maintenance(mark)?.minus(maintenance(before)?)?,
+        moved,
     }))
 }
 
 impl Carried {
     /// The position as it is by now; its account's sums move with it.
     fn apply(&self, position: &Position, account: &mut AccountSnapshot) -> Result<Position, MathError> {
+        let side = |side: &HeldSide| -> Result<HeldSide, MathError> {
+            let profit = Notional::new(mul_rounded(side.delta.value(), self.moved)?);
+            Ok(HeldSide { unrealized: side.unrealized.plus(profit)?, ..side.clone() })
+        };
         let moved = Position {
+            sides: position.sides.iter().map(side).collect::<Result<_, _>>()?,
             mark_price: Some(self.mark),
             unrealized: position.unrealized.plus(self.profit)?,
             initial_margin: position.initial_margin.plus(self.initial)?,
@@ -255,7 +267,7 @@ impl Core {
         let reader = &self.shared.reader;
         let mut snapshot = snapshot.clone();
         let held: Vec<Position> =
-            snapshot.positions.values().filter(|p| !p.delta.is_zero()).cloned().collect();
+            snapshot.positions.values().filter(|position| position.is_held()).cloned().collect();
         let mut valued = Vec::with_capacity(held.len());
         let feed = reader.feed_of.get(id).and_then(|feed| reader.feeds.get(feed));
         for mut position in held {
@@ -320,10 +332,9 @@ impl Core {
         let equity = worth(snapshot.equity().ok()?, own_rate).ok()?;
         let mut known = Vec::with_capacity(valued.len());
         for (held, instrument) in &valued {
-            let quantity = if held.symbol == *symbol { position } else { held.delta };
-            if !quantity.is_zero() {
-                let held = Position { delta: quantity, ..held.clone() };
-                known.push(marked(&held, instrument, holdings.rate(&instrument.quote)).ok()?);
+            let changed = if held.symbol == *symbol { with_delta(held, position)? } else { held.split() };
+            for held in changed.iter().filter(|held| !held.delta.is_zero()) {
+                known.push(marked(held, instrument, holdings.rate(&instrument.quote)).ok()?);
             }
         }
         let is_isolated =
@@ -359,8 +370,12 @@ impl Core {
         let own_rate = instruments.first().map_or(Decimal::ONE, |(_, instrument)| rate(instrument));
         let assess = || -> Result<AccountRisk, MathError> {
             let equity = worth(snapshot.equity()?, own_rate)?;
-            let mut known = Vec::with_capacity(instruments.len());
-            for (position, instrument) in &instruments {
+            let split = instruments.iter().flat_map(|(position, instrument)| {
+                position.split().into_iter().map(move |part| (part, instrument))
+            });
+            let parts: Vec<(Position, &Instrument)> = split.collect();
+            let mut known = Vec::with_capacity(parts.len());
+            for (position, instrument) in &parts {
                 known.push(marked(position, instrument, rate(instrument))?);
             }
             let distances = {
@@ -369,8 +384,7 @@ impl Core {
             };
             let mut gross = Notional::ZERO;
             let mut positions = Vec::new();
-            for (((position, instrument), marked), distance) in
-                instruments.iter().zip(&known).zip(distances.alone)
+            for (((position, instrument), marked), distance) in parts.iter().zip(&known).zip(distances.alone)
             {
                 let one = alone(position, marked, distance, rate(instrument))?;
                 gross = gross.plus(one.notional)?;
@@ -408,6 +422,17 @@ impl Core {
             failure(Code::Internal, text, "look at the account at its venue")
         })
     }
+}
+
+/// The parts of a position if its net were another one: a trade takes off the opposite side first.
+fn with_delta(held: &Position, delta: Delta) -> Option<Vec<Position>> {
+    let Some(sides) = held.sides() else { return Some(vec![Position { delta, ..held.clone() }]) };
+    let after = sides.after(delta.minus(held.delta).ok()?).ok()?;
+    let parts = held.split().into_iter().map(|part| {
+        let quantity = if part.delta.is_negative() { after.short } else { after.long };
+        Position { delta: quantity.signed(part.delta.side()), ..part }
+    });
+    Some(parts.collect())
 }
 
 /// A position at its mark, in USD.
@@ -510,6 +535,7 @@ mod tests {
             isolated_margin: None,
             updated_at: at(0),
             order: None,
+            sides: Vec::new(),
         };
         let bracket = MarginBracket {
             floor: notional("0"),

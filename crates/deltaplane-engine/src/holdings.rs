@@ -178,6 +178,7 @@ mod tests {
             isolated_margin: None,
             updated_at: Timestamp::default(),
             order: None,
+            sides: Vec::new(),
         }
     }
 

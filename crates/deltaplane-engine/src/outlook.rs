@@ -92,8 +92,10 @@ impl Core {
                 let mut positions = Vec::new();
                 for (position, instrument) in &valued {
                     let rate = reader.config.holdings.rate(&instrument.quote);
-                    positions
-                        .push((position.symbol.clone(), crate::equity::marked(position, instrument, rate)?));
+                    for part in position.split() {
+                        positions
+                            .push((part.symbol.clone(), crate::equity::marked(&part, instrument, rate)?));
+                    }
                 }
                 Ok((equity, positions))
             };

@@ -8,8 +8,9 @@ use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
 use deltaplane_math::{MarginUse, MarkedPosition, MathError};
 use deltaplane_ports::{Clock, LastKnown, OperationReport, PriceFeed, Priority, ReadError};
 use deltaplane_types::{
-    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarketView,
-    Notional, OperationId, Position, Price, Ratio, Symbol, Timestamp, TradingState,
+    AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarginPrice,
+    MarketView, Notional, OperationId, Position, Price, Quantity, Ratio, Side, Symbol, Timestamp,
+    TradingState,
 };
 
 use crate::accounts::AccountMonitor;
@@ -42,6 +43,10 @@ pub struct AccountFacts {
     pub external: Delta,
     /// Its state was folded from its proven stream and has every trade of operations that ended.
     pub is_exact: bool,
+    /// What its open orders may still buy and sell beside what only reduces, base units: the venue counts them.
+    pub open_buys: Quantity,
+    /// The same of sales.
+    pub open_sells: Quantity,
 }
 
 /// What was true at one time.
@@ -155,7 +160,7 @@ impl SnapshotReader {
         for (id, monitor) in &self.accounts {
             let (Some(snapshot), Some(feed)) = (monitor.newest(), self.feed_of.get(id)) else { continue };
             let Some(feed) = self.feeds.get(feed) else { continue };
-            let held = snapshot.positions.iter().filter(|(_, position)| !position.delta.is_zero());
+            let held = snapshot.positions.iter().filter(|(_, position)| position.is_held());
             for (symbol, _) in held {
                 feed.follow(symbol);
             }
@@ -210,7 +215,7 @@ impl SnapshotReader {
     /// An account's positions in other symbols, with the marks that are streamed where its venue told none.
     fn elsewhere(&self, account: &AccountSnapshot, symbol: &Symbol, feed: Option<&FeedId>) -> Vec<Position> {
         let others = account.positions.values().filter(|position| position.symbol != *symbol);
-        let others = others.filter(|position| !position.delta.is_zero()).map(|position| {
+        let others = others.filter(|position| position.is_held()).map(|position| {
             let streamed = || self.feeds.get(feed?)?.view(&position.symbol)?.mark;
             Position { mark_price: position.mark_price.or_else(streamed), ..position.clone() }
         });
@@ -220,9 +225,9 @@ impl SnapshotReader {
     /// Positions of an account at their marks with their margin tables, USD; none where one of these is not known.
     fn marked(&self, account: &AccountId, positions: &[Position]) -> Option<Vec<MarkedPosition>> {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let marked = positions.iter().map(|position| {
+        let marked = positions.iter().flat_map(Position::split).map(|position| {
             let instrument = tables.get(&(account.clone(), position.symbol.clone()))?;
-            crate::equity::marked(position, instrument, self.config.holdings.rate(&instrument.quote)).ok()
+            crate::equity::marked(&position, instrument, self.config.holdings.rate(&instrument.quote)).ok()
         });
         marked.collect()
     }
@@ -288,22 +293,38 @@ impl SnapshotReader {
             Some((id.clone(), (self.state_of(monitor, how).await, instrument)))
         });
         let readings = futures_util::future::join_all(readings).await;
+        // Where a venue gave a symbol up and nothing is left there, the other accounts go on alone.
+        let mut left_out = Vec::new();
+        let is_listed_here = readings.iter().flatten().any(|(_, (_, found))| is_listed(found));
+        let views = self.healthy_views(symbol);
+        let is_needed = |id: &AccountId, (state, found): &(Result<AccountSnapshot, ReadError>, _)| {
+            let holds_nothing = state.as_ref().is_ok_and(|state| !state.holds(symbol));
+            let is_gone = is_delisted(found);
+            // What is closed needs no price where nothing is held.
+            let is_closing = how.priority == Priority::Protect;
+            let has_price = self.feed_of.get(id).is_some_and(|feed| views.contains_key(feed));
+            !(is_listed_here && holds_nothing && (is_gone || (is_closing && !has_price)))
+        };
+        let (readings, gone): (Vec<_>, Vec<_>) =
+            readings.into_iter().flatten().partition(|(id, reading)| is_needed(id, reading));
+        for (id, _) in gone {
+            left_out
+                .push(format!("left out: {id} holds no {symbol}, and its exchange does not trade it now"));
+        }
         // A symbol that a venue does not list, or whose rules cannot be read, is no missing price.
-        for (id, (_, instrument)) in readings.iter().flatten() {
+        for (id, (_, instrument)) in &readings {
             if let Err(error @ (ReadError::UnknownSymbol(_) | ReadError::Unreadable(_))) = instrument {
                 return Err(unreadable(id, error));
             }
         }
-        if readings.iter().flatten().all(|(_, (_, instrument))| instrument.is_ok()) {
+        if readings.iter().all(|(_, (_, instrument))| instrument.is_ok()) {
             self.follow(symbol);
         }
-        let views = self.healthy_views(symbol);
         let mut priced = views.clone();
         if let Err(two_coins) = self.check_coin(symbol, &views) {
             // What is held may be closed at the prices of where it is held.
-            let states =
-                readings.iter().flatten().filter_map(|(id, (state, _))| Some((id, state.as_ref().ok()?)));
-            let held = states.filter(|(_, state)| !state.position(symbol).is_zero());
+            let states = readings.iter().filter_map(|(id, (state, _))| Some((id, state.as_ref().ok()?)));
+            let held = states.filter(|(_, state)| state.holds(symbol));
             let held: BTreeSet<&FeedId> = held.filter_map(|(id, _)| self.feed_of.get(id)).collect();
             if how.priority != Priority::Protect || held.len() > 1 {
                 return Err(two_coins);
@@ -321,9 +342,9 @@ impl SnapshotReader {
         };
         let off = self.off(&views);
         let mut accounts = BTreeMap::new();
-        let (mut age, mut stale) = (Duration::ZERO, Vec::new());
+        let (mut age, mut stale) = (Duration::ZERO, left_out);
         let now = self.clock.now();
-        for (id, (state, instrument)) in readings.into_iter().flatten() {
+        for (id, (state, instrument)) in readings {
             let (account, instrument) = match (state, instrument) {
                 (Ok(account), Ok(instrument)) => (account, instrument),
                 (Err(error), _) | (_, Err(error)) => return Err(unreadable(&id, &error)),
@@ -362,6 +383,7 @@ impl SnapshotReader {
             let is_exact = monitor.is_some_and(|monitor| monitor.is_exact());
             let quote_rate = self.config.holdings.rate(&instrument.quote);
             let elsewhere = self.elsewhere(&account, symbol, feed);
+            let [open_buys, open_sells] = open_quantities(monitor, symbol).map_err(beyond_arithmetic)?;
             let gross_elsewhere = gross(&elsewhere, quote_rate);
             let others = self.marked(&id, &elsewhere).unwrap_or_default();
             let (market, is_off) = (market.clone(), feed.is_some_and(|feed| off.contains(feed)));
@@ -376,6 +398,8 @@ impl SnapshotReader {
                 others,
                 external,
                 is_exact,
+                open_buys,
+                open_sells,
             };
             accounts.insert(id, facts);
         }
@@ -419,10 +443,36 @@ impl SnapshotReader {
     }
 }
 
+fn is_listed(instrument: &Result<Instrument, ReadError>) -> bool {
+    instrument.as_ref().is_ok_and(|instrument| instrument.listed)
+}
+
+/// Whether a venue said that it does not list or trade a symbol any more.
+fn is_delisted(instrument: &Result<Instrument, ReadError>) -> bool {
+    match instrument {
+        Ok(instrument) => !instrument.listed,
+        Err(error) => matches!(error, ReadError::UnknownSymbol(_)),
+    }
+}
+
+/// What an account's open orders in a symbol may still buy and sell, but for those that only reduce.
+fn open_quantities(
+    monitor: Option<&Arc<AccountMonitor>>,
+    symbol: &Symbol,
+) -> Result<[Quantity; 2], MathError> {
+    let (mut buys, mut sells) = (Quantity::ZERO, Quantity::ZERO);
+    let orders = monitor.and_then(|monitor| monitor.open_orders()).unwrap_or_default();
+    for order in orders.iter().filter(|order| order.symbol == *symbol && !order.reduce_only) {
+        let sum = if order.side == Side::Buy { &mut buys } else { &mut sells };
+        *sum = Quantity::try_new(deltaplane_math::add(sum.value(), order.left.value())?)?;
+    }
+    Ok([buys, sells])
+}
+
 /// Notional of positions, longs and shorts added up, USD; none where one has no price.
 fn gross(positions: &[Position], quote_rate: Decimal) -> Option<Notional> {
     positions.iter().try_fold(Notional::ZERO, |sum, position| {
-        let notional = position.delta.abs().notional_at(position.mark_price?).ok()?;
+        let notional = position.gross().ok()?.notional_at(position.mark_price?).ok()?;
         let worth = deltaplane_math::mul_rounded(notional.value(), quote_rate).ok()?;
         sum.plus(Notional::new(worth)).ok()
     })
@@ -469,11 +519,41 @@ impl AccountFacts {
             .try_fold(Notional::ZERO, |sum, (margin, unrealized)| Ok(sum.plus(margin)?.plus(unrealized)?))
     }
 
+    /// The largest long and short that the venue lets the account hold at the leverage in force, base units: the end of the
+    /// margin table's last step with that leverage over the mark, less the open orders on that side.
+    pub(crate) fn venue_caps(&self) -> Result<[Option<Quantity>; 2], MathError> {
+        let leverage = self.instrument.leverage;
+        let steps = self.instrument.brackets.iter().filter(|step| step.max_leverage >= leverage);
+        let Some(cap) = steps.map(|step| step.cap).max() else { return Ok([None; 2]) };
+        let price = self.market.mark.or_else(|| self.market.mid());
+        let Some(price) = price else { return Ok([None; 2]) };
+        let most = deltaplane_math::div(cap.value(), price.value())?;
+        let less = |open: Quantity| {
+            let left = deltaplane_math::sub(most, open.value())?.max(Decimal::ZERO);
+            let left = deltaplane_math::floor_to_step(left, self.instrument.lot_size.value())?;
+            Ok::<_, MathError>(Some(Quantity::try_new(left)?))
+        };
+        Ok([less(self.open_buys)?, less(self.open_sells)?])
+    }
+
     /// What decides the account's margin in the symbol, in USD.
     pub(crate) fn margin(&self, symbol: &Symbol) -> Result<MarginUse, MathError> {
         let held = self.account.positions.get(symbol);
         let own = |amount: fn(&deltaplane_types::Position) -> Notional| held.map_or(Notional::ZERO, amount);
-        let other = self.account.initial_margin.minus(own(|p| p.initial_margin))?;
+        let leverage = self.instrument.leverage.max(Decimal::ONE);
+        // The venue counts the margin of open orders with that of the position; only the position's changes with it.
+        let of_position = match held.and_then(|p| Some((p, p.mark_price?))) {
+            Some((held, mark)) => {
+                let at = match self.instrument.initial_margin_from {
+                    MarginPrice::Mark => mark,
+                    MarginPrice::Entry => held.entry_price.unwrap_or(mark),
+                };
+                let notional = held.gross()?.notional_at(at)?;
+                held.initial_margin.min(Notional::new(deltaplane_math::div(notional.value(), leverage)?))
+            }
+            None => own(|p| p.initial_margin),
+        };
+        let other = self.account.initial_margin.minus(of_position)?;
         let maintenance = self.account.maintenance_margin.minus(own(|p| p.maintenance_margin))?;
         // What isolated positions maintain they maintain for themselves.
         let isolated = self
@@ -483,7 +563,6 @@ impl AccountFacts {
             .filter(|position| position.symbol != *symbol && position.isolated_margin.is_some());
         let maintenance =
             isolated.map(|position| position.maintenance_margin).try_fold(maintenance, Notional::minus)?;
-        let leverage = self.instrument.leverage.max(Decimal::ONE);
         let worth = |amount: Notional| {
             deltaplane_math::mul_rounded(amount.value(), self.quote_rate).map(Notional::new)
         };
@@ -505,6 +584,7 @@ impl AccountFacts {
             brackets: self.instrument.brackets.iter().map(bracket).collect::<Result<_, MathError>>()?,
             not_shared: worth(self.not_shared(symbol)?)?,
             others: self.others.iter().filter(|other| other.own_equity.is_none()).cloned().collect(),
+            sides: self.account.sides(symbol),
         })
     }
 }

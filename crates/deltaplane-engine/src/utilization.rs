@@ -109,7 +109,7 @@ fn without(
     asked.accounts[index].is_fixed = true;
     let found = rebalance(&asked)?;
     let changes = named.iter().zip(&found.changes).filter(|(_, change)| !change.trade.is_zero());
-    let changes = changes.map(|((id, _), change)| ((*id).clone(), change.trade)).collect();
+    let changes: Vec<_> = changes.map(|((id, _), change)| ((*id).clone(), change.trade)).collect();
     let plan = plan_lockstep(input, &changes)?;
     let mut traded = plan.legs.iter().map(|leg| leg.quantity.value());
     let quantity = traded.try_fold(Decimal::ZERO, deltaplane_math::add)?;
@@ -273,6 +273,13 @@ fn most_growth(
     let limits = config.overrides.on_account(limits, &facts.account.account);
     let most = largest_position(&limits, facts.gross_elsewhere, margin.equity)?;
     let cap = deltaplane_math::div(most.value(), price.value())?;
+    let [long, short] = facts.venue_caps()?;
+    let of_venue = match (position.is_zero(), position.is_negative()) {
+        (true, _) => long.into_iter().chain(short).min(),
+        (false, true) => short,
+        (false, false) => long,
+    };
+    let cap = of_venue.map_or(cap, |of_venue| cap.min(of_venue.value()));
     let room = deltaplane_math::sub(cap, position.abs().value())?.max(Decimal::ZERO);
     let sides: &[Side] = match (position.is_zero(), position.is_negative()) {
         (true, _) => &[Side::Buy, Side::Sell],

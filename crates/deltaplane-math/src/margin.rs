@@ -1,6 +1,6 @@
 //! Utilization, leverage, margin and the distance to liquidation.
 
-use deltaplane_types::{Decimal, Delta, MarginBracket, Notional, Price, Ratio};
+use deltaplane_types::{Decimal, Delta, MarginBracket, Notional, Price, Ratio, Side, Sides};
 
 use crate::liquidation::{distances, outlive};
 use crate::{MarkedPosition, MathError, add, div, mul_rounded, sub};
@@ -23,6 +23,9 @@ pub struct MarginUse {
     /// The account's positions in other symbols that share its equity, whose prices move with this one's. Empty where it
     /// has none, or one of them cannot be valued: they are then taken to stay and to keep `other_maintenance`.
     pub others: Vec<MarkedPosition>,
+    /// Long and short of this symbol, where they are held apart now (hedge mode). A position beside these numbers is their
+    /// net; one that differs from it is what a trade makes that takes off the opposite side first.
+    pub sides: Option<Sides>,
 }
 
 impl MarginUse {
@@ -34,17 +37,36 @@ impl MarginUse {
             unlisted = unlisted.minus(maintenance_margin(&other.brackets, other.quantity, other.mark)?)?;
         }
         let equity = self.equity.minus(self.not_shared)?.minus(unlisted.max(Notional::ZERO))?;
-        let own = MarkedPosition {
-            quantity: position,
+        let own = self.parts(position)?.into_iter().map(|quantity| MarkedPosition {
+            quantity,
             mark: price,
             brackets: self.brackets.clone(),
             own_equity: None,
-        };
-        Ok((equity, std::iter::once(own).chain(self.others.iter().cloned()).collect()))
+        });
+        Ok((equity, own.chain(self.others.iter().cloned()).collect()))
+    }
+
+    /// Whether more than one position shares the equity.
+    const fn is_joint(&self) -> bool {
+        !self.others.is_empty() || self.sides.is_some()
+    }
+
+    /// What the venue margins where the net position in this symbol is `position`: both sides, or the whole.
+    fn parts(&self, position: Delta) -> Result<Vec<Delta>, MathError> {
+        let Some(sides) = self.sides else { return Ok(vec![position]) };
+        let after = sides.after(position.minus(sides.net()?)?)?;
+        Ok(vec![after.long.signed(Side::Buy), after.short.signed(Side::Sell)])
+    }
+
+    /// The sum of their magnitudes.
+    fn gross(&self, position: Delta) -> Result<Delta, MathError> {
+        let parts = self.parts(position)?;
+        parts.into_iter().try_fold(Delta::ZERO, |sum, part| Ok(sum.plus(part.abs())?))
     }
 }
 
-/// Initial margin in use over equity: `(|position| × price × rate + other) ÷ equity`.
+/// Initial margin in use over equity: `(|position| × price × rate + other) ÷ equity`, both sides counted where they are held
+/// apart.
 ///
 /// # Errors
 ///
@@ -53,7 +75,8 @@ pub fn utilization(margin: &MarginUse, position: Delta, price: Price) -> Result<
     if !margin.equity.is_positive() {
         return Err(MathError::NoEquity);
     }
-    let own = mul_rounded(mul_rounded(position.abs().value(), price.value())?, margin.initial_rate.value())?;
+    let gross = margin.gross(position)?;
+    let own = mul_rounded(mul_rounded(gross.value(), price.value())?, margin.initial_rate.value())?;
     div(add(own, margin.other_margin.value())?, margin.equity.value()).map(Ratio::new)
 }
 
@@ -116,7 +139,7 @@ fn liquidation_distances(
     position: Delta,
     price: Price,
 ) -> Result<[Option<Ratio>; 2], MathError> {
-    if !margin.others.is_empty() {
+    if margin.is_joint() {
         let (equity, positions) = margin.shared(position, price)?;
         return distances(equity, &positions);
     }
@@ -158,7 +181,7 @@ pub fn least_distances(
     price: Price,
     asked: Ratio,
 ) -> Result<[Ratio; 2], MathError> {
-    if margin.others.is_empty() {
+    if !margin.is_joint() {
         return Ok([asked; 2]);
     }
     let distances = liquidation_distances(margin, position, price)?;
@@ -176,7 +199,7 @@ pub fn keeps_distance(
     price: Price,
     least: [Ratio; 2],
 ) -> Result<bool, MathError> {
-    if margin.others.is_empty() {
+    if !margin.is_joint() {
         let distances = liquidation_distances(margin, position, price)?;
         let keeps =
             |(distance, least): (Option<Ratio>, Ratio)| distance.is_none_or(|distance| distance >= least);
@@ -235,6 +258,7 @@ mod tests {
             other_maintenance: Notional::ZERO,
             not_shared: Notional::ZERO,
             others: Vec::new(),
+            sides: None,
             initial_rate: Ratio::new(dec("0.1")),
             brackets: vec![bracket("0", "1000000", "0.01", "0")],
         };
@@ -261,6 +285,7 @@ mod tests {
                 other_maintenance: Notional::ZERO,
                 not_shared: Notional::ZERO,
                 others: Vec::new(),
+                sides: None,
                 initial_rate: Ratio::new(dec("0.1")),
                 brackets: steps.to_vec(),
             };
@@ -270,5 +295,40 @@ mod tests {
         assert_eq!(of("120000", "-10"), dec("0.234851"));
         assert_eq!(of("50000", "-10"), dec("0.095618"));
         assert_eq!(of("200000", "14"), dec("0.282846"));
+    }
+
+    /// Hedge mode, long 30 and short 25 at 66,000 with 30,000, steps of Binance's BTCUSDT. Both sides maintain 11,370 and
+    /// 9,225; in a fall of r: 30,000 − 330,000 r = 20,595 − 23,595 r, which is 9,405 ÷ 306,405. The net of 5 alone would be
+    /// liquidated after more than 8 %. A sale of 10 takes off the long: 20 and 25 are left, 297 of margin a unit at 222.2×.
+    #[test]
+    fn both_sides_of_hedge_mode_maintain_and_use_margin() {
+        let steps = [
+            bracket("0", "300000", "0.004", "0"),
+            bracket("300000", "800000", "0.005", "300"),
+            bracket("800000", "3000000", "0.0065", "1500"),
+        ];
+        let quantity = |text: &str| deltaplane_types::Quantity::try_new(dec(text)).unwrap();
+        let margin = MarginUse {
+            equity: Notional::new(dec("30000")),
+            other_margin: Notional::ZERO,
+            other_maintenance: Notional::ZERO,
+            not_shared: Notional::ZERO,
+            others: Vec::new(),
+            sides: Some(Sides { long: quantity("30"), short: quantity("25") }),
+            initial_rate: Ratio::new(dec("0.0045")),
+            brackets: steps.to_vec(),
+        };
+        let price = Price::try_new(dec("66000")).unwrap();
+        let distance = |position: &str| {
+            liquidation_distance(&margin, Delta::new(dec(position)), price)
+                .unwrap()
+                .unwrap()
+                .value()
+                .round_dp(6)
+        };
+        assert_eq!(distance("5"), dec("0.030695"));
+        let used = |position: &str| utilization(&margin, Delta::new(dec(position)), price).unwrap().value();
+        assert_eq!(used("5"), dec("0.5445"), "55 × 297 ÷ 30,000");
+        assert_eq!(used("-5"), dec("0.4455"), "45 × 297 ÷ 30,000");
     }
 }

@@ -17,6 +17,10 @@ enum Limit {
     Depth,
     Utilization,
     Notional,
+    /// The venue's cap on the position at the leverage in force.
+    VenueCap(Quantity),
+    /// The venue's available balance.
+    Available,
     Basis,
     Liquidation,
     HedgeMode,
@@ -117,7 +121,24 @@ impl<'a> Candidate<'a> {
     }
 
     fn reduces(&self) -> bool {
-        !self.account.position.is_zero() && self.account.position.side() != self.side
+        !self.account.reducible(self.side).is_zero()
+    }
+
+    /// What the venue lets the account hold after the trade, where that is less.
+    fn broken_venue_cap(&self, after: Delta) -> Option<Quantity> {
+        let [long, short] = self.account.venue_caps;
+        let cap = if after.is_negative() { short } else { long };
+        cap.filter(|cap| after.abs().value() > cap.value())
+    }
+
+    /// Whether the initial margin that a position adds, and its fee, fit into what the venue lets new positions use. Buys
+    /// are margined at their price cap.
+    fn fits_available(&self, quantity: Decimal, market: &Market) -> Result<bool, MathError> {
+        let Some(available) = self.account.available else { return Ok(true) };
+        let added = sub(quantity, self.account.reducible(self.side).min(quantity))?;
+        let price = self.reference.value().max(self.worth(market.cap.value())?);
+        let rate = add(self.account.margin.initial_rate.value(), self.account.taker_rate.value())?;
+        Ok(mul_rounded(mul_rounded(added, price)?, rate)? <= available.value())
     }
 
     fn allowed_ranges(&self, needed: Decimal) -> Result<Vec<(Decimal, Decimal)>, MathError> {
@@ -127,7 +148,7 @@ impl<'a> Candidate<'a> {
         let ceil = |value| deltaplane_math::ceil_to_step(value, lot);
         let most = floor(market.depth().min(needed))?;
         let most = self.largest_within_limits(most, lot)?;
-        let held = if self.reduces() { self.account.position.abs().value() } else { Decimal::ZERO };
+        let held = self.account.reducible(self.side);
         let mut ranges = Vec::new();
         if held > Decimal::ZERO {
             let least = ceil(self.smallest(lot.min(held), market)?)?;
@@ -148,7 +169,7 @@ impl<'a> Candidate<'a> {
     fn smallest(&self, quantity: Decimal, market: &Market) -> Result<Decimal, MathError> {
         let quantity = self.signed(quantity);
         let account = self.account;
-        smallest_order(&account.rules, account.position, quantity, market.mid, self.max_slippage)
+        smallest_order(&account.rules, account.facing(self.side), quantity, market.mid, self.max_slippage)
             .map(Quantity::value)
     }
 
@@ -179,11 +200,12 @@ impl<'a> Candidate<'a> {
             return Ok(Some(Limit::Depth));
         }
         let before = self.account.position.abs();
-        if self.account.hedge_mode && self.reduces() && quantity > before.value() {
+        let reducible = self.account.reducible(self.side);
+        if self.account.hedge_mode && self.reduces() && quantity > reducible {
             return Ok(Some(Limit::HedgeMode));
         }
         let after = self.position_after(quantity)?;
-        if self.account.only_reduces && (!self.reduces() || quantity > before.value()) {
+        if self.account.only_reduces && quantity > reducible {
             return Ok(Some(Limit::ReduceOnly));
         }
         if after.abs() < before {
@@ -198,6 +220,14 @@ impl<'a> Candidate<'a> {
         }
         if after.abs().notional_at(self.reference)? > self.account.max_notional {
             return Ok(Some(Limit::Notional));
+        }
+        if quantity > reducible {
+            if let Some(cap) = self.broken_venue_cap(after) {
+                return Ok(Some(Limit::VenueCap(cap)));
+            }
+            if !self.fits_available(quantity, market)? {
+                return Ok(Some(Limit::Available));
+            }
         }
         let basis = sub(self.worth(market.mid.value())?, self.reference.value())?.abs();
         if basis > mul_rounded(self.costs.max_basis.value(), self.reference.value())? {
@@ -221,13 +251,15 @@ impl<'a> Candidate<'a> {
             Some(Limit::Depth) => ObstacleKind::Depth,
             Some(Limit::Utilization) => ObstacleKind::Utilization,
             Some(Limit::Notional) => ObstacleKind::Position,
+            Some(Limit::VenueCap(_)) => ObstacleKind::VenueCap,
+            Some(Limit::Available) => ObstacleKind::AvailableMargin,
             Some(Limit::Basis) => ObstacleKind::Basis,
             Some(Limit::Liquidation) => ObstacleKind::LiquidationDistance,
             Some(Limit::ReduceOnly) => ObstacleKind::ReduceOnly,
             Some(Limit::HedgeMode) => ObstacleKind::HedgeMode,
             // The smallest order would take it past what it may reduce.
             None if self.account.only_reduces
-                && self.smallest(next, market)? > self.account.position.abs().value() =>
+                && self.smallest(next, market)? > self.account.reducible(self.side) =>
             {
                 ObstacleKind::ReduceOnly
             }
@@ -245,6 +277,15 @@ impl<'a> Candidate<'a> {
                 format!("margin: utilization would pass {}", self.costs.max_utilization)
             }
             Some(Limit::Notional) => format!("limit: the position would pass {}", self.account.max_notional),
+            Some(Limit::VenueCap(cap)) => {
+                format!(
+                    "venue: at the leverage in force the position may be {cap} at most, open orders counted"
+                )
+            }
+            Some(Limit::Available) => format!(
+                "margin: the venue lets new positions use {} as margin",
+                self.account.available.unwrap_or_default()
+            ),
             Some(Limit::Basis) => {
                 format!(
                     "basis: the venue's mid {} is beyond {} of the reference price",
@@ -318,7 +359,7 @@ impl<'a> Candidate<'a> {
         let margin = &account.margin;
         let used = |position| utilization(margin, position, self.reference).ok();
         let per_unit = div(cost.total()?.value(), quantity)?.round_dp(6);
-        let reduces = self.reduces() && quantity <= account.position.abs().value();
+        let reduces = self.reduces() && quantity <= account.reducible(self.side);
         let effect = if reduces {
             "reduces"
         } else if self.reduces() {

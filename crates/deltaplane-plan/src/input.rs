@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deltaplane_math::{MarginUse, OrderRules};
 use deltaplane_types::{
-    AccountId, Decimal, Delta, Level, Notional, Price, Quantity, Ratio, Symbol, Timestamp,
+    AccountId, Decimal, Delta, Level, Notional, Price, Quantity, Ratio, Side, Symbol, Timestamp,
 };
 
 /// How costs are weighed and what a plan must keep.
@@ -54,6 +54,11 @@ pub struct PlanAccount {
     pub margin: MarginUse,
     /// Largest notional of its position, common currency.
     pub max_notional: Notional,
+    /// The largest long and the largest short that the venue lets it hold at the leverage in force, its open orders on that
+    /// side taken off, base units; none where the venue has no such cap.
+    pub venue_caps: [Option<Quantity>; 2],
+    /// What the venue lets new positions use as initial margin, common currency; none where it does not tell.
+    pub available: Option<Notional>,
     /// Largest notional of one order, common currency.
     pub max_order_notional: Notional,
     /// Fee rate of an order that takes.
@@ -77,6 +82,25 @@ pub struct PlanAccount {
 }
 
 impl PlanAccount {
+    /// What an order on a side may reduce: the opposite side where both are held, else the position if it is opposite; its
+    /// magnitude in base units.
+    pub fn reducible(&self, side: Side) -> Decimal {
+        match self.margin.sides {
+            Some(sides) => sides.reducible(side).value(),
+            None if !self.position.is_zero() && self.position.side() != side => self.position.abs().value(),
+            None => Decimal::ZERO,
+        }
+    }
+
+    /// The position that the venue compares an order on a side with, as its rules on size do.
+    pub(crate) fn facing(&self, side: Side) -> Delta {
+        match (self.margin.sides, side) {
+            (Some(sides), Side::Sell) => sides.long.signed(Side::Buy),
+            (Some(sides), Side::Buy) => sides.short.signed(Side::Sell),
+            (None, _) => self.position,
+        }
+    }
+
     /// The mid that caps and costs refer to: the one at arrival, else that of the book.
     pub fn mid(&self) -> Option<Price> {
         self.arrival_mid.or_else(|| {

@@ -243,10 +243,10 @@ pub fn smallest_order_of(
     max_slippage: deltaplane_types::Ratio,
 ) -> Result<Option<Quantity>, MathError> {
     let Some(mid) = account.mid() else { return Ok(None) };
-    let smallest =
-        |part| deltaplane_math::smallest_order(&account.rules, account.position, part, mid, max_slippage);
+    let held = account.facing(quantity.side());
+    let smallest = |part| deltaplane_math::smallest_order(&account.rules, held, part, mid, max_slippage);
     let whole = smallest(quantity)?;
-    let closes = account.position.negated();
+    let closes = held.negated();
     if closes.is_zero() || closes.side() != quantity.side() || closes.abs() >= quantity.abs() {
         return Ok(Some(whole));
     }

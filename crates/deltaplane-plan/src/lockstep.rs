@@ -11,7 +11,8 @@ use crate::candidate::Candidate;
 use crate::input::PlanInput;
 use crate::{PlanError, finished, sorted};
 
-/// Plans the orders that change accounts' positions by `changes`, signed, so that net delta stays near the target.
+/// Plans the orders that change accounts' positions by `changes`, signed, so that net delta stays near the target. An account
+/// that holds both sides apart may have one change for each.
 ///
 /// At no moment, whatever fills and whatever does not, is net delta further from `input.target` than it is at the
 /// start or than `input.max_in_flight` is worth, whichever is more. One account alone may only trade where
@@ -21,20 +22,17 @@ use crate::{PlanError, finished, sorted};
 /// # Errors
 ///
 /// [`PlanError::Math`] if an input leads beyond exact arithmetic; [`PlanError::RepeatedAccount`].
-pub fn plan_lockstep(input: &PlanInput, changes: &BTreeMap<AccountId, Delta>) -> Result<Plan, PlanError> {
+pub fn plan_lockstep(input: &PlanInput, changes: &[(AccountId, Delta)]) -> Result<Plan, PlanError> {
     let accounts = sorted(input)?;
     let mut wanted = Vec::new();
     for account in accounts {
-        let change = changes.get(&account.id).copied().unwrap_or_default();
-        if change.is_zero() {
-            continue;
+        for (_, change) in changes.iter().filter(|(id, change)| *id == account.id && !change.is_zero()) {
+            let side = change.side();
+            let held = account.reducible(side);
+            let most = change.abs().value();
+            let most = if held > Decimal::ZERO { most.min(held) } else { most };
+            wanted.push((Candidate::new(account, input, side, most)?, *change));
         }
-        let side = change.side();
-        let held = account.position.abs().value();
-        let reduces = held > Decimal::ZERO && account.position.side() != side;
-        let most = change.abs().value();
-        let candidate = Candidate::new(account, input, side, if reduces { most.min(held) } else { most })?;
-        wanted.push((candidate, change));
     }
     let mut sides = Sides::of(&wanted, input)?;
     let slices = sides.cut(input)?;

@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use deltaplane_plan::{PlanInput, plan_lockstep};
 use deltaplane_types::{Decimal, Delta, Notional, Plan, Quantity};
 use serde_json::{Value, json};
@@ -28,7 +26,7 @@ fn input(accounts: Value, net: &str, in_flight: i64) -> PlanInput {
     input
 }
 
-fn flat(input: &PlanInput) -> BTreeMap<deltaplane_types::AccountId, Delta> {
+fn flat(input: &PlanInput) -> Vec<(deltaplane_types::AccountId, Delta)> {
     input.accounts.iter().map(|account| (account.id.clone(), account.position.negated())).collect()
 }
 
@@ -129,7 +127,7 @@ fn the_cap_on_orders_cuts_too_and_nothing_smaller_than_an_order_is_left() {
 fn an_opened_leg_is_closed_if_net_delta_gets_nearer() {
     // 3 too much: of the 5 that may be given back, 3 go, and then nothing more.
     let input = input(json!([account("a", "5", "1", "100")]), "3", 1);
-    let back = BTreeMap::from([("a".parse().unwrap(), Delta::new((-5).into()))]);
+    let back = Vec::from([("a".parse().unwrap(), Delta::new((-5).into()))]);
     let plan = plan_lockstep(&input, &back).unwrap();
     assert_eq!(slices(&plan), [["a -3"]]);
     assert_eq!(plan.legs[0].quantity, Quantity::try_new(3.into()).unwrap());
@@ -142,7 +140,7 @@ fn a_shift_opens_on_one_account_what_it_closes_on_another() {
     let mut input = input;
     input.target = Delta::new(5.into());
     let ids = |id: &str| id.parse().unwrap();
-    let changes = BTreeMap::from([(ids("a"), Delta::new((-3).into())), (ids("b"), Delta::new(3.into()))]);
+    let changes = Vec::from([(ids("a"), Delta::new((-3).into())), (ids("b"), Delta::new(3.into()))]);
     let plan = plan_lockstep(&input, &changes).unwrap();
     assert_eq!(slices(&plan), [["a -3", "b 3"]]);
     assert_eq!(plan.worst_case_delta, Delta::new(3.into()));
@@ -159,4 +157,60 @@ fn a_slice_that_leaves_one_side_ahead_for_good_is_not_planned() {
     // Of the books' 6 and 7, a second slice could sell 3 and buy only 2: 3 would leave 1, which b does not take.
     assert_eq!(slices(&plan), [["a -3", "b 3"]]);
     assert_eq!(plan.planned_final, Delta::ZERO);
+}
+
+/// Hedge mode: 5 long and 5 short on one account are a net of zero and two positions.
+#[test]
+fn both_sides_of_one_account_close_in_lock_step() {
+    let mut input = input(json!([account("a", "0", "1", "100")]), "0", 2);
+    let five = Quantity::try_new(5.into()).unwrap();
+    input.accounts[0].hedge_mode = true;
+    input.accounts[0].margin.sides = Some(deltaplane_types::Sides { long: five, short: five });
+    let id = input.accounts[0].id.clone();
+    let changes = [(id.clone(), Delta::new((-5).into())), (id, Delta::new(5.into()))];
+    let plan = plan_lockstep(&input, &changes).unwrap();
+    assert_eq!(slices(&plan), [["a -2", "a 2"], ["a -2", "a 2"], ["a -1", "a 1"]]);
+    assert!(plan.legs.iter().all(|leg| leg.reduce_only), "{:?}", plan.legs);
+    assert_eq!((plan.worst_case_delta, obstacles(&plan).len()), (Delta::new(2.into()), 0));
+}
+
+/// At 125× the exchange lets a position be worth 300,000: from 4 at 66,000 no more than 0.545 to buy. The other way the
+/// position shrinks, and beyond zero a short has its own cap.
+#[test]
+fn a_leg_stays_below_the_venues_cap_at_the_leverage_in_force() {
+    let mut input =
+        input(json!([account("a", "4", "0.001", "100"), account("b", "-4", "0.001", "100")]), "0", 9_000);
+    let cap = Quantity::try_new("4.545".parse().unwrap()).unwrap();
+    input.accounts[0].venue_caps = [Some(cap); 2];
+    for account in &mut input.accounts {
+        account.margin.equity = Notional::new(Decimal::from(1_000_000));
+    }
+    let ids: Vec<_> = input.accounts.iter().map(|account| account.id.clone()).collect();
+    let changes = [(ids[0].clone(), Delta::new(2.into())), (ids[1].clone(), Delta::new((-2).into()))];
+    let plan = plan_lockstep(&input, &changes).unwrap();
+    assert_eq!(slices(&plan), [["b -0.545", "a 0.545"]]);
+    let told = obstacles(&plan);
+    let why = "a: venue: at the leverage in force the position may be 4.545 at most, open orders counted";
+    assert!(told.iter().any(|text| text == why), "{told:?}");
+    let back = [(ids[0].clone(), Delta::new((-2).into())), (ids[1].clone(), Delta::new(2.into()))];
+    assert!(obstacles(&plan_lockstep(&input, &back).unwrap()).is_empty());
+}
+
+/// 7,940 are left for initial margin: at 10× and a price cap of 101 each unit takes 10.1.
+#[test]
+fn a_leg_fits_into_what_the_venue_lets_new_positions_use() {
+    let mut input =
+        input(json!([account("a", "0", "1", "2000"), account("b", "0", "1", "2000")]), "0", 9_000);
+    for account in &mut input.accounts {
+        account.margin.equity = Notional::new(Decimal::from(1_000_000));
+    }
+    input.accounts[0].available = Some(Notional::new(Decimal::from(7_940)));
+    let ids: Vec<_> = input.accounts.iter().map(|account| account.id.clone()).collect();
+    let changes = [(ids[0].clone(), Delta::new(1_000.into())), (ids[1].clone(), Delta::new((-1_000).into()))];
+    let plan = plan_lockstep(&input, &changes).unwrap();
+    let bought: Vec<Decimal> =
+        plan.legs.iter().filter(|leg| leg.account == ids[0]).map(|leg| leg.quantity.value()).collect();
+    assert_eq!(bought, [Decimal::from(786)], "7,940 ÷ 10.1 is 786.1");
+    let why = "a: margin: the venue lets new positions use 7940 as margin";
+    assert!(obstacles(&plan).iter().any(|text| text == why), "{:?}", obstacles(&plan));
 }

@@ -80,10 +80,13 @@ fn account(id: usize) -> impl Strategy<Value = PlanAccount> {
                     other_maintenance: Notional::ZERO,
                     not_shared: Notional::ZERO,
                     others: Some(other).filter(|other| !other.quantity.is_zero()).into_iter().collect(),
+                    sides: None,
                     initial_rate: Ratio::new(Decimal::ONE / dec(leverage, 0)),
                     brackets,
                 },
                 max_notional: Notional::new(dec(max, 0)),
+                venue_caps: [None; 2],
+                available: None,
                 max_order_notional: Notional::new(dec(1_000_000, 0)),
                 taker_rate: Ratio::new(dec(fee, 4)),
                 funding_over_horizon: Ratio::new(dec(funding, 5)),
@@ -376,7 +379,8 @@ proptest! {
         let held: Decimal = input.accounts.iter().map(|account| account.position.value()).sum();
         input.target = Delta::new(dec(elsewhere, 2));
         input.net = Delta::new(held + dec(elsewhere, 2));
-        let changes = input.accounts.iter().map(|a| (a.id.clone(), a.position.negated())).collect();
+        let changes: Vec<_> =
+            input.accounts.iter().map(|a| (a.id.clone(), a.position.negated())).collect();
         let plan = plan_lockstep(&input, &changes).unwrap();
         let mut away = held;
         let bound = held.abs().max(dec(in_flight, 2));

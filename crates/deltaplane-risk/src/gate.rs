@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltaplane_math::{MathError, mul_rounded};
-use deltaplane_types::{AccountId, Decimal, Delta, Leg, Notional, Plan, Price, Ratio, Side, TradingState};
+use deltaplane_types::{
+    AccountId, Decimal, Delta, Leg, Notional, Plan, Price, Ratio, Side, Sides, TradingState,
+};
 
 use crate::limits::Limits;
 
@@ -13,6 +15,8 @@ use crate::limits::Limits;
 pub struct AccountFacts {
     /// Position before, base units.
     pub position: Delta,
+    /// Its long and its short, where they are held apart.
+    pub sides: Option<Sides>,
     /// Whether its truth is established; an account unresolved takes no new orders.
     pub reconciled: bool,
     /// What may be traded on it in the plan's symbol.
@@ -226,7 +230,10 @@ impl Gate {
                 return Err(GateRefusal::NotReconciled { account });
             };
             let after = known.position.plus(leg.quantity.signed(leg.side)).map_err(MathError::from)?;
-            let adds = after.abs() > known.position.abs();
+            let adds = match known.sides {
+                Some(sides) => leg.quantity > sides.reducible(leg.side),
+                None => after.abs() > known.position.abs(),
+            };
             let trading = known.trading.max(facts.trading);
             if trading == TradingState::Halted {
                 return Err(GateRefusal::AccountHalted { account });
@@ -393,6 +400,7 @@ mod tests {
 
     fn facts(position: &str) -> GateFacts {
         let account = AccountFacts {
+            sides: None,
             position: delta(position),
             reconciled: true,
             trading: TradingState::Running,

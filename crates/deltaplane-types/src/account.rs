@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rust_decimal::Decimal;
 
-use crate::{AccountId, Delta, Notional, Price, Quantity, Ratio, Symbol, Timestamp, VenueId};
+use crate::{AccountId, Delta, Notional, Price, Quantity, Ratio, Side, Symbol, Timestamp, VenueId};
 
 /// What an account holds of one symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,133 @@ pub struct Position {
     pub updated_at: Timestamp,
     /// The place of the last change in the venue's own order of what happens to the symbol, where a reading tells it.
     pub order: Option<u64>,
+    /// Its long and its short side, in hedge mode where both are held; else empty.
+    pub sides: Vec<HeldSide>,
+}
+
+/// One side of a symbol that is held both ways in hedge mode. The venue margins and liquidates each by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldSide {
+    /// Signed base units.
+    pub delta: Delta,
+    /// The average entry price, where the venue tells it.
+    pub entry_price: Option<Price>,
+    /// Profit not yet realized, quote.
+    pub unrealized: Notional,
+    /// Margin that the side holds, quote.
+    pub initial_margin: Notional,
+    /// Its floor before liquidation, quote.
+    pub maintenance_margin: Notional,
+    /// The venue's liquidation price, where there is one.
+    pub liquidation_price: Option<Price>,
+    /// Its own margin without unrealized profit, quote, where it does not share the account's (isolated).
+    pub isolated_margin: Option<Notional>,
+}
+
+/// Magnitudes of a long and a short in one symbol that are held apart, base units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sides {
+    /// The long.
+    pub long: Quantity,
+    /// The short.
+    pub short: Quantity,
+}
+
+impl Sides {
+    /// How much an order on a side may take off the opposite one.
+    pub const fn reducible(self, side: Side) -> Quantity {
+        match side {
+            Side::Buy => self.short,
+            Side::Sell => self.long,
+        }
+    }
+
+    /// The long less the short.
+    ///
+    /// # Errors
+    ///
+    /// [`ArithmeticError`](crate::ArithmeticError) if the difference cannot be held.
+    pub fn net(self) -> Result<Delta, crate::ArithmeticError> {
+        self.long.signed(Side::Buy).plus(self.short.signed(Side::Sell))
+    }
+
+    /// Both sides after a trade that takes off the opposite side first and opens the other with the rest.
+    ///
+    /// # Errors
+    ///
+    /// [`ArithmeticError`](crate::ArithmeticError) if a sum cannot be held.
+    pub fn after(self, trade: Delta) -> Result<Self, crate::ArithmeticError> {
+        let side = trade.side();
+        let (opposite, same) = match side {
+            Side::Buy => (self.short, self.long),
+            Side::Sell => (self.long, self.short),
+        };
+        let traded = trade.abs().value();
+        let closed = traded.min(opposite.value());
+        let of = |value: Decimal| Quantity::try_new(value).map_err(|_| crate::ArithmeticError::Overflow);
+        let opened = traded.checked_sub(closed).and_then(|rest| same.value().checked_add(rest));
+        let left = opposite.value().checked_sub(closed);
+        let (left, grown) = (
+            of(left.ok_or(crate::ArithmeticError::Overflow)?)?,
+            of(opened.ok_or(crate::ArithmeticError::Overflow)?)?,
+        );
+        Ok(match side {
+            Side::Buy => Self { long: grown, short: left },
+            Side::Sell => Self { long: left, short: grown },
+        })
+    }
+}
+
+impl Position {
+    /// Its parts as the venue margins them: both sides where they are held apart, else the whole. Each with its sign.
+    pub fn parts(&self) -> Vec<Delta> {
+        if self.sides.is_empty() {
+            return vec![self.delta];
+        }
+        self.sides.iter().map(|side| side.delta).collect()
+    }
+
+    /// The same as positions of their own.
+    pub fn split(&self) -> Vec<Self> {
+        if self.sides.is_empty() {
+            return vec![self.clone()];
+        }
+        let of = |side: &HeldSide| Self {
+            delta: side.delta,
+            entry_price: side.entry_price,
+            unrealized: side.unrealized,
+            initial_margin: side.initial_margin,
+            maintenance_margin: side.maintenance_margin,
+            liquidation_price: side.liquidation_price,
+            isolated_margin: side.isolated_margin,
+            sides: Vec::new(),
+            ..self.clone()
+        };
+        self.sides.iter().map(of).collect()
+    }
+
+    /// Whether anything is held: equal sides are a position, though their net is zero.
+    pub fn is_held(&self) -> bool {
+        !self.delta.is_zero() || !self.sides.is_empty()
+    }
+
+    /// The magnitudes of both sides, where they are held apart.
+    pub fn sides(&self) -> Option<Sides> {
+        let of = |side: Side| {
+            let held = self.sides.iter().find(|held| held.delta.side() == side)?;
+            Quantity::try_new(held.delta.abs().value()).ok()
+        };
+        Some(Sides { long: of(Side::Buy)?, short: of(Side::Sell)? })
+    }
+
+    /// The sum of its parts' magnitudes, base units.
+    ///
+    /// # Errors
+    ///
+    /// [`ArithmeticError`](crate::ArithmeticError) if the sum cannot be held.
+    pub fn gross(&self) -> Result<Delta, crate::ArithmeticError> {
+        self.parts().into_iter().try_fold(Delta::ZERO, |sum, part| sum.plus(part.abs()))
+    }
 }
 
 /// What an account holds of a contract that has no symbol here.
@@ -110,6 +237,16 @@ impl AccountSnapshot {
     /// The account's position in a symbol, base units; zero where it holds none.
     pub fn position(&self, symbol: &Symbol) -> Delta {
         self.positions.get(symbol).map_or(Delta::ZERO, |position| position.delta)
+    }
+
+    /// Whether the account holds anything in a symbol, both sides of hedge mode counted.
+    pub fn holds(&self, symbol: &Symbol) -> bool {
+        self.positions.get(symbol).is_some_and(Position::is_held)
+    }
+
+    /// Both sides of the account's position in a symbol, where they are held apart.
+    pub fn sides(&self, symbol: &Symbol) -> Option<Sides> {
+        self.positions.get(symbol)?.sides()
     }
 
     /// Wallet balance plus unrealized profit, as the venue counts it.

@@ -22,7 +22,8 @@ mod time;
 mod trading;
 
 pub use account::{
-    AccountSnapshot, Instrument, MarginBracket, MarginPrice, Position, UnmappedPosition, UnreadableRow,
+    AccountSnapshot, HeldSide, Instrument, MarginBracket, MarginPrice, Position, Sides, UnmappedPosition,
+    UnreadableRow,
 };
 pub use alert_topic::AlertTopic;
 pub use code::Code;

@@ -98,6 +98,10 @@ pub enum ObstacleKind {
     Utilization,
     /// The largest position.
     Position,
+    /// The venue's largest position at the leverage in force.
+    VenueCap,
+    /// What the venue lets new positions use as margin.
+    AvailableMargin,
     /// The venue's mid is too far from the reference price.
     Basis,
     /// Distance to liquidation.

@@ -12,7 +12,7 @@ use deltaplane_ports::{
     VenueRules, table_prefix,
 };
 use deltaplane_types::{
-    AccountSnapshot, ClientOrderId, Decimal, Delta, ExecutionReport, Fill, Instrument, Notional, OrderAck,
+    AccountSnapshot, ClientOrderId, Decimal, ExecutionReport, Fill, HeldSide, Instrument, Notional, OrderAck,
     OrderIntent, Position, Refusal, RefusalReason, Side, SubmitOutcome, Symbol, TimeInForce, Timestamp,
     UnknownCause, UnmappedPosition,
 };
@@ -299,41 +299,46 @@ impl AccountReader for FapiVenue {
             let unrealized = Notional::new(row.unrealized_profit.0);
             let initial = Notional::new(row.initial_margin.0);
             let maintenance = Notional::new(row.maint_margin.0);
+            let price = |number| map::price_or_none(number, &contract);
+            let side = HeldSide {
+                delta,
+                entry_price: detail.and_then(|detail| price(detail.entry_price)),
+                unrealized,
+                initial_margin: initial,
+                maintenance_margin: maintenance,
+                liquidation_price: detail.and_then(|detail| price(detail.liquidation_price)),
+                isolated_margin: map::isolated_margin(row),
+            };
             if let Some(other) = positions.get_mut(&symbol) {
-                // The other side of hedge mode: what counts is the net.
-                let sum = |a: Notional, b: Notional| a.plus(b).map_err(MapError::from);
-                other.delta = other.delta.plus(delta).map_err(MapError::from)?;
-                other.unrealized = sum(other.unrealized, unrealized)?;
-                other.initial_margin = sum(other.initial_margin, initial)?;
-                other.maintenance_margin = sum(other.maintenance_margin, maintenance)?;
-                other.order = other.order.max(u64::try_from(row.update_time).ok());
-                if let Some(own) = map::isolated_margin(row) {
-                    other.isolated_margin = Some(sum(other.isolated_margin.unwrap_or_default(), own)?);
-                }
+                // The other side of hedge mode, or another contract of the same coin.
+                add_side(other, side, row).map_err(MapError::from)?;
                 continue;
             }
             let told = row.leverage.map(|leverage| leverage.0);
             let leverage = told.or_else(|| self.tables.known(&row.symbol).map(|tables| tables.leverage));
-            let price = |number| map::price_or_none(number, &contract);
             positions.insert(
                 symbol.clone(),
                 Position {
                     symbol,
                     delta,
-                    entry_price: detail.and_then(|detail| price(detail.entry_price)),
+                    entry_price: side.entry_price,
                     mark_price: map::mark_price(row.notional, row.position_amt, &contract),
                     unrealized,
                     initial_margin: initial,
                     maintenance_margin: maintenance,
                     leverage,
-                    liquidation_price: detail.and_then(|detail| price(detail.liquidation_price)),
-                    isolated_margin: map::isolated_margin(row),
+                    liquidation_price: side.liquidation_price,
+                    isolated_margin: side.isolated_margin,
                     updated_at: Timestamp::from_millis(row.update_time),
                     order: u64::try_from(row.update_time).ok(),
+                    sides: vec![side],
                 },
             );
         }
-        positions.retain(|_, position| position.delta != Delta::ZERO);
+        for position in positions.values_mut().filter(|position| position.sides.len() < 2) {
+            position.sides.clear();
+        }
+        positions.retain(|_, position| position.is_held());
         let mut unreadable = odd;
         unreadable.extend(self.tables.unreadable());
         Ok(AccountSnapshot {
@@ -503,6 +508,25 @@ impl AccountReader for FapiVenue {
         let code = self.code.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         Some(VenueAccount { venue: self.rest.base.clone(), name: code })
     }
+}
+
+/// Adds a row of a symbol to what was read of it: the net and the sums move. Both sides of hedge mode stay beside them.
+fn add_side(
+    position: &mut Position,
+    side: HeldSide,
+    row: &AccountPosition,
+) -> Result<(), deltaplane_types::ArithmeticError> {
+    position.delta = position.delta.plus(side.delta)?;
+    position.unrealized = position.unrealized.plus(side.unrealized)?;
+    position.initial_margin = position.initial_margin.plus(side.initial_margin)?;
+    position.maintenance_margin = position.maintenance_margin.plus(side.maintenance_margin)?;
+    position.order = position.order.max(u64::try_from(row.update_time).ok());
+    if let Some(own) = side.isolated_margin {
+        position.isolated_margin = Some(position.isolated_margin.unwrap_or_default().plus(own)?);
+    }
+    position.entry_price = position.entry_price.filter(|_| row.position_side == "BOTH");
+    position.sides.push(side);
+    Ok(())
 }
 
 fn cannot_ask(check: Check, error: RestError) -> Finding {

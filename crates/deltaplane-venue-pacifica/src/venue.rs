@@ -451,6 +451,7 @@ impl PacificaVenue {
                 .then(|| Notional::new(row.margin.as_ref().map_or(Decimal::ZERO, |margin| margin.0))),
             updated_at: Timestamp::from_millis(row.updated_at),
             order,
+            sides: Vec::new(),
         })
     }
 

@@ -291,6 +291,7 @@ impl AccountReader for InProcessVenue {
                     isolated_margin: account.isolated_margin(name, &held).map(Notional::new),
                     updated_at: Timestamp::from_millis(held.updated),
                     order: None,
+                    sides: Vec::new(),
                 };
                 positions.insert(symbol, position);
             }

@@ -1,7 +1,9 @@
 //! Accounts and the portfolio.
 
 use deltaplane_ports::{AccountRisk, AccountView, PortfolioView, PreflightReport, SyncReport};
-use deltaplane_types::{Decimal, Delta, Notional, Price, Ratio, Symbol, Timestamp, UnmappedPosition};
+use deltaplane_types::{
+    Decimal, Delta, HeldSide, Notional, Price, Ratio, Symbol, Timestamp, UnmappedPosition,
+};
 
 use super::json::{JsonObject, Number};
 use super::operation::interval;
@@ -52,6 +54,9 @@ pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> Json
             json.number("maintenanceMargin", held.maintenance_margin.value());
             json.number_if("leverage", held.leverage);
             json.number_if("liquidationPrice", held.liquidation_price.map(Price::value));
+            if !held.sides.is_empty() {
+                json.put("sides", &held.sides.iter().map(side).collect::<Vec<_>>());
+            }
             json
         })
         .collect();
@@ -62,6 +67,19 @@ pub(crate) fn state(view: &AccountView, symbol: &Symbol, now: Timestamp) -> Json
         balances.number(asset, *balance);
     }
     json.put("balances", &balances);
+    json
+}
+
+/// One side of a position that is held both ways in hedge mode.
+fn side(held: &HeldSide) -> JsonObject {
+    let mut json = JsonObject::default();
+    json.put("side", if held.delta.is_negative() { "short" } else { "long" });
+    json.number("position", held.delta.value());
+    json.number_if("entryPrice", held.entry_price.map(Price::value));
+    json.number("unrealizedPnl", held.unrealized.value());
+    json.number("initialMargin", held.initial_margin.value());
+    json.number("maintenanceMargin", held.maintenance_margin.value());
+    json.number_if("liquidationPrice", held.liquidation_price.map(Price::value));
     json
 }
 

@@ -306,7 +306,7 @@ pub struct Operation {
     /// Best bid and ask of each account's venue at the newest reading.
     touch: BTreeMap<AccountId, (Price, Price)>,
     /// What a two-sided operation could not change, by account, at the newest reading.
-    changes_left: BTreeMap<AccountId, Delta>,
+    changes_left: Vec<(AccountId, Delta)>,
     pending: Vec<Record>,
     timeline: Vec<TimelineEntry>,
 }
@@ -466,7 +466,7 @@ impl Operation {
             streamed: BTreeSet::new(),
             released: BTreeSet::new(),
             touch: BTreeMap::new(),
-            changes_left: BTreeMap::new(),
+            changes_left: Vec::new(),
             pending: Vec::new(),
             timeline: Vec::new(),
         }

@@ -28,7 +28,7 @@ fn id(name: &str) -> AccountId {
 
 fn facts(name: &str, position: &str) -> AccountFacts {
     let mut account = account_snapshot(name);
-    account.wallet_balance = notional("1000000");
+    (account.wallet_balance, account.available) = (notional("1000000"), notional("1000000"));
     let held = Position {
         symbol: btc(),
         delta: delta(position),
@@ -42,10 +42,13 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         isolated_margin: None,
         updated_at: Timestamp::default(),
         order: None,
+        sides: Vec::new(),
     };
     account.positions.insert(btc(), held);
     let level = |text: &str| Level { price: price(text), quantity: quantity("100") };
     AccountFacts {
+        open_buys: Quantity::ZERO,
+        open_sells: Quantity::ZERO,
         account,
         delta: delta(position),
         instrument: Instrument {

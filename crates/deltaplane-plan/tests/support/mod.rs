@@ -45,6 +45,7 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
                 other_maintenance: Notional::ZERO,
                 not_shared: Notional::ZERO,
                 others: Vec::new(),
+                sides: None,
                 initial_rate: Ratio::new(dec(&account["imr"])),
                 brackets: vec![MarginBracket {
                     floor: Notional::ZERO,
@@ -55,6 +56,8 @@ pub(crate) fn input_from(input: &Value) -> PlanInput {
                 }],
             },
             max_notional: Notional::new(dec(&account["maxNotional"])),
+            venue_caps: [None; 2],
+            available: None,
             max_order_notional: Notional::new(Decimal::from(1_000_000_000)),
             taker_rate: Ratio::new(dec(&account["takerRate"])),
             funding_over_horizon: Ratio::new(dec(&account["fundingOverHorizon"])),
