@@ -425,6 +425,20 @@ async fn an_async_request_is_accepted_and_can_be_looked_up() {
     })
     .await;
     assert_eq!(ended["finalDelta"].to_string(), "0");
+    // The same request again: accepted with the same place to look.
+    let ask = || {
+        let request = server.client.post(server.url("/api/v1/delta/control")).body(CONTROL);
+        let request = request.header(CONTENT_TYPE, "application/json").header("prefer", "respond-async");
+        request.header("idempotency-key", "async-1").send()
+    };
+    let place = |answer: &reqwest::Response| answer.headers()["location"].to_str().unwrap().to_owned();
+    let first = ask().await.unwrap();
+    let again = ask().await.unwrap();
+    assert_eq!((first.status().as_u16(), again.status().as_u16()), (202, 202));
+    assert_eq!(place(&first), place(&again));
+    let broken = server.client.get(server.url("/api/v1/operations/%ff")).send().await.unwrap();
+    assert_eq!(broken.status(), 400);
+    assert_eq!(broken.headers()[CONTENT_TYPE], "application/problem+json");
 }
 
 /// What the process says when it cannot start.
@@ -635,6 +649,31 @@ async fn the_log_files_tell_of_operations_and_warnings() {
 }
 
 /// The services stop and start again while the facade answers; what was said before holds on.
+/// Journal, history and logs hold positions and trades: other users of the machine read none of them, whatever the umask.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_the_data_folder_are_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    // A folder of before, as most umasks made it.
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let _server = Server::start(folder.path()).await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    let (mut folders, mut files) = (vec![data], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    let names: Vec<_> = files.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+    assert!(names.contains(&"journal.sqlite") && names.contains(&"history.sqlite"), "{names:?}");
+    let open: Vec<_> = files.iter().filter(|path| mode(path) & 0o077 != 0).collect();
+    assert_eq!(open, Vec::<&std::path::PathBuf>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_stop_and_start_again_while_the_facade_answers() {
     let folder = tempfile::tempdir().unwrap();

@@ -23,6 +23,7 @@ use crate::config::{Config, Mode, read_secret};
 use crate::connect;
 use crate::logs;
 use crate::paper::{self, Paper};
+use crate::process::{private_folder, server_limits};
 use crate::supervisor::{MakeEngine, RepairJournal, Supervisor};
 use crate::system::{ProcessVitals, RandomIds, WallClock, random_secret};
 use crate::tables::TableFolder;
@@ -141,6 +142,7 @@ pub async fn run(options: Options) -> Result<()> {
     let listen = listen_address(&config, &options)?;
     let data_dir =
         options.data_dir.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from("data"));
+    private_folder(&data_dir)?;
     let logs = logs::start(&data_dir, config.log_format);
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("cannot listen on {listen}; stop what uses it, or choose another with --listen")
@@ -185,7 +187,10 @@ pub async fn run(options: Options) -> Result<()> {
         let journal = journal.clone();
         Box::pin(async move { journal.reopen().await })
     });
-    let engine = Supervisor::start(parts.maker(engine_thread.handle.clone()), repair).await?;
+    let parts = Arc::new(parts);
+    let checked = parts.clone();
+    let check = Box::new(move || checked.reloaded().map(drop));
+    let engine = Supervisor::start(maker(parts, engine_thread.handle.clone()), check, repair).await?;
     let vitals = ProcessVitals::default();
     tokio::spawn(vitals.clone().measure());
     let state = Arc::new(ApiState {
@@ -206,8 +211,7 @@ pub async fn run(options: Options) -> Result<()> {
         Some(control) => Some(control.serve(state.clone())?),
         None => None,
     };
-    deltaplane_api::serve(listener, deltaplane_api::router(state), ServerLimits::default(), stop_signal())
-        .await;
+    deltaplane_api::serve(listener, deltaplane_api::router(state), server_limits(), stop_signal()).await;
     tracing::info!("stopping: running operations are finished first");
     engine.end().await;
     drop(engine);
@@ -232,32 +236,33 @@ struct Parts {
 }
 
 impl Parts {
-    /// Makes engines on a thread of theirs. The first one is made from the configuration that the process started
-    /// with, later ones from the file as it is then; mode and data folder stay.
-    fn maker(self, thread: tokio::runtime::Handle) -> MakeEngine {
-        let parts = Arc::new(self);
-        let is_first = Arc::new(AtomicBool::new(true));
-        Box::new(move || {
-            let (parts, thread) = (parts.clone(), thread.clone());
-            let again = !is_first.swap(false, Ordering::SeqCst);
-            Box::pin(async move {
-                let config = match &parts.file {
-                    Some(path) if again && parts.config.mode != Mode::Paper => {
-                        let config = Config::load(path)?;
-                        if config.mode != parts.config.mode {
-                            bail!(
-                                "{}: mode cannot change at a restart of the services; start the process again",
-                                path.display()
-                            );
-                        }
-                        config
-                    }
-                    _ => parts.config.clone(),
-                };
-                thread.spawn(start_engine(config, parts.clone())).await?
-            })
-        })
+    /// The configuration of a later engine: the file as it is then; mode and data folder stay.
+    fn reloaded(&self) -> Result<Config> {
+        let Some(path) = self.file.as_ref().filter(|_| self.config.mode != Mode::Paper) else {
+            return Ok(self.config.clone());
+        };
+        let config = Config::load(path)?;
+        if config.mode != self.config.mode {
+            bail!(
+                "{}: mode cannot change at a restart of the services; start the process again",
+                path.display()
+            );
+        }
+        Ok(config)
     }
+}
+
+/// Makes engines on a thread of theirs. The first one is made from the configuration that the process started with.
+fn maker(parts: Arc<Parts>, thread: tokio::runtime::Handle) -> MakeEngine {
+    let is_first = Arc::new(AtomicBool::new(true));
+    Box::new(move || {
+        let (parts, thread) = (parts.clone(), thread.clone());
+        let again = !is_first.swap(false, Ordering::SeqCst);
+        Box::pin(async move {
+            let config = if again { parts.reloaded()? } else { parts.config.clone() };
+            thread.spawn(start_engine(config, parts.clone())).await?
+        })
+    })
 }
 
 fn check_mode(config: &Config, options: &Options) -> Result<()> {

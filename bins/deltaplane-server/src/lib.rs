@@ -5,6 +5,7 @@ pub mod config;
 mod connect;
 mod logs;
 mod paper;
+pub mod process;
 mod supervisor;
 mod system;
 mod tables;

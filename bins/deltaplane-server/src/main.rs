@@ -1,5 +1,6 @@
 //! The deltaplane server. Without configuration it starts paper mode on `127.0.0.1:3000`.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    deltaplane_server::process::prepare();
     let Arguments {
         config,
         listen,
@@ -70,7 +72,8 @@ async fn main() -> ExitCode {
     match deltaplane_server::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("deltaplane cannot start: {error:#}");
+            // Standard error may be closed.
+            let _ = writeln!(std::io::stderr(), "deltaplane cannot start: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -28,6 +28,9 @@ type Making = Pin<Box<dyn Future<Output = Result<Engine>> + Send>>;
 /// Makes an engine with all its connections.
 pub(crate) type MakeEngine = Box<dyn Fn() -> Making + Send + Sync>;
 
+/// Reads the configuration that the next engine would be made from, and says what is wrong with it.
+pub(crate) type CheckConfiguration = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// Tries once to have the journal go on after a full disk.
 pub(crate) type RepairJournal =
     Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>> + Send + Sync>;
@@ -58,6 +61,7 @@ enum State {
 pub(crate) struct Supervisor {
     me: Weak<Self>,
     make: MakeEngine,
+    check: CheckConfiguration,
     repair: RepairJournal,
     state: RwLock<State>,
     /// One change at a time.
@@ -85,11 +89,15 @@ fn down(why: &str) -> Box<Failure> {
 }
 
 impl Supervisor {
-    pub(crate) async fn start(make: MakeEngine, repair: RepairJournal) -> Result<Arc<Self>> {
+    pub(crate) async fn start(
+        make: MakeEngine,
+        check: CheckConfiguration,
+        repair: RepairJournal,
+    ) -> Result<Arc<Self>> {
         let engine = Arc::new(make().await?);
         let state = RwLock::new(State::Running(engine.clone()));
         let changing = tokio::sync::Mutex::default();
-        let supervisor = Arc::new_cyclic(|me| Self { me: me.clone(), make, repair, state, changing });
+        let supervisor = Arc::new_cyclic(|me| Self { me: me.clone(), make, check, repair, state, changing });
         supervisor.watch_journal(&engine);
         Ok(supervisor)
     }
@@ -395,7 +403,18 @@ impl ControlPlane for Supervisor {
                 self.stop_services().await;
                 Ok(SystemPhase::Stopped)
             }
-            SystemCommand::Restart => self.restart().await,
+            SystemCommand::Restart => {
+                // With a configuration that does not stand everything would stop, and nothing start again.
+                (self.check)().map_err(|error| {
+                    let text = format!("the configuration cannot be used: {error:#}");
+                    Box::new(Failure::new(
+                        Code::InvalidRequest,
+                        text,
+                        "correct the file; until then everything goes on as before",
+                    ))
+                })?;
+                self.restart().await
+            }
         }
     }
 }
@@ -460,7 +479,7 @@ mod tests {
             })
         };
         let repair: RepairJournal = Box::new(|| Box::pin(async { Ok(()) }));
-        (Supervisor::start(Box::new(make), repair).await.unwrap(), starts)
+        (Supervisor::start(Box::new(make), Box::new(|| Ok(())), repair).await.unwrap(), starts)
     }
 
     #[tokio::test(start_paused = true)]
@@ -533,7 +552,7 @@ mod tests {
             let is_full = disk.load(Ordering::SeqCst);
             Box::pin(async move { if is_full { Err(JournalError::DiskFull) } else { Ok(()) } })
         });
-        let supervisor = Supervisor::start(Box::new(make), repair).await.unwrap();
+        let supervisor = Supervisor::start(Box::new(make), Box::new(|| Ok(())), repair).await.unwrap();
         (supervisor, is_full, starts, filling)
     }
 
@@ -585,6 +604,29 @@ mod tests {
             (1, SystemPhase::Stopped)
         );
         assert_eq!(supervisor.command(SystemCommand::Restart).await, Ok(SystemPhase::Running));
+    }
+
+    /// A typo in the file: the services go on, and the next restart with a corrected file works.
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_with_a_broken_configuration_stops_nothing() {
+        let (good, starts) = failing(0).await;
+        let is_broken = Arc::new(AtomicBool::new(true));
+        let broken = is_broken.clone();
+        let mut supervisor = Arc::into_inner(good).expect("one owner");
+        supervisor.check = Box::new(move || {
+            anyhow::ensure!(!broken.load(Ordering::SeqCst), "live.toml:3: unknown key `acount`");
+            Ok(())
+        });
+        let refused = supervisor.command(SystemCommand::Restart).await.unwrap_err();
+        assert_eq!(refused.code, Code::InvalidRequest);
+        assert!(refused.error.contains("live.toml:3: unknown key `acount`"), "{refused:?}");
+        assert_eq!(
+            (supervisor.system().await.phase, starts.load(Ordering::SeqCst)),
+            (SystemPhase::Running, 1)
+        );
+        is_broken.store(false, Ordering::SeqCst);
+        assert_eq!(supervisor.command(SystemCommand::Restart).await, Ok(SystemPhase::Running));
+        assert_eq!(starts.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,31 +1,84 @@
 //! The real clock, the real names and the process's own figures. Each is made here, once.
 
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_api::Vitals;
 use deltaplane_ports::{Clock, IdSource};
 use deltaplane_types::{Decimal, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-/// The wall clock at the start, and the time that passed since: a step of the system's clock moves nothing.
+/// A step of the wall clock against the time that passed: smaller differences are corrections of its speed.
+const STEP_MS: i64 = 1_000;
+
+/// The wall clock, which never goes back. Time in which the machine slept counts.
+///
+/// A step forward is followed: every reading of before is old then. A step back is not: what was read before it would look as
+/// if it came from the future, and stay young. The clock then goes on with the time that passes.
 pub(crate) struct WallClock {
-    started: tokio::time::Instant,
-    origin: Timestamp,
+    read: fn() -> Times,
+    /// The wall clock less the time since the machine started.
+    offset: AtomicI64,
+    newest: AtomicI64,
+    is_ahead: AtomicBool,
+}
+
+/// What the system's clocks say, milliseconds.
+#[derive(Clone, Copy)]
+struct Times {
+    /// Since 1970, UTC.
+    wall: i64,
+    /// Since the machine started, sleep counted.
+    since_boot: i64,
 }
 
 impl WallClock {
-    #[expect(clippy::disallowed_methods, reason = "the real clock is made here, once")]
     pub(crate) fn start() -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let origin = Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-        Self { started: tokio::time::Instant::now(), origin }
+        Self::reading(system_times)
     }
+
+    fn reading(read: fn() -> Times) -> Self {
+        let Times { wall, since_boot } = read();
+        let (offset, newest) = (AtomicI64::new(wall.saturating_sub(since_boot)), AtomicI64::new(wall));
+        Self { read, offset, newest, is_ahead: AtomicBool::new(false) }
+    }
+}
+
+fn system_times() -> Times {
+    let millis = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec.saturating_mul(1_000).saturating_add(time.tv_nsec / 1_000_000)
+    };
+    Times { wall: millis(ClockId::Realtime), since_boot: millis(ClockId::Boottime) }
 }
 
 impl Clock for WallClock {
     fn now(&self) -> Timestamp {
-        self.origin.after(self.started.elapsed())
+        let Times { wall, since_boot } = (self.read)();
+        let expected = since_boot.saturating_add(self.offset.load(Ordering::SeqCst));
+        let stepped = wall.saturating_sub(expected);
+        let now = if stepped < -STEP_MS {
+            if !self.is_ahead.swap(true, Ordering::SeqCst) {
+                tracing::warn!(
+                    back_ms = -stepped,
+                    "the system's clock stepped back and is not followed: every time that is shown is ahead by that until the server is started again"
+                );
+            }
+            expected
+        } else {
+            self.is_ahead.store(false, Ordering::SeqCst);
+            self.offset.store(wall.saturating_sub(since_boot), Ordering::SeqCst);
+            if stepped > STEP_MS {
+                tracing::warn!(
+                    forward_ms = stepped,
+                    "the system's clock stepped forward: all readings are old now"
+                );
+            }
+            wall
+        };
+        Timestamp::from_millis(self.newest.fetch_max(now, Ordering::SeqCst).max(now))
     }
 }
 
@@ -90,5 +143,34 @@ impl Vitals for ProcessVitals {
 
     fn cpu(&self) -> Decimal {
         self.figures().cpu
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static WALL: AtomicI64 = AtomicI64::new(1_000_000);
+    static BOOT: AtomicI64 = AtomicI64::new(5_000);
+
+    /// One clock through a day: it runs, the machine sleeps, the wall clock is set forward, slowed down and set back.
+    #[test]
+    fn the_clock_counts_sleep_follows_steps_forward_and_never_goes_back() {
+        let read = || Times { wall: WALL.load(Ordering::SeqCst), since_boot: BOOT.load(Ordering::SeqCst) };
+        let clock = WallClock::reading(read);
+        let after = |wall: i64, boot: i64| {
+            WALL.fetch_add(wall, Ordering::SeqCst);
+            BOOT.fetch_add(boot, Ordering::SeqCst);
+            clock.now().as_millis()
+        };
+        assert_eq!(after(0, 0), 1_000_000);
+        assert_eq!(after(250, 250), 1_000_250);
+        assert_eq!(after(28_800_000, 28_800_000), 29_800_250, "eight hours of sleep");
+        assert_eq!(after(3_600_100, 100), 33_400_350, "set forward by an hour");
+        assert_eq!(after(-400, 100), 33_400_350, "half a second back: it waits");
+        assert_eq!(after(900, 900), 33_400_850, "and goes on");
+        assert_eq!(after(-7_199_900, 100), 33_400_950, "two hours back: it goes on with what passes");
+        assert_eq!(after(50, 50), 33_401_000);
+        assert_eq!(after(7_200_000, 0), 33_401_000, "and forward again: as if nothing was");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{Response, StatusCode};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::routing::{get, post, put};
 use deltaplane_types::Code;
@@ -117,7 +117,16 @@ async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: Next)
             ),
         };
         let failed = Failure::new(Code::NotPermitted, text, remedy);
-        return problem::with_status(status, &failed, &path, None).into_response();
+        let mut response = problem::with_status(status, &failed, &path, None).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        return response;
+    }
+    if percent_encoding::percent_decode_str(&path).decode_utf8().is_err() {
+        let text = format!("the path {path} is not UTF-8 behind its percent signs");
+        let failed = Failure::new(Code::InvalidRequest, text, "encode the names in the path as UTF-8");
+        return problem::with_status(StatusCode::BAD_REQUEST, &failed, &path, None).into_response();
     }
     let began = tokio::time::Instant::now();
     let response = next.run(request).await;

@@ -86,7 +86,11 @@ pub(crate) fn check(
         }
     }
     let Some(key) = key else { return Ok(()) };
-    let presented = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+    // The name of a scheme has no case (RFC 9110, 11.1).
+    let presented = text(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
     if presented.is_some_and(|presented| key.matches(presented.trim())) { Ok(()) } else { Err(Denied::Key) }
 }
 
@@ -119,6 +123,12 @@ mod tests {
             headers(&[(header::AUTHORIZATION, &format!("Bearer {token}")), (header::HOST, "localhost")])
         };
         assert_eq!(check(Some(&key), &[], &bearer(&text)), Ok(()));
+        for scheme in ["bearer", "BEARER", "Basic"] {
+            let mut headers = bearer(&text);
+            headers.insert(header::AUTHORIZATION, format!("{scheme} {text}").parse().unwrap());
+            let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+            assert_eq!(check(Some(&key), &[], &headers).is_ok(), is_bearer, "{scheme}");
+        }
         assert_eq!(check(Some(&key), &[], &bearer("admin.wrong")), Err(Denied::Key));
         assert_eq!(check(Some(&key), &[], &headers(&[(header::HOST, "localhost")])), Err(Denied::Key));
         assert_eq!(format!("{key:?}"), "ApiKey(***)");

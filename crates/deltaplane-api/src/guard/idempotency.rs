@@ -54,7 +54,16 @@ pub(crate) async fn claim(state: &ApiState, key: &IdempotencyKey, path: &str) ->
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
             let failed = status.is_client_error() || status.is_server_error();
             let content_type = if failed { "application/problem+json" } else { "application/json" };
-            Reply { content_type, newer: corrected(state, key).await, ..Reply::written(status, body.into()) }
+            let location = match status {
+                StatusCode::ACCEPTED => state.plane.operation_of_key(&key.key).await,
+                _ => None,
+            };
+            Reply {
+                content_type,
+                location: location.map(|report| format!("/api/v1/operations/{}", report.id)),
+                newer: corrected(state, key).await,
+                ..Reply::written(status, body.into())
+            }
         }
         Ok(AnswerClaim::OtherBody) => {
             let text = "this Idempotency-Key belongs to another request of the last 24 hours";
