@@ -334,8 +334,11 @@ impl RiskCase {
 
     /// Takes what an account holds into the sums of all, as after any event.
     pub fn hold(&mut self, index: usize) {
-        let deltas = self.deltas(index).map(|(symbol, delta)| (symbol.clone(), delta)).collect();
-        self.exposures.set(&self.accounts[index].0, deltas).expect("numbers of a usual size");
+        let held = self.deltas(index).map(|(symbol, delta)| {
+            (symbol.clone(), deltaplane_math::exposure_of([delta]).expect("numbers of a usual size"))
+        });
+        let held = held.collect();
+        self.exposures.set(&self.accounts[index].0, held).expect("numbers of a usual size");
         std::hint::black_box(self.exposures.held_together(&self.symbols[0]));
     }
 

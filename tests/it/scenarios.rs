@@ -633,6 +633,21 @@ async fn base_asset_in_a_wallet_and_holdings_elsewhere_count_into_delta() {
     assert_eq!((symbol.net, symbol.external), (delta("0"), Some(delta("-0.1"))));
 }
 
+/// 0.5 bitcoin in the wallet and 0.495 sold: 0.005 of 0.5, a ratio of 0.01. Compared with what is left it would be 1, an
+/// alert and a trade.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coin_that_its_own_account_hedges_is_within_tolerance() {
+    let places =
+        vec![Place { balances: &[("BTC", "0.5")], ..Place::new("carry", "-0.495") }, Place::new("idle", "0")];
+    let world = World::start(places, Arc::new(MemoryJournal::default())).await;
+    let symbol = world.engine.portfolio().await.symbols.remove(0);
+    assert_eq!((symbol.net, symbol.long, symbol.short), (delta("0.005"), delta("0.5"), delta("0.495")));
+    assert_eq!(symbol.deviation_ratio, Some(ratio("0.01")));
+    let report = world.control(DeltaControl { tolerance: ratio("0.02"), ..world.to_flat() }).await;
+    assert_eq!((report.failure, report.orders.len()), (None, 0));
+    assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "delta"));
+}
+
 /// The exchanges price in USDT, of which one is worth 0.9 USD here: costs, prices and limits are in USD.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rate_of_a_quote_currency_reaches_plans_and_costs() {

@@ -483,13 +483,9 @@ fn held<'a>(spec: &'a Spec, snapshot: &'a Snapshot) -> impl Iterator<Item = (&'a
 }
 
 fn named_exposure(spec: &Spec, snapshot: &Snapshot) -> Result<Exposure, MathError> {
-    exposure_of(
-        spec.accounts
-            .iter()
-            .filter_map(|id| snapshot.accounts.get(id))
-            .map(|facts| facts.delta)
-            .chain([snapshot.external]),
-    )
+    let named = spec.accounts.iter().filter_map(|id| snapshot.accounts.get(id));
+    let elsewhere = exposure_of([snapshot.external])?;
+    named.map(|facts| facts.exposure).try_fold(elsewhere, Exposure::and)
 }
 
 /// Decides what a round does.

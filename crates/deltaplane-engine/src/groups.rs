@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
-use deltaplane_math::{deviation_ratio, reference_exposure};
+use deltaplane_math::{Exposure, deviation_ratio, reference_exposure};
 use deltaplane_risk::ExposureBook;
 use deltaplane_types::{AccountId, AccountSnapshot, AlertTopic, Delta, Ratio, Symbol, Timestamp};
 
@@ -73,13 +73,13 @@ impl Exposures {
             let as_of =
                 reader.accounts.get(id).and_then(|monitor| monitor.confirmed_at()).unwrap_or(snapshot.as_of);
             if !self.has_counted(id, &snapshot) {
-                let delta = |symbol: &Symbol| {
-                    Some((symbol.clone(), reader.config.holdings.delta(&snapshot, symbol).ok()?))
+                let held = |symbol: &Symbol| {
+                    Some((symbol.clone(), reader.config.holdings.exposure(&snapshot, symbol).ok()?))
                 };
-                let deltas: Option<BTreeMap<Symbol, Delta>> = self.symbols.iter().map(delta).collect();
+                let held: Option<BTreeMap<Symbol, Exposure>> = self.symbols.iter().map(held).collect();
                 // An account whose numbers cannot be held exactly is not known.
-                let Some(deltas) = deltas else { continue };
-                if self.book.set(id, deltas).is_err() {
+                let Some(held) = held else { continue };
+                if self.book.set(id, held).is_err() {
                     continue;
                 }
                 self.counted.insert(id.clone(), snapshot);

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use deltaplane_math::{Exposure, MathError, exposure_of};
 use deltaplane_ports::{Failure, QuoteExposure};
 use deltaplane_types::{
-    AccountSnapshot, ArithmeticError, Code, Decimal, Delta, Notional, Ratio, Symbol, Timestamp, is_money,
+    AccountSnapshot, ArithmeticError, Code, Decimal, Delta, Notional, Position, Ratio, Symbol, Timestamp,
+    is_money,
 };
 
 use crate::report::failure;
@@ -81,6 +83,15 @@ impl Holdings {
             account.positions.values().filter(|position| self.counted_in(&position.symbol) == *symbol);
         let held = of_coin.map(|position| position.delta).try_fold(Delta::ZERO, Delta::plus)?;
         held.plus(self.collateral(account, symbol)?)
+    }
+
+    /// What an account holds in a symbol, each holding by itself: what of the coin is in its wallet, and its positions in
+    /// contracts of the coin, both sides where they are held apart. A deviation is compared with this, not with what is left
+    /// of it: 10 in the wallet and 9.99 sold are 10.
+    pub(crate) fn exposure(&self, account: &AccountSnapshot, symbol: &Symbol) -> Result<Exposure, MathError> {
+        let of_coin =
+            account.positions.values().filter(|position| self.counted_in(&position.symbol) == *symbol);
+        exposure_of(of_coin.flat_map(Position::parts).chain([self.collateral(account, symbol)?]))
     }
 
     /// The symbols that an account's wallet gives a delta in.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deltaplane_market::{FeedHealth, health};
-use deltaplane_math::{deviation_ratio, exposure_of, reference_exposure};
+use deltaplane_math::{Exposure, deviation_ratio, exposure_of, reference_exposure};
 use deltaplane_ports::{
     AccountRisk, AccountView, Alert, ControlPlane, DeltaControl, EarnedDay, ExternalActivity, Failover,
     Failure, FeedView, FeedsView, Flatten, FundingView, HedgeExecution, HistoryQuery, KillReport, KillSwitch,
@@ -202,8 +202,11 @@ impl ControlPlane for Engine {
                 })
                 .collect();
             let external = reader.config.holdings.external(&symbol, reader.clock.now()).ok();
-            let all = by_account.values().copied().chain(external);
-            let Ok(exposure) = exposure_of(all) else { continue };
+            let snapshots = accounts.iter().filter_map(|view| view.snapshot.as_ref());
+            let held =
+                snapshots.filter_map(|snapshot| reader.config.holdings.exposure(snapshot, &symbol).ok());
+            let elsewhere = exposure_of(external).unwrap_or_default();
+            let Ok(exposure) = held.into_iter().try_fold(elsewhere, Exposure::and) else { continue };
             let reference_price = reader.reference_price(&symbol);
             let ratio = reference_price.and_then(|price| {
                 let reference =

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
-use deltaplane_math::{MarginUse, MarkedPosition, MathError};
+use deltaplane_math::{Exposure, MarginUse, MarkedPosition, MathError};
 use deltaplane_ports::{Clock, LastKnown, OperationReport, PriceFeed, Priority, ReadError};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarginPrice,
@@ -27,6 +27,8 @@ pub struct AccountFacts {
     pub account: AccountSnapshot,
     /// Its delta in the symbol: the position and what its wallet holds of the base asset.
     pub delta: Delta,
+    /// The same by single holdings: what a deviation is compared with.
+    pub exposure: Exposure,
     /// Its instrument.
     pub instrument: Instrument,
     /// Its own venue's market.
@@ -379,6 +381,7 @@ impl SnapshotReader {
             }
             let delta = self.config.holdings.delta(&account, symbol).map_err(beyond_arithmetic)?;
             let monitor = self.accounts.get(&id);
+            let exposure = self.config.holdings.exposure(&account, symbol).map_err(beyond_arithmetic)?;
             let external = monitor.map(|monitor| monitor.external(symbol)).unwrap_or_default();
             let is_exact = monitor.is_some_and(|monitor| monitor.is_exact());
             let quote_rate = self.config.holdings.rate(&instrument.quote);
@@ -390,6 +393,7 @@ impl SnapshotReader {
             let facts = AccountFacts {
                 account,
                 delta,
+                exposure,
                 instrument,
                 market,
                 is_off,

@@ -21,6 +21,37 @@ pub fn exposure_of(deltas: impl IntoIterator<Item = Delta>) -> Result<Exposure, 
 }
 
 impl Exposure {
+    /// Whether nothing is held: what offsets itself is held.
+    pub fn is_empty(&self) -> bool {
+        self.long.is_zero() && self.short.is_zero()
+    }
+
+    /// Both together.
+    ///
+    /// # Errors
+    ///
+    /// [`MathError`] if a sum leads beyond exact arithmetic.
+    pub fn and(self, other: Self) -> Result<Self, MathError> {
+        Ok(Self {
+            net: self.net.plus(other.net)?,
+            long: self.long.plus(other.long)?,
+            short: self.short.plus(other.short)?,
+        })
+    }
+
+    /// The rest without a part that was added before.
+    ///
+    /// # Errors
+    ///
+    /// [`MathError`] if a difference leads beyond exact arithmetic.
+    pub fn without(self, part: Self) -> Result<Self, MathError> {
+        Ok(Self {
+            net: self.net.minus(part.net)?,
+            long: self.long.minus(part.long)?,
+            short: self.short.minus(part.short)?,
+        })
+    }
+
     /// The sums with one delta more.
     pub fn with(self, delta: Delta) -> Result<Self, MathError> {
         let Self { net, long, short } = self;

@@ -1,62 +1,61 @@
-//! Deltas of many accounts with their sums, kept while accounts change one by one.
+//! What many accounts hold with its sums, kept while accounts change one by one.
 
 use std::collections::BTreeMap;
 
-use deltaplane_math::{Exposure, MathError, exposure_of};
-use deltaplane_types::{AccountId, Delta, Symbol};
+use deltaplane_math::{Exposure, MathError};
+use deltaplane_types::{AccountId, Symbol};
 
 /// What all accounts hold in a symbol together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldTogether {
     /// The sums over all accounts.
     pub exposure: Exposure,
-    /// Accounts whose delta is not zero.
+    /// Accounts that hold anything of it.
     pub holders: usize,
 }
 
 impl HeldTogether {
-    /// The sums after an account's delta changed. Sums of decimals are exact, so nothing drifts.
-    fn after(self, before: Delta, now: Delta) -> Result<Self, MathError> {
-        let (gone, come) = (exposure_of([before])?, exposure_of([now])?);
-        let Exposure { net, long, short } = self.exposure;
-        let exposure = Exposure {
-            net: net.minus(gone.net)?.plus(come.net)?,
-            long: long.minus(gone.long)?.plus(come.long)?,
-            short: short.minus(gone.short)?.plus(come.short)?,
-        };
-        let holders = self.holders.saturating_add(usize::from(!now.is_zero()));
-        Ok(Self { exposure, holders: holders.saturating_sub(usize::from(!before.is_zero())) })
+    /// The sums after what an account holds changed. Sums of decimals are exact, so nothing drifts.
+    fn after(self, before: Exposure, now: Exposure) -> Result<Self, MathError> {
+        let exposure = self.exposure.without(before)?.and(now)?;
+        let holders = self.holders.saturating_add(usize::from(!now.is_empty()));
+        Ok(Self { exposure, holders: holders.saturating_sub(usize::from(!before.is_empty())) })
     }
 }
 
-/// The deltas of many accounts, base units. An event of one account costs what that account holds, however many
+/// What many accounts hold, base units. Longs and shorts of one account do not cancel out: the yardstick of a deviation is what
+/// is held. An event of one account costs what that account holds, however many
 /// others there are.
 #[derive(Debug, Default)]
 pub struct ExposureBook {
-    accounts: BTreeMap<AccountId, BTreeMap<Symbol, Delta>>,
+    accounts: BTreeMap<AccountId, BTreeMap<Symbol, Exposure>>,
     symbols: BTreeMap<Symbol, HeldTogether>,
 }
 
 impl ExposureBook {
-    /// Takes all deltas of an account; symbols that are left out are zero from now on.
+    /// Takes all that an account holds; symbols that are left out are zero from now on.
     ///
     /// # Errors
     ///
     /// [`MathError`] if a sum leads beyond exact arithmetic; nothing is changed then.
-    pub fn set(&mut self, account: &AccountId, deltas: BTreeMap<Symbol, Delta>) -> Result<(), MathError> {
+    pub fn set(
+        &mut self,
+        account: &AccountId,
+        holdings: BTreeMap<Symbol, Exposure>,
+    ) -> Result<(), MathError> {
         let none = BTreeMap::new();
         let before = self.accounts.get(account).unwrap_or(&none);
         let mut changed = Vec::new();
-        let gone = before.keys().filter(|symbol| !deltas.contains_key(*symbol));
-        for symbol in gone.chain(deltas.keys()) {
-            let of = |held: &BTreeMap<Symbol, Delta>| held.get(symbol).copied().unwrap_or_default();
-            let (was, is) = (of(before), of(&deltas));
+        let gone = before.keys().filter(|symbol| !holdings.contains_key(*symbol));
+        for symbol in gone.chain(holdings.keys()) {
+            let of = |held: &BTreeMap<Symbol, Exposure>| held.get(symbol).copied().unwrap_or_default();
+            let (was, is) = (of(before), of(&holdings));
             if was != is {
                 changed.push((symbol.clone(), self.held_together(symbol).after(was, is)?));
             }
         }
         self.symbols.extend(changed);
-        self.accounts.insert(account.clone(), deltas);
+        self.accounts.insert(account.clone(), holdings);
         Ok(())
     }
 
@@ -75,14 +74,16 @@ impl ExposureBook {
         accounts: impl IntoIterator<Item = &'a AccountId>,
         symbol: &Symbol,
     ) -> Result<Exposure, MathError> {
-        let delta = |account| self.accounts.get(account)?.get(symbol).copied();
-        exposure_of(accounts.into_iter().filter_map(delta))
+        let held = |account| self.accounts.get(account)?.get(symbol).copied();
+        accounts.into_iter().filter_map(held).try_fold(Exposure::default(), Exposure::and)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use deltaplane_math::exposure_of;
     use deltaplane_testkit::delta;
+    use deltaplane_types::Delta;
     use proptest::prelude::*;
 
     use super::*;
@@ -95,8 +96,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn held(deltas: &[(&str, &str)]) -> BTreeMap<Symbol, Delta> {
-        deltas.iter().map(|(of, number)| (symbol(of), delta(number))).collect()
+    fn held(deltas: &[(&str, &str)]) -> BTreeMap<Symbol, Exposure> {
+        deltas.iter().map(|(of, number)| (symbol(of), exposure_of([delta(number)]).unwrap())).collect()
     }
 
     #[test]
@@ -119,10 +120,24 @@ mod tests {
         );
     }
 
+    /// 10 in the wallet and 9.99 sold: 0.01 of 10, not of 0.01.
+    #[test]
+    fn what_offsets_itself_in_one_account_is_held() {
+        let mut book = ExposureBook::default();
+        let both = exposure_of([delta("10"), delta("-9.99")]).unwrap();
+        book.set(&account("a"), [(symbol("BTC-USD"), both)].into()).unwrap();
+        let held = book.held_together(&symbol("BTC-USD"));
+        assert_eq!((held.exposure, held.holders), (both, 1));
+        assert_eq!((both.net, both.long, both.short), (delta("0.01"), delta("10"), delta("9.99")));
+        book.set(&account("a"), BTreeMap::new()).unwrap();
+        assert_eq!(book.held_together(&symbol("BTC-USD")), HeldTogether::default());
+    }
+
     #[test]
     fn an_overflow_changes_nothing() {
         let mut book = ExposureBook::default();
-        let most = [(symbol("BTC-USD"), Delta::new(rust_decimal::Decimal::MAX))].into();
+        let most = exposure_of([Delta::new(rust_decimal::Decimal::MAX)]).unwrap();
+        let most = [(symbol("BTC-USD"), most)].into();
         book.set(&account("a"), most).unwrap();
         let before = book.held_together(&symbol("BTC-USD"));
         assert!(book.set(&account("b"), held(&[("AAA-USD", "1"), ("BTC-USD", "1")])).is_err());
@@ -144,7 +159,8 @@ mod tests {
                 } else {
                     deltas.insert(symbol(symbols[of]), Delta::new(rust_decimal::Decimal::new(number, scale)));
                 }
-                book.set(&account(names[name]), deltas.clone()).unwrap();
+                let holdings = deltas.iter().map(|(of, delta)| (of.clone(), exposure_of([*delta]).unwrap()));
+                book.set(&account(names[name]), holdings.collect()).unwrap();
             }
             for of in symbols.map(symbol) {
                 let deltas = || plain.values().filter_map(|held| held.get(&of)).copied();

@@ -51,6 +51,7 @@ fn facts(name: &str, position: &str) -> AccountFacts {
         open_sells: Quantity::ZERO,
         account,
         delta: delta(position),
+        exposure: deltaplane_math::exposure_of([delta(position)]).unwrap(),
         instrument: Instrument {
             symbol: btc(),
             venue_symbol: "BTCUSDT".to_owned(),
