@@ -648,6 +648,30 @@ async fn a_coin_that_its_own_account_hedges_is_within_tolerance() {
     assert!(world.engine.alerts().await.iter().all(|alert| alert.topic.as_str() != "delta"));
 }
 
+/// The exchange of the account with the coin stops trading the contract: the account has no position to be closed, and its
+/// coin still counts. Without it the short that hedges the coin would be bought back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coin_counts_where_its_exchange_stopped_trading() {
+    let places =
+        vec![Place { balances: &[("BTC", "0.25")], ..Place::new("coin", "0") }, Place::new("short", "-0.25")];
+    let exchanges = exchanges(&places).await;
+    let stopped = Command::SetContract {
+        symbol: "BTCUSDT".to_owned(),
+        is_trading: Some(false),
+        funding_rate: None,
+        funding_interval_hours: None,
+        delivers_at: None,
+    };
+    exchanges[0].sim().apply(stopped).unwrap();
+    let journal = Arc::new(MemoryJournal::default());
+    let engine = engine_with(&places, &exchanges, journal, Holdings::default()).await;
+    ready(&engine).await;
+    let world = World { exchanges, engine, accounts: names(&places) };
+    let report = world.control(world.to_flat()).await;
+    assert_eq!((report.initial_delta, report.orders.len()), (Some(delta("0")), 0), "{report:?}");
+    assert_eq!(world.true_net(), Decimal::from_i128_with_scale(-25, 2));
+}
+
 /// The exchanges price in USDT, of which one is worth 0.9 USD here: costs, prices and limits are in USD.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rate_of_a_quote_currency_reaches_plans_and_costs() {

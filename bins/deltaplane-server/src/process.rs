@@ -1,5 +1,6 @@
 //! What the operating system gives this process: file handles, and who may read what it writes.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -34,20 +35,21 @@ fn connections(handles: u64, usual: usize) -> usize {
     usize::try_from(most).unwrap_or(usize::MAX).clamp(16, usual)
 }
 
-/// Creates the data folder for its owner alone. One that others can open is closed to them.
+/// Creates the data folder for its owner alone. One of before that others can open is closed to them, if it is ours.
 pub(crate) fn private_folder(folder: &Path) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let shown = folder.display();
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("cannot create the data folder {shown}: choose another with --data-dir"))?;
+    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    created.with_context(|| format!("cannot use the data folder {shown}: choose another with --data-dir"))?;
     let mode =
         std::fs::metadata(folder).with_context(|| format!("cannot read {shown}"))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        let closed = std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700));
-        closed.with_context(|| format!("{shown} is open to other users: chmod 700 {shown}"))?;
+    // A folder that holds other things than our data stays as it is; our files are private in any case.
+    let is_ours = folder.join("journal.sqlite").exists();
+    if is_ours && mode & 0o077 != 0 {
+        let private = std::fs::Permissions::from_mode(mode & 0o7700);
+        if let Err(error) = std::fs::set_permissions(folder, private) {
+            let _ = writeln!(std::io::stderr(), "{shown} is open to other users and stays so: {error}");
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Keeps the engine, and starts it again on request. The API stays up meanwhile.
 
+use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -111,7 +112,11 @@ impl Supervisor {
             let (mut failed, mut pause) = (failure.await, REPAIR_EVERY);
             loop {
                 if let JournalError::Failed(error) = failed {
-                    tracing::error!(%error, "the journal failed: the process ends, and the next start settles what is open");
+                    let text =
+                        "the journal failed: the process ends, and the next start settles what is open";
+                    tracing::error!(%error, "{text}");
+                    // The threads that write the log end with the process.
+                    let _ = writeln!(std::io::stderr(), "{text}: {error}");
                     std::process::exit(70);
                 }
                 tokio::time::sleep(pause).await;

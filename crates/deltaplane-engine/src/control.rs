@@ -690,6 +690,16 @@ fn leg_fits(round: &Round<'_>, facts: &AccountFacts, leg: &Leg) -> Result<bool, 
         return Ok(true);
     }
     let (margin, price) = (facts.margin(&round.spec.symbol)?, round.snapshot.reference_price);
+    let [long, short] = facts.venue_caps()?;
+    let cap = if after.is_negative() { short } else { long };
+    if cap.is_some_and(|cap| after.abs().value() > cap.value()) {
+        return Ok(false);
+    }
+    let added = after.abs().minus(position.abs())?.notional_at(price)?;
+    let added = deltaplane_math::mul_rounded(added.value(), margin.initial_rate.value())?;
+    if facts.available(&round.spec.options.pacing)?.is_some_and(|available| added > available.value()) {
+        return Ok(false);
+    }
     let costs = &round.config.costs;
     let least = least_distances(&margin, position, price, costs.min_liquidation_distance)?;
     Ok(margin.equity.is_positive()
@@ -1251,10 +1261,7 @@ fn plan_account(
         margin,
         max_notional: largest_position(&limits, facts.gross_elsewhere, equity)?,
         venue_caps: facts.venue_caps()?,
-        available: Some(Notional::new(deltaplane_math::mul_rounded(
-            facts.account.available.value(),
-            facts.quote_rate,
-        )?)),
+        available: facts.available(&round.spec.options.pacing)?,
         max_order_notional: limits.max_order_notional,
         taker_rate: instrument.taker_rate,
         funding_over_horizon: expected_funding(facts, round)?,

@@ -5,7 +5,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deltaplane_math::{MathError, mul_rounded, sub};
-use deltaplane_ports::{AccountRisk, Drift, EarnedDay, Failure, PnlQuery, Priority, ReadError, USD};
+use deltaplane_ports::{
+    AccountRisk, Drift, EarnedDay, Failure, PnlQuery, PositionRisk, Priority, ReadError, USD,
+};
 use deltaplane_types::{
     AccountId, AlertKind, AlertSeverity, AlertTopic, ArithmeticError, Code, Decimal, Delta, Instrument,
     Notional, Ratio, Symbol, Timestamp,
@@ -59,10 +61,13 @@ impl DriftTrack {
     ) -> Result<(), MathError> {
         let mut marked = BTreeMap::new();
         for (account, risk) in risks {
-            for position in &risk.positions {
+            for (index, position) in risk.positions.iter().enumerate() {
                 let held = position.quantity.abs().value();
                 let Some(reference) = reference(&position.symbol) else { continue };
-                if held.is_zero() {
+                // Both sides of hedge mode move by their net, once.
+                let is_counted = |earlier: &PositionRisk| earlier.symbol == position.symbol;
+                let quantity = risk.net(&position.symbol)?.unwrap_or_default();
+                if held.is_zero() || risk.positions.iter().take(index).any(is_counted) {
                     continue;
                 }
                 // The mark in USD, whatever the venue counts in.
@@ -77,7 +82,7 @@ impl DriftTrack {
                     let basis = mul_rounded(before.quantity.value(), apart)?;
                     self.add(&key, now, (Notional::new(basis), Notional::new(residual)))?;
                 }
-                marked.insert(key, Marked { at: now, quantity: position.quantity, mark, reference });
+                marked.insert(key, Marked { at: now, quantity, mark, reference });
             }
         }
         // What could not be looked at this time is gone on with if it comes back soon.

@@ -386,7 +386,19 @@ impl Core {
             let mut positions = Vec::new();
             for (((position, instrument), marked), distance) in parts.iter().zip(&known).zip(distances.alone)
             {
-                let one = alone(position, marked, distance, rate(instrument))?;
+                let pair = instruments.iter().find(|(whole, _)| {
+                    whole.symbol == position.symbol && !whole.sides.is_empty() && marked.own_equity.is_none()
+                });
+                let (distance, net) = match pair {
+                    // Both sides move together: neither has a distance of its own.
+                    Some((whole, _)) => {
+                        let of_symbol: Vec<bool> =
+                            parts.iter().map(|(part, _)| part.symbol == whole.symbol).collect();
+                        (distance_of_pair(equity, &known, &of_symbol)?, whole.delta)
+                    }
+                    None => (distance, position.delta),
+                };
+                let one = alone(position, (marked, net), distance, rate(instrument))?;
                 gross = gross.plus(one.notional)?;
                 positions.push(one);
             }
@@ -462,16 +474,37 @@ pub(crate) fn marked(
     })
 }
 
-/// One position with its distance while the prices of all others stay.
+/// The move of one symbol's price at which the account is liquidated, while all others stay: of the positions that are
+/// `of_symbol`, which share the account's equity with the rest.
+fn distance_of_pair(
+    equity: Notional,
+    positions: &[MarkedPosition],
+    of_symbol: &[bool],
+) -> Result<Option<Ratio>, MathError> {
+    let mut free = shared_equity(equity, positions)?;
+    let mut pair = Vec::new();
+    for (position, is_own) in positions.iter().zip(of_symbol).filter(|(one, _)| one.own_equity.is_none()) {
+        if *is_own {
+            pair.push(position.clone());
+        } else {
+            let kept =
+                deltaplane_math::maintenance_margin(&position.brackets, position.quantity, position.mark)?;
+            free = free.minus(kept)?;
+        }
+    }
+    joint_liquidation_distance(free, &pair)
+}
+
+/// One position with its distance while the prices of all others stay, towards which a `net` position is liquidated.
 fn alone(
     position: &Position,
-    own: &MarkedPosition,
+    (own, net): (&MarkedPosition, Delta),
     distance: Option<Ratio>,
     rate: Decimal,
 ) -> Result<PositionRisk, MathError> {
     let mut price = None;
     if let (Some(distance), Some(mark)) = (distance, position.mark_price) {
-        let factor = if own.quantity > Delta::ZERO {
+        let factor = if net > Delta::ZERO {
             deltaplane_math::sub(Decimal::ONE, distance.value())?
         } else {
             deltaplane_math::add(Decimal::ONE, distance.value())?
@@ -605,5 +638,33 @@ mod tests {
         track.observe(notional("300"), at(3));
         track.observe(notional("270"), at(4));
         assert_eq!(track.max_drawdown(), ratio("0.1"));
+    }
+
+    /// Long 30 and short 25 beside a position in another symbol that maintains 300: see the worked example of hedge mode,
+    /// (9,405 − 300) ÷ 306,405.
+    #[test]
+    fn both_sides_of_hedge_mode_have_one_distance() {
+        let steps = [
+            ("0", "300000", "0.004", "0"),
+            ("300000", "800000", "0.005", "300"),
+            ("800000", "3000000", "0.0065", "1500"),
+        ];
+        let steps = steps.map(|(floor, cap, rate, deduction)| MarginBracket {
+            floor: notional(floor),
+            cap: notional(cap),
+            maintenance_rate: ratio(rate),
+            deduction: notional(deduction),
+            max_leverage: Decimal::from(75),
+        });
+        let marked = |quantity: &str, mark: &str| MarkedPosition {
+            quantity: deltaplane_testkit::delta(quantity),
+            mark: deltaplane_testkit::price(mark),
+            brackets: steps.to_vec(),
+            own_equity: None,
+        };
+        let positions = [marked("30", "66000"), marked("50", "1500"), marked("-25", "66000")];
+        let distance =
+            distance_of_pair(notional("30000"), &positions, &[true, false, true]).unwrap().unwrap();
+        assert_eq!(distance.value().round_dp(9), (Decimal::from(9_105) / Decimal::from(306_405)).round_dp(9));
     }
 }

@@ -756,11 +756,11 @@ impl Core {
         for id in policy.accounts.iter().filter(|id| !cannot.contains(*id)) {
             // An account that cannot be valued says nothing about the others.
             let Ok(risk) = self.account_risk(id).await else { continue };
-            let position = risk.positions.iter().find(|position| position.symbol == policy.symbol);
-            held.insert(id.clone(), position.map_or(Delta::ZERO, |position| position.quantity));
+            let Ok(position) = risk.net(&policy.symbol) else { continue };
+            held.insert(id.clone(), position.unwrap_or_default());
             if let Some(position) = position
                 && risk.liquidation_distance.is_some_and(|distance| distance < deleverage.trigger)
-                && let Some(Some(distance)) = self.distance_with(id, &policy.symbol, position.quantity).await
+                && let Some(Some(distance)) = self.distance_with(id, &policy.symbol, position).await
                 && distance < deleverage.trigger
             {
                 near.push((distance, id.clone()));

@@ -38,6 +38,8 @@ use crate::risks::RiskBoard;
 use crate::services::Services;
 use crate::snapshot::{Reading, SnapshotReader};
 
+/// How long orders of others are looked for before the trades whose orders they may be.
+const RESTED_FOR: Duration = Duration::from_secs(600);
 /// Reports kept in memory; older ones are in the journal.
 const KEPT_REPORTS: usize = 1_000;
 
@@ -652,7 +654,8 @@ async fn trades_of_others(
     if fills.iter().all(|fill| fill.client_order_id.is_some()) {
         return Ok(BTreeSet::new());
     }
-    let names = gateway.fetch_order_names(symbol, since, priority).await?;
+    // Venues list orders from when they were placed: one that rested may trade much later.
+    let names = gateway.fetch_order_names(symbol, since.before(RESTED_FOR), priority).await?;
     let is_of_others = |fill: &&Fill| {
         let order = names.iter().find(|order| order.venue_order_id == fill.venue_order_id);
         order.is_some_and(|order| order.client_order_id.as_ref() != Some(id))

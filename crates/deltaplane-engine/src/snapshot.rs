@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use deltaplane_market::{Consensus, FeedHealth, consensus, health, outliers};
 use deltaplane_math::{Exposure, MarginUse, MarkedPosition, MathError};
-use deltaplane_ports::{Clock, LastKnown, OperationReport, PriceFeed, Priority, ReadError};
+use deltaplane_ports::{Clock, LastKnown, OperationReport, Pacing, PriceFeed, Priority, ReadError};
 use deltaplane_types::{
     AccountId, AccountSnapshot, Code, Decimal, Delta, FeedId, Instrument, MarginBracket, MarginPrice,
     MarketView, Notional, OperationId, Position, Price, Quantity, Ratio, Side, Symbol, Timestamp,
@@ -300,7 +300,13 @@ impl SnapshotReader {
         let is_listed_here = readings.iter().flatten().any(|(_, (_, found))| is_listed(found));
         let views = self.healthy_views(symbol);
         let is_needed = |id: &AccountId, (state, found): &(Result<AccountSnapshot, ReadError>, _)| {
-            let holds_nothing = state.as_ref().is_ok_and(|state| !state.holds(symbol));
+            // Coins in its wallet and other contracts of the coin count too.
+            let holds_nothing = state.as_ref().is_ok_and(|state| {
+                let counted = self.config.holdings.exposure(state, symbol);
+                !state.holds(symbol)
+                    && counted.is_ok_and(|held| held.is_empty())
+                    && self.check_position(state, symbol).is_ok()
+            });
             let is_gone = is_delisted(found);
             // What is closed needs no price where nothing is held.
             let is_closing = how.priority == Priority::Protect;
@@ -521,6 +527,16 @@ impl AccountFacts {
         others
             .filter_map(|position| Some((position.isolated_margin?, position.unrealized)))
             .try_fold(Notional::ZERO, |sum, (margin, unrealized)| Ok(sum.plus(margin)?.plus(unrealized)?))
+    }
+
+    /// What the venue lets new positions use, USD. Not told for an operation whose own orders rest: a reading may count
+    /// their margin after they are gone.
+    pub(crate) fn available(&self, pacing: &Pacing) -> Result<Option<Notional>, MathError> {
+        if pacing.rest_for.is_some() {
+            return Ok(None);
+        }
+        let worth = deltaplane_math::mul_rounded(self.account.available.value(), self.quote_rate)?;
+        Ok(Some(Notional::new(worth)))
     }
 
     /// The largest long and short that the venue lets the account hold at the leverage in force, base units: the end of the

@@ -36,6 +36,8 @@ pub(crate) struct Candidate<'a> {
     max_slippage: Ratio,
     /// None where the account has no usable book: it then takes nothing.
     market: Option<Market>,
+    /// The opposite side of the account closes in lock step with it: what is closed there needs no room.
+    closes_pair: bool,
     /// The fall and the rise of prices that a larger position must outlive.
     least_distances: [Ratio; 2],
     /// Inclusive ranges of allowed quantities beside zero, ascending.
@@ -55,7 +57,7 @@ impl<'a> Candidate<'a> {
     pub(crate) fn new(
         account: &'a PlanAccount,
         input: &PlanInput,
-        side: Side,
+        (side, closes_pair): (Side, bool),
         most: Decimal,
     ) -> Result<Self, MathError> {
         let market = Market::of(account, side, input.max_slippage)?;
@@ -68,6 +70,7 @@ impl<'a> Candidate<'a> {
             costs: input.costs,
             max_slippage: input.max_slippage,
             market,
+            closes_pair,
             least_distances: least,
             allowed: Vec::new(),
         };
@@ -135,10 +138,18 @@ impl<'a> Candidate<'a> {
     /// are margined at their price cap.
     fn fits_available(&self, quantity: Decimal, market: &Market) -> Result<bool, MathError> {
         let Some(available) = self.account.available else { return Ok(true) };
-        let added = sub(quantity, self.account.reducible(self.side).min(quantity))?;
+        // An order that turns a position frees the margin of what it closes.
+        let added = match self.account.margin.sides {
+            Some(_) => sub(quantity, self.account.reducible(self.side).min(quantity))?,
+            None => sub(self.position_after(quantity)?.abs().value(), self.account.position.abs().value())?,
+        };
         let price = self.reference.value().max(self.worth(market.cap.value())?);
-        let rate = add(self.account.margin.initial_rate.value(), self.account.taker_rate.value())?;
-        Ok(mul_rounded(mul_rounded(added, price)?, rate)? <= available.value())
+        let margin = mul_rounded(
+            mul_rounded(added.max(Decimal::ZERO), price)?,
+            self.account.margin.initial_rate.value(),
+        )?;
+        let fee = mul_rounded(mul_rounded(quantity, price)?, self.account.taker_rate.value())?;
+        Ok(add(margin, fee)? <= available.value())
     }
 
     fn allowed_ranges(&self, needed: Decimal) -> Result<Vec<(Decimal, Decimal)>, MathError> {
@@ -208,7 +219,7 @@ impl<'a> Candidate<'a> {
         if self.account.only_reduces && quantity > reducible {
             return Ok(Some(Limit::ReduceOnly));
         }
-        if after.abs() < before {
+        if after.abs() < before || (self.closes_pair && quantity <= reducible) {
             return Ok(None);
         }
         let margin = &self.account.margin;

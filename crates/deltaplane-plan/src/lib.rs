@@ -48,7 +48,7 @@ pub fn plan_hedge(input: &PlanInput) -> Result<Plan, PlanError> {
     let (side, most) = (input.needed.side(), input.needed.abs().value());
     let candidates = accounts
         .iter()
-        .map(|account| Candidate::new(account, input, side, most))
+        .map(|account| Candidate::new(account, input, (side, false), most))
         .collect::<Result<Vec<_>, _>>()?;
     let quantities = search::least_cost(&candidates, most)?;
     let mut legs = Vec::new();

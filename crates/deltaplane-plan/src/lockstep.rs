@@ -26,12 +26,14 @@ pub fn plan_lockstep(input: &PlanInput, changes: &[(AccountId, Delta)]) -> Resul
     let accounts = sorted(input)?;
     let mut wanted = Vec::new();
     for account in accounts {
-        for (_, change) in changes.iter().filter(|(id, change)| *id == account.id && !change.is_zero()) {
+        let of_account = changes.iter().filter(|(id, change)| *id == account.id && !change.is_zero());
+        let closes_pair = account.margin.sides.is_some() && of_account.clone().count() > 1;
+        for (_, change) in of_account {
             let side = change.side();
             let held = account.reducible(side);
             let most = change.abs().value();
             let most = if held > Decimal::ZERO { most.min(held) } else { most };
-            wanted.push((Candidate::new(account, input, side, most)?, *change));
+            wanted.push((Candidate::new(account, input, (side, closes_pair), most)?, *change));
         }
     }
     let mut sides = Sides::of(&wanted, input)?;

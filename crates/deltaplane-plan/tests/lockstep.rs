@@ -214,3 +214,38 @@ fn a_leg_fits_into_what_the_venue_lets_new_positions_use() {
     let why = "a: margin: the venue lets new positions use 7940 as margin";
     assert!(obstacles(&plan).iter().any(|text| text == why), "{:?}", obstacles(&plan));
 }
+
+/// Long 30 and short 30 with little left above the maintenance margin: neither leg alone would be allowed to open, and closing
+/// both is what helps.
+#[test]
+fn a_pair_closes_where_nothing_may_be_opened() {
+    let mut input = input(json!([account("a", "0", "1", "100")]), "0", 2);
+    let thirty = Quantity::try_new(30.into()).unwrap();
+    let own = &mut input.accounts[0];
+    own.hedge_mode = true;
+    own.available = Some(Notional::ZERO);
+    own.margin.sides = Some(deltaplane_types::Sides { long: thirty, short: thirty });
+    // 6,000 of notional maintain 300; a utilization of 600 ÷ 310 is beyond every limit.
+    own.margin.equity = Notional::new(Decimal::from(310));
+    let id = own.id.clone();
+    let changes = [(id.clone(), Delta::new((-30).into())), (id, Delta::new(30.into()))];
+    let plan = plan_lockstep(&input, &changes).unwrap();
+    let closed: Decimal = plan.legs.iter().map(|leg| leg.quantity.value()).sum();
+    assert_eq!((closed, obstacles(&plan).len()), (Decimal::from(60), 0));
+    assert_eq!(plan.worst_case_delta, Delta::new(2.into()));
+}
+
+/// Long 10 at 100 and 10×, 40 available: a sale of 20 opens what it closes and needs its fee alone; one of 21 adds 1 more.
+#[test]
+fn a_turn_needs_margin_for_what_it_adds() {
+    let mut input = input(json!([account("a", "10", "1", "100")]), "10", 9_000);
+    input.accounts[0].margin.equity = Notional::new(Decimal::from(140));
+    input.accounts[0].available = Some(Notional::new(Decimal::from(11)));
+    input.needed = Delta::new((-21).into());
+    input.costs.max_utilization = deltaplane_types::Ratio::new(Decimal::ONE);
+    input.costs.min_liquidation_distance = deltaplane_types::Ratio::ZERO;
+    let sold = |input: &PlanInput| deltaplane_plan::plan_hedge(input).unwrap().reached;
+    assert_eq!(sold(&input), Delta::new((-21).into()), "one more than before: 10 and a bit of 11");
+    input.accounts[0].available = Some(Notional::new(Decimal::from(5)));
+    assert_eq!(sold(&input), Delta::new((-20).into()), "as large as before on the other side");
+}

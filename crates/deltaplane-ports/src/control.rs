@@ -653,8 +653,23 @@ pub struct AccountRisk {
     pub delta_deviation: Ratio,
     /// The joint move of all prices at which it is liquidated; none where there is none.
     pub liquidation_distance: Option<Ratio>,
-    /// Its positions.
+    /// Its positions; in hedge mode each side of a symbol that is held both ways.
     pub positions: Vec<PositionRisk>,
+}
+
+impl AccountRisk {
+    /// The net of what it holds in a symbol, base units; none where it holds nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// If the sum cannot be held exactly.
+    pub fn net(&self, symbol: &Symbol) -> Result<Option<Delta>, deltaplane_types::ArithmeticError> {
+        let mut held = self.positions.iter().filter(|position| position.symbol == *symbol).peekable();
+        if held.peek().is_none() {
+            return Ok(None);
+        }
+        held.try_fold(Delta::ZERO, |sum, position| sum.plus(position.quantity)).map(Some)
+    }
 }
 
 /// How one position stands.

@@ -114,11 +114,13 @@ impl Operation {
         }
         let traded = self.traded();
         self.read_at = snapshot.as_of;
-        self.positions = snapshot
+        // An account that is left out now holds what it did.
+        let read: Vec<_> = snapshot
             .accounts
             .iter()
             .map(|(id, facts)| (id.clone(), (facts.account.position(&self.spec.symbol), self.traded_by(id))))
             .collect();
+        self.positions.extend(read);
         self.external = snapshot.accounts.iter().map(|(id, facts)| (id.clone(), facts.external)).collect();
         self.forgive_what_changed(&snapshot, now);
         self.touch = snapshot
