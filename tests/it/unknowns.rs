@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use deltaplane_engine::{EngineConfig, Holdings};
 use deltaplane_ports::{
-    Alert, ControlPlane as _, HedgeExecution, OperationReport, OperationState, Pacing, Record, TradingChange,
+    Alert, Clock as _, ControlPlane as _, ExternalActivity, ExternalCause, HedgeExecution, OperationReport,
+    OperationState, Pacing, Record, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity};
-use deltaplane_tests::{Place, World, btc, config, engine_through, found, names, ready, until, until_within};
+use deltaplane_tests::{
+    Place, WallClock, World, btc, config, engine_through, found, names, ready, until, until_within,
+};
 use deltaplane_types::{
     AccountId, AlertSeverity, Code, Decimal, OrderState, Side, TradingScope, TradingState,
 };
@@ -216,16 +219,27 @@ async fn external_trades_while_the_process_is_down_do_not_freeze_a_lost_order() 
         let order = NewOrder::market("BTCUSDT", Side::Sell, dec(amount));
         exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
     }
+    // A start in between named them before it was killed too.
+    let trades = exchanges[0].sim().with(|exchange| {
+        let ids = exchange.trades.iter().map(|trade| trade.id.to_string().parse().unwrap());
+        ids.collect::<Vec<deltaplane_types::TradeId>>()
+    });
+    assert_eq!(trades.len(), 2);
+    let named = ExternalActivity {
+        account: accounts[0].clone(),
+        symbol: btc(),
+        cause: ExternalCause::ForeignTrade,
+        change: delta("-0.05"),
+        position: delta("0.45"),
+        trades,
+        at: WallClock.now(),
+    };
+    let records = journal.records().into_iter().chain([Record::External(named)]).collect();
     let urls: Vec<String> = exchanges.iter().map(deltaplane_venue_sim::Running::rest).collect();
-    let kept = Arc::new(MemoryJournal::with(journal.records()));
+    let kept = Arc::new(MemoryJournal::with(records));
     let engine = engine_through(&places(), &exchanges, &urls, kept.clone(), config).await;
     ready(&engine).await;
     let world = World { exchanges, engine, accounts };
-    until("the trades of others are named", async || {
-        let moved = world.engine.external_activity(10).await;
-        moved.iter().flat_map(|activity| &activity.trades).count() == 2
-    })
-    .await;
     let report = found("it is proven absent", async || {
         let report = world.engine.operation(&started.id).await?;
         (report.state != OperationState::Running).then_some(report)
