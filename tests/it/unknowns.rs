@@ -8,7 +8,7 @@ use std::time::Duration;
 use deltaplane_engine::{EngineConfig, Holdings};
 use deltaplane_ports::{
     Alert, Clock as _, ControlPlane as _, ExternalActivity, ExternalCause, HedgeExecution, OperationReport,
-    OperationState, Pacing, Record, TradingChange,
+    OperationState, Pacing, Record, Started, TradingChange,
 };
 use deltaplane_testkit::{MemoryJournal, delta, quantity};
 use deltaplane_tests::{
@@ -147,6 +147,18 @@ fn lose_orders(world: &World) {
     world.exchanges[0].sim().inject(Fault::new(lost, 1_000).on("POST", "/fapi/v1/order"));
 }
 
+/// A sale of a tenth that is unresolved: the exchange lost it.
+async fn ask_for_a_lost_order(world: &World) -> Started {
+    let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
+    let started = world.engine.execute_hedge(request).await.unwrap();
+    until("it is unresolved", async || {
+        let report = world.engine.operation(&started.id).await;
+        report.is_some_and(|report| report.orders.iter().any(|order| order.state.is_unresolved()))
+    })
+    .await;
+    started
+}
+
 /// An order that its exchange lost, and proved absent: the report of its operation.
 async fn lose_an_order(world: &World) -> OperationReport {
     lose_orders(world);
@@ -173,13 +185,7 @@ async fn external_trades_beside_a_lost_order_do_not_freeze_it() {
     let silent = FaultKind::DropUserEvents { event: None };
     world.exchanges[0].sim().inject(Fault::new(silent, 100_000));
     lose_orders(&world);
-    let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
-    let started = world.engine.execute_hedge(request).await.unwrap();
-    until("it is unresolved", async || {
-        let report = world.engine.operation(&started.id).await;
-        report.is_some_and(|report| report.orders.iter().any(|order| order.state.is_unresolved()))
-    })
-    .await;
+    let started = ask_for_a_lost_order(&world).await;
     for _ in 0..2 {
         let order = NewOrder::market("BTCUSDT", Side::Sell, delta("0.05").value());
         world.exchanges[0].sim().apply(Command::Place { account: "long".to_owned(), order }).unwrap();
@@ -206,13 +212,7 @@ async fn external_trades_while_the_process_is_down_do_not_freeze_a_lost_order() 
     let journal = Arc::new(MemoryJournal::default());
     let world = World::start_with(places(), journal.clone(), config.clone()).await;
     lose_orders(&world);
-    let request = HedgeExecution { timeout: Duration::from_secs(2), ..sell("0.1", &world.accounts[0]) };
-    let started = world.engine.execute_hedge(request).await.unwrap();
-    until("it is unresolved", async || {
-        let report = world.engine.operation(&started.id).await;
-        report.is_some_and(|report| report.orders.iter().any(|order| order.state.is_unresolved()))
-    })
-    .await;
+    let started = ask_for_a_lost_order(&world).await;
     let World { exchanges, engine, accounts } = world;
     drop(engine);
     for amount in ["0.03", "0.02"] {

@@ -547,8 +547,9 @@ impl Core {
 
     /// What accounts hold together; none while that is not known, or another operation trades one of them: an old
     /// position would set the target of the others' orders. Where a frozen order keeps an account closed, nothing trades
-    /// it: its position counts as it is shown, and every plan counts with what the order may have traded beside it. An account that cannot be read counts with the middle of what
-    /// it may hold: its last known position, moved by trades of ours that it does not show yet, and by its open orders.
+    /// it: its position counts as it is shown, and every plan counts with what the order may have traded beside it. An
+    /// account that cannot be read counts with the middle of what it may hold: its last known position, moved by trades of
+    /// ours that it does not show yet, and by its open orders.
     async fn held_by(&self, accounts: &BTreeSet<AccountId>, symbol: &Symbol) -> Option<Delta> {
         let reader = &self.shared.reader;
         let mut sum = Delta::ZERO;
